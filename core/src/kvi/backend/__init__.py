@@ -1,0 +1,1 @@
+"""Wrappers: stores over another store, one file each."""

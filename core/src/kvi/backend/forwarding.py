@@ -1,0 +1,68 @@
+"""The plain wrapper, which other wrappers start from: every primitive goes to the store inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvi.errors import Closed
+from kvi.interface import Kvi
+from kvi.model import KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+
+
+class Forwarding(Kvi):
+    """A store over ``inner``, without a connection of its own.
+
+    Closing the wrapper leaves ``inner`` open unless ``owns`` is true; closing ``inner`` closes the
+    wrapper.
+    """
+
+    def __init__(self, inner: Kvi, *, owns: bool = False) -> None:
+        super().__init__(inner.uri, inner.capabilities, timeout=inner._timeout)
+        self._inner = inner
+        self._owns = owns
+
+    @property
+    def closed(self) -> bool:
+        """Whether this handle or the one inside can no longer be used."""
+        return self._shut is not None or self._inner.closed
+
+    @property
+    def client(self) -> Any:
+        """The native client of the store inside."""
+        return self._inner.client
+
+    def _ensure_open(self) -> None:
+        if self._shut is not None:
+            raise self._refusal()
+        self._inner._ensure_open()
+
+    def _refusal(self) -> Closed:
+        return super()._refusal() if self._shut is not None else self._inner._refusal()
+
+    def _get(self, key: str, timeout: float) -> KeyValue | None:
+        return self._inner._get(key, timeout)
+
+    def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        return self._inner._range(scan, timeout)
+
+    def _count(self, span: Span, timeout: float) -> int:
+        return self._inner._count(span, timeout)
+
+    def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
+        return self._inner._put(key, value, lease, timeout)
+
+    def _delete(self, key: str, timeout: float) -> bool:
+        return self._inner._delete(key, timeout)
+
+    def _delete_range(self, span: Span, timeout: float) -> int:
+        return self._inner._delete_range(span, timeout)
+
+    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        return self._inner._txn(txn, timeout)
+
+    def _ping(self, timeout: float) -> None:
+        self._inner._ping(timeout)
+
+    def _close(self) -> None:
+        if self._owns:
+            self._inner.close()

@@ -1,0 +1,49 @@
+"""What a store can do: the one source of truth that code, conformance suite and docs read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Capabilities"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """Where a store differs from the others, for programs that want to know.
+
+    What a capability denies raises `kvi.NotSupported` or behaves as described here; the
+    conformance suite checks either.
+
+    Attributes:
+        shared: several processes can open the same store.
+        durable: what was acknowledged survives the end of every process.
+        watch_history: watches see every change and can start in the past.
+        snapshot_range: all pages of a range are of one revision.
+        lock_fair: locks are granted first come, first served.
+        key_version: entries count their writes in ``version``.
+        atomic_range_delete: which `Kvi.delete_range` is one atomic step: ``"any"``, only one by
+            ``"prefix"``, or ``"no"``.
+        lease_min_ttl: the shortest time to live of a lease in seconds; shorter ones are raised
+            to it. 0 means any.
+        lease_expiry_factor: a lease ends at the latest this many times its ttl, plus a second,
+            after its last renewal.
+        max_txn_ops: how many compares plus operations of the longer branch a transaction may
+            have; ``None`` for any number.
+        max_key: the longest key in UTF-8 bytes, never under 4,096; ``None`` for any.
+        max_value: the largest value in bytes; ``None`` for any.
+
+    """
+
+    shared: bool
+    durable: bool
+    watch_history: bool
+    snapshot_range: bool
+    lock_fair: bool
+    key_version: bool
+    atomic_range_delete: Literal["any", "prefix", "no"]
+    lease_min_ttl: float
+    lease_expiry_factor: float
+    max_txn_ops: int | None
+    max_key: int | None
+    max_value: int | None

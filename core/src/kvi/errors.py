@@ -1,0 +1,187 @@
+"""Every error that kvi raises.
+
+::
+
+    KviError
+    ├── InvalidArgument (ValueError)      the call itself is wrong; nothing was sent
+    │   ├── InvalidKey
+    │   ├── InvalidOption                 in the URI or an option of ``open``
+    │   └── ValueTooLarge
+    ├── UnknownBackend                    no plugin for this scheme is installed
+    ├── AmbiguousBackend                  two distributions claim the scheme
+    ├── BackendLoadError                  the plugin is there and cannot be used
+    ├── NotSupported                      the store's capabilities deny it
+    ├── AuthenticationFailed              who you are was refused
+    ├── PermissionDenied                  what you asked was refused
+    ├── Unavailable                       surely not applied: no answer could be had
+    ├── Timeout                           surely not applied: no answer in time
+    ├── OutcomeUnknown                    a write that may have applied, or may still apply
+    ├── Contention                        others kept changing what was read; nothing applied
+    ├── LeaseLost                         the lease given is gone; nothing was written
+    └── Closed
+        └── UsedAfterFork                 a parent process's handle, used in the child
+
+The question that a caller asks after a failed write is *may it have happened?*  Only
+:class:`OutcomeUnknown`, and :class:`Closed` when the handle was closed while the write was under
+way, leave that open; every other error says that the store is as it was.
+
+Native exceptions never leak: each plugin translates them in one place and chains the original as
+``__cause__``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+__all__ = [
+    "AmbiguousBackend",
+    "AuthenticationFailed",
+    "BackendLoadError",
+    "Closed",
+    "Contention",
+    "InvalidArgument",
+    "InvalidKey",
+    "InvalidOption",
+    "KviError",
+    "LeaseLost",
+    "NotSupported",
+    "OutcomeUnknown",
+    "PermissionDenied",
+    "Timeout",
+    "Unavailable",
+    "UnknownBackend",
+    "UsedAfterFork",
+    "ValueTooLarge",
+]
+
+_SHOWN_KEY = (
+    80  # characters of a key in a message: enough to recognise, short enough for a log line
+)
+
+
+class KviError(Exception):
+    """The root of all errors of kvi.
+
+    Attributes:
+        message: what went wrong and how to mend it, without the context below.
+        operation: the method that was called (``"get"``), or ``None`` outside of one.
+        key: the key concerned, as the caller wrote it, or ``None``.
+        uri: the store, with secrets replaced by ``***``, or ``None``.
+
+    Errors pickle, so that they cross process pools; the chained native error does not travel.
+
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str | None = None,
+        key: str | None = None,
+        uri: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.operation = operation
+        self.key = key
+        self.uri = uri
+
+    def located(self, operation: str, key: object, uri: str) -> Self:
+        """Fill in where the error happened, unless a layer nearer to the fault already did."""
+        if self.operation is None:
+            self.operation = operation
+        if self.key is None and isinstance(key, str):
+            self.key = key
+        if self.uri is None:
+            self.uri = uri
+        return self
+
+    def __str__(self) -> str:
+        where = [part for part in (self.operation, _shorten(self.key), self.uri) if part]
+        return f"{self.message} [{' '.join(where)}]" if where else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.operation, self.key, self.uri)
+
+
+def _shorten(key: str | None) -> str:
+    if key is None:
+        return ""
+    return repr(key if len(key) <= _SHOWN_KEY else key[:_SHOWN_KEY] + "…")
+
+
+def _rebuild(
+    cls: type[KviError], message: str, operation: str | None, key: str | None, uri: str | None
+) -> KviError:
+    return cls(message, operation=operation, key=key, uri=uri)
+
+
+class InvalidArgument(KviError, ValueError):
+    """An argument is outside of what the call takes; nothing was sent."""
+
+
+class InvalidKey(InvalidArgument):
+    """A key is empty, not text, not encodable as UTF-8, or longer than the store takes."""
+
+
+class InvalidOption(InvalidArgument):
+    """A URI or an option of ``open`` is unknown, malformed or out of range."""
+
+
+class ValueTooLarge(InvalidArgument):
+    """A value, or a whole transaction, is larger than the store takes; nothing was sent."""
+
+
+class UnknownBackend(KviError):
+    """No installed plugin answers to the scheme of the URI."""
+
+
+class AmbiguousBackend(KviError):
+    """Two installed distributions claim the same scheme."""
+
+
+class BackendLoadError(KviError):
+    """The plugin of the scheme failed to import, or was built for another kvi."""
+
+
+class NotSupported(KviError):
+    """The store cannot do this, as its ``capabilities`` say; nothing was sent."""
+
+
+class AuthenticationFailed(KviError):
+    """The store refused the user, the password, the token or the certificate."""
+
+
+class PermissionDenied(KviError):
+    """The store knows who asks and refuses this operation."""
+
+
+class Unavailable(KviError):
+    """The store could not be reached or cannot serve; the operation surely did not apply."""
+
+
+class Timeout(KviError):
+    """No answer within the time-out; the operation surely did not apply."""
+
+
+class OutcomeUnknown(KviError):
+    """A write was sent and its fate is unknown: it may have applied, or may still apply.
+
+    Reading the old value back proves nothing, the write may still be on its way.
+    """
+
+
+class Contention(KviError):
+    """Others kept changing what the transaction had read until its time was up; nothing applied."""
+
+
+class LeaseLost(KviError):
+    """The lease is gone; nothing was written."""
+
+
+class Closed(KviError):
+    """The handle was closed. A write that was under way at that moment may have applied."""
+
+
+class UsedAfterFork(Closed):
+    """The handle belongs to the parent process; open a new one in the child."""

@@ -1,0 +1,75 @@
+"""The hooks that a backend plugin implements (pluggy project name ``kvi``).
+
+A plugin is a module, named by an entry point of the group ``kvi.backends`` whose name is the part
+of the URI scheme before ``+``::
+
+    [project.entry-points."kvi.backends"]
+    etcd = "kvi_etcd.plugin"
+
+Hooks serve opening and describing. Operations go straight to the `kvi.Kvi` object that
+`kvi_open` returns: a hook call is untyped and copies lists, which is too dear for a ``get``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pluggy
+
+from kvi.capabilities import Capabilities
+from kvi.interface import Kvi
+from kvi.options import Option
+from kvi.uri import StoreUri
+
+__all__ = ["INTERFACE", "BackendInfo", "hookimpl", "kvi_describe", "kvi_open"]
+
+PROJECT = "kvi"
+ENTRY_POINTS = "kvi.backends"
+
+INTERFACE = "1.0"
+"""The version of the backend interface that this core speaks, as ``major.minor``.
+
+A plugin states, as a literal, the one it was written for. Another major version is refused.
+"""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks the functions of a plugin that implement hooks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendInfo:
+    """What a plugin says of itself, without opening anything.
+
+    Attributes:
+        name: the store's name for people, such as ``"etcd"``.
+        interface: the backend interface it was written for: a literal such as ``"1.0"``.
+        schemes: the whole schemes it answers to, such as ``("etcd", "etcd+tls")``.
+        capabilities: what its stores can do by default.
+        options: what it takes besides ``timeout`` and ``namespace``.
+        path_is_namespace: the path of the URI is a namespace, as in ``etcd://host/namespace``.
+
+    """
+
+    name: str
+    interface: str
+    schemes: tuple[str, ...]
+    capabilities: Capabilities
+    options: tuple[Option, ...] = ()
+    path_is_namespace: bool = False
+
+
+@hookspec(firstresult=True)
+def kvi_describe() -> BackendInfo:  # type: ignore[empty-body]
+    """Describe the backend. Must not touch the network or a file."""
+
+
+@hookspec(firstresult=True)
+def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Kvi:  # type: ignore[empty-body]
+    """Open a store.
+
+    ``options`` has a checked value for every declared option and for ``timeout``; the namespace
+    has been taken off and is added by core. Must not block on a server: the first operation does.
+    """

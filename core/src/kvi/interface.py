@@ -1,0 +1,532 @@
+"""The interface: `Kvi`, which programs use, and `BaseKvi`, which backends extend.
+
+Data flow of a call: a public method of `Kvi` checks the arguments and the state of the handle,
+then calls a *primitive* (a method with a leading underscore) with checked arguments, and gives
+every error its place (operation, key, URI) on the way out.
+
+::
+
+    program ── Kvi.tas(key, test, set) ──► _txn(Txn, timeout) ──► the store
+
+A backend implements five primitives (``_get``, ``_range``, ``_txn``, ``_ping``, ``_close``) on
+`BaseKvi` and gets everything else; it overrides the others for speed or atomicity. A wrapper
+extends `Kvi` itself, where every primitive is abstract, so that one it forgets is a type error.
+
+What a primitive may rely on, and must do:
+
+* Keys, bounds, values, transactions and time-outs have been checked against ``capabilities``.
+* ``timeout`` is in seconds, above 0, and bounds the whole primitive (for ``_range``: each page).
+* It may be called from any number of threads at once.
+* It raises errors of `kvi.errors` only, without operation, key or URI; it does not check whether
+  the handle is closed. If `close` ends it early, whatever it raises is reported as `Closed`.
+
+States of a handle: *open* → *closed* (by `close`, final), or *open* → *forked* (in a child
+process, final; the parent's handle stays open). Both are noticed at the next call.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+from kvi.capabilities import Capabilities
+from kvi.errors import (
+    Closed,
+    InvalidArgument,
+    KviError,
+    OutcomeUnknown,
+    Timeout,
+    Unavailable,
+    UsedAfterFork,
+)
+from kvi.model import (
+    Compare,
+    Delete,
+    Key,
+    KeyValue,
+    Operation,
+    Put,
+    RangeResult,
+    Scan,
+    Span,
+    Txn,
+    TxnResult,
+)
+from kvi.options import check_timeout
+from kvi.policy.text import check_bound, check_key, check_value
+from kvi.policy.txn import check_lease, check_txn
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["BaseKvi", "Kvi"]
+
+_live: weakref.WeakSet[Kvi] = weakref.WeakSet()
+
+
+class Kvi(ABC):
+    """A handle on a store. Open one with `kvi.open`; close it, or use it in a ``with`` block.
+
+    Safe to use from any number of threads. Every method that talks to the store takes
+    ``timeout=`` in seconds (default: the option ``timeout`` of `kvi.open`) and raises, besides
+    what it names itself:
+
+    * `InvalidKey`, `InvalidArgument`, `ValueTooLarge`: the call is wrong; nothing was sent.
+    * `Unavailable`, `Timeout`: surely not applied.
+    * `OutcomeUnknown`: a write that may have applied, or may still apply.
+    * `AuthenticationFailed`, `PermissionDenied`.
+    * `Closed`: after `close`, also when it happens during the call; `UsedAfterFork` in a child.
+
+    Attributes:
+        uri: the store's URI with secrets replaced by ``***``.
+        capabilities: what the store can do.
+
+    """
+
+    uri: str
+    capabilities: Capabilities
+
+    def __init__(self, uri: str, capabilities: Capabilities, *, timeout: float) -> None:
+        self.uri = uri
+        self.capabilities = capabilities
+        self._timeout = timeout
+        self._latch = threading.Lock()  # taken once, by the first close()
+        self._shut: type[Closed] | None = None
+        _live.add(self)
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
+        """Read one entry; ``None`` if the key is not there. Linearizable."""
+        try:
+            self._ensure_open()
+            key = check_key(key, self.capabilities.max_key)
+            return self._get(key, self._seconds(timeout))
+        except KviError as error:
+            raise self._placed(error, "get", key)
+
+    def range(
+        self,
+        start: str | None = None,
+        end: str | None = None,
+        *,
+        prefix: str | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+        timeout: float | None = None,
+    ) -> RangeResult:
+        """Read the entries of the half-open ``[start, end)``, or of a prefix, in key order.
+
+        Either bound may be left out; without any, all entries. ``start >= end`` and ``limit=0``
+        are empty. The result reads page by page while it is iterated, so that memory stays
+        bounded for any size, and all pages are of one revision (``.revision``) where
+        ``capabilities.snapshot_range``; ``timeout`` bounds each page.
+
+        Raises `InvalidArgument` for a negative limit, or a prefix together with bounds.
+        """
+        try:
+            self._ensure_open()
+            seconds = self._seconds(timeout)
+            span = _span(start, end, prefix)
+            if limit is not None and (
+                not isinstance(limit, int) or isinstance(limit, bool) or limit < 0
+            ):
+                raise InvalidArgument(
+                    f"limit= is a whole number that is not negative, not {limit!r}"
+                )
+            if limit == 0 or span.empty:
+                return self._nothing(seconds)
+            found = self._range(Scan(span, limit, bool(reverse), bool(keys_only)), seconds)
+            return found.map_pages(self._guarded)
+        except KviError as error:
+            raise self._placed(error, "range", prefix if start is None else start)
+
+    def count(
+        self,
+        start: str | None = None,
+        end: str | None = None,
+        *,
+        prefix: str | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Count the keys of ``[start, end)``, or of a prefix; bounds as in `range`."""
+        try:
+            self._ensure_open()
+            seconds = self._seconds(timeout)
+            span = _span(start, end, prefix)
+            return 0 if span.empty else self._count(span, seconds)
+        except KviError as error:
+            raise self._placed(error, "count", prefix if start is None else start)
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def store(
+        self,
+        key: str,
+        value: bytes | str,
+        *,
+        lease: int | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Create or replace an entry; returns the new revision.
+
+        Always makes a new revision, also when the value is the same. ``lease`` is the id of a
+        lease that the key shall vanish with; without one the key is permanent, also if it had a
+        lease before. Raises `LeaseLost` if the lease is gone.
+        """
+        try:
+            self._ensure_open()
+            capabilities = self.capabilities
+            key = check_key(key, capabilities.max_key)
+            data = check_value(value, capabilities.max_value)
+            return self._put(key, data, check_lease(lease), self._seconds(timeout))
+        except KviError as error:
+            raise self._placed(error, "store", key)
+
+    def delete(self, key: str, *, timeout: float | None = None) -> bool:
+        """Delete an entry; true only if it was there. Deleting nothing makes no revision."""
+        try:
+            self._ensure_open()
+            key = check_key(key, self.capabilities.max_key)
+            return self._delete(key, self._seconds(timeout))
+        except KviError as error:
+            raise self._placed(error, "delete", key)
+
+    def delete_range(
+        self,
+        start: str | None = None,
+        end: str | None = None,
+        *,
+        prefix: str | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Delete all entries of ``[start, end)``, or of a prefix; returns how many.
+
+        One atomic step as far as ``capabilities.atomic_range_delete`` says. Without any bound it
+        is refused; ``prefix=""`` says "everything".
+        """
+        try:
+            self._ensure_open()
+            seconds = self._seconds(timeout)
+            span = _span(start, end, prefix)
+            if start is None and end is None and prefix is None:
+                raise InvalidArgument(
+                    'delete_range needs start=, end= or prefix=; prefix="" deletes everything'
+                )
+            return 0 if span.empty else self._delete_range(span, seconds)
+        except KviError as error:
+            raise self._placed(error, "delete_range", prefix if start is None else start)
+
+    def tas(
+        self,
+        key: str,
+        test: bytes | str | None,
+        set: bytes | str | None,  # noqa: A002  (the field's name of the argument: test-and-set)
+        *,
+        timeout: float | None = None,
+    ) -> bool:
+        """Test and set, atomically: if the value is ``test``, make it ``set``; returns whether.
+
+        ``test=None`` means "the key is absent", ``set=None`` deletes. A missing key matches
+        nothing but ``None``. ``tas(key, None, None)`` asks whether the key is absent.
+        """
+        try:
+            when = Key(key).absent if test is None else Key(key).value.compare("=", test)
+            then: tuple[Operation, ...]
+            if set is not None:
+                then = (Put(key, set),)
+            elif test is not None:
+                then = (Delete(key),)
+            else:
+                then = ()
+            return self._run((when,), then, (), timeout).succeeded
+        except KviError as error:
+            raise self._placed(error, "tas", key)
+
+    def cas(
+        self,
+        key: str,
+        revision: int,
+        value: bytes | str,
+        *,
+        lease: int | None = None,
+        timeout: float | None = None,
+    ) -> int | None:
+        """Store only if the key's revision is ``revision`` (``0``: only if it is absent).
+
+        Returns the new revision, or ``None`` if the key has another one.
+        """
+        try:
+            when = Key(key).revision.compare("=", revision)
+            result = self._run((when,), (Put(key, value, lease),), (), timeout)
+            return result.revision if result.succeeded else None
+        except KviError as error:
+            raise self._placed(error, "cas", key)
+
+    def txn(
+        self,
+        when: Iterable[Compare] = (),
+        then: Iterable[Operation] = (),
+        otherwise: Iterable[Operation] = (),
+        *,
+        timeout: float | None = None,
+    ) -> TxnResult:
+        """Run ``then`` if every compare of ``when`` holds, else ``otherwise``; whole or not at all.
+
+        Atomic and linearizable, all writes at one revision. Operations run in order, a `Get` sees
+        the writes before it. Compares are made with `Key`.
+
+        Raises `InvalidArgument` for a key written twice in a branch or too many operations
+        (``capabilities.max_txn_ops``), `Contention` where the store cannot compare by itself and
+        others kept changing what was read.
+        """
+        try:
+            return self._run(when, then, otherwise, timeout)
+        except KviError as error:
+            raise self._placed(error, "txn", None)
+
+    def transaction(
+        self,
+        key: str,
+        op: str,
+        value: bytes | str,
+        then_key: str,
+        then_value: bytes | str,
+        else_key: str,
+        else_value: bytes | str,
+        *,
+        timeout: float | None = None,
+    ) -> bool:
+        """If the value of ``key`` is ``op`` ``value``, store the first pair, else the second.
+
+        ``op`` is one of ``= != < >``. Returns whether the first was stored. On a missing key
+        every operator is false.
+        """
+        try:
+            return self._run(
+                (Key(key).value.compare(op, value),),
+                (Put(then_key, then_value),),
+                (Put(else_key, else_value),),
+                timeout,
+            ).succeeded
+        except KviError as error:
+            raise self._placed(error, "transaction", key)
+
+    # -- the handle -------------------------------------------------------------------------------
+
+    def namespace(self, name: str) -> Kvi:
+        """A view of the keys below ``name/``, as if they were the whole store.
+
+        The view uses this handle's connection. Closing it leaves this handle open; closing this
+        handle closes it too. ``a`` never sees the keys of ``ab``.
+
+        Raises `InvalidOption` if the name is empty, begins or ends with a slash, is not UTF-8,
+        or leaves less than 4,096 bytes for keys.
+        """
+        from kvi.backend.namespace import Namespace
+
+        try:
+            self._ensure_open()
+            return Namespace(self, name)
+        except KviError as error:
+            raise self._placed(error, "namespace", None)
+
+    def ping(self, *, timeout: float | None = None) -> None:
+        """Ask the store now whether it answers, read-only; returns or raises."""
+        try:
+            self._ensure_open()
+            self._ping(self._seconds(timeout))
+        except KviError as error:
+            raise self._placed(error, "ping", None)
+
+    def close(self) -> None:
+        """End the handle: every call from now on, or blocked now, raises `Closed`.
+
+        Closing again does nothing. In a forked child it does nothing to the parent's handle.
+        """
+        if self._shut is not None or not self._latch.acquire(blocking=False):
+            return
+        self._shut = Closed
+        self._close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle can no longer be used: closed, or inherited through a fork."""
+        return self._shut is not None
+
+    @property
+    @abstractmethod
+    def client(self) -> Any:
+        """The native client, as an escape hatch; ``None`` where there is none.
+
+        It sees whole keys, without namespace. What is done through it is outside of the contract.
+        """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "" if not self.closed else " closed"
+        return f"<{type(self).__name__} {self.uri}{state}>"
+
+    # -- primitives -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _get(self, key: str, timeout: float) -> KeyValue | None:
+        """Read one entry, linearizably."""
+
+    @abstractmethod
+    def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        """Read the first page of ``scan`` (its span is never empty) and promise the rest."""
+
+    @abstractmethod
+    def _count(self, span: Span, timeout: float) -> int:
+        """Count the keys of ``span``."""
+
+    @abstractmethod
+    def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
+        """Write one entry; the new revision."""
+
+    @abstractmethod
+    def _delete(self, key: str, timeout: float) -> bool:
+        """Delete one entry; whether it was there."""
+
+    @abstractmethod
+    def _delete_range(self, span: Span, timeout: float) -> int:
+        """Delete the entries of ``span``; how many."""
+
+    @abstractmethod
+    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        """Run a transaction."""
+
+    @abstractmethod
+    def _ping(self, timeout: float) -> None:
+        """Return if the store can serve a linearizable read, else raise."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Free what the handle holds and wake its blocked calls; called once, never in a child."""
+
+    def _forked(self) -> None:  # noqa: B027  (most backends have nothing to do)
+        """In a child after a fork: let go of threads' state, without touching what is shared."""
+
+    # -- helpers ----------------------------------------------------------------------------------
+
+    def _ensure_open(self) -> None:
+        if self._shut is not None:
+            raise self._refusal()
+
+    def _refusal(self) -> Closed:
+        if self._shut is UsedAfterFork:
+            return UsedAfterFork(
+                "this handle belongs to the parent process; open the store again after the fork"
+            )
+        return Closed("the handle is closed; open the store again")
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else check_timeout(timeout)
+
+    def _run(
+        self,
+        when: Iterable[Compare],
+        then: Iterable[Operation],
+        otherwise: Iterable[Operation],
+        timeout: float | None,
+    ) -> TxnResult:
+        self._ensure_open()
+        txn = check_txn(when, then, otherwise, self.capabilities)
+        return self._txn(txn, self._seconds(timeout))
+
+    def _nothing(self, timeout: float) -> RangeResult:
+        """An empty range, at the store's present revision where ranges have one."""
+        revision = None
+        if self.capabilities.snapshot_range:
+            probe = Scan(Span(), limit=1, keys_only=True)
+            revision = self._range(probe, timeout).revision
+        return RangeResult(revision, lambda: ())
+
+    def _guarded(self, pages: Iterable[Iterable[KeyValue]]) -> Iterator[Iterable[KeyValue]]:
+        """Pass pages on while the handle is open; errors get their place."""
+        try:
+            for page in pages:
+                self._ensure_open()
+                yield page
+        except KviError as error:
+            raise self._placed(error, "range", None)
+
+    def _placed(self, error: KviError, operation: str, key: object) -> KviError:
+        """``error`` with its place; `Closed` instead if that is why the call failed."""
+        if self.closed and isinstance(error, (Unavailable, Timeout, OutcomeUnknown)):
+            closed = self._refusal()
+            closed.__cause__ = error
+            error = closed
+        return error.located(operation, key, self.uri)
+
+
+class BaseKvi(Kvi):
+    """What backends extend: all but five primitives derived from those five.
+
+    The derived forms are correct on any store; a backend overrides them where its store has a
+    cheaper or an atomic way (and then says so in its capabilities).
+    """
+
+    @property
+    def client(self) -> Any:
+        """The native client; ``None``, unless the backend has one."""
+        return None
+
+    def _count(self, span: Span, timeout: float) -> int:
+        return sum(1 for _ in self._range(Scan(span, keys_only=True), timeout))
+
+    def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
+        revision = self._txn(Txn(then=(Put(key, value, lease),)), timeout).revision
+        assert revision is not None  # a transaction that puts has one
+        return revision
+
+    def _delete(self, key: str, timeout: float) -> bool:
+        return bool(self._txn(Txn(then=(Delete(key),)), timeout).results[0])
+
+    def _delete_range(self, span: Span, timeout: float) -> int:
+        """Delete in as few transactions as the store's limit allows; not atomic."""
+        size = self.capabilities.max_txn_ops or 1000
+        keys = [entry.key for entry in self._range(Scan(span, keys_only=True), timeout)]
+        deleted = 0
+        for first in range(0, len(keys), size):
+            batch = tuple(Delete(key) for key in keys[first : first + size])
+            deleted += sum(map(bool, self._txn(Txn(then=batch), timeout).results))
+        return deleted
+
+
+def _span(start: str | None, end: str | None, prefix: str | None) -> Span:
+    if prefix is not None:
+        if start is not None or end is not None:
+            raise InvalidArgument(
+                "prefix= cannot stand beside start= or end=; give one or the other"
+            )
+        return Span.of_prefix(check_bound("prefix", prefix))
+    low = "" if start is None else check_bound("start", start)
+    return Span(low, None if end is None else check_bound("end", end))
+
+
+def _after_fork_in_child() -> None:
+    for handle in list(_live):
+        if handle._shut is None:
+            handle._shut = UsedAfterFork
+        handle._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

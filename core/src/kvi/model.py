@@ -1,0 +1,379 @@
+"""The values that cross the interface: entries, key spans, compares, operations and results.
+
+All of them are immutable and safe to share between threads.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple, NoReturn
+
+from kvi.errors import InvalidArgument
+from kvi.policy.text import prefix_end
+
+__all__ = [
+    "Compare",
+    "Delete",
+    "Get",
+    "Key",
+    "KeyValue",
+    "Operation",
+    "Operator",
+    "Put",
+    "RangeResult",
+    "Scan",
+    "Span",
+    "Target",
+    "Txn",
+    "TxnResult",
+]
+
+
+class KeyValue(NamedTuple):
+    """One entry of a store, as it was at one revision.
+
+    Read the fields by name; that the record is a tuple underneath makes it cheap, and new fields
+    may be added at its end.
+
+    Attributes:
+        key: the key, relative to the namespace that it was read through.
+        value: the bytes under it; ``None`` only where ``keys_only=True`` was asked.
+        revision: the store's revision of the last change of this key.
+        create_revision: the revision that created it, later than any earlier life of the key.
+        version: how many writes since then, this one included; ``None`` where
+            ``capabilities.key_version`` is false.
+        lease: the id of the lease that the key vanishes with, or ``None``.
+
+    """
+
+    key: str
+    value: bytes | None
+    revision: int
+    create_revision: int
+    version: int | None = None
+    lease: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The value decoded as UTF-8. Raises `InvalidArgument` if it is not, or was not read."""
+        try:
+            return self._bytes().decode()
+        except UnicodeDecodeError as error:
+            raise InvalidArgument(f"the value is not UTF-8: {error}", key=self.key) from error
+
+    def json(self) -> Any:
+        """The value parsed as JSON. Raises `InvalidArgument` if it is not, or was not read."""
+        try:
+            return json.loads(self._bytes())
+        except ValueError as error:
+            raise InvalidArgument(f"the value is not JSON: {error}", key=self.key) from error
+
+    def _bytes(self) -> bytes:
+        if self.value is None:
+            raise InvalidArgument("the value was not read: keys_only=True", key=self.key)
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The half-open span of keys ``[start, end)``.
+
+    Attributes:
+        start: the first key; ``""`` is below every key.
+        end: the first key behind the span, or ``None`` for no end.
+        prefix: the prefix that the span was made from, if it was.
+
+    """
+
+    start: str = ""
+    end: str | None = None
+    prefix: str | None = None
+
+    @classmethod
+    def of_prefix(cls, prefix: str) -> Span:
+        """All keys that start with ``prefix``; the empty prefix spans every key."""
+        return cls(prefix, prefix_end(prefix), prefix)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no key can lie in it."""
+        return self.end is not None and self.start >= self.end
+
+    @property
+    def common_prefix(self) -> str:
+        """The longest text that every key of the span surely starts with."""
+        if self.prefix is not None:
+            return self.prefix
+        if self.end is None:
+            return ""
+        size = 0
+        for ours, theirs in zip(self.start, self.end, strict=False):
+            if ours != theirs:
+                break
+            size += 1
+        return self.start[:size]
+
+    def __contains__(self, key: str) -> bool:
+        return self.start <= key and (self.end is None or key < self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a range read is to deliver: checked arguments of `Kvi.range`, for a backend.
+
+    Attributes:
+        span: which keys.
+        limit: how many entries at the most, at least 1; ``None`` for all.
+        reverse: from the last key down.
+        keys_only: leave the values out (``KeyValue.value`` is ``None``).
+
+    """
+
+    span: Span
+    limit: int | None = None
+    reverse: bool = False
+    keys_only: bool = False
+
+
+class RangeResult(Iterable[KeyValue]):
+    """The entries of a range, read page by page while they are iterated.
+
+    The first page is read by the call itself, so that an unreachable store fails there. Iterating
+    again starts over, at the same revision where ``capabilities.snapshot_range`` is true. Each
+    page is bounded by the call's ``timeout``; a page that fails raises at that point of the
+    iteration. Safe to iterate from several threads, each with an iterator of its own.
+
+    A snapshot may keep resources of the store (a read transaction, a temporary file) until the
+    last iterator and the result itself are dropped.
+
+    Attributes:
+        revision: the revision that the entries were read at, or ``None`` where the store has no
+            snapshots.
+
+    """
+
+    __slots__ = ("_pages", "revision")
+
+    def __init__(
+        self,
+        revision: int | None,
+        pages: Callable[[], Iterable[Iterable[KeyValue]]],
+    ) -> None:
+        """For backends: ``pages`` starts one pass over the entries, in order, page by page."""
+        self.revision = revision
+        self._pages = pages
+
+    def __iter__(self) -> Iterator[KeyValue]:
+        return chain.from_iterable(self._pages())
+
+    def map_pages(
+        self, change: Callable[[Iterable[Iterable[KeyValue]]], Iterable[Iterable[KeyValue]]]
+    ) -> RangeResult:
+        """For wrappers: the same result with each pass over its pages sent through ``change``."""
+        pages = self._pages
+        return RangeResult(self.revision, lambda: change(pages()))
+
+
+class Operator(enum.StrEnum):
+    """How a compare relates what is stored to what was given."""
+
+    EQUAL = "="
+    NOT_EQUAL = "!="
+    LESS = "<"
+    GREATER = ">"
+
+
+class Target(enum.StrEnum):
+    """Which property of a key a compare looks at."""
+
+    VALUE = "value"
+    REVISION = "revision"
+    CREATE_REVISION = "create_revision"
+    VERSION = "version"
+    LEASE = "lease"
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """One condition of a transaction; made by `Key`, for example ``Key("k").value == b"v"``."""
+
+    key: str
+    target: Target
+    operator: Operator
+    operand: bytes | int
+
+    def __bool__(self) -> NoReturn:
+        raise InvalidArgument(
+            "a compare is a condition for txn(when=[...]), it is not true or false by itself",
+            key=self.key,
+        )
+
+
+class _Property:
+    """One property of a key, waiting to be compared. Made by `Key`."""
+
+    __slots__ = ("_key", "_target")
+    __hash__ = None  # type: ignore[assignment]  # == makes a Compare, so there is no equality to hash
+
+    def __init__(self, key: str, target: Target) -> None:
+        self._key = key
+        self._target = target
+
+    def compare(self, operator: str, operand: bytes | str | int) -> Compare:
+        """The compare with ``operator``, one of ``= != < >`` (``==`` is taken for ``=``)."""
+        try:
+            op = Operator("=" if operator == "==" else operator)
+        except ValueError:
+            raise InvalidArgument(
+                f"unknown operator {operator!r}; the operators are = != < >", key=self._key
+            ) from None
+        if self._target is Target.VALUE:
+            if isinstance(operand, str):
+                try:
+                    operand = operand.encode()
+                except UnicodeEncodeError:
+                    raise InvalidArgument(
+                        "the text to compare with does not encode as UTF-8: give bytes",
+                        key=self._key,
+                    ) from None
+            elif not isinstance(operand, bytes):
+                raise InvalidArgument(
+                    f"a value compares with bytes or str, not {type(operand).__name__}"
+                    + ("; use Key(...).absent" if operand is None else ""),
+                    key=self._key,
+                )
+        elif not isinstance(operand, int) or isinstance(operand, bool) or operand < 0:
+            raise InvalidArgument(
+                f"{self._target} compares with an integer that is not negative, not {operand!r}",
+                key=self._key,
+            )
+        return Compare(self._key, self._target, op, operand)
+
+    def __eq__(self, operand: bytes | str | int) -> Compare:  # type: ignore[override]
+        return self.compare("=", operand)
+
+    def __ne__(self, operand: bytes | str | int) -> Compare:  # type: ignore[override]
+        return self.compare("!=", operand)
+
+    def __lt__(self, operand: bytes | str | int) -> Compare:
+        return self.compare("<", operand)
+
+    def __gt__(self, operand: bytes | str | int) -> Compare:
+        return self.compare(">", operand)
+
+    def __le__(self, operand: object) -> NoReturn:
+        raise InvalidArgument("a compare takes == != < >, not <=", key=self._key)
+
+    def __ge__(self, operand: object) -> NoReturn:
+        raise InvalidArgument("a compare takes == != < >, not >=", key=self._key)
+
+    def __bool__(self) -> NoReturn:
+        raise InvalidArgument("compare this property with something: == != < >", key=self._key)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Names a key in a transaction's conditions.
+
+    ``Key("k").value == b"v"``, ``Key("k").revision > 7``, ``Key("k").exists``. A missing key
+    compares as revision, create revision, version and lease 0; a compare of its value is false,
+    whatever the operator.
+    """
+
+    key: str
+
+    @property
+    def value(self) -> _Property:
+        """The stored bytes, ordered as bytes."""
+        return _Property(self.key, Target.VALUE)
+
+    @property
+    def revision(self) -> _Property:
+        """The revision of the key's last change."""
+        return _Property(self.key, Target.REVISION)
+
+    @property
+    def create_revision(self) -> _Property:
+        """The revision that created the key."""
+        return _Property(self.key, Target.CREATE_REVISION)
+
+    @property
+    def version(self) -> _Property:
+        """The writes since creation; `NotSupported` where ``capabilities.key_version`` is false."""
+        return _Property(self.key, Target.VERSION)
+
+    @property
+    def lease(self) -> _Property:
+        """The id of the key's lease, 0 for none."""
+        return _Property(self.key, Target.LEASE)
+
+    @property
+    def exists(self) -> Compare:
+        """True if the key is there."""
+        return Compare(self.key, Target.CREATE_REVISION, Operator.GREATER, 0)
+
+    @property
+    def absent(self) -> Compare:
+        """True if the key is not there."""
+        return Compare(self.key, Target.CREATE_REVISION, Operator.EQUAL, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Create or replace a key. ``lease`` is the id of a lease; without one the key is permanent."""
+
+    key: str
+    value: bytes | str
+    lease: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Read a key; sees the writes that stand before it in the branch."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete a key; deleting nothing is no error."""
+
+    key: str
+
+
+Operation = Put | Get | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Txn:
+    """A transaction with checked arguments, for a backend: every `Put.value` is ``bytes``."""
+
+    when: tuple[Compare, ...] = ()
+    then: tuple[Operation, ...] = ()
+    otherwise: tuple[Operation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """What a transaction did. As a condition it is true if the ``then`` branch ran.
+
+    Attributes:
+        succeeded: whether every compare held, so that ``then`` ran and not ``otherwise``.
+        revision: of the commit; the store's present one if nothing was written; ``None`` where
+            the store does not tell.
+        results: one per operation of the branch that ran: for `Get` the entry or ``None``, for
+            `Put` the revision (or ``None``, as ``revision``), for `Delete` whether the key was
+            there.
+
+    """
+
+    succeeded: bool
+    revision: int | None
+    results: tuple[KeyValue | int | bool | None, ...] = field(default=())
+
+    def __bool__(self) -> bool:
+        return self.succeeded

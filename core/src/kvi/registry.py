@@ -1,0 +1,227 @@
+"""From a URI to an open store: find the one plugin of its scheme, check it, let it open.
+
+Only the plugin of the scheme that is asked for is imported. Plugins are found anew through the
+entry points of the installed distributions, so that installing one more needs no change here.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+import pluggy
+
+from kvi import hookspecs
+from kvi.backend.namespace import Namespace, check_name
+from kvi.capabilities import Capabilities
+from kvi.errors import (
+    AmbiguousBackend,
+    BackendLoadError,
+    InvalidOption,
+    KviError,
+    UnknownBackend,
+)
+from kvi.hookspecs import ENTRY_POINTS, INTERFACE, PROJECT, BackendInfo
+from kvi.interface import Kvi
+from kvi.options import COMMON, resolve
+from kvi.uri import StoreUri
+
+__all__ = ["InstalledBackend", "backends", "open"]
+
+_PACKAGES = {
+    "mem": "kvi-memory",
+    "sqlite": "kvi-sqlite",
+    "etcd": "kvi-etcd",
+    "http": "kvi-etcd",
+    "https": "kvi-etcd",
+    "consul": "kvi-consul",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plugin:
+    module: object
+    info: BackendInfo
+    hooks: pluggy.HookRelay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstalledBackend:
+    """One installed plugin, as `backends` lists it.
+
+    Attributes:
+        distribution: the distribution that it came with, such as ``"kvi-etcd"``.
+        version: that distribution's version.
+        scheme: the name of the entry point: the scheme's part before ``+``.
+        schemes: the whole schemes it answers to; empty if it cannot be used.
+        capabilities: what its stores can do; ``None`` if it cannot be used.
+        error: why it cannot be used, or ``None``.
+
+    """
+
+    distribution: str
+    version: str
+    scheme: str
+    schemes: tuple[str, ...] = ()
+    capabilities: Capabilities | None = None
+    error: KviError | None = None
+
+
+class _Registry:
+    """The plugins loaded so far in this process, by entry-point name. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loaded: dict[str, _Plugin] = {}
+
+    def plugin(self, name: str) -> _Plugin:
+        loaded = self._loaded.get(name)
+        if loaded is None:
+            with self._lock:
+                loaded = self._loaded.get(name)
+                if loaded is None:
+                    loaded = self._loaded[name] = _load(_find(name))
+        return loaded
+
+
+def _find(name: str) -> EntryPoint:
+    found = {_origin(entry): entry for entry in entry_points(group=ENTRY_POINTS, name=name)}
+    if not found:
+        installed = sorted({entry.name for entry in entry_points(group=ENTRY_POINTS)})
+        package = _PACKAGES.get(name)
+        mend = (
+            f"install it with: pip install {package}"
+            if package
+            else f"a backend is a distribution with an entry point {name!r} in {ENTRY_POINTS!r}"
+        )
+        raise UnknownBackend(
+            f"no backend for the scheme {name!r} is installed "
+            f"(installed: {', '.join(installed) or 'none'}); {mend}"
+        )
+    if len(found) > 1:
+        raise AmbiguousBackend(
+            f"the scheme {name!r} is claimed by {' and '.join(sorted(found))}; uninstall one"
+        )
+    return next(iter(found.values()))
+
+
+def _origin(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else entry.value
+
+
+def _load(entry: EntryPoint) -> _Plugin:
+    origin = f"the backend {entry.name!r} of {_origin(entry)}"
+    try:
+        module = entry.load()
+    except Exception as error:
+        raise BackendLoadError(
+            f"{origin} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    manager = pluggy.PluginManager(PROJECT)  # one each: a module may serve several schemes
+    manager.add_hookspecs(hookspecs)
+    manager.register(module, name=entry.name)
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise BackendLoadError(f"{origin} implements a hook that kvi does not have") from error
+    info = manager.hook.kvi_describe()
+    if not isinstance(info, BackendInfo):
+        raise BackendLoadError(f"{origin} does not describe itself: kvi_describe gave {info!r}")
+    if info.interface.partition(".")[0] != INTERFACE.partition(".")[0]:
+        raise BackendLoadError(
+            f"{origin} was built for the backend interface {info.interface}, "
+            f"this kvi speaks {INTERFACE}; install versions that match"
+        )
+    return _Plugin(module, info, manager.hook)
+
+
+_registry = _Registry()
+
+
+def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.open)
+    """Open the store at ``uri``.
+
+    ======================================================================  ====================
+    URI                                                                     store
+    ======================================================================  ====================
+    ``mem:``, ``mem:NAME``                                                  this process's memory
+    ``sqlite:PATH``, ``sqlite:///abs/path``                                 a file
+    ``etcd://[user:password@]host:port[,host:port…][/namespace]``           etcd v3
+    ``consul://[token@]host:port[/namespace]``                              Consul KV
+    ======================================================================  ====================
+
+    ``etcd+tls://`` and ``consul+tls://`` speak TLS; ``http://`` and ``https://`` are an etcd
+    endpoint. Options stand in the URI (``?timeout=2``) or are keywords: ``timeout`` (seconds,
+    default 5, bounds every call that does not give its own), ``namespace`` (puts ``NAMESPACE/``
+    before every key), and what the backend adds.
+
+    Opening does not block on a server that cannot be reached; the first operation does, within
+    its time-out.
+
+    Raises `InvalidOption` for a malformed URI or an unknown or bad option; `UnknownBackend`,
+    `AmbiguousBackend` or `BackendLoadError` if there is no usable plugin for the scheme.
+    """
+    parsed = StoreUri.parse(uri)
+    plugin = _registry.plugin(parsed.backend)
+    info = plugin.info
+    if parsed.scheme not in info.schemes:
+        raise UnknownBackend(
+            f"the backend {parsed.backend!r} does not know the scheme {parsed.scheme!r}; "
+            f"its schemes are {', '.join(info.schemes)}"
+        )
+    parsed = parsed.hiding(frozenset(option.name for option in info.options if option.secret))
+    try:
+        values = resolve((*COMMON, *info.options), parsed, options)
+        namespace = values.pop("namespace")
+        if info.path_is_namespace:
+            namespace = _namespace_of(parsed, namespace)
+        if namespace is not None:
+            check_name(namespace)
+        store = plugin.hooks.kvi_open(uri=parsed, options=values)
+    except KviError as error:
+        raise error.located("open", None, parsed.redacted)
+    if not isinstance(store, Kvi):
+        raise BackendLoadError(
+            f"the backend {parsed.backend!r} opened a {type(store).__name__}, not a Kvi",
+            operation="open",
+            uri=parsed.redacted,
+        )
+    return store if namespace is None else Namespace(store, namespace, owns=True)
+
+
+def _namespace_of(uri: StoreUri, option: str | None) -> str | None:
+    path = uri.path.removeprefix("/") or None
+    if path is not None and option is not None:
+        raise InvalidOption("the URI has a namespace as its path and as an option; keep one")
+    return path if option is None else option
+
+
+def backends() -> list[InstalledBackend]:
+    """List the installed backend plugins, sorted by scheme. Imports all of them.
+
+    One that cannot be used is listed with its ``error`` and hides no other.
+    """
+    names: dict[str, list[EntryPoint]] = {}
+    for entry in entry_points(group=ENTRY_POINTS):
+        same = names.setdefault(entry.name, [])
+        if all(_origin(entry) != _origin(other) for other in same):
+            same.append(entry)
+    return [_inspect(entry) for name in sorted(names) for entry in names[name]]
+
+
+def _inspect(entry: EntryPoint) -> InstalledBackend:
+    version = entry.dist.version if entry.dist is not None else "unknown"
+    try:
+        info = _registry.plugin(entry.name).info
+    except KviError as error:
+        return InstalledBackend(
+            distribution=_origin(entry), version=version, scheme=entry.name, error=error
+        )
+    return InstalledBackend(
+        distribution=_origin(entry),
+        version=version,
+        scheme=entry.name,
+        schemes=info.schemes,
+        capabilities=info.capabilities,
+    )

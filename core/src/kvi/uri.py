@@ -1,0 +1,169 @@
+"""The address of a store: text in, a frozen `StoreUri` out (RFC 3986 syntax).
+
+A URI may carry secrets, so no error of this module quotes it, and ``repr`` and ``redacted`` show
+``***`` in their place.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+from kvi.errors import InvalidOption
+
+__all__ = ["StoreUri"]
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9.-]*(\+[A-Za-z0-9.-]+)?\Z")
+_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+_HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<name>[^:\[\]/]+))(?::(?P<port>[0-9]+))?\Z")
+_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_SECRET_NAMES = re.compile(r"pass|token|secret", re.IGNORECASE)
+_HIDDEN = "***"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class StoreUri:
+    """A parsed store URI.
+
+    Attributes:
+        scheme: all before the first colon, in lower case, such as ``"etcd+tls"``.
+        username: percent-decoded, or ``None``.
+        password: percent-decoded, or ``None``.
+        hosts: the ``(host, port)`` pairs in the order given; the port is ``None`` if left out.
+        path: percent-decoded, with its leading slash if it had one.
+        authority: whether ``//`` was written, so that ``sqlite://x`` can be told from ``sqlite:x``.
+        query: the ``name=value`` pairs behind ``?``, percent-decoded.
+        secret_names: query options to hide besides those with a tell-tale name.
+
+    """
+
+    scheme: str
+    username: str | None = None
+    password: str | None = None
+    hosts: tuple[tuple[str, int | None], ...] = ()
+    path: str = ""
+    authority: bool = False
+    query: tuple[tuple[str, str], ...] = ()
+    secret_names: frozenset[str] = field(default=frozenset())
+
+    @classmethod
+    def parse(cls, text: str) -> StoreUri:
+        """Parse ``text``; raises `InvalidOption` that tells which part is wrong, not its value."""
+        if not isinstance(text, str):
+            raise InvalidOption(f"a store URI is text, not {type(text).__name__}")
+        scheme, colon, _ = text.partition(":")
+        if not colon or not _SCHEME.match(scheme):
+            raise InvalidOption(
+                "a store URI begins with a scheme and a colon, such as mem: or etcd://host:2379"
+            )
+        if _CONTROL.search(text):
+            raise InvalidOption("the URI has a space or control character; write it as %20 or %XX")
+        if bad := _ESCAPE.search(text):
+            raise InvalidOption(
+                f"the URI has a % at position {bad.start()} that starts no escape; write it as %25"
+            )
+        try:
+            parts = urlsplit(text)
+        except ValueError as error:
+            raise InvalidOption("the host part of the URI is malformed") from error
+        if parts.fragment or text.endswith("#"):
+            raise InvalidOption("a store URI has no fragment; write # as %23")
+        username, password, hosts = _authority(parts.netloc)
+        return cls(
+            scheme=scheme.lower(),
+            username=username,
+            password=password,
+            hosts=hosts,
+            path=unquote(parts.path),
+            authority=text[len(scheme) + 1 :].startswith("//"),
+            query=tuple(_query(parts.query)),
+        )
+
+    @property
+    def backend(self) -> str:
+        """The name of the plugin: the scheme up to its ``+``."""
+        return self.scheme.partition("+")[0]
+
+    @property
+    def variant(self) -> str:
+        """The scheme behind its ``+``, such as ``"tls"``, or empty."""
+        return self.scheme.partition("+")[2]
+
+    def hiding(self, names: frozenset[str]) -> StoreUri:
+        """The same URI, whose query options ``names`` are secrets too."""
+        return replace(self, secret_names=names)
+
+    @property
+    def redacted(self) -> str:
+        """The URI as text, fit for logs: secrets are ``***``."""
+        text = f"{self.scheme}:"
+        if self.authority:
+            text += "//" + self._userinfo() + ",".join(map(_join_host, self.hosts))
+        text += quote(self.path, safe="/:@!$&'()*+,;=~")
+        if self.query:
+            text += "?" + "&".join(f"{quote(n)}={self._shown(n, v)}" for n, v in self.query)
+        return text
+
+    def _userinfo(self) -> str:
+        if self.password is not None:
+            return f"{quote(self.username or '', safe='')}:{_HIDDEN}@"
+        # alone, the name may be a token
+        return f"{_HIDDEN}@" if self.username is not None else ""
+
+    def _shown(self, name: str, value: str) -> str:
+        if name in self.secret_names or _SECRET_NAMES.search(name):
+            return _HIDDEN
+        return quote(value, safe="/:@,")
+
+    def __repr__(self) -> str:
+        return f"StoreUri({self.redacted!r})"
+
+
+def _authority(
+    netloc: str,
+) -> tuple[str | None, str | None, tuple[tuple[str, int | None], ...]]:
+    if not netloc:
+        return None, None, ()
+    userinfo, at, endpoints = netloc.rpartition("@")
+    name, colon, password = userinfo.partition(":")
+    hosts = tuple(_host(position, text) for position, text in enumerate(endpoints.split(","), 1))
+    return (
+        unquote(name) if at else None,
+        unquote(password) if colon else None,
+        hosts,
+    )
+
+
+def _host(position: int, text: str) -> tuple[str, int | None]:
+    match = _HOST.match(text)
+    if match is None:
+        raise InvalidOption(
+            f"host {position} of the URI is malformed; write name:port, or [address]:port for IPv6"
+        )
+    port = match["port"]
+    if port is not None and not 0 < int(port) < 65536:
+        raise InvalidOption(f"host {position} of the URI has a port outside of 1 to 65535")
+    return match["six"] or unquote(match["name"]), None if port is None else int(port)
+
+
+def _join_host(pair: tuple[str, int | None]) -> str:
+    host, port = pair
+    shown = f"[{host}]" if ":" in host else quote(host)
+    return shown if port is None else f"{shown}:{port}"
+
+
+def _query(text: str) -> list[tuple[str, str]]:
+    if not text:
+        return []
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True)
+    except ValueError as error:
+        raise InvalidOption(
+            "the options behind ? are written name=value and joined by &"
+        ) from error
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidOption(f"option {name!r} is given twice in the URI")
+    return pairs

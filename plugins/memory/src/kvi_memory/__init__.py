@@ -1,0 +1,1 @@
+"""The in-process memory store of kvi: ``mem:`` and ``mem:NAME``."""

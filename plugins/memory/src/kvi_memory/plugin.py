@@ -1,0 +1,27 @@
+"""The plugin's hooks: describe the memory store and open it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvi.errors import InvalidOption
+from kvi.hookspecs import BackendInfo, hookimpl
+from kvi.interface import Kvi
+from kvi.uri import StoreUri
+
+from kvi_memory.store import CAPABILITIES, MemoryKvi
+
+
+@hookimpl
+def kvi_describe() -> BackendInfo:
+    """Describe the memory store."""
+    return BackendInfo(name="memory", interface="1.0", schemes=("mem",), capabilities=CAPABILITIES)
+
+
+@hookimpl
+def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Kvi:
+    """Open the store that the path names; the empty name is a store like any other."""
+    if uri.authority:
+        raise InvalidOption("a memory store has no host; write mem: or mem:NAME, without slashes")
+    return MemoryKvi(uri.redacted, uri.path, timeout=options["timeout"])

@@ -1,0 +1,136 @@
+"""`MemoryKvi`: a handle on one memory store of this process.
+
+Every operation is one critical section on the store's lock, so that it is atomic and linearizable
+by construction; nothing ever waits for longer than another thread's section, so that time-outs
+have nothing to bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from kvi.capabilities import Capabilities
+from kvi.errors import LeaseLost
+from kvi.interface import BaseKvi
+from kvi.model import KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.policy.txn import Change, choose, perform, put
+from sortedcontainers import SortedDict
+
+from kvi_memory.state import state_of
+
+CAPABILITIES = Capabilities(
+    shared=False,
+    durable=False,
+    watch_history=True,
+    snapshot_range=True,
+    lock_fair=True,
+    key_version=True,
+    atomic_range_delete="any",
+    lease_min_ttl=0,
+    lease_expiry_factor=1,
+    max_txn_ops=None,
+    max_key=None,
+    max_value=None,
+)
+
+
+class MemoryKvi(BaseKvi):
+    """A handle on the memory store ``name``; the data outlives it."""
+
+    def __init__(self, uri: str, name: str, *, timeout: float) -> None:
+        super().__init__(uri, CAPABILITIES, timeout=timeout)
+        self._state = state_of(name)
+
+    # A hit costs two look-ups; all that can be wrong with a call makes it a miss, and the general
+    # path then says what.
+    def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
+        """Read one entry; ``None`` if the key is not there. Linearizable."""
+        if self._shut is None and timeout is None:
+            state = self._state
+            try:
+                with state.lock:
+                    entry: KeyValue = state.entries[key]
+                return entry
+            except (KeyError, TypeError):
+                pass
+        return super().get(key, timeout=timeout)
+
+    def store(
+        self,
+        key: str,
+        value: bytes | str,
+        *,
+        lease: int | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Create or replace an entry; returns the new revision."""
+        if type(key) is str and type(value) is bytes and lease is None and timeout is None:
+            state = self._state
+            with state.lock:
+                old: KeyValue | None = state.entries.get(key)
+                if old is not None and self._shut is None:  # the key is there, so it is a good one
+                    return self._replace(old, value)
+        return super().store(key, value, lease=lease, timeout=timeout)
+
+    def _replace(self, old: KeyValue, value: bytes) -> int:
+        state = self._state
+        key, revision = old.key, state.revision + 1
+        new = put(old, key, value, revision, None)
+        dict.__setitem__(state.entries, key, new)  # the order of the keys stays as it is
+        state.history.append((revision, (Change(key, old, new),)))
+        state.revision = revision
+        return revision
+
+    def _get(self, key: str, timeout: float) -> KeyValue | None:
+        with self._state.lock:
+            return self._state.read(key)
+
+    def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        state = self._state
+        with state.lock:
+            keys = _keys(state.entries, scan.span, scan.reverse)
+            page = [state.entries[key] for key in islice(keys, scan.limit)]
+            revision = state.revision
+        if scan.keys_only:
+            page = [entry._replace(value=None) for entry in page]
+        return RangeResult(revision, lambda: (page,))
+
+    def _count(self, span: Span, timeout: float) -> int:
+        with self._state.lock:
+            entries = self._state.entries
+            end = len(entries) if span.end is None else entries.bisect_left(span.end)
+            return int(end - entries.bisect_left(span.start))
+
+    def _delete_range(self, span: Span, timeout: float) -> int:
+        state = self._state
+        with state.lock:
+            keys = _keys(state.entries, span, reverse=False)
+            changes = tuple(Change(key, state.entries[key], None) for key in keys)
+            if changes:
+                state.commit(changes)
+        return len(changes)
+
+    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        state = self._state
+        with state.lock:
+            succeeded, branch = choose(txn, state.read)
+            if any(isinstance(op, Put) and op.lease is not None for op in branch):
+                raise LeaseLost("no lease with this id is alive; grant a new one")
+            effect = perform(branch, state.read, state.revision + 1)
+            if effect.changes:
+                state.commit(effect.changes)
+            return TxnResult(succeeded, state.revision, effect.results)
+
+    def _ping(self, timeout: float) -> None:
+        """A memory store always answers."""
+
+    def _close(self) -> None:
+        """The data stays; the handle holds nothing else."""
+
+
+def _keys(entries: SortedDict, span: Span, reverse: bool) -> Iterator[str]:
+    keys: Iterator[str] = entries.irange(
+        span.start, span.end, inclusive=(True, False), reverse=reverse
+    )
+    return keys
