@@ -17,6 +17,7 @@
     ├── Timeout                           surely not applied: no answer in time
     ├── OutcomeUnknown                    a write that may have applied, or may still apply
     ├── Contention                        others kept changing what was read; nothing applied
+    ├── Compacted                         the revision is gone from the store's history
     ├── LeaseLost                         the lease given is gone; nothing was written
     └── Closed
         └── UsedAfterFork                 a parent process's handle, used in the child
@@ -38,6 +39,7 @@ __all__ = [
     "AuthenticationFailed",
     "BackendLoadError",
     "Closed",
+    "Compacted",
     "Contention",
     "InvalidArgument",
     "InvalidKey",
@@ -173,6 +175,10 @@ class OutcomeUnknown(KviError):
 
 class Contention(KviError):
     """Others kept changing what the transaction had read until its time was up; nothing applied."""
+
+
+class Compacted(KviError):
+    """The revision asked for is no longer in the store's history."""
 
 
 class LeaseLost(KviError):

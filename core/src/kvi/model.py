@@ -85,7 +85,8 @@ class Span:
     Attributes:
         start: the first key; ``""`` is below every key.
         end: the first key behind the span, or ``None`` for no end.
-        prefix: the prefix that the span was made from, if it was.
+        prefix: if the span is all keys with a prefix, that prefix; the key that equals the
+            prefix may be left out, by ``start``.
 
     """
 
@@ -100,8 +101,8 @@ class Span:
 
     @property
     def empty(self) -> bool:
-        """Whether no key can lie in it."""
-        return self.end is not None and self.start >= self.end
+        """Whether no key can lie in it; the smallest key is a single NUL."""
+        return self.end is not None and (self.start or "\0") >= self.end
 
     @property
     def common_prefix(self) -> str:

@@ -104,12 +104,12 @@ class Namespace(Forwarding):
 
     def _span(self, span: Span) -> Span:
         prefix = self._prefix
-        if span.prefix is not None:
-            return Span.of_prefix(prefix + span.prefix)
-        if not span.start and span.end is None:
-            return Span.of_prefix(prefix)
+        # ``name/`` itself, which other tools store as a mark of a folder, is no key of the view
+        start = prefix + (span.start or "\0")
         end = prefix_end(prefix) if span.end is None else prefix + span.end
-        return Span(prefix + span.start, end)
+        everything = not span.start and span.end is None
+        inner = prefix if everything else None if span.prefix is None else prefix + span.prefix
+        return Span(start, end, inner)
 
 
 def check_name(name: str) -> str:

@@ -1,0 +1,136 @@
+"""The one place that turns gRPC errors into errors of kvi, and says whether a write may have run.
+
+gRPC's status code alone does not tell: etcd answers UNAVAILABLE both before it proposes a request
+and after. So the detail text decides too. The texts are etcd's own (``rpctypes/error.go`` of
+etcd 3.4 and 3.5) and gRPC's.
+
+==================  ==========================================================================
+fault               what it means for the request
+==================  ==========================================================================
+``UNREACHED``       never left this process: no connection. Another endpoint may do.
+``REFUSED``         the server said no before it did anything.
+``LOGIN``           the token is unknown or out of date; nothing was done. Log in, ask again.
+``FINAL``           the server said no, and will again.
+``LOST``            sent, and no answer: a write may have run, or may still run.
+==================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import enum
+
+import grpc
+from kvi.errors import (
+    AuthenticationFailed,
+    Compacted,
+    InvalidArgument,
+    KviError,
+    LeaseLost,
+    OutcomeUnknown,
+    PermissionDenied,
+    Timeout,
+    Unavailable,
+    ValueTooLarge,
+)
+
+_Code = grpc.StatusCode
+
+
+class Fault(enum.Enum):
+    """What a failed call means for its request; see the module's table."""
+
+    UNREACHED = enum.auto()
+    REFUSED = enum.auto()
+    LOGIN = enum.auto()
+    FINAL = enum.auto()
+    LOST = enum.auto()
+
+
+_UNREACHED = ("failed to connect to all addresses", "name resolution", "dns resolution failed")
+_REFUSED = ("too many requests", "etcdserver: no leader", "database space exceeded")
+_LOGIN = ("invalid auth token", "revision of auth store is old")
+_FINAL_CODES = frozenset(
+    {
+        _Code.INVALID_ARGUMENT,
+        _Code.NOT_FOUND,
+        _Code.ALREADY_EXISTS,
+        _Code.FAILED_PRECONDITION,
+        _Code.OUT_OF_RANGE,
+        _Code.PERMISSION_DENIED,
+        _Code.UNAUTHENTICATED,
+        _Code.UNIMPLEMENTED,
+        _Code.DATA_LOSS,
+    }
+)
+
+
+def classify(code: grpc.StatusCode, detail: str) -> Fault:
+    """What a call that failed with ``code`` and ``detail`` means for its request."""
+    text = detail.lower()
+    if any(part in text for part in _LOGIN):
+        return Fault.LOGIN
+    if code is _Code.UNAVAILABLE and any(part in text for part in _UNREACHED):
+        return Fault.UNREACHED
+    if any(part in text for part in _REFUSED):
+        return Fault.REFUSED
+    if code in _FINAL_CODES or (code is _Code.RESOURCE_EXHAUSTED and "larger than max" in text):
+        return Fault.FINAL
+    return Fault.LOST
+
+
+class AnswerTooLarge(Unavailable):
+    """The answer to a read was larger than this client receives; the store asks for less."""
+
+
+def translate(error: grpc.RpcError, *, write: bool) -> KviError:
+    """The error of kvi for ``error``; ``write``: the request would change the store."""
+    code, detail = error.code(), error.details() or ""
+    fault = classify(code, detail)
+    if code is _Code.RESOURCE_EXHAUSTED and "received message larger than max" in detail.lower():
+        return AnswerTooLarge(f"the answer is larger than kvi receives at once: {detail}")
+    if fault is Fault.LOST:
+        return _lost(code, detail, write)
+    if fault is Fault.UNREACHED:
+        return Unavailable(f"no connection to etcd; is it running there? {detail}")
+    if fault is Fault.LOGIN:
+        return AuthenticationFailed(
+            f"etcd does not accept the login: {detail}; give user:password@ in the URI"
+        )
+    if fault is Fault.REFUSED:
+        return Unavailable(f"etcd refused the request and did nothing: {detail}{_mend(detail)}")
+    return _final(code, detail)
+
+
+def _lost(code: grpc.StatusCode, detail: str, write: bool) -> KviError:
+    slow = code is _Code.DEADLINE_EXCEEDED
+    if write:
+        return OutcomeUnknown(
+            f"the write was sent and {'no answer came in time' if slow else 'its answer lost'}; "
+            f"it may have applied, or may still: {code.name} {detail}"
+        )
+    if slow:
+        return Timeout(f"no answer from etcd in time: {detail}")
+    return Unavailable(f"etcd could not answer: {code.name} {detail}")
+
+
+def _mend(detail: str) -> str:
+    if "space exceeded" in detail:
+        return "; compact, defragment and disarm the alarm (etcdctl alarm disarm)"
+    return ""
+
+
+def _final(code: grpc.StatusCode, detail: str) -> KviError:
+    text = detail.lower()
+    if code is _Code.PERMISSION_DENIED:
+        return PermissionDenied(f"the etcd user may not do this: {detail}")
+    if code is _Code.UNAUTHENTICATED or "authentication failed" in text or "user name" in text:
+        return AuthenticationFailed(f"etcd refused the login: {detail}")
+    if "lease not found" in text:
+        return LeaseLost("the lease is not alive; grant a new one")
+    if "has been compacted" in text:
+        return Compacted("etcd has compacted the revision that this read began at; read again")
+    if "too large" in text or "larger than max" in text:
+        return ValueTooLarge(f"the request is larger than etcd takes: {detail}")
+    if code is _Code.INVALID_ARGUMENT:
+        return InvalidArgument(f"etcd refused the request: {detail}")
+    return Unavailable(f"etcd cannot serve this: {code.name} {detail}")

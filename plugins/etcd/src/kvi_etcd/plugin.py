@@ -1,0 +1,59 @@
+"""The plugin's hooks: describe the etcd store and open it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvi.errors import InvalidOption
+from kvi.hookspecs import BackendInfo, hookimpl
+from kvi.interface import Kvi
+from kvi.options import Option
+from kvi.uri import StoreUri
+
+from kvi_etcd.store import CAPABILITIES, EtcdKvi
+from kvi_etcd.transport import Credentials, Tls
+
+DEFAULT_PORT = 2379
+
+
+@hookimpl
+def kvi_describe() -> BackendInfo:
+    """Describe the etcd store."""
+    return BackendInfo(
+        name="etcd",
+        interface="1.0",
+        schemes=("etcd", "etcd+tls", "http", "https"),
+        capabilities=CAPABILITIES,
+        options=(
+            Option(name="ca", kind="text", help="file of the authorities to trust (PEM), for TLS"),
+            Option(name="cert", kind="text", help="file of the client's certificate (PEM)"),
+            Option(name="key", kind="text", help="file of the client certificate's key (PEM)"),
+        ),
+        path_is_namespace=True,
+    )
+
+
+@hookimpl
+def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Kvi:
+    """Open a handle; the first operation connects."""
+    if not uri.hosts:
+        raise InvalidOption("an etcd URI names a host; write etcd://host:2379")
+    if (uri.username is None) != (uri.password is None):
+        raise InvalidOption("an etcd user needs a password; write etcd://user:password@host:2379")
+    return EtcdKvi(
+        uri.redacted,
+        [(host, port or DEFAULT_PORT) for host, port in uri.hosts],
+        tls=_tls(uri, options),
+        credentials=Credentials.of(uri.username, uri.password),
+        timeout=options["timeout"],
+    )
+
+
+def _tls(uri: StoreUri, options: Mapping[str, Any]) -> Tls | None:
+    ca, cert, key = options["ca"], options["cert"], options["key"]
+    if uri.scheme not in ("etcd+tls", "https"):
+        if ca or cert or key:
+            raise InvalidOption("ca, cert and key are for TLS; write etcd+tls://host:2379")
+        return None
+    return Tls.read(ca, cert, key)

@@ -1,0 +1,206 @@
+r"""`EtcdKvi`: a handle on an etcd v3 cluster.
+
+etcd gives what the contract asks for: one revision for the whole store, linearizable reads (the
+default, not ``serializable``), compare-and-write transactions. What is bridged here is the range.
+
+*Ranges.* The first page is read at the latest revision, every other one at that revision, so that
+all are of one snapshot; if etcd compacts it meanwhile, iteration raises `Compacted`. The next page
+starts behind the last key (its smallest successor is the key and ``\0``).
+
+*Reversed ranges.* etcd sorts a descending range by reading all of it, so that paging down through
+``n`` keys would cost ``n²``. Only the first page is asked for in descending order. For the rest,
+one walk over the keys alone, upwards, finds where blocks of keys begin, and the blocks are read
+from the last down, each page sorted within its block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from kvi.capabilities import Capabilities
+from kvi.interface import BaseKvi
+from kvi.model import Get, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+
+from kvi_etcd import wire
+from kvi_etcd import wire_pb2 as pb
+from kvi_etcd.errors import AnswerTooLarge
+from kvi_etcd.paging import MOST, PageSize
+from kvi_etcd.transport import Connection, Credentials, Tls
+
+CAPABILITIES = Capabilities(
+    shared=True,
+    durable=True,
+    watch_history=True,
+    snapshot_range=True,
+    lock_fair=True,
+    key_version=True,
+    atomic_range_delete="any",
+    lease_min_ttl=2,
+    lease_expiry_factor=1,
+    max_txn_ops=128,
+    max_key=65_536,
+    max_value=1_500_000,  # with a key of 64 KiB still under etcd's 1.5 MiB (1,572,864) a request
+)
+
+_abandoned: list[object] = []
+
+
+class _Page(NamedTuple):
+    entries: list[KeyValue]
+    more: bool
+    revision: int
+    next_size: PageSize
+
+
+class EtcdKvi(BaseKvi):
+    """A handle on the etcd cluster behind ``endpoints``."""
+
+    def __init__(
+        self,
+        uri: str,
+        endpoints: Sequence[tuple[str, int]],
+        *,
+        tls: Tls | None = None,
+        credentials: Credentials | None = None,
+        timeout: float,
+    ) -> None:
+        super().__init__(uri, CAPABILITIES, timeout=timeout)
+        self._connection = Connection(endpoints, tls, credentials)
+
+    @property
+    def client(self) -> Any:
+        """The ``etcd3.Etcd3Client`` of the current endpoint."""
+        return self._connection.client
+
+    def _get(self, key: str, timeout: float) -> KeyValue | None:
+        request = pb.RangeRequest(key=key.encode())
+        kvs = self._connection.call("range", request, timeout, write=False).kvs
+        return wire.entry(kvs[0]) if kvs else None
+
+    def _count(self, span: Span, timeout: float) -> int:
+        low, high = wire.key_range(span)
+        request = pb.RangeRequest(key=low, range_end=high, count_only=True)
+        return int(self._connection.call("range", request, timeout, write=False).count)
+
+    def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
+        request = wire.put_request(key, value, lease)
+        return int(self._connection.call("put", request, timeout, write=True).header.revision)
+
+    def _delete(self, key: str, timeout: float) -> bool:
+        request = pb.DeleteRangeRequest(key=key.encode())
+        return bool(self._connection.call("delete", request, timeout, write=True).deleted)
+
+    def _delete_range(self, span: Span, timeout: float) -> int:
+        low, high = wire.key_range(span)
+        request = pb.DeleteRangeRequest(key=low, range_end=high)
+        return int(self._connection.call("delete", request, timeout, write=True).deleted)
+
+    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        request = wire.txn_request(txn)
+        write = any(not isinstance(op, Get) for op in (*txn.then, *txn.otherwise))
+        answer = self._connection.call("txn", request, timeout, write=write)
+        return wire.txn_result(txn, answer)
+
+    def _ping(self, timeout: float) -> None:
+        request = pb.RangeRequest(key=b"\0", count_only=True)  # linearizable, and reads no value
+        self._connection.call("range", request, timeout, write=False)
+
+    def _close(self) -> None:
+        self._connection.close()
+
+    def _forked(self) -> None:
+        # Freeing a channel would touch threads and sockets that only the parent has.
+        _abandoned.extend(self._connection.abandon())
+
+    # -- ranges: see the module's theory ----------------------------------------------------------
+
+    def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        low, high = wire.key_range(scan.span)
+        first = self._page(scan, low, high, PageSize(), scan.limit, 0, timeout)
+        if not first.more or len(first.entries) == scan.limit:
+            return RangeResult(first.revision, lambda: (first.entries,))
+        rest = self._downward if scan.reverse else self._upward
+        return RangeResult(
+            first.revision, lambda: _chain(first, rest(scan, low, high, first, timeout))
+        )
+
+    def _page(
+        self,
+        scan: Scan,
+        low: bytes,
+        high: bytes,
+        size: PageSize,
+        wanted: int | None,
+        revision: int,
+        timeout: float,
+    ) -> _Page:
+        """Read one page of at most ``size``, and of what is still ``wanted``, entries."""
+        while True:
+            limit = size.entries if wanted is None else min(size.entries, wanted)
+            request = wire.range_request(scan, low, high, limit=limit, revision=revision)
+            try:
+                answer = self._connection.call("range", request, timeout, write=False)
+            except AnswerTooLarge:
+                smaller = PageSize(limit).smaller()
+                if smaller is None:
+                    raise
+                size = smaller
+                continue
+            entries = wire.entries(answer.kvs, keys_only=scan.keys_only)
+            weight = sum(len(entry.key) + len(entry.value or b"") for entry in entries)
+            return _Page(
+                entries, answer.more, answer.header.revision, size.after(len(entries), weight)
+            )
+
+    def _upward(
+        self, scan: Scan, low: bytes, high: bytes, page: _Page, timeout: float
+    ) -> Iterator[list[KeyValue]]:
+        revision, wanted = page.revision, scan.limit
+        while page.more:
+            if wanted is not None:
+                wanted -= len(page.entries)
+                if not wanted:
+                    return
+            low = page.entries[-1].key.encode() + b"\0"
+            page = self._page(scan, low, high, page.next_size, wanted, revision, timeout)
+            yield page.entries
+
+    def _downward(
+        self, scan: Scan, low: bytes, high: bytes, page: _Page, timeout: float
+    ) -> Iterator[list[KeyValue]]:
+        revision, size = page.revision, page.next_size
+        wanted = None if scan.limit is None else scan.limit - len(page.entries)
+        high = page.entries[-1].key.encode()
+        for block in reversed(self._blocks(low, high, revision, timeout)):
+            end, more = high, True
+            while more:
+                page = self._page(scan, block, end, size, wanted, revision, timeout)
+                if not page.entries:
+                    break
+                yield page.entries
+                if wanted is not None:
+                    wanted -= len(page.entries)
+                    if not wanted:
+                        return
+                end, more, size = page.entries[-1].key.encode(), page.more, page.next_size
+            high = block
+
+    def _blocks(self, low: bytes, high: bytes, revision: int, timeout: float) -> list[bytes]:
+        """Where blocks of at most `MOST` keys of ``[low, high)`` begin."""
+        starts, more = [low], True
+        while more:
+            request = pb.RangeRequest(
+                key=low, range_end=high, limit=MOST, revision=revision, keys_only=True
+            )
+            answer = self._connection.call("range", request, timeout, write=False)
+            more = answer.more
+            if more:
+                low = answer.kvs[-1].key + b"\0"
+                starts.append(low)
+        return starts
+
+
+def _chain(first: _Page, rest: Iterator[list[KeyValue]]) -> Iterator[list[KeyValue]]:
+    yield first.entries
+    yield from rest

@@ -1,0 +1,336 @@
+"""The bridge to the old ``etcd3`` client, the only module that knows it, and the calls over it.
+
+*Why a bridge.* ``etcd3`` 0.12 ships stubs made for a protobuf of 2018, which no protobuf since 4.0
+can import. Its client code is fine. So stubs made from our own ``wire.proto`` stand in as
+``etcd3.etcdrpc`` before it is imported. From the client we take the channel, its TLS and the stub
+objects; requests, time-outs, tokens and errors are ours.
+
+*Connections.* A `Connection` holds one `Link` (client and channel) per endpoint, made at the first
+use. One endpoint is the current one. A call that never reached its endpoint moves on to the next,
+at most once around; nothing else is sent twice, except a call that the server refused for its
+token, after a new login. All of it is bounded by the call's deadline.
+
+*Threads.* A call runs on the caller's thread. The lock guards the making of links, the choice of
+the current one and the login; the only call made under it is the login, so that a hundred callers
+with an expired token log in once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+import grpc
+from kvi.errors import InvalidOption, Timeout, Unavailable
+
+from kvi_etcd import wire_pb2 as pb
+from kvi_etcd.errors import Fault, classify, translate
+
+Method = Callable[..., Any]
+
+_STUBS = "etcd3.etcdrpc"
+
+MAX_PAGE = 32 * 1024 * 1024  # bytes: bounds what one page of a range may hold in memory
+
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": "etcdserverpb.KV", "method": "Range"}],
+            "maxResponseMessageBytes": MAX_PAGE,
+        }
+    ]
+}
+_OPTIONS = (
+    # a transaction's answer must come through whatever its size: the transaction has been applied
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.max_send_message_length", -1),  # what is too large for etcd is refused before
+    ("grpc.keepalive_time_ms", 10_000),  # etcd drops clients that ping more often than every 5 s
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # close() closes this handle's connection and no other
+    ("grpc.enable_retries", 0),  # whether to send again is decided here
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 3_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),  # a server that is back is found within a second
+)
+
+# service → method → (request, response); "~" marks a stream of requests or responses
+_SERVICES: dict[str, dict[str, tuple[str, str]]] = {
+    "KV": {
+        "Range": ("RangeRequest", "RangeResponse"),
+        "Put": ("PutRequest", "PutResponse"),
+        "DeleteRange": ("DeleteRangeRequest", "DeleteRangeResponse"),
+        "Txn": ("TxnRequest", "TxnResponse"),
+        "Compact": ("CompactionRequest", "CompactionResponse"),
+    },
+    "Watch": {"Watch": ("~WatchRequest", "~WatchResponse")},
+    "Lease": {
+        "LeaseGrant": ("LeaseGrantRequest", "LeaseGrantResponse"),
+        "LeaseRevoke": ("LeaseRevokeRequest", "LeaseRevokeResponse"),
+        "LeaseKeepAlive": ("~LeaseKeepAliveRequest", "~LeaseKeepAliveResponse"),
+        "LeaseTimeToLive": ("LeaseTimeToLiveRequest", "LeaseTimeToLiveResponse"),
+    },
+    "Cluster": {
+        "MemberAdd": ("MemberAddRequest", "MemberAddResponse"),
+        "MemberRemove": ("MemberRemoveRequest", "MemberRemoveResponse"),
+        "MemberUpdate": ("MemberUpdateRequest", "MemberUpdateResponse"),
+        "MemberList": ("MemberListRequest", "MemberListResponse"),
+    },
+    "Maintenance": {
+        "Alarm": ("AlarmRequest", "AlarmResponse"),
+        "Status": ("StatusRequest", "StatusResponse"),
+        "Defragment": ("DefragmentRequest", "DefragmentResponse"),
+        "Hash": ("HashRequest", "HashResponse"),
+        "Snapshot": ("SnapshotRequest", "~SnapshotResponse"),
+    },
+    "Auth": {"Authenticate": ("AuthenticateRequest", "AuthenticateResponse")},
+}
+
+
+def _stub_class(service: str) -> type:
+    """A class like those that the gRPC compiler writes: one attribute per method."""
+
+    def init(self: Any, channel: grpc.Channel) -> None:
+        for method, (request, response) in _SERVICES[service].items():
+            shape = "_".join("stream" if m[0] == "~" else "unary" for m in (request, response))
+            call = getattr(channel, shape)(
+                f"/etcdserverpb.{service}/{method}",
+                request_serializer=getattr(pb, request.lstrip("~")).SerializeToString,
+                response_deserializer=getattr(pb, response.lstrip("~")).FromString,
+            )
+            setattr(self, method, call)
+
+    return type(f"{service}Stub", (), {"__init__": init})
+
+
+def _import_etcd3() -> ModuleType:
+    if _STUBS not in sys.modules:
+        stubs = ModuleType(_STUBS, "Stubs for etcd3, made from kvi_etcd/wire.proto.")
+        stubs.__dict__.update({k: v for k, v in vars(pb).items() if not k.startswith("_")})
+        for service in _SERVICES:
+            setattr(stubs, f"{service}Stub", _stub_class(service))
+        sys.modules[_STUBS] = stubs
+    return importlib.import_module("etcd3")
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user of etcd and its password."""
+
+    name: str
+    password: str = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str | None, password: str | None) -> Self | None:
+        """The credentials, or ``None`` without a name."""
+        return None if name is None or password is None else cls(name, password)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM text for TLS; without ``ca`` the authorities that gRPC brings are trusted."""
+
+    ca: bytes | None = field(default=None, repr=False)
+    cert: bytes | None = field(default=None, repr=False)
+    key: bytes | None = field(default=None, repr=False)
+
+    @classmethod
+    def read(cls, ca: str | None, cert: str | None, key: str | None) -> Self:
+        """Read the files; raises `InvalidOption` that names the option of one that cannot be."""
+        if (cert is None) != (key is None):
+            raise InvalidOption("a client certificate needs both options, cert and key")
+        return cls(_pem("ca", ca), _pem("cert", cert), _pem("key", key))
+
+
+def _pem(option: str, path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidOption(
+            f"option {option!r} names a file that cannot be read: {error.strerror or error}"
+        ) from error
+    if b"-----BEGIN" not in text:
+        raise InvalidOption(f"option {option!r} names a file without PEM text")
+    return text
+
+
+def _client(host: str, port: int, tls: Tls | None) -> Any:
+    etcd3 = _import_etcd3()
+
+    class Client(etcd3.Etcd3Client):  # type: ignore[name-defined, misc]
+        """The client, with TLS as kvi configures it."""
+
+        def _get_secure_creds(self, *_files: object) -> grpc.ChannelCredentials:
+            assert tls is not None
+            return grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
+
+    return Client(
+        f"[{host}]" if ":" in host else host,
+        port,
+        ca_cert=None if tls is None else "",  # not None switches TLS on; the bytes are ours
+        grpc_options=_OPTIONS,
+    )
+
+
+class Link:
+    """A client of one endpoint, and the methods that the store calls.
+
+    Attributes:
+        client: the ``etcd3`` client.
+        metadata: what goes with each call: the token, or ``None`` before a login.
+
+    """
+
+    __slots__ = ("authenticate", "client", "delete", "metadata", "put", "range", "txn")
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        stub = client.kvstub
+        self.range: Method = stub.Range
+        self.put: Method = stub.Put
+        self.delete: Method = stub.DeleteRange
+        self.txn: Method = stub.Txn
+        auth = sys.modules[_STUBS].AuthStub(client.channel)
+        self.authenticate: Method = auth.Authenticate
+        self.metadata: tuple[tuple[str, str], ...] | None = None
+
+
+class Connection:
+    """Calls to one cluster over one of its endpoints; see the module's theory.
+
+    Safe for threads. Calls raise errors of kvi.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[tuple[str, int]],
+        tls: Tls | None,
+        credentials: Credentials | None,
+    ) -> None:
+        self._endpoints = list(endpoints)
+        self._tls = tls
+        self._credentials = credentials
+        self._lock = threading.Lock()
+        self._links: dict[int, Link] = {}
+        self._at = 0  # the index of the current endpoint
+        self._link: Link | None = None
+        self._closed = False
+
+    def call(self, method: str, request: object, timeout: float, *, write: bool) -> Any:
+        """Send ``request`` to the method of `Link` of that name and return the answer."""
+        deadline = time.monotonic() + timeout
+        link = self._link or self._current()
+        if self._credentials is not None and link.metadata is None:
+            self._login(link, None, deadline)
+        try:
+            return getattr(link, method)(request, timeout, link.metadata)
+        except grpc.RpcError as error:
+            return self._again(link, method, request, deadline, write, error)
+        except ValueError as error:
+            raise self._shut(error) from error
+
+    @property
+    def client(self) -> Any:
+        """The ``etcd3`` client of the current endpoint."""
+        return (self._link or self._current()).client
+
+    def close(self) -> None:
+        """End all calls and connections."""
+        with self._lock:
+            self._closed = True
+            links = list(self._links.values())
+        for link in links:
+            link.client.close()
+
+    def abandon(self) -> tuple[object, ...]:
+        """In a forked child: forget the parent's channels; returns them, never to be freed."""
+        abandoned = tuple(self._links.values())
+        self._links, self._link, self._lock = {}, None, threading.Lock()
+        return abandoned
+
+    def _again(
+        self,
+        link: Link,
+        method: str,
+        request: object,
+        deadline: float,
+        write: bool,
+        error: grpc.RpcError,
+    ) -> Any:
+        """What `call` does after its first try failed: move on or log in, where that is safe."""
+        others, logins = len(self._endpoints) - 1, 1
+        while True:
+            fault = classify(error.code(), error.details() or "")
+            if fault is Fault.UNREACHED and others:
+                others -= 1
+                link = self._move_on(link)
+            elif fault is Fault.LOGIN and self._credentials is not None and logins:
+                logins -= 1
+                self._login(link, link.metadata, deadline)
+            else:
+                raise translate(error, write=write) from error
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise Timeout("no etcd endpoint answered in time") from error
+            try:
+                return getattr(link, method)(request, remaining, link.metadata)
+            except grpc.RpcError as again:
+                error = again
+            except ValueError as closed:
+                raise self._shut(closed) from closed
+
+    def _current(self) -> Link:
+        with self._lock:
+            return self._use(self._at)
+
+    def _move_on(self, failed: Link) -> Link:
+        """The link of the next endpoint, or the current one if another thread moved already."""
+        with self._lock:
+            if self._link is failed:
+                self._at = (self._at + 1) % len(self._endpoints)
+            return self._use(self._at)
+
+    def _use(self, at: int) -> Link:
+        if self._closed:
+            raise Unavailable("the connection is closed")
+        link = self._links.get(at)
+        if link is None:
+            link = self._links[at] = Link(_client(*self._endpoints[at], self._tls))
+        self._link = link
+        return link
+
+    def _login(self, link: Link, stale: object, deadline: float) -> None:
+        """Get a token for ``link``, unless another thread has replaced ``stale`` meanwhile."""
+        assert self._credentials is not None
+        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise Timeout("another thread's login did not end in time")
+        try:
+            if link.metadata is not stale:
+                return
+            request = pb.AuthenticateRequest(
+                name=self._credentials.name, password=self._credentials.password
+            )
+            remaining = max(0.001, deadline - time.monotonic())
+            answer = link.authenticate(request, remaining)
+            link.metadata = link.client.metadata = (("token", answer.token),)
+        except grpc.RpcError as error:
+            raise translate(error, write=False) from error
+        except ValueError as error:
+            raise self._shut(error) from error
+        finally:
+            self._lock.release()
+
+    def _shut(self, error: ValueError) -> Exception:
+        """GRPC raises ValueError on a closed channel; any other one is a fault of ours."""
+        return Unavailable("the connection is closed") if self._closed else error

@@ -1,0 +1,1 @@
+"""The tests of kvi, and the set-up that runs real servers for them."""

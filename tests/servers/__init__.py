@@ -1,0 +1,35 @@
+"""Real etcd and Consul servers for tests, demo and benchmarks: found or fetched, run, ended.
+
+    with EtcdServer() as server:
+        ... server.uri, server.pause(), server.kill(), server.restart() ...
+
+From a shell: `python -m tests.servers -- COMMAND`.
+"""
+
+from __future__ import annotations
+
+from tests.servers.binary import (
+    Binary,
+    BinaryUnusable,
+    EtcdSource,
+    ServerError,
+    ServerFailed,
+    ServerMissing,
+)
+from tests.servers.find import find_consul, find_etcd, find_etcdctl
+from tests.servers.run import ConsulServer, EtcdServer, Server
+
+__all__ = [
+    "Binary",
+    "BinaryUnusable",
+    "ConsulServer",
+    "EtcdServer",
+    "EtcdSource",
+    "Server",
+    "ServerError",
+    "ServerFailed",
+    "ServerMissing",
+    "find_consul",
+    "find_etcd",
+    "find_etcdctl",
+]
