@@ -1,0 +1,171 @@
+"""Atomicity under concurrency: nothing is lost, nothing is seen half-done.
+
+Threads with a handle each stand for the clients; the totals are exact or the store is wrong.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import kvi
+
+CLIENTS, ROUNDS = 4, 25
+
+
+def run_clients(work: Callable[[int], None], clients: int = CLIENTS) -> None:
+    """Run ``work(number)`` in so many threads at once; re-raise the first failure."""
+    failures: list[BaseException] = []
+    start = threading.Barrier(clients)
+
+    def body(number: int) -> None:
+        try:
+            start.wait(30)
+            work(number)
+        except BaseException as error:  # noqa: BLE001  (raised again below)
+            failures.append(error)
+
+    threads = [threading.Thread(target=body, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    assert not any(thread.is_alive() for thread in threads), "a client did not end"
+    if failures:
+        raise failures[0]
+
+
+class TestConcurrency:
+    """Clients that race for the same keys."""
+
+    def test_tas_loses_nothing(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Increments by tas from several clients add up exactly."""
+        store.store("counter", b"0")
+
+        def work(number: int) -> None:
+            handle = (store, peer)[number % 2]
+            for _ in range(ROUNDS):
+                while True:
+                    now = int(handle.get("counter").text)  # type: ignore[union-attr]
+                    if handle.tas("counter", str(now), str(now + 1)):
+                        break
+
+        run_clients(work)
+        assert peer.get("counter").text == str(CLIENTS * ROUNDS)  # type: ignore[union-attr]
+
+    def test_cas_loses_nothing(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Increments by cas add up, with values that come back to what they were."""
+        store.store("toggle", b"0")
+        won = [0] * CLIENTS
+
+        def work(number: int) -> None:
+            handle = (store, peer)[number % 2]
+            for _ in range(ROUNDS):
+                entry = handle.get("toggle")
+                assert entry is not None
+                new = b"1" if entry.value == b"0" else b"0"
+                if handle.cas("toggle", entry.revision, new) is not None:
+                    won[number] += 1
+
+        run_clients(work)
+        assert peer.get("toggle").text == str(sum(won) % 2)  # type: ignore[union-attr]
+
+    def test_txn_moves_whole(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Transfers between two keys keep their sum, and no reader sees one half done."""
+        store.txn(then=[kvi.Put("a", b"100"), kvi.Put("b", b"100")])
+
+        def work(number: int) -> None:
+            handle = (store, peer)[number % 2]
+            done = 0
+            while done < ROUNDS:
+                a, b = handle.txn(then=[kvi.Get("a"), kvi.Get("b")]).results
+                assert isinstance(a, kvi.KeyValue)
+                assert isinstance(b, kvi.KeyValue)
+                assert int(a.text) + int(b.text) == 200
+                if number == 0:  # reads only
+                    done += 1
+                    continue
+                done += bool(
+                    handle.txn(
+                        [kvi.Key("a").value == a.text, kvi.Key("b").value == b.text],
+                        [
+                            kvi.Put("a", str(int(a.text) - number)),
+                            kvi.Put("b", str(int(b.text) + number)),
+                        ],
+                    )
+                )
+
+        run_clients(work)
+        moved = ROUNDS * sum(range(CLIENTS))
+        assert peer.get("a").text == str(100 - moved)  # type: ignore[union-attr]
+        assert peer.get("b").text == str(100 + moved)  # type: ignore[union-attr]
+
+    def test_create_has_one_winner(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Of several clients that create the same absent key, exactly one does."""
+        winners: list[tuple[int, int]] = []
+
+        def work(number: int) -> None:
+            handle = (store, peer)[number % 2]
+            for turn in range(ROUNDS):
+                if handle.tas(f"k{turn}", None, str(number)):
+                    winners.append((turn, number))  # noqa: PERF401  (a race, not a list)
+
+        run_clients(work)
+        assert sorted(turn for turn, _ in winners) == list(range(ROUNDS))
+        for turn, number in winners:
+            assert peer.get(f"k{turn}").text == str(number)  # type: ignore[union-attr]
+
+    def test_delete_has_one_winner(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Of several clients that delete the same key, exactly one is told that it was there."""
+        for turn in range(ROUNDS):
+            store.store(f"k{turn}", b"")
+        deleted: list[int] = []
+
+        def work(number: int) -> None:
+            handle = (store, peer)[number % 2]
+            for turn in range(ROUNDS):
+                if handle.delete(f"k{turn}"):
+                    deleted.append(turn)  # noqa: PERF401  (a race, not a list)
+
+        run_clients(work)
+        assert sorted(deleted) == list(range(ROUNDS))
+
+    def test_range_delete_is_atomic_as_declared(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Deletes by prefix take all or nothing of what one transaction wrote together."""
+        if store.capabilities.atomic_range_delete == "no":
+            store.store("p/a", b"")
+            assert store.delete_range(prefix="p/") == 1
+            return
+        keys = [f"p/{i}" for i in range(10)]
+
+        def work(number: int) -> None:
+            handle = (store, peer)[number % 2]
+            for _ in range(ROUNDS):
+                if number == 0:
+                    assert handle.delete_range(prefix="p/") in (0, len(keys))
+                else:
+                    handle.txn(then=[kvi.Put(key, b"") for key in keys])
+                    there = handle.txn(then=[kvi.Get(key) for key in keys]).results
+                    assert sum(entry is not None for entry in there) in (0, len(keys))
+
+        run_clients(work, clients=3)
+
+    def test_range_is_one_snapshot(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Where snapshot_range, a range never mixes two transactions' writes."""
+        keys = [f"s/{i}" for i in range(8)]
+        store.txn(then=[kvi.Put(key, b"0") for key in keys])
+        stop = threading.Event()
+
+        def work(number: int) -> None:
+            if number == 0:
+                try:
+                    for turn in range(ROUNDS):
+                        store.txn(then=[kvi.Put(key, str(turn)) for key in keys])
+                finally:
+                    stop.set()
+                return
+            while not stop.is_set():
+                values = {entry.value for entry in peer.range(prefix="s/")}
+                assert len(values) == 1 or not store.capabilities.snapshot_range
+
+        run_clients(work, clients=3)

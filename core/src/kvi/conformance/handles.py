@@ -1,0 +1,312 @@
+"""Contract section 1: opening, options, namespaces, closing."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import kvi
+from kvi.conformance.fixtures import snapshot
+
+CALLS: list[tuple[str, Callable[[kvi.Kvi], object]]] = [
+    ("get", lambda s: s.get("k")),
+    ("range", lambda s: s.range()),
+    ("range", lambda s: s.range(limit=0)),
+    ("count", lambda s: s.count()),
+    ("store", lambda s: s.store("k", b"x")),
+    ("delete", lambda s: s.delete("k")),
+    ("delete_range", lambda s: s.delete_range(prefix="")),
+    ("tas", lambda s: s.tas("k", None, b"x")),
+    ("cas", lambda s: s.cas("k", 0, b"x")),
+    ("txn", lambda s: s.txn(then=[kvi.Put("k", b"x")])),
+    ("transaction", lambda s: s.transaction("k", "=", b"", "k", b"x", "k", b"x")),
+    ("namespace", lambda s: s.namespace("n")),
+    ("ping", lambda s: s.ping()),
+]
+
+
+class TestOptions:
+    """URIs and options are checked at open."""
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("nonsense", "1"),
+            ("timeot", 3),
+            ("timeout", 0),
+            ("timeout", -1),
+            ("timeout", "soon"),
+            ("timeout", float("nan")),
+            ("timeout", float("inf")),
+            ("timeout", True),
+            ("namespace", ""),
+            ("namespace", "/a"),
+            ("namespace", "a/"),
+            ("namespace", 7),
+        ],
+        ids=str,
+    )
+    def test_bad_option(self, kvi_uri: str, option: str, value: Any) -> None:
+        """An unknown option or a bad value is InvalidOption that names the option."""
+        with pytest.raises(kvi.InvalidOption, match=option):
+            kvi.open(kvi_uri, **{option: value})
+
+    def test_option_in_uri_or_keyword(self, kvi_uri: str, root: kvi.Kvi) -> None:
+        """Every scheme takes ?namespace=a, in the URI or as keyword, not in both."""
+        mark = "&" if "?" in kvi_uri else "?"
+        with (
+            kvi.open(f"{kvi_uri}{mark}namespace=a&timeout=4") as one,
+            kvi.open(kvi_uri, namespace="a", timeout=4) as two,
+        ):
+            one.store("k", b"v")
+            assert two.get("k").value == b"v"  # type: ignore[union-attr]
+            assert snapshot(root) == {"a/k": b"v"}
+        with pytest.raises(kvi.InvalidOption, match="timeout"):
+            kvi.open(f"{kvi_uri}{mark}timeout=4", timeout=4)
+
+    @pytest.mark.parametrize("timeout", [0, -1, "5", float("nan"), float("inf"), True], ids=repr)
+    def test_bad_timeout_of_a_call(self, store: kvi.Kvi, peer: kvi.Kvi, timeout: Any) -> None:
+        """A timeout= that is no positive number of seconds is InvalidArgument; nothing is sent."""
+        for call in (
+            lambda: store.get("k", timeout=timeout),
+            lambda: store.store("k", b"", timeout=timeout),
+            lambda: store.delete("k", timeout=timeout),
+            lambda: store.range(timeout=timeout),
+            lambda: store.count(timeout=timeout),
+            lambda: store.delete_range(prefix="", timeout=timeout),
+            lambda: store.tas("k", None, b"", timeout=timeout),
+            lambda: store.cas("k", 0, b"", timeout=timeout),
+            lambda: store.txn(then=[kvi.Put("k", b"")], timeout=timeout),
+            lambda: store.transaction("k", "=", b"", "k", b"", "k", b"", timeout=timeout),
+            lambda: store.ping(timeout=timeout),
+        ):
+            with pytest.raises(kvi.InvalidArgument, match="timeout"):
+                call()
+        assert snapshot(peer) == {}
+
+    def test_timeout_of_a_call(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Every call takes timeout=."""
+        store.store("k", b"v", timeout=3)
+        assert peer.get("k", timeout=3) is not None
+        assert len(list(peer.range(timeout=3))) == peer.count(timeout=3) == 1
+        assert store.tas("k", b"v", b"w", timeout=3)
+        assert store.txn(then=[kvi.Get("k")], timeout=3)
+        assert store.delete("k", timeout=3)
+        store.ping(timeout=3)
+
+    def test_errors_tell_where_and_pickle(self, store: kvi.Kvi) -> None:
+        """Every error carries operation, key and redacted uri, and survives pickling."""
+        with pytest.raises(kvi.KviError) as caught:
+            store.store("k", None)  # type: ignore[arg-type]
+        error = caught.value
+        assert (error.operation, error.key, error.uri) == ("store", "k", store.uri)
+        copy = pickle.loads(pickle.dumps(error))
+        assert isinstance(copy, kvi.InvalidArgument)
+        assert str(copy) == str(error)
+        assert (copy.operation, copy.key, copy.uri) == ("store", "k", store.uri)
+
+
+class TestHandles:
+    """A handle is a context manager, safe for threads, and closes for good."""
+
+    def test_ping(self, store: kvi.Kvi) -> None:
+        """Ping of a store that answers returns, and changes nothing."""
+        before = snapshot(store)
+        store.ping()
+        assert snapshot(store) == before
+
+    @pytest.mark.parametrize(("name", "call"), CALLS, ids=[name for name, _ in CALLS])
+    def test_closed_handle_refuses(
+        self, store: kvi.Kvi, root: kvi.Kvi, kvi_uri: str, name: str, call: Any
+    ) -> None:
+        """After close every call that would touch the store raises Closed; others go on."""
+        with kvi.open(kvi_uri) as handle:
+            assert not handle.closed
+        assert handle.closed
+        with pytest.raises(kvi.Closed) as caught:
+            call(handle)
+        assert caught.value.operation == name
+        handle.close()
+        assert snapshot(root) == snapshot(root)
+        store.ping()
+
+    def test_data_survives_close(self, kvi_uri: str, root: kvi.Kvi) -> None:
+        """What was stored is there for the next open."""
+        with kvi.open(kvi_uri) as handle:
+            revision = handle.store("k", b"v")
+        with kvi.open(kvi_uri) as handle:
+            assert handle.get("k").revision == revision  # type: ignore[union-attr]
+            assert handle.store("k", b"w") > revision
+
+    def test_close_in_the_middle_of_a_range(self, store: kvi.Kvi, kvi_uri: str) -> None:
+        """A range that needs another page of a closed handle raises Closed, it does not end."""
+        for first in range(0, 1500, 50):
+            store.txn(then=[kvi.Put(f"k{i:05}", b"v" * 50) for i in range(first, first + 50)])
+        handle = kvi.open(kvi_uri)
+        entries = iter(handle.range())
+        next(entries)
+        handle.close()
+        seen = 1
+        try:
+            for _ in entries:
+                seen += 1
+        except kvi.Closed:
+            pass
+        else:
+            assert seen >= 1500, "the range ended early without an error"
+        with pytest.raises(kvi.Closed):
+            handle.range()
+
+    def test_threads_share_a_handle(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Any number of threads may use one handle at once."""
+        failures: list[BaseException] = []
+
+        def work(number: int) -> None:
+            try:
+                for i in range(25):
+                    key = f"t{number}/{i}"
+                    revision = store.store(key, key)
+                    entry = store.get(key)
+                    assert entry is not None
+                    assert (entry.text, entry.revision) == (key, revision)
+                assert store.count(prefix=f"t{number}/") == 25
+            except BaseException as error:  # noqa: BLE001  (shown by the main thread)
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not failures
+        assert peer.count() == 8 * 25
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads of pytest and the client
+    def test_fork(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A child's use of its parent's handle raises UsedAfterFork; the parent's goes on."""
+        store.store("k", b"parent")
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                try:
+                    store.store("k", b"child")
+                except kvi.UsedAfterFork as error:
+                    status = 0 if isinstance(error, kvi.Closed) and store.closed else 2
+                store.close()
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert peer.get("k").value == b"parent"  # type: ignore[union-attr]
+        store.store("k", b"still open")
+        assert peer.get("k").value == b"still open"  # type: ignore[union-attr]
+
+    def test_repr_tells_the_store(self, store: kvi.Kvi) -> None:
+        """Repr names the store by its redacted URI."""
+        assert store.uri in repr(store)
+
+    def test_capabilities_are_sound(self, store: kvi.Kvi) -> None:
+        """Declared limits keep the contract's own bounds."""
+        capabilities = store.capabilities
+        assert capabilities.max_key is None or capabilities.max_key >= 4096
+        assert capabilities.max_txn_ops is None or capabilities.max_txn_ops >= 16
+        assert capabilities.max_value is None or capabilities.max_value >= 65_536
+        assert capabilities.lease_expiry_factor >= 1
+        assert capabilities.lease_min_ttl >= 0
+
+
+class TestNamespaces:
+    """Two namespaces never see each other."""
+
+    def test_views_are_apart(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A namespace puts its name before every key; a never sees ab, nor the other way round."""
+        with store.namespace("a") as a, store.namespace("ab") as ab, store.namespace("a/b") as deep:
+            a.store("k", b"in a")
+            ab.store("k", b"in ab")
+            deep.store("k", b"in a/b")
+            assert snapshot(a) == {"b/k": b"in a/b", "k": b"in a"}
+            assert snapshot(ab) == {"k": b"in ab"}
+            assert snapshot(deep) == {"k": b"in a/b"}
+            assert snapshot(peer) == {"a/b/k": b"in a/b", "a/k": b"in a", "ab/k": b"in ab"}
+            assert a.delete_range(prefix="") == 2
+            assert snapshot(peer) == {"ab/k": b"in ab"}
+
+    def test_everything_is_relative(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Keys in results, ranges, transactions and errors are those of the view."""
+        view = store.namespace("deep/down")
+        view.store("b", b"1")
+        assert view.get("b").key == "b"  # type: ignore[union-attr]
+        assert [entry.key for entry in view.range("a", "c")] == ["b"]
+        done = view.txn([kvi.Key("b").value == b"1"], [kvi.Put("c", b"2"), kvi.Get("c")])
+        assert done.results[1].key == "c"  # type: ignore[union-attr]
+        assert view.tas("c", b"2", b"3")
+        assert view.count() == 2
+        assert list(snapshot(peer)) == ["deep/down/b", "deep/down/c"]
+        with pytest.raises(kvi.InvalidArgument) as caught:
+            view.txn(then=[kvi.Delete("c"), kvi.Delete("c")])
+        assert caught.value.key == "c"
+
+    def test_folder_mark_is_no_key(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A key that equals the namespace's prefix belongs to the parent, not to the view."""
+        store.store("a/", b"mark")
+        store.store("a/k", b"v")
+        view = store.namespace("a")
+        assert snapshot(view) == {"k": b"v"}
+        assert view.count() == 1
+        assert view.delete_range(prefix="") == 1
+        assert snapshot(peer) == {"a/": b"mark"}
+
+    def test_namespaces_nest(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A namespace of a namespace is the joined one."""
+        store.namespace("a").namespace("b").store("k", b"v")
+        assert snapshot(store.namespace("a/b")) == {"k": b"v"}
+        assert list(snapshot(peer)) == ["a/b/k"]
+
+    def test_closing_views(self, store: kvi.Kvi, kvi_uri: str) -> None:
+        """Closing a view leaves its parent open; closing the parent closes its views."""
+        view = store.namespace("a")
+        view.close()
+        assert view.closed
+        assert not store.closed
+        with pytest.raises(kvi.Closed):
+            view.get("k")
+        store.ping()
+        parent = kvi.open(kvi_uri)
+        view = parent.namespace("a").namespace("b")
+        parent.close()
+        assert view.closed
+        with pytest.raises(kvi.Closed):
+            view.get("k")
+
+    @pytest.mark.parametrize("name", ["", "/a", "a/", "/", "\ud800", 7, None], ids=repr)
+    def test_bad_name(self, store: kvi.Kvi, name: str) -> None:
+        """A name that is empty, no text, or has a slash at an end is InvalidOption."""
+        with pytest.raises(kvi.InvalidOption, match="namespace"):
+            store.namespace(name)
+
+    def test_name_of_odd_text(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A namespace may be any text; its end is found on the right byte."""
+        for name in ("ü", "..", "a//b", "\x7f", "\0", "\U0010ffff", "p%41"):
+            view = store.namespace(name)
+            view.store("k", name)
+            assert snapshot(view) == {"k": name.encode()}
+            assert view.count() == 1
+            assert list(snapshot(peer)) == [f"{name}/k"]
+            assert view.delete_range(prefix="") == 1
+
+    def test_longest_key_shrinks(self, store: kvi.Kvi) -> None:
+        """The name counts into max_key, and must leave 4,096 bytes."""
+        limit = store.capabilities.max_key
+        if limit is None:
+            assert store.namespace("n" * 100_000).capabilities.max_key is None
+            return
+        assert store.namespace("abc").capabilities.max_key == limit - 4
+        with pytest.raises(kvi.InvalidOption, match="shorten"):
+            store.namespace("n" * (limit - 4096))

@@ -1,0 +1,30 @@
+"""Fixtures that the whole test tree shares."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def _server(variable: str, name: str) -> str:
+    uri = os.environ.get(variable)
+    if not uri:
+        pytest.fail(
+            f"no {name} for this test: {variable} is not set; "
+            "run through: python -m tests.servers -- pytest …",
+            pytrace=False,
+        )
+    return uri
+
+
+@pytest.fixture(scope="session")
+def etcd_uri() -> str:
+    """The URI of the run's real etcd; a run without one fails."""
+    return _server("KVI_TEST_ETCD", "etcd server")
+
+
+@pytest.fixture(scope="session")
+def consul_uri() -> str:
+    """The URI of the run's real Consul; a run without one fails."""
+    return _server("KVI_TEST_CONSUL", "Consul server")
