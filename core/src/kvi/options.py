@@ -134,10 +134,11 @@ def resolve(
     options = {option.name: option for option in declared}
     given: dict[str, object] = dict(uri.query)
     for name, value in keywords.items():
+        if value is None:  # as if it were not given
+            continue
         if name in given:
             raise InvalidOption(f"option {name!r} is given in the URI and as keyword; keep one")
-        if value is not None:
-            given[name] = value
+        given[name] = value
     for name in [*given, *keywords]:
         if name not in options:
             near = difflib.get_close_matches(name, options, n=1)

@@ -125,9 +125,10 @@ class TestHandles:
         self, store: kvi.Kvi, root: kvi.Kvi, kvi_uri: str, name: str, call: Any
     ) -> None:
         """After close every call that would touch the store raises Closed; others go on."""
-        with kvi.open(kvi_uri) as handle:
-            assert not handle.closed
-        assert handle.closed
+        handle = kvi.open(kvi_uri)
+        before = handle.closed
+        handle.close()
+        assert (before, handle.closed) == (False, True)
         with pytest.raises(kvi.Closed) as caught:
             call(handle)
         assert caught.value.operation == name

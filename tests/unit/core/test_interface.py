@@ -1,0 +1,135 @@
+"""`Kvi`, what it derives, and its wrappers."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from typing import Any
+
+import kvi
+import pytest
+from kvi.backend.forwarding import Forwarding
+from kvi.backend.namespace import Namespace
+from kvi.capabilities import Capabilities
+from kvi.errors import Unavailable
+from kvi.interface import BaseKvi
+from kvi.model import KeyValue, RangeResult, Scan, Txn, TxnResult
+
+PRIMITIVES = {name for name in kvi.Kvi.__abstractmethods__ if name.startswith("_")}
+
+
+class Smallest(BaseKvi):
+    """The smallest backend there can be: five primitives over a memory store."""
+
+    def __init__(self, inner: kvi.Kvi, capabilities: Capabilities) -> None:
+        super().__init__("smallest:", capabilities, timeout=5)
+        self.inner = inner
+
+    def _get(self, key: str, timeout: float) -> KeyValue | None:
+        return self.inner._get(key, timeout)
+
+    def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        return self.inner._range(scan, timeout)
+
+    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        return self.inner._txn(txn, timeout)
+
+    def _ping(self, timeout: float) -> None:
+        self.inner._ping(timeout)
+
+    def _close(self) -> None:
+        self.inner.close()
+
+
+def test_wrappers_forward_every_primitive() -> None:
+    """Forwarding implements each primitive itself, so that none can fall through to a default."""
+    assert {"_get", "_range", "_txn", "_put", "_delete_range", "_close"} <= PRIMITIVES
+    for name in PRIMITIVES:
+        assert name in vars(Forwarding), name
+    assert not inspect.isabstract(Namespace)
+
+
+def test_a_wrapper_that_forgets_is_no_wrapper() -> None:
+    """Without one of the primitives a subclass of Kvi cannot be made."""
+
+    class Forgetful(kvi.Kvi):
+        pass
+
+    with pytest.raises(TypeError, match="_delete_range"):
+        Forgetful("x:", kvi.open("mem:").capabilities, timeout=1)  # type: ignore[abstract]
+
+
+def test_call_that_close_interrupts_raises_closed() -> None:
+    """A call that fails because the handle was closed meanwhile says so, with the cause chained."""
+    entered, release = threading.Event(), threading.Event()
+
+    class Blocking(Smallest):
+        def _get(self, key: str, timeout: float) -> KeyValue | None:
+            entered.set()
+            release.wait(10)
+            raise Unavailable("socket shut down")
+
+        def _close(self) -> None:
+            release.set()
+
+    store = Blocking(kvi.open("mem:"), kvi.open("mem:").capabilities)
+    caught: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            store.get("k")
+        except kvi.KviError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert entered.wait(10)
+    store.close()
+    thread.join(10)
+    assert isinstance(caught[0], kvi.Closed)
+    assert isinstance(caught[0].__cause__, Unavailable)
+    assert caught[0].operation == "get"
+
+
+def test_close_runs_once() -> None:
+    """However many threads close a handle, its resources are freed once."""
+    closes: list[int] = []
+
+    class Counting(Smallest):
+        def _close(self) -> None:
+            closes.append(1)
+
+    store = Counting(kvi.open("mem:"), kvi.open("mem:").capabilities)
+    threads = [threading.Thread(target=store.close) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert closes == [1]
+
+
+def test_error_in_a_later_page_tells_its_place() -> None:
+    """What fails while a range is iterated carries operation and URI like any error."""
+
+    class Failing(Smallest):
+        def _range(self, scan: Scan, timeout: float) -> RangeResult:
+            def pages() -> Any:
+                yield [KeyValue("a", b"", 1, 1)]
+                raise Unavailable("gone")
+
+            return RangeResult(1, pages)
+
+    store = Failing(kvi.open("mem:"), kvi.open("mem:").capabilities)
+    entries = iter(store.range())
+    assert next(entries).key == "a"
+    with pytest.raises(Unavailable) as caught:
+        next(entries)
+    assert (caught.value.operation, caught.value.uri) == ("range", "smallest:")
+
+
+def test_import_surface() -> None:
+    """The public names are at most 40, sorted, and all there."""
+    assert kvi.__all__ == sorted(kvi.__all__)
+    assert len(kvi.__all__) <= 40
+    for name in kvi.__all__:
+        assert hasattr(kvi, name)

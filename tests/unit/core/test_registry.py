@@ -1,0 +1,143 @@
+"""Plugins: found through entry points, loaded one by one, checked before they are used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import kvi
+import pytest
+
+GOOD = """
+    from kvi.hookspecs import BackendInfo, hookimpl
+    from kvi_memory.store import CAPABILITIES, MemoryKvi
+
+    @hookimpl
+    def kvi_describe():
+        return BackendInfo(
+            name="{name}", interface="{interface}", schemes=("{name}",), capabilities=CAPABILITIES
+        )
+
+    @hookimpl
+    def kvi_open(uri, options):
+        return MemoryKvi(uri.redacted, "registry-test", timeout=options["timeout"])
+"""
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Install a distribution with a backend plugin, for this test only."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def do(scheme: str, source: str, *, distribution: str | None = None) -> None:
+        name = distribution or f"kvi-{scheme}"
+        module = name.replace("-", "_") + "_plugin"
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
+        info = tmp_path / f"{name.replace('-', '_')}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+        (info / "entry_points.txt").write_text(f"[kvi.backends]\n{scheme} = {module}\n")
+
+    return do
+
+
+def test_third_party_backend(install: Install) -> None:
+    """A distribution with an entry point is found and opened; core needs no change."""
+    install("acme", GOOD.format(name="acme", interface="1.7"))
+    with kvi.open("acme:anything?timeout=3") as store:
+        store.store("k", b"v")
+        assert store.uri == "acme:anything?timeout=3"
+    listed = {backend.scheme: backend for backend in kvi.backends()}
+    assert listed["acme"].distribution == "kvi-acme"
+    assert listed["acme"].version == "1.2"
+    assert listed["acme"].error is None
+    assert listed["mem"].capabilities is not None
+
+
+@pytest.mark.parametrize(
+    ("uri", "texts"),
+    [
+        ("nonsense://h", ["'nonsense'", "installed: ", "mem", "kvi.backends"]),
+        ("mem+tls:x", ["'mem+tls'", "schemes are mem"]),
+    ],
+)
+def test_unknown_scheme(uri: str, texts: list[str]) -> None:
+    """An unknown scheme lists what is installed and how to get more."""
+    with pytest.raises(kvi.UnknownBackend) as caught:
+        kvi.open(uri)
+    for text in texts:
+        assert text in str(caught.value)
+
+
+def test_two_claims(install: Install) -> None:
+    """Two distributions that claim one scheme are an error that names both, and hide no other."""
+    install("twice", GOOD.format(name="twice", interface="1.0"), distribution="kvi-one")
+    install("twice", GOOD.format(name="twice", interface="1.0"), distribution="kvi-two")
+    with pytest.raises(kvi.AmbiguousBackend, match="kvi-one and kvi-two"):
+        kvi.open("twice:")
+    listed = kvi.backends()
+    assert [type(b.error) for b in listed if b.scheme == "twice"] == [kvi.AmbiguousBackend] * 2
+    assert [b.error for b in listed if b.scheme == "mem"] == [None]
+
+
+def test_import_failure(install: Install) -> None:
+    """A plugin that fails to import is an error chained to its cause."""
+    install("broken", "import no_such_module_anywhere\n")
+    with pytest.raises(kvi.BackendLoadError, match="no_such_module_anywhere") as caught:
+        kvi.open("broken:")
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+    assert isinstance(
+        next(b.error for b in kvi.backends() if b.scheme == "broken"), kvi.BackendLoadError
+    )
+
+
+def test_other_major_version(install: Install) -> None:
+    """A plugin built for another major version is refused with both versions named."""
+    install("old", GOOD.format(name="old", interface="0.9"))
+    with pytest.raises(kvi.BackendLoadError, match=r"interface 0\.9, this kvi speaks 1\.0"):
+        kvi.open("old:")
+
+
+def test_misspelled_hook(install: Install) -> None:
+    """A hook that does not exist is an error, not silence."""
+    install("typo", GOOD.format(name="typo", interface="1.0").replace("kvi_open", "kvi_opne"))
+    with pytest.raises(kvi.BackendLoadError, match="hook"):
+        kvi.open("typo:")
+
+
+def test_plugin_without_description(install: Install) -> None:
+    """A plugin that does not describe itself is refused."""
+    install("mute", "x = 1\n")
+    with pytest.raises(kvi.BackendLoadError, match="describe"):
+        kvi.open("mute:")
+
+
+def test_plugin_that_opens_something_else(install: Install) -> None:
+    """What a plugin opens must be a Kvi."""
+    source = GOOD.format(name="odd", interface="1.0")
+    install("odd", source[: source.index("return MemoryKvi")] + "return {}\n")
+    with pytest.raises(kvi.BackendLoadError, match="opened a dict"):
+        kvi.open("odd:")
+
+
+def test_only_the_asked_plugin_is_imported() -> None:
+    """`import kvi` and mem: import none of the heavy modules, and no other plugin."""
+    code = """
+        import sys
+        import kvi
+        with kvi.open("mem:") as store:
+            store.store("k", b"v")
+            store.tas("k", b"v", b"w")
+            list(store.range())
+        heavy = {"grpc", "google.protobuf", "etcd3", "requests", "urllib3", "consul", "sqlite3",
+                 "pytest", "kvi_sqlite", "kvi_etcd", "kvi_consul", "kvi.conformance"}
+        print(sorted(heavy & set(sys.modules)))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")

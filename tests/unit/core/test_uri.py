@@ -1,0 +1,120 @@
+"""Store URIs: text in, parts out, secrets hidden."""
+
+from __future__ import annotations
+
+import kvi
+import pytest
+from kvi.uri import StoreUri
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("mem:", StoreUri("mem")),
+        ("mem:NAME", StoreUri("mem", path="NAME")),
+        ("MEM:x", StoreUri("mem", path="x")),
+        ("sqlite:dir/a%20b%25.db", StoreUri("sqlite", path="dir/a b%.db")),
+        ("sqlite:///abs/x.db", StoreUri("sqlite", path="/abs/x.db", authority=True)),
+        ("sqlite:/abs/x.db", StoreUri("sqlite", path="/abs/x.db")),
+        (
+            "etcd://h:2379",
+            StoreUri("etcd", hosts=(("h", 2379),), authority=True),
+        ),
+        (
+            "etcd+tls://u:p%40ss@h1:1,h2,[::1]:3/ns/deep?timeout=2&x=a%26b",
+            StoreUri(
+                "etcd+tls",
+                "u",
+                "p@ss",
+                (("h1", 1), ("h2", None), ("::1", 3)),
+                "/ns/deep",
+                True,
+                (("timeout", "2"), ("x", "a&b")),
+            ),
+        ),
+        (
+            "consul://to%3Aken@127.0.0.1:8500/",
+            StoreUri("consul", "to:ken", hosts=(("127.0.0.1", 8500),), path="/", authority=True),
+        ),
+    ],
+)
+def test_parts(text: str, expected: StoreUri) -> None:
+    """Each part is found and percent-decoded."""
+    assert StoreUri.parse(text) == expected
+
+
+def test_scheme_parts() -> None:
+    """The scheme up to + names the plugin, the rest the variant."""
+    uri = StoreUri.parse("etcd+tls://h")
+    assert (uri.backend, uri.variant) == ("etcd", "tls")
+    assert (StoreUri.parse("mem:").backend, StoreUri.parse("mem:").variant) == ("mem", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "mend"),
+    [
+        ("", "scheme"),
+        ("/just/a/path", "scheme"),
+        ("1mem:", "scheme"),
+        ("etcd+:x", "scheme"),
+        ("sqlite:a b", "%20"),
+        ("sqlite:a\nb", "%XX"),
+        ("sqlite:100%", "%25"),
+        ("sqlite:a#b", "%23"),
+        ("sqlite:a#", "%23"),
+        ("etcd://h:99999", "port"),
+        ("etcd://h:0", "port"),
+        ("etcd://h:port", "name:port"),
+        ("etcd://::1:2379", "IPv6"),
+        ("etcd://h1:1,,h2:2", "host 2"),
+        ("etcd://[::1:2379", "host"),
+        ("mem:?timeout", "name=value"),
+        ("mem:?timeout=1&timeout=2", "twice"),
+    ],
+)
+def test_malformed(text: str, mend: str) -> None:
+    """A malformed URI is InvalidOption that names the part and how to write it."""
+    with pytest.raises(kvi.InvalidOption, match=mend):
+        StoreUri.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "etcd://user:hunter2@h:port",
+        "etcd://user:hunter2@h:1 x",
+        "consul://hunter2@h:1#x",
+        "etcd://user:hunter2@h:1?a",
+        "nonsense://user:hunter2@h:1",
+        "etcd://user:hunter2%@h:1",
+    ],
+)
+def test_errors_do_not_quote_secrets(text: str) -> None:
+    """No error about a URI shows what may be a secret."""
+    with pytest.raises(kvi.KviError) as caught:
+        kvi.open(text)
+    assert "hunter2" not in str(caught.value) + repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("etcd://user:pw@h:1/ns", "etcd://user:***@h:1/ns"),
+        ("consul://token@h:1", "consul://***@h:1"),
+        ("consul://h?token=abc&dc=x", "consul://h?token=***&dc=x"),
+        ("mem:x?my_secret=1", "mem:x?my_secret=***"),
+        ("sqlite:///a%20b?timeout=2", "sqlite:///a%20b?timeout=2"),
+        ("etcd://[::1]:2379", "etcd://[::1]:2379"),
+    ],
+)
+def test_redacted(text: str, shown: str) -> None:
+    """Redacted and repr show the URI with *** for secrets; what has none reads as written."""
+    uri = StoreUri.parse(text)
+    assert uri.redacted == shown
+    assert repr(uri) == f"StoreUri({shown!r})"
+
+
+def test_hiding_more() -> None:
+    """A plugin's secret options are hidden by their names."""
+    uri = StoreUri.parse("x:y?pin=1234").hiding(frozenset({"pin"}))
+    assert uri.redacted == "x:y?pin=***"
