@@ -1,0 +1,54 @@
+# Everything runs in .venv, which the first target to need it makes. PYTHON chooses the interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+PLUGINS := memory sqlite etcd consul
+PROJECTS := pyproject.toml core/pyproject.toml $(PLUGINS:%=plugins/%/pyproject.toml)
+PYTEST := $(BIN)/python -m pytest -q
+SERVERS := $(BIN)/python -m tests.servers
+
+.PHONY: help demo test check lint types soak bench proto clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/ready ## one small program on SQLite, then on real etcd and Consul servers
+	@$(SERVERS) -- $(BIN)/python -m docs.examples.shared_settings.demo
+
+test: lint types ## everything that must hold, on real etcd and Consul servers
+	$(SERVERS) -- $(PYTEST) -n 2 --dist loadgroup
+
+check: lint types ## the quick loop: lint, types, unit tests, memory and sqlite
+	$(PYTEST) -n 2 --dist loadgroup -m "not etcd and not consul and not slow and not soak"
+
+lint: .venv/ready
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+soak: .venv/ready ## long torture and repetition
+	$(SERVERS) -- $(PYTEST) -m soak -s --timeout 3600
+
+bench: .venv/ready ## kvi beside the least work that could do the job, and its peers
+	$(SERVERS) --fast -- $(BIN)/python -m benchmarks
+
+# The oldest gRPC tools that run on the oldest Python, so that what they write suits every protobuf.
+proto: ## make the etcd plugin's messages anew from wire.proto
+	$(PYTHON) -m venv build/proto && build/proto/bin/pip install -q "grpcio-tools==1.49.1" "setuptools<80"
+	cd plugins/etcd/src && ../../../build/proto/bin/python -m grpc_tools.protoc -I. \
+	  --python_out=. --pyi_out=. kvi_etcd/wire.proto
+
+clean: ## remove what the targets above have made here
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache
+
+# Debian's Python has venv but not always the pip for it: then the system's own pip serves.
+.venv/ready: $(PROJECTS)
+	@echo "setting up .venv …" >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kvi needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || { $(PYTHON) -m venv --clear --without-pip .venv \
+	  && $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install -q $(PLUGINS:%=-e plugins/%) -e "core[conformance]" -e ".[all]" --group dev
+	@touch $@

@@ -1,0 +1,228 @@
+"""etcd that is away, paused, restarted, behind a login, behind TLS: real servers, real faults."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import kvi
+import pytest
+
+from tests.servers import EtcdServer, find_etcdctl
+from tests.support.tls import Certificates, TlsProxy
+
+pytestmark = [pytest.mark.etcd, pytest.mark.slow]
+
+
+@pytest.fixture
+def server() -> Iterator[EtcdServer]:
+    """An etcd of this test alone."""
+    with EtcdServer() as running:
+        yield running
+
+
+def etcdctl(server: EtcdServer, *arguments: str) -> str:
+    """Run etcdctl against the server and return what it prints."""
+    command = [str(find_etcdctl().path), f"--endpoints={server.host}:{server.port}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout
+
+
+def eventually(action: Callable[[], object], *, within: float = 15) -> object:
+    """Repeat a read until the server is back; the last error if it does not come back."""
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            return action()
+        except (kvi.Unavailable, kvi.Timeout):
+            if time.monotonic() > deadline:
+                raise
+
+
+def test_etcdctl_sees_the_same_keys(server: EtcdServer) -> None:
+    """Keys and values are plain on the wire: etcdctl reads what kvi wrote and the reverse."""
+    with kvi.open(f"{server.uri}/app") as store:
+        store.store("greeting", "hello")
+        assert etcdctl(server, "get", "app/greeting").split() == ["app/greeting", "hello"]
+        etcdctl(server, "put", "app/reply", "hi")
+        assert [(e.key, e.text) for e in store.range()] == [("greeting", "hello"), ("reply", "hi")]
+        assert store.client.get("app/reply")[0] == b"hi"
+
+
+def test_refused_connection() -> None:
+    """Nobody listens: every call is Unavailable at once, and opening did not block."""
+    store = kvi.open("etcd://127.0.0.1:1", timeout=3)
+    for call in (
+        lambda: store.get("k"),
+        lambda: store.store("k", b""),
+        lambda: store.txn(then=[kvi.Delete("k")]),
+        lambda: store.range(),
+        lambda: store.ping(),
+    ):
+        begin = time.monotonic()
+        with pytest.raises(kvi.Unavailable, match="running"):
+            call()
+        assert time.monotonic() - begin < 4
+    store.close()
+
+
+def test_paused_server(server: EtcdServer) -> None:
+    """No answer in time: a read is Timeout, a write OutcomeUnknown, both within timeout + 1 s.
+
+    Afterwards the same handle works again, and shows that "unknown" was the truth.
+    """
+    with kvi.open(server.uri) as store:
+        store.store("k", b"before")
+        server.pause()
+        for call, error in (
+            (lambda: store.get("k", timeout=0.5), kvi.Timeout),
+            (lambda: store.range(timeout=0.5), kvi.Timeout),
+            (lambda: store.store("k", b"after", timeout=0.5), kvi.OutcomeUnknown),
+            (lambda: store.delete("other", timeout=0.5), kvi.OutcomeUnknown),
+        ):
+            begin = time.monotonic()
+            with pytest.raises(error):
+                call()
+            assert time.monotonic() - begin < 1.5
+        server.resume()
+        entry = eventually(lambda: store.get("k"))
+        assert isinstance(entry, kvi.KeyValue)
+        assert entry.value in (b"before", b"after")
+
+
+def test_killed_and_restarted(server: EtcdServer) -> None:
+    """A handle finds the server again by itself, with all that was acknowledged."""
+    with kvi.open(server.uri) as store:
+        revision = store.store("k", b"v")
+        server.kill()
+        with pytest.raises((kvi.Unavailable, kvi.Timeout)):
+            store.get("k", timeout=2)
+        server.start()
+        entry = eventually(lambda: store.get("k"))
+        assert isinstance(entry, kvi.KeyValue)
+        assert (entry.value, entry.revision) == (b"v", revision)
+        assert store.store("k", b"w") > revision
+
+
+def test_close_wakes_a_blocked_call(server: EtcdServer) -> None:
+    """A call that waits for a paused server ends with Closed when the handle is closed."""
+    store = kvi.open(server.uri, timeout=60)
+    store.ping()
+    server.pause()
+    caught: list[BaseException] = []
+
+    def call(operation: Callable[[], object]) -> None:
+        try:
+            operation()
+        except kvi.KviError as error:
+            caught.append(error)
+
+    threads = [
+        threading.Thread(target=call, args=(operation,))
+        for operation in (lambda: store.get("k"), lambda: store.store("k", b""))
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 1
+    while time.monotonic() < deadline and all(thread.is_alive() for thread in threads):
+        threads[0].join(0.1)  # let both get to their wait; either way they must end with Closed
+    store.close()
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert [type(error) for error in caught] == [kvi.Closed, kvi.Closed]
+    server.resume()
+
+
+def test_second_endpoint(server: EtcdServer) -> None:
+    """With several hosts, one that is away does not matter."""
+    with kvi.open(f"etcd://127.0.0.1:1,{server.host}:{server.port},127.0.0.1:2") as store:
+        store.store("k", b"v")
+        assert store.get("k").value == b"v"  # type: ignore[union-attr]
+        assert store.tas("k", b"v", None)
+
+
+def test_compaction_under_a_range(server: EtcdServer) -> None:
+    """A range whose revision is compacted away raises Compacted; it never ends early."""
+    with kvi.open(server.uri) as store:
+        for first in range(0, 1000, 100):
+            store.txn(then=[kvi.Put(f"k{i:04}", b"") for i in range(first, first + 100)])
+        entries = iter(store.range())
+        next(entries)
+        last = store.store("other", b"")
+        etcdctl(server, "compact", str(last))
+        with pytest.raises(kvi.Compacted) as caught:
+            list(entries)
+        assert caught.value.operation == "range"
+        assert len(list(store.range())) == 1001
+
+
+def test_login(server: EtcdServer) -> None:
+    """A user and password in the URI log in; wrong or missing ones, or rights, are told apart."""
+    etcdctl(server, "user", "add", "root:rootpw")
+    etcdctl(server, "user", "grant-role", "root", "root")
+    etcdctl(server, "user", "add", "ada:s3cret")
+    etcdctl(server, "role", "add", "app")
+    etcdctl(server, "role", "grant-permission", "app", "--prefix=true", "readwrite", "app/")
+    etcdctl(server, "user", "grant-role", "ada", "app")
+    etcdctl(server, "auth", "enable")
+    address = f"{server.host}:{server.port}"
+    with kvi.open(f"etcd://ada:s3cret@{address}") as store:
+        store.store("app/k", b"v")
+        assert store.get("app/k").value == b"v"  # type: ignore[union-attr]
+        assert store.client.get("app/k")[0] == b"v"
+        with pytest.raises(kvi.PermissionDenied):
+            store.store("other", b"")
+        server.restart()  # tokens die with it; the next call logs in again
+        entry = eventually(lambda: store.get("app/k"))
+        assert isinstance(entry, kvi.KeyValue)
+        assert "s3cret" not in repr(store) + store.uri
+    for userinfo in ("ada:wrong@", "nobody:s3cret@", ""):
+        with kvi.open(f"etcd://{userinfo}{address}") as store:
+            with pytest.raises(kvi.AuthenticationFailed) as caught:
+                store.get("app/k")
+            assert "s3cret" not in str(caught.value)
+            assert "wrong" not in str(caught.value)
+
+
+def test_tls(server: EtcdServer, tmp_path: Path) -> None:
+    """etcd+tls:// and https:// verify the server and show a client certificate if asked."""
+    files = Certificates.make(tmp_path)
+    with TlsProxy((server.host, server.port), files, mutual=True) as proxy:
+        client = f"&cert={files.client_cert}&key={files.client_key}"
+        for scheme in ("etcd+tls", "https"):
+            with kvi.open(f"{scheme}://127.0.0.1:{proxy.port}?ca={files.ca}{client}") as store:
+                store.store(scheme, b"v")
+                assert store.get(scheme).value == b"v"  # type: ignore[union-attr]
+        for options in (
+            f"?ca={files.stranger_ca}{client}",  # we do not trust the server
+            f"?ca={files.ca}",  # the server does not trust us
+        ):
+            with (
+                kvi.open(f"etcd+tls://127.0.0.1:{proxy.port}{options}", timeout=3) as store,
+                pytest.raises((kvi.Unavailable, kvi.Timeout)),
+            ):
+                store.get("k")
+
+
+@pytest.mark.parametrize(
+    ("uri", "text"),
+    [
+        ("etcd:", "host"),
+        ("etcd:///ns", "host"),
+        ("etcd://ada@h:1", "password"),
+        ("etcd://h:1?ca=/nowhere", "TLS"),
+        ("etcd+tls://h:1?ca=/nowhere/ca.pem", "'ca'"),
+        ("etcd+tls://h:1?cert=/x", "both"),
+        ("etcd+tcp://h:1", "schemes are"),
+        ("etcd://h:1/a/?namespace=b", "keep one"),
+        ("etcd://h:1/a/", "slash"),
+    ],
+)
+def test_bad_uri(uri: str, text: str) -> None:
+    """A URI that etcd cannot use is refused at open, with the mend."""
+    with pytest.raises(kvi.KviError, match=text):
+        kvi.open(uri)

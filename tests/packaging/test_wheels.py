@@ -1,0 +1,180 @@
+"""The built wheels in clean environments: what users get, not what the source tree has."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECTS = {
+    "kvi": ".",
+    "kvi-core": "core",
+    "kvi-memory": "plugins/memory",
+    "kvi-sqlite": "plugins/sqlite",
+    "kvi-etcd": "plugins/etcd",
+    "kvi-consul": "plugins/consul",
+}
+# the oldest versions that the etcd plugin allows, all with wheels for Python 3.11
+OLDEST = ["protobuf==4.21.0", "grpcio==1.49.1", "pluggy==1.5.0", "sortedcontainers==2.4.0"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("packaging"),
+    pytest.mark.timeout(400),
+]
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    """Run a command; its output is shown if it fails."""
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheels of all distributions, built from this tree."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for project in PROJECTS.values():
+        run(
+            sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder,
+            ROOT / project,
+        )  # fmt: skip
+    return folder
+
+
+class Environment:
+    """A clean virtual environment."""
+
+    def __init__(self, folder: Path, wheels: Path, *requirements: str) -> None:
+        run(sys.executable, "-m", "venv", folder)
+        self.python = folder / "bin" / "python"
+        self.folder = folder
+        run(self.python, "-m", "pip", "install", "-q", "--find-links", wheels, *requirements)
+
+    def run(self, program: str) -> str:
+        """Run a program far from the source tree."""
+        return run(self.python, "-I", "-W", "error", "-c", program, cwd=self.folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Environment:
+    """Core and memory only."""
+    return Environment(tmp_path_factory.mktemp("small") / "env", wheels, "kvi-core", "kvi-memory")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Environment:
+    """Everything, in the newest versions."""
+    return Environment(tmp_path_factory.mktemp("full") / "env", wheels, "kvi[all]")
+
+
+@pytest.fixture(scope="module")
+def oldest(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Environment:
+    """Everything, in the oldest versions allowed."""
+    folder = tmp_path_factory.mktemp("oldest") / "env"
+    return Environment(folder, wheels, "kvi[all]", *OLDEST)
+
+
+def test_wheels_are_complete(wheels: Path) -> None:
+    """Each distribution has its licence and, if it has code, py.typed; none has tests in it."""
+    built = sorted(wheels.glob("*.whl"))
+    assert len(built) == len(PROJECTS)
+    for wheel in built:
+        names = zipfile.ZipFile(wheel).namelist()
+        assert any("LICENSE" in name for name in names), wheel.name
+        packages = {name.split("/")[0] for name in names if name.endswith("__init__.py")}
+        assert all(f"{package}/py.typed" in names for package in packages), wheel.name
+        assert bool(packages) is not wheel.name.startswith("kvi-0")
+        assert not any(name.startswith("tests/") for name in names), wheel.name
+
+
+def test_small_installation(small: Environment) -> None:
+    """With core and memory only, mem: works, and etcd:// names the package to install."""
+    assert (
+        small.run("import kvi; s = kvi.open('mem:'); s.store('k', 'v'); print(s.get('k').text)")
+        == "v"
+    )
+    text = small.run(
+        "import kvi\ntry: kvi.open('etcd://h')\nexcept kvi.UnknownBackend as e: print(e)"
+    )
+    assert "pip install kvi-etcd" in text
+    assert "installed: mem" in text
+
+
+PROGRAM = """
+import kvi
+with kvi.open({uri!r}) as store:
+    store.delete_range(prefix="")
+    assert store.tas("a", None, "1") and store.tas("a", "1", "2") and not store.tas("a", "1", "3")
+    assert store.txn([kvi.Key("a").value == "2"], [kvi.Put("b//c", "x"), kvi.Get("a")])
+    print([(e.key, e.text) for e in store.range()], store.delete_range(prefix=""))
+"""
+EXPECTED = "[('a', '2'), ('b//c', 'x')] 2"
+
+
+@pytest.mark.parametrize("which", ["full", "oldest"])
+@pytest.mark.parametrize(
+    "store",
+    [
+        "mem",
+        "sqlite",
+        pytest.param("etcd", marks=pytest.mark.etcd),
+        pytest.param("consul", marks=pytest.mark.consul),
+    ],
+)
+def test_installed_plugins_work(
+    request: pytest.FixtureRequest, which: str, store: str, tmp_path: Path
+) -> None:
+    """Installed wheels are found by kvi.open and work on real servers, old and new libraries."""
+    if which == "oldest" and sys.version_info >= (3, 12):
+        which = "full"  # the oldest gRPC has no wheels for this Python
+    environment: Environment = request.getfixturevalue(which)
+    if store == "mem":
+        uri = "mem:"
+    elif store == "sqlite":
+        uri = f"sqlite:{tmp_path}/x.db"
+    else:
+        uri = f"{request.getfixturevalue(f'{store}_uri')}/packaging-{which}"
+    assert environment.run(PROGRAM.format(uri=uri)) == EXPECTED
+
+
+def test_versions_of_the_two_ends(full: Environment, oldest: Environment) -> None:
+    """The two environments really are two ends of the allowed ranges."""
+    show = "import importlib.metadata as m; print(m.version('protobuf'), m.version('grpcio'))"
+    newest = [int(part.split(".")[0]) for part in full.run(show).split()]
+    assert newest[0] >= 7
+    if sys.version_info < (3, 12):
+        assert oldest.run(show) == "4.21.0 1.49.1"
+
+
+def test_all_backends_are_listed(full: Environment) -> None:
+    """kvi.backends() finds every installed plugin, and each can be used."""
+    listed = full.run(
+        "import kvi; print([(b.scheme, b.distribution, b.error) for b in kvi.backends()])"
+    )
+    assert listed == str(
+        [
+            ("consul", "kvi-consul", None),
+            ("etcd", "kvi-etcd", None),
+            ("http", "kvi-etcd", None),
+            ("https", "kvi-etcd", None),
+            ("mem", "kvi-memory", None),
+            ("sqlite", "kvi-sqlite", None),
+        ]
+    )
+
+
+def test_conformance_extra(small: Environment) -> None:
+    """Without the extra the suite is not importable by accident: core needs no pytest."""
+    program = "import kvi.conformance"
+    done = subprocess.run(
+        [str(small.python), "-I", "-c", program], capture_output=True, check=False
+    )
+    assert b"pytest" in done.stderr

@@ -1,0 +1,119 @@
+"""gRPC's errors become errors of kvi that say whether a write may have happened."""
+
+from __future__ import annotations
+
+import grpc
+import kvi
+import pytest
+from kvi_etcd.errors import AnswerTooLarge, Fault, classify, translate
+
+C = grpc.StatusCode
+
+
+class RpcError(grpc.RpcError):
+    """An error as gRPC raises it."""
+
+    def __init__(self, code: grpc.StatusCode, detail: str) -> None:
+        super().__init__()
+        self._code, self._detail = code, detail
+
+    def code(self) -> grpc.StatusCode:  # noqa: D102
+        return self._code
+
+    def details(self) -> str:  # noqa: D102
+        return self._detail
+
+
+TABLE = [
+    # surely not applied
+    (C.UNAVAILABLE, "failed to connect to all addresses; x", kvi.Unavailable, kvi.Unavailable),
+    (C.UNAVAILABLE, "DNS resolution failed for x", kvi.Unavailable, kvi.Unavailable),
+    (C.RESOURCE_EXHAUSTED, "etcdserver: too many requests", kvi.Unavailable, kvi.Unavailable),
+    (C.UNAVAILABLE, "etcdserver: no leader", kvi.Unavailable, kvi.Unavailable),
+    (
+        C.RESOURCE_EXHAUSTED,
+        "etcdserver: mvcc: database space exceeded",
+        kvi.Unavailable,
+        kvi.Unavailable,
+    ),
+    (
+        C.UNAUTHENTICATED,
+        "etcdserver: invalid auth token",
+        kvi.AuthenticationFailed,
+        kvi.AuthenticationFailed,
+    ),
+    (
+        C.INVALID_ARGUMENT,
+        "etcdserver: user name is empty",
+        kvi.AuthenticationFailed,
+        kvi.AuthenticationFailed,
+    ),
+    (
+        C.INVALID_ARGUMENT,
+        "etcdserver: authentication failed, invalid user ID or password",
+        kvi.AuthenticationFailed,
+        kvi.AuthenticationFailed,
+    ),
+    (
+        C.PERMISSION_DENIED,
+        "etcdserver: permission denied",
+        kvi.PermissionDenied,
+        kvi.PermissionDenied,
+    ),
+    (C.NOT_FOUND, "etcdserver: requested lease not found", kvi.LeaseLost, kvi.LeaseLost),
+    (
+        C.OUT_OF_RANGE,
+        "etcdserver: mvcc: required revision has been compacted",
+        kvi.Compacted,
+        kvi.Compacted,
+    ),
+    (C.INVALID_ARGUMENT, "etcdserver: request is too large", kvi.ValueTooLarge, kvi.ValueTooLarge),
+    (
+        C.RESOURCE_EXHAUSTED,
+        "grpc: received message larger than max (2 vs. 1)",
+        AnswerTooLarge,
+        AnswerTooLarge,
+    ),
+    (C.DATA_LOSS, "corrupt", kvi.Unavailable, kvi.Unavailable),
+    # sent, and no answer: a read failed, a write may have happened
+    (C.DEADLINE_EXCEEDED, "Deadline Exceeded", kvi.Timeout, kvi.OutcomeUnknown),
+    (C.CANCELLED, "Channel closed!", kvi.Unavailable, kvi.OutcomeUnknown),
+    (C.UNAVAILABLE, "Socket closed", kvi.Unavailable, kvi.OutcomeUnknown),
+    (C.UNAVAILABLE, "Stream removed", kvi.Unavailable, kvi.OutcomeUnknown),
+    (C.UNAVAILABLE, "etcdserver: request timed out", kvi.Unavailable, kvi.OutcomeUnknown),
+    (C.UNAVAILABLE, "etcdserver: leader changed", kvi.Unavailable, kvi.OutcomeUnknown),
+    (C.UNAVAILABLE, "etcdserver: server stopped", kvi.Unavailable, kvi.OutcomeUnknown),
+    (C.INTERNAL, "stream terminated by RST_STREAM", kvi.Unavailable, kvi.OutcomeUnknown),
+    (C.UNKNOWN, "", kvi.Unavailable, kvi.OutcomeUnknown),
+]
+
+
+@pytest.mark.parametrize(("code", "detail", "read", "write"), TABLE, ids=lambda x: str(x)[:40])
+def test_table(
+    code: grpc.StatusCode, detail: str, read: type[kvi.KviError], write: type[kvi.KviError]
+) -> None:
+    """Each native error has one meaning for a read and one for a write."""
+    error = RpcError(code, detail)
+    assert type(translate(error, write=False)) is read
+    assert type(translate(error, write=True)) is write
+
+
+def test_every_code_is_an_error_of_kvi() -> None:
+    """No status code is without a meaning; what is unknown is uncertain for a write."""
+    for code in C:
+        if code is C.OK:
+            continue
+        assert isinstance(translate(RpcError(code, "something new"), write=True), kvi.KviError)
+        if classify(code, "something new") is Fault.LOST:
+            assert type(translate(RpcError(code, "x"), write=True)) is kvi.OutcomeUnknown
+
+
+def test_only_unreached_moves_on() -> None:
+    """Another endpoint is tried only for what never left; a login only for a refused token."""
+    unreached = [row[1] for row in TABLE if classify(row[0], row[1]) is Fault.UNREACHED]
+    assert unreached == [
+        "failed to connect to all addresses; x",
+        "DNS resolution failed for x",
+    ]
+    assert classify(C.UNAVAILABLE, "etcdserver: invalid auth token") is Fault.LOGIN
+    assert classify(C.INVALID_ARGUMENT, "etcdserver: revision of auth store is old") is Fault.LOGIN

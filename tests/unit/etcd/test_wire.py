@@ -1,0 +1,150 @@
+"""Requests to etcd and its answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import kvi
+import pytest
+from google.protobuf import descriptor_pb2
+from kvi.model import KeyValue, Scan, Span, Txn
+from kvi_etcd import wire
+from kvi_etcd import wire_pb2 as pb
+
+FOLDER = Path(str(importlib.util.find_spec("kvi_etcd").submodule_search_locations[0]))  # type: ignore[union-attr, index]
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"),
+    [
+        (Span(), (b"\0", b"\0")),
+        (Span("a", "b"), (b"a", b"b")),
+        (Span("a"), (b"a", b"\0")),
+        (Span("", "b"), (b"\0", b"b")),
+        (Span.of_prefix("ü/"), ("ü/".encode(), "ü0".encode())),
+        (Span.of_prefix("\U0010ffff"), ("\U0010ffff".encode(), b"\0")),
+    ],
+)
+def test_key_range(span: Span, expected: tuple[bytes, bytes]) -> None:
+    """An open start is the smallest key; an open end is a single NUL byte, and nothing else is."""
+    assert wire.key_range(span) == expected
+
+
+def test_request_of_a_transaction() -> None:
+    """Compares and operations keep their order and become the protocol's fields."""
+    request = wire.txn_request(
+        Txn(
+            (
+                kvi.Key("a").value != b"x",
+                kvi.Key("a").revision == 7,
+                kvi.Key("a").create_revision > 6,
+                kvi.Key("a").version < 5,
+                kvi.Key("a").lease == 4,
+            ),
+            (kvi.Put("b", b"1", 9), kvi.Get("b"), kvi.Delete("c")),
+            (kvi.Get("d"),),
+        )
+    )
+    kinds = [(c.target, c.result, c.WhichOneof("target_union")) for c in request.compare]
+    assert kinds == [
+        (pb.Compare.VALUE, pb.Compare.NOT_EQUAL, "value"),
+        (pb.Compare.MOD, pb.Compare.EQUAL, "mod_revision"),
+        (pb.Compare.CREATE, pb.Compare.GREATER, "create_revision"),
+        (pb.Compare.VERSION, pb.Compare.LESS, "version"),
+        (pb.Compare.LEASE, pb.Compare.EQUAL, "lease"),
+    ]
+    assert [op.WhichOneof("request") for op in request.success] == [
+        "request_put",
+        "request_range",
+        "request_delete_range",
+    ]
+    assert request.success[0].request_put == pb.PutRequest(key=b"b", value=b"1", lease=9)
+    assert request.failure[0].request_range.key == b"d"
+
+
+def test_result_of_a_transaction() -> None:
+    """Answers become one result per operation of the branch that ran."""
+    found = pb.KeyValue(key=b"b", value=b"1", mod_revision=8, create_revision=3, version=2, lease=9)
+    answer = pb.TxnResponse(
+        header=pb.ResponseHeader(revision=8),
+        succeeded=False,
+        responses=[
+            pb.ResponseOp(response_put=pb.PutResponse()),
+            pb.ResponseOp(response_range=pb.RangeResponse(kvs=[found])),
+            pb.ResponseOp(response_range=pb.RangeResponse()),
+            pb.ResponseOp(response_delete_range=pb.DeleteRangeResponse(deleted=1)),
+            pb.ResponseOp(response_delete_range=pb.DeleteRangeResponse()),
+        ],
+    )
+    branch = (kvi.Put("b", b"1"), kvi.Get("b"), kvi.Get("x"), kvi.Delete("y"), kvi.Delete("z"))
+    result = wire.txn_result(Txn(otherwise=branch), answer)
+    assert (result.succeeded, result.revision) == (False, 8)
+    assert result.results == (8, KeyValue("b", b"1", 8, 3, 2, 9), None, True, False)
+
+
+def test_numbers_beyond_64_bits() -> None:
+    """What does not fit the protocol is InvalidArgument, not an overflow."""
+    for txn in (
+        Txn((kvi.Key("a").lease == 2**63,)),
+        Txn((kvi.Key("a").revision > 2**100,)),
+        Txn(then=(kvi.Put("a", b"", 2**63),)),
+    ):
+        with pytest.raises(kvi.InvalidArgument, match="64-bit"):
+            wire.txn_request(txn)
+
+
+def test_transaction_too_large() -> None:
+    """A transaction above etcd's request limit is refused before it is sent."""
+    puts = tuple(kvi.Put(f"k{i}", b"x" * 800_000) for i in range(2))
+    with pytest.raises(kvi.ValueTooLarge, match="split"):
+        wire.txn_request(Txn(then=puts))
+
+
+@pytest.mark.parametrize("keys_only", [False, True])
+def test_key_that_is_not_utf8(keys_only: bool) -> None:
+    """A key of another program that is not UTF-8 is an error that shows it, never a wrong key."""
+    kvs = [pb.KeyValue(key=b"fine"), pb.KeyValue(key=b"\xff\xfe")]
+    with pytest.raises(kvi.InvalidKey, match=r"\\xff\\xfe"):
+        wire.entries(kvs, keys_only=keys_only)
+
+
+def test_page_request() -> None:
+    """A page asks for keys only if the caller does, and sorts only downwards."""
+    scan = Scan(Span(), reverse=True, keys_only=True)
+    request = wire.range_request(scan, b"a", b"b", limit=5, revision=7)
+    assert request == pb.RangeRequest(
+        key=b"a",
+        range_end=b"b",
+        limit=5,
+        revision=7,
+        sort_order=pb.RangeRequest.DESCEND,
+        keys_only=True,
+    )
+
+
+def _messages(
+    given: Iterable[descriptor_pb2.DescriptorProto],
+) -> Iterator[descriptor_pb2.DescriptorProto]:
+    for message in given:
+        yield message
+        yield from _messages(message.nested_type)
+
+
+def test_messages_are_made_from_the_proto(tmp_path: Path) -> None:
+    """wire_pb2.py is what today's compiler makes of wire.proto."""
+    out = tmp_path / "set"
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{FOLDER.parent}"]
+    subprocess.run(
+        [*command, f"--descriptor_set_out={out}", str(FOLDER / "wire.proto")], check=True
+    )
+    compiled = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes()).file[0]
+    committed = descriptor_pb2.FileDescriptorProto()
+    pb.DESCRIPTOR.CopyToProto(committed)
+    for message in _messages(compiled.message_type):
+        for field in message.field:
+            field.ClearField("json_name")  # derived; only descriptor sets spell it out
+    assert committed == compiled, "run: make proto"
