@@ -461,9 +461,10 @@ class Kvi(ABC):
     def _guarded(self, pages: Iterable[Iterable[KeyValue]]) -> Iterator[Iterable[KeyValue]]:
         """Pass pages on while the handle is open; errors get their place."""
         try:
+            self._ensure_open()
             for page in pages:
-                self._ensure_open()
                 yield page
+                self._ensure_open()  # before the backend is asked for the next one
         except KviError as error:
             raise self._placed(error, "range", None)
 

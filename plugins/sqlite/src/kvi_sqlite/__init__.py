@@ -1,0 +1,1 @@
+"""The SQLite store of kvi: ``sqlite:PATH``, one file shared by the processes of a machine."""

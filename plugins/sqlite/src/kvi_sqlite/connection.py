@@ -1,0 +1,457 @@
+"""Connections: who owns which one, how waiting ends, and what a fork does to them.
+
+*Ownership.* A connection belongs to one thread at a time. It is **idle** in the pool's stack, or
+**borrowed** by a call, or **pinned**: kept beyond a call, by a snapshot (which has a lock of its
+own) or as the handle's `client`. ``live`` has all that are not closed. Borrowing and giving back
+are one operation each on a deque, which Python makes atomic: no lock is taken, so that a finalizer
+may give back at any moment. Who borrowed a connection is also who closes it: closing a handle only
+closes what is idle, interrupts what is borrowed, and waits a moment for it to come back.
+
+*Waiting.* SQLite's own busy handler sleeps without an ear for `close` (``busy_timeout`` is 0), so
+waiting is done here: who finds the file locked gives its connection back and pauses on the pool's
+``closed`` event, longer each time, with jitter, until its deadline. A statement that runs long ends
+at its `Budget`, asked by SQLite every so many steps. Writers of one process wait in line first, see
+`kvi_sqlite.turn`.
+
+*Fork.* SQLite keeps the locks of a process in static memory, by file. A child inherits that
+memory, but not the locks. A connection that it opens on a file that the parent had open believes to
+hold locks that nobody holds, and the parent, closing, then deletes the WAL file under the child's
+feet: acknowledged writes are lost. Therefore:
+
+- Before a fork, connections that are idle are closed, and those borrowed are awaited and closed;
+  none is opened until the fork is done. The parent opens new ones when it needs them, the child
+  finds a clean library and can open the file by itself.
+- What cannot be closed (pinned, or borrowed for longer than `PATIENCE`) is inherited. The child
+  never touches it, not even to close it: it takes a reference to it that is never given up, so that
+  not even the end of the interpreter does. And the child refuses to open that file, with a text
+  that says so; other files are open to it.
+
+What it takes: the module's ``_gate`` is held while a connection is opened, and throughout a fork.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from math import inf
+from pathlib import Path
+from time import monotonic
+from typing import TypeVar
+
+from kvi.errors import Unavailable
+
+from kvi_sqlite import schema
+from kvi_sqlite.errors import CLOSED, is_passing, translate
+from kvi_sqlite.turn import Turn
+
+T = TypeVar("T")
+
+KEPT = 8  # idle connections: threads of a busy program that meet in the store at once
+PATIENCE = 1.0  # seconds that close() and a fork wait for calls under way
+STEPS = 50_000  # of SQLite's machine between looks at the budget: about a millisecond
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.020  # seconds; a commit takes 0.1 to 10 ms
+
+Identity = tuple[int, int]
+
+
+class Budget:
+    """When a connection's statements have to end: at a deadline, or when the handle closes."""
+
+    __slots__ = ("_closed", "deadline")
+
+    def __init__(self, closed: threading.Event) -> None:
+        self._closed = closed
+        self.deadline = inf
+
+    def spent(self) -> bool:
+        """SQLite's progress handler: true interrupts the statement."""
+        return monotonic() > self.deadline or self._closed.is_set()
+
+
+class Connection(sqlite3.Connection):
+    """A connection of a pool.
+
+    Attributes:
+        budget: bounds its statements; the deadline is infinite while it is idle.
+        pinned: kept beyond the call that borrowed it.
+        identity: device and inode of its file.
+
+    """
+
+    budget: Budget
+    pinned: bool = False
+    identity: Identity | None = None
+
+
+class Pause:
+    """The pauses of one call that finds the file locked."""
+
+    __slots__ = ("_deadline", "_longest", "_pool")
+
+    def __init__(self, pool: Pool, deadline: float) -> None:
+        self._pool = pool
+        self._deadline = deadline
+        self._longest = FIRST_PAUSE
+
+    def wait(self, cause: sqlite3.Error) -> None:
+        """Sleep a little; raises what ``cause`` means at the deadline, or if the handle closes."""
+        left = self._deadline - monotonic()
+        if left <= 0:
+            raise translate(cause, self._pool.path) from cause
+        # jitter, so that those who met at the lock do not meet again
+        if self._pool.closed.wait(min(left, self._longest * random.uniform(0.5, 1.0))):  # noqa: S311
+            raise Unavailable(CLOSED) from cause
+        self._longest = min(self._longest * 1.7, LONGEST_PAUSE)
+
+
+class Pool:
+    """The connections of one handle.
+
+    Attributes:
+        path: the file.
+        closing: true from the first moment of `close`, and in a forked child.
+        closed: the event that ends pauses.
+        live: all connections that are open.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.closing = False
+        self.closed = threading.Event()
+        self.live: set[Connection] = set()
+        self._idle: deque[Connection] = deque()
+        self._keep = KEPT  # idle connections; 0 once closing, and while a fork is near
+        self._turn: Turn | None = None
+        self._client: Connection | None = None
+        self._pid = os.getpid()
+        _pools.add(self)
+
+    # -- borrowing --------------------------------------------------------------------------------
+
+    def borrow(self, deadline: float) -> Connection:
+        """Take an idle connection, or open one; raises kvi's errors."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connect(deadline)
+
+    def give_back(self, connection: Connection) -> None:
+        """Put a connection without an open transaction on the stack."""
+        if not self._keep:  # first, as a busy thread would have it back at once
+            self.discard(connection)
+            return
+        self._idle.append(connection)
+        if len(self._idle) > self._keep:  # also if that has changed since
+            self._shrink()
+
+    def discard(self, connection: Connection) -> None:
+        """Close a connection; what was not committed is undone."""
+        with suppress(sqlite3.Error):
+            connection.close()
+        self.live.discard(connection)
+
+    def unpin(self, connection: Connection) -> None:
+        """Take a connection back from a snapshot that is gone. For finalizers: takes no lock."""
+        if os.getpid() != self._pid or connection not in self.live:
+            return
+        connection.budget.deadline = inf
+        try:
+            connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self.discard(connection)
+        else:
+            connection.pinned = False
+            self.give_back(connection)
+
+    def _shrink(self) -> None:
+        with suppress(IndexError):
+            while len(self._idle) > self._keep:
+                self.discard(self._idle.pop())
+
+    def _restore(self, connection: Connection) -> None:
+        """Give a connection back after a call that failed; it may be in a transaction."""
+        connection.budget.deadline = inf
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self.discard(connection)
+        else:
+            self.give_back(connection)
+
+    # -- running ----------------------------------------------------------------------------------
+
+    def read(self, work: Callable[[Connection], T], deadline: float) -> T:
+        """Run ``work`` on a connection; again if the file was locked. It must not write.
+
+        ``work`` may pin the connection to keep it, in a transaction of its own.
+        """
+        pause: Pause | None = None
+        while True:
+            connection = self.borrow(deadline)
+            try:
+                connection.budget.deadline = deadline
+                result = work(connection)
+            except sqlite3.Error as error:
+                connection.pinned = False
+                if not is_passing(error):
+                    self.discard(connection)  # a fresh one may fare better
+                    raise translate(error, self.path, closing=self.closing) from error
+                self._restore(connection)
+                locked = error
+            except BaseException:
+                connection.pinned = False
+                self._restore(connection)
+                raise
+            else:
+                connection.budget.deadline = inf
+                if not connection.pinned:
+                    self.give_back(connection)
+                return result
+            pause = pause or Pause(self, deadline)
+            pause.wait(locked)
+
+    def write(self, work: Callable[[Connection], tuple[T, bool]], deadline: float) -> T:
+        """Run ``work`` in a write transaction; it returns its result and whether it wrote.
+
+        If it did not, or raised, the transaction is undone.
+        """
+        turn = self._turn or self._find_turn()
+        turn.take(self, deadline)
+        try:
+            connection = self._begin(deadline)
+            committing = False
+            try:
+                connection.budget.deadline = deadline
+                result, wrote = work(connection)
+                if wrote:
+                    committing = True
+                    self._commit(connection, deadline)
+                else:
+                    connection.execute("ROLLBACK")
+            except sqlite3.Error as error:
+                self.discard(connection)
+                raise translate(
+                    error, self.path, committing=committing, closing=self.closing
+                ) from error
+            except BaseException:
+                self._restore(connection)
+                raise
+            connection.budget.deadline = inf
+            self.give_back(connection)
+            return result
+        finally:
+            turn.leave()
+
+    def _begin(self, deadline: float) -> Connection:
+        pause: Pause | None = None
+        while True:
+            connection = self.borrow(deadline)
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                if not is_passing(error):
+                    self.discard(connection)
+                    raise translate(error, self.path, closing=self.closing) from error
+                self.give_back(connection)  # a fork does not wait for those who only wait
+                locked = error
+            except BaseException:
+                self._restore(connection)
+                raise
+            else:
+                return connection
+            pause = pause or Pause(self, deadline)
+            pause.wait(locked)
+
+    def _commit(self, connection: Connection, deadline: float) -> None:
+        while True:
+            try:
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:  # the transaction stays open if the file was locked
+                if not is_passing(error) or self.closing or monotonic() > deadline:
+                    raise
+                time.sleep(FIRST_PAUSE)
+            else:
+                return
+
+    def _find_turn(self) -> Turn:
+        try:
+            name = str(self.path.resolve())
+        except (OSError, RuntimeError):  # a loop of links; opening the file will tell
+            name = str(self.path)
+        with _gate:
+            self._turn = _turns.get(name) or _turns.setdefault(name, Turn())
+            return self._turn
+
+    # -- opening and closing ----------------------------------------------------------------------
+
+    def _connect(self, deadline: float) -> Connection:
+        pause = Pause(self, deadline)
+        while True:
+            if self.closing:
+                raise Unavailable(CLOSED)
+            try:
+                with _gate:
+                    return self._open()
+            except sqlite3.Error as error:
+                if not is_passing(error):
+                    raise translate(error, self.path, closing=self.closing) from error
+                locked = error
+            pause.wait(locked)
+
+    def _open(self) -> Connection:
+        self._refuse_inherited()
+        connection = sqlite3.connect(
+            self.path,
+            timeout=0,
+            isolation_level=None,  # transactions are begun and ended by hand
+            check_same_thread=False,  # one thread at a time, not always the same
+            factory=Connection,
+        )
+        self.live.add(connection)
+        try:
+            connection.budget = Budget(self.closed)
+            connection.set_progress_handler(connection.budget.spent, STEPS)
+            connection.identity = _identity(self.path)
+            schema.prepare(connection, self.path)
+        except BaseException:
+            self.discard(connection)
+            raise
+        return connection
+
+    def _refuse_inherited(self) -> None:
+        if _inherited and _identity(self.path) in _inherited:
+            raise Unavailable(
+                f"{self.path} cannot be opened in this process: when it was forked, its parent had "
+                "a range half read, a client or a long call on the file; end these before "
+                "the fork, or start the process afresh (multiprocessing's 'spawn')"
+            )
+
+    def client(self, timeout: float) -> Connection:
+        """The connection that is kept for the caller."""
+        if self._client is None:
+            connection = self._connect(monotonic() + timeout)
+            connection.pinned = True
+            connection.execute(f"PRAGMA busy_timeout = {int(timeout * 1000)}")
+            with _gate:
+                if self._client is None and not self.closing:
+                    self._client = connection
+            if self._client is not connection:
+                self.discard(connection)
+        if self._client is None:
+            raise Unavailable(CLOSED)
+        return self._client
+
+    def close(self, snapshots: Callable[[float], None]) -> None:
+        """Close all connections and wake all waiters; what is borrowed is closed by its borrower.
+
+        ``snapshots(timeout)`` closes the pinned ones that are not in use.
+        """
+        self.closing = True
+        self._keep = 0
+        self.closed.set()
+        if self._turn is not None:
+            self._turn.call_off(self)
+        if self._client is not None:
+            self._client.interrupt()
+            self.discard(self._client)
+        deadline = monotonic() + PATIENCE
+        while True:
+            self._shrink()
+            snapshots(0.001)
+            if not self.live or monotonic() > deadline:
+                return
+            # Again and again: an interrupt hits only what is running at that moment.
+            for connection in list(self.live):
+                with suppress(sqlite3.Error):
+                    connection.interrupt()
+            time.sleep(0.001)
+
+    # -- fork -------------------------------------------------------------------------------------
+
+    def retire(self, deadline: float) -> bool:
+        """Before a fork: close what is not pinned; whether nothing is left. Hold the gate."""
+        self._keep = 0
+        while True:
+            self._shrink()
+            if all(connection.pinned for connection in list(self.live)):
+                return not self.live
+            if monotonic() > deadline:
+                return False
+            time.sleep(0.0002)
+
+    def resume(self) -> None:
+        """In the parent, after a fork."""
+        self._keep = KEPT
+        if self.closing:  # by another thread, at this very moment
+            self._keep = 0
+
+    def abandon(self) -> None:
+        """In a forked child: never touch the parent's connections again."""
+        self.closing = True
+        self._idle.clear()
+        for connection in self.live:
+            _keep_for_ever(connection)
+            if connection.identity is not None:
+                _inherited.add(connection.identity)
+
+
+def _identity(path: Path) -> Identity | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+_gate = threading.RLock()  # re-entrant: a signal handler may fork while a connection is opened
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_turns: weakref.WeakValueDictionary[str, Turn] = weakref.WeakValueDictionary()
+_inherited: set[Identity] = set()
+_kept: list[Connection] = []
+
+
+def _keep_for_ever(connection: Connection) -> None:
+    _kept.append(connection)
+    with suppress(ImportError):  # without it, the list keeps it nearly as long
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+def _before_fork() -> None:
+    _gate.acquire()
+    deadline = monotonic() + PATIENCE
+    inherited = [pool for pool in list(_pools) if not pool.retire(deadline)]
+    if inherited:
+        with suppress(ImportError):  # here, not in the child, where an import may wait for ever
+            import ctypes  # noqa: F401
+
+
+def _after_fork_in_parent() -> None:
+    for pool in list(_pools):
+        pool.resume()
+    _gate.release()
+
+
+def _after_fork_in_child() -> None:
+    _turns.clear()  # threads that do not exist here may hold them
+    for pool in list(_pools):
+        pool.abandon()
+    _gate.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

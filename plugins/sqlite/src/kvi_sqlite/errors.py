@@ -1,0 +1,95 @@
+"""SQLite's errors, translated: the one place where a native error becomes one of kvi's.
+
+What a caller wants to know is whether a write may have happened. Up to COMMIT nothing can have: a
+transaction without its commit record is never read by anybody. At COMMIT the commit record is
+written, then synced, then announced to other processes. An error of the disk there says not how
+far it came: what was written but not announced stays invisible, until a crash, whose recovery finds
+it. So it is `OutcomeUnknown`, except for the errors that come before the commit record can be
+whole (``FULL``, ``BUSY``, ``INTERRUPT``).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+from kvi.errors import KviError, OutcomeUnknown, Timeout, Unavailable, ValueTooLarge
+
+CLOSED = "the handle was closed"
+
+# PROTOCOL: the lock of the shared memory could not be had in many tries. LOCKED cannot happen
+# without a shared cache, and would pass as well.
+_PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+_BEFORE_COMMIT_RECORD = _PASSING | {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_TOOBIG,
+}
+
+_MENDS = {
+    sqlite3.SQLITE_FULL: "the disk is full, free some space",
+    sqlite3.SQLITE_IOERR: "the disk reports an error; check the disk and the free space on it",
+    sqlite3.SQLITE_CORRUPT: "the file is damaged; restore it from a backup",
+    sqlite3.SQLITE_NOTADB: "the file is not an SQLite database; name another path",
+    sqlite3.SQLITE_READONLY: "the file is read-only; let this user write to it and its directory",
+    sqlite3.SQLITE_PERM: "let this user read and write the file and its directory",
+    sqlite3.SQLITE_AUTH: "let this user read and write the file and its directory",
+    sqlite3.SQLITE_SCHEMA: "another program has changed the tables; restore it from a backup",
+}
+
+
+def code_of(error: sqlite3.Error) -> int:
+    """The primary result code of ``error``; 0 if the Python module itself raised it."""
+    extended: int = getattr(error, "sqlite_errorcode", 0)
+    return extended & 0xFF
+
+
+def is_passing(error: sqlite3.Error) -> bool:
+    """Whether another connection is in the way, so that trying again soon may help."""
+    return code_of(error) in _PASSING
+
+
+def translate(
+    error: sqlite3.Error, path: Path, *, committing: bool = False, closing: bool = False
+) -> KviError:
+    """The error to raise ``from error``; ``committing`` if it came from COMMIT."""
+    code = code_of(error)
+    if committing and code not in _BEFORE_COMMIT_RECORD:
+        return OutcomeUnknown(
+            f"committing to {path} failed and the write may come back after a crash: {error}; "
+            f"{_MENDS.get(code, 'read the key to see')}"
+        )
+    if code == sqlite3.SQLITE_INTERRUPT:
+        return Unavailable(CLOSED) if closing else Timeout(f"no end within the time-out on {path}")
+    if code in _PASSING:
+        return Timeout(f"{path} stayed locked by another process or connection")
+    if code == sqlite3.SQLITE_TOOBIG:
+        return ValueTooLarge("key and value together are larger than an SQLite row can be")
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return Unavailable(f"{path} cannot be opened: {_obstacle(path)}")
+    return Unavailable(f"{path} cannot serve: {error}; {_MENDS.get(code, 'try again')}")
+
+
+def _obstacle(path: Path) -> str:
+    """Why ``path`` cannot be opened, and the mend; SQLite itself does not tell.
+
+    The file is only looked at, never opened: closing it would drop the locks that SQLite holds on
+    it for this process (a rule of POSIX locks).
+    """
+    folder = path.parent
+    try:
+        if path.is_dir():
+            return "it is a directory; name a file in it"
+        if not folder.exists():
+            return f"the directory {folder} does not exist; create it"
+        if not folder.is_dir():
+            return f"{folder} is not a directory; name another path"
+    except OSError as error:
+        return f"{error.strerror or error}; let this user search the directories above it"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"let this user read and write the directory {folder}"
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        return "let this user read and write it"
+    return "SQLite does not say why; check the directory, its permissions and the open-file limit"

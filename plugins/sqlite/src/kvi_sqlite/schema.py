@@ -1,0 +1,154 @@
+"""The tables of a store, the statements on them, and whose file it is.
+
+*Entries* are the present state. The columns stand in the order in which SQLite reads them, the
+value last, so that reading keys alone never walks through the pages of big values. The table has a
+rowid and an index on the key: a row of a WITHOUT ROWID table spills out of its page from a kilobyte
+on.
+
+*Events* are the history: one row for each change of a key, as long as it is among the last
+commits. ``id`` is the revision shifted left by `SEQ_BITS`, plus the number of the change within
+its revision, so that one B-tree orders both, appending to it is cheap, and **the newest event is
+the revision counter**: a counter row of its own would cost one more page written for each commit.
+(The newest event is never trimmed.) A commit of more changes than fit into the shifted bits runs
+on into the ids of the revisions behind it; these are then skipped, and ``revision``, the column,
+stays right: whoever looks for the changes from revision *r* on asks for
+``id >= r << SEQ_BITS AND revision >= r``. In events of deletions all but ``id``, ``revision`` and
+``key`` is null.
+
+*History* is one row: ``trimmed``, the last revision whose changes may be missing from the events;
+all later ones are complete.
+
+*Whose file.* Our files carry `APPLICATION_ID` in their header, and the version of the schema. A
+file without tables and without these marks is new, and becomes ours; anything else is somebody
+else's and is left alone. Marks and tables are made in one transaction, which looks again under the
+write lock, so that any number of processes can open a new file at once.
+
+The journal mode is in the file, the others in each connection. ``synchronous=FULL`` makes a commit
+outlive the loss of power; NORMAL, in WAL mode, would not.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from kvi.errors import Unavailable
+
+MIN_SQLITE = (3, 35, 0)  # of 2021, with upserts, window functions and RETURNING
+
+if sqlite3.sqlite_version_info < MIN_SQLITE:
+    raise ImportError(
+        f"kvi-sqlite needs SQLite {'.'.join(map(str, MIN_SQLITE))} or newer and this Python has "
+        f"{sqlite3.sqlite_version}; use a Python built with a newer SQLite library"
+    )
+if sqlite3.threadsafety == 0:
+    raise ImportError("kvi-sqlite needs an SQLite library built for threads (SQLITE_THREADSAFE)")
+
+APPLICATION_ID = 0x6B766931  # "kvi1"
+VERSION = 1
+SEQ_BITS = 20  # a million changes in a commit before any revision is skipped, 2**43 revisions
+TRIM_EVERY = 256  # commits: deleting in portions costs next to nothing for each
+WAL_KEPT = 64 * 1024 * 1024  # bytes of a WAL file that stay on disk once it has been emptied
+
+TABLES = (
+    """
+    CREATE TABLE entries (
+        id INTEGER PRIMARY KEY,
+        key BLOB NOT NULL UNIQUE,
+        revision INTEGER NOT NULL,
+        create_revision INTEGER NOT NULL,
+        version INTEGER NOT NULL,
+        lease INTEGER,
+        value BLOB NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY,
+        revision INTEGER NOT NULL,
+        key BLOB NOT NULL,
+        create_revision INTEGER,
+        version INTEGER,
+        lease INTEGER,
+        value BLOB
+    )
+    """,
+    "CREATE TABLE history (id INTEGER PRIMARY KEY CHECK (id = 1), trimmed INTEGER NOT NULL)",
+    "INSERT INTO history VALUES (1, 0)",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {VERSION}",
+)
+
+REVISION = "SELECT revision FROM events ORDER BY id DESC LIMIT 1"
+NEWEST = "SELECT max(id) FROM events"
+
+GET = "SELECT value, revision, create_revision, version, lease FROM entries WHERE key = ?"
+COUNT = "SELECT count(*) FROM entries WHERE key >= ? AND key < ?"
+UPSERT = """
+    INSERT INTO entries (key, revision, create_revision, version, lease, value)
+    VALUES (?1, ?2, ?2, 1, ?3, ?4)
+    ON CONFLICT (key) DO UPDATE SET revision = excluded.revision, version = version + 1,
+        lease = excluded.lease, value = excluded.value
+"""
+DELETE = "DELETE FROM entries WHERE key = ?"
+DELETE_RANGE = "DELETE FROM entries WHERE key >= ? AND key < ?"
+EVENT_OF_UPSERT = """
+    INSERT INTO events (id, revision, key, create_revision, version, lease, value)
+    SELECT ?1, revision, key, create_revision, version, lease, value FROM entries WHERE key = ?2
+"""
+EVENT_OF_DELETE = "INSERT INTO events (id, revision, key) VALUES (?, ?, ?)"
+EVENTS_OF_DELETE_RANGE = """
+    INSERT INTO events (id, revision, key)
+    SELECT ?1 + row_number() OVER (ORDER BY key) - 1, ?2, key
+    FROM entries WHERE key >= ?3 AND key < ?4
+"""
+TRIM = "DELETE FROM events WHERE id < ?"
+TRIMMED = "UPDATE history SET trimmed = ?1 WHERE trimmed < ?1"
+
+
+def range_sql(*, reverse: bool, keys_only: bool) -> str:
+    """The statement that reads a page: ``(low, high, limit)`` to rows made like `KeyValue`."""
+    value = "NULL" if keys_only else "value"
+    order = "DESC" if reverse else "ASC"
+    return (
+        f"SELECT key, {value}, revision, create_revision, version, lease FROM entries "  # noqa: S608
+        f"WHERE key >= ? AND key < ? ORDER BY key {order} LIMIT ?"
+    )
+
+
+def prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Make a new connection one of a store's: check whose file it is, create what is missing.
+
+    Raises `Unavailable` if the file is not ours, and ``sqlite3.Error``.
+    """
+    execute = connection.execute
+    if not _is_ours(connection, path):
+        execute("BEGIN IMMEDIATE")
+        if not _is_ours(connection, path):
+            for statement in TABLES:
+                execute(statement)
+        execute("COMMIT")
+    (mode,) = execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise Unavailable(f"{path} is on a file system without shared memory; use a local disk")
+    execute("PRAGMA synchronous = FULL")
+    execute(f"PRAGMA journal_size_limit = {WAL_KEPT}").close()
+
+
+def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether the file is a store's; false if it is new; raises if it is neither."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if application == APPLICATION_ID:
+        if version > VERSION:
+            raise Unavailable(
+                f"{path} has schema {version} and this kvi-sqlite knows up to {VERSION}; "
+                "install a newer kvi-sqlite"
+            )
+        return True
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application or version or tables:
+        raise Unavailable(
+            f"{path} is the SQLite database of another program; name another path for the store"
+        )
+    return False

@@ -1,0 +1,168 @@
+"""Ranges: pages of one revision, read from a transaction that stays open between them.
+
+A range is read in pages, each of a bounded number of rows and, nearly, of bytes. Mostly the first
+is the whole, and the transaction ends with it. Otherwise the connection is pinned, with its read
+transaction, in a `Snapshot`: whatever others commit, it keeps seeing the state of the first page.
+Each pass over the result reads its own pages from it, by key, so that any number of passes can be
+under way, and takes the snapshot's lock for each page.
+
+The snapshot belongs to the result and its passes. When the last of them is dropped, a finalizer
+ends the transaction and gives the connection back; when the handle is closed, so are its snapshots,
+and the next page raises. While it lives the WAL file cannot start over and grows with each commit.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from math import inf
+from time import monotonic
+
+from kvi.errors import Timeout, Unavailable
+from kvi.model import KeyValue, RangeResult, Scan, Span
+
+from kvi_sqlite import schema
+from kvi_sqlite.connection import Connection, Pool
+from kvi_sqlite.errors import CLOSED, translate
+
+PAGE_ROWS = 512
+PAGE_BYTES = 1024 * 1024  # of keys and values; one row can be bigger
+ABOVE_ALL = b"\xff"  # no UTF-8 text begins with this byte
+
+_SQL = {
+    (reverse, keys_only): schema.range_sql(reverse=reverse, keys_only=keys_only)
+    for reverse in (False, True)
+    for keys_only in (False, True)
+}
+
+
+def bounds(span: Span) -> tuple[bytes, bytes]:
+    """``(low, high)`` of the keys of ``span`` as stored, half-open."""
+    return span.start.encode(), ABOVE_ALL if span.end is None else span.end.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What a pass has not read yet: keys in ``[low, high)``, ``left`` of them (``None``: all)."""
+
+    low: bytes
+    high: bytes
+    left: int | None
+
+
+def revision_of(connection: Connection) -> int:
+    """The revision of what ``connection`` sees."""
+    row = connection.execute(schema.REVISION).fetchone()
+    return 0 if row is None else int(row[0])
+
+
+def read_page(connection: Connection, scan: Scan, rest: Rest) -> tuple[list[KeyValue], Rest | None]:
+    """Read the next page of ``rest``, and what then remains; ``None`` if that was the last."""
+    limit = PAGE_ROWS if rest.left is None else min(PAGE_ROWS, rest.left)
+    page: list[KeyValue] = []
+    size = 0
+    last = b""
+    rows = connection.execute(_SQL[scan.reverse, scan.keys_only], (rest.low, rest.high, limit))
+    for last, value, revision, create_revision, version, lease in rows:
+        page.append(KeyValue(str(last, "utf-8"), value, revision, create_revision, version, lease))
+        size += len(last) + (0 if value is None else len(value))
+        if size >= PAGE_BYTES:
+            rows.close()
+            break
+    else:
+        if len(page) < limit:
+            return page, None
+    left = None if rest.left is None else rest.left - len(page)
+    if left == 0:
+        return page, None
+    if scan.reverse:
+        return page, Rest(rest.low, last, left)
+    return page, Rest(last + b"\0", rest.high, left)  # the next key in the order of bytes
+
+
+class Snapshot:
+    """Owns a pinned connection in a read transaction. Safe for threads."""
+
+    __slots__ = ("__weakref__", "_connection", "_lock", "_pool", "_scan", "_timeout")
+
+    def __init__(self, pool: Pool, connection: Connection, scan: Scan, timeout: float) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._scan = scan
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        weakref.finalize(self, pool.unpin, connection).atexit = False
+
+    def read(self, rest: Rest) -> tuple[list[KeyValue], Rest | None]:
+        """Read the next page."""
+        pool, connection = self._pool, self._connection
+        if pool.closing:
+            raise Unavailable(CLOSED)
+        if not self._lock.acquire(timeout=self._timeout):
+            raise Timeout("other threads kept reading from the same range")
+        try:
+            if connection not in pool.live:
+                raise Unavailable(CLOSED if pool.closing else "an earlier page could not be read")
+            connection.budget.deadline = monotonic() + self._timeout
+            try:
+                return read_page(connection, self._scan, rest)
+            except sqlite3.Error as error:
+                failure = translate(error, pool.path, closing=pool.closing)
+                if not isinstance(failure, Timeout):  # after a time-out the page can be read again
+                    pool.discard(connection)
+                raise failure from error
+            finally:
+                connection.budget.deadline = inf
+        finally:
+            self._lock.release()
+
+    def close(self, timeout: float) -> None:
+        """End it, unless another thread is reading from it for longer than ``timeout``."""
+        if self._lock.acquire(timeout=timeout):
+            try:
+                self._pool.discard(self._connection)
+            finally:
+                self._lock.release()
+
+
+class Ranges:
+    """Makes the range results of one handle, and closes their snapshots with it."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
+
+    def read(self, scan: Scan, timeout: float) -> RangeResult:
+        """Read the first page of ``scan``."""
+
+        def work(connection: Connection) -> tuple[Connection, int, list[KeyValue], Rest | None]:
+            connection.execute("BEGIN")
+            revision = revision_of(connection)
+            page, rest = read_page(connection, scan, Rest(*bounds(scan.span), scan.limit))
+            if rest is None:
+                connection.execute("COMMIT")
+            else:
+                connection.pinned = True
+            return connection, revision, page, rest
+
+        connection, revision, page, rest = self._pool.read(work, monotonic() + timeout)
+        if rest is None:
+            return RangeResult(revision, lambda: (page,))
+        snapshot = Snapshot(self._pool, connection, scan, timeout)
+        self._snapshots.add(snapshot)
+        return RangeResult(revision, lambda: chain((page,), _pages(snapshot, rest)))
+
+    def close(self, timeout: float) -> None:
+        """Close the snapshots that no thread is reading from."""
+        for snapshot in list(self._snapshots):
+            snapshot.close(timeout)
+
+
+def _pages(snapshot: Snapshot, rest: Rest | None) -> Iterator[Iterable[KeyValue]]:
+    while rest is not None:
+        page, rest = snapshot.read(rest)
+        yield page

@@ -1,0 +1,270 @@
+"""Which files are stores, and what is said about those that are not."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import kvi
+import pytest
+from kvi_sqlite import schema
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """All files of a directory."""
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def somebodys(path: Path, *statements: str) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        connection.execute(statement)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("sqlite:", "needs a path"),
+        ("sqlite://", "needs a path"),
+        ("sqlite://data/store.db", "no host"),
+        ("sqlite://user@host/store.db", "no host"),
+        ("sqlite::memory:", "mem:"),
+        ("sqlite:///:memory:", "mem:"),
+        ("sqlite:a%00b", "NUL"),
+        ("sqlite:folder/", "names a directory"),
+        ("sqlite:x?history=0", "history"),
+        ("sqlite:x?history=many", "history"),
+    ],
+)
+def test_bad_uri_is_refused_with_the_mend(uri: str, said: str) -> None:
+    """What cannot be a file is an InvalidOption whose text says what to write instead."""
+    with pytest.raises(kvi.InvalidOption, match=said):
+        kvi.open(uri)
+
+
+def test_opening_touches_nothing(path: Path, uri: str) -> None:
+    """Opening and closing makes no file; the first operation does."""
+    with kvi.open(uri):
+        pass
+    assert not path.exists()
+    with kvi.open(uri) as store:
+        assert store.get("k") is None
+        assert path.exists()
+
+
+def test_relative_and_absolute_paths_name_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path is meant from the directory that was current at the time of opening."""
+    monkeypatch.chdir(tmp_path)
+    with (
+        kvi.open("sqlite:s%20%25.db") as relative,
+        kvi.open(f"sqlite://{tmp_path}/s%20%25.db") as b,
+    ):
+        monkeypatch.chdir("/")
+        relative.store("k", "v")
+        assert (tmp_path / "s %.db").exists()
+        entry = b.get("k")
+        assert entry is not None
+        assert entry.text == "v"
+
+
+def test_link_leads_to_the_same_store(tmp_path: Path, path: Path, store: kvi.Kvi) -> None:
+    """A symbolic link to the file opens the same store."""
+    store.store("k", "v")
+    (tmp_path / "link").symlink_to(path)
+    with kvi.open(f"sqlite:{tmp_path}/link") as other:
+        assert other.store("k", "w") == 2
+        assert store.count() == 1
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["CREATE TABLE notes (text)"],
+        ["PRAGMA application_id = 77"],
+        ["PRAGMA user_version = 3"],
+        ["PRAGMA journal_mode = WAL", "CREATE TABLE notes (text)"],
+    ],
+    ids=["tables", "application", "version", "wal"],
+)
+def test_database_of_another_program_is_left_alone(
+    tmp_path: Path, path: Path, uri: str, statements: list[str]
+) -> None:
+    """Somebody else's database is Unavailable, with its path in the text, and not changed."""
+    somebodys(path, *statements)
+    before = contents(tmp_path)
+    with kvi.open(uri) as store:
+        for call in (store.ping, lambda: store.store("k", "v"), lambda: store.get("k")):
+            with pytest.raises(kvi.Unavailable, match="another program") as caught:
+                call()
+            assert str(path) in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+def test_newer_schema_is_refused(path: Path, uri: str) -> None:
+    """A store written by a newer kvi-sqlite is refused, and the text says to install it."""
+    with kvi.open(uri) as store:
+        store.store("k", "v")
+    somebodys(path, f"PRAGMA user_version = {schema.VERSION + 1}")
+    with kvi.open(uri) as store, pytest.raises(kvi.Unavailable, match="install a newer"):
+        store.get("k")
+
+
+@pytest.mark.parametrize("content", [b"hello", b"x" * 10_000], ids=["short", "long"])
+def test_file_that_is_no_database_is_refused(path: Path, uri: str, content: bytes) -> None:
+    """A file of another kind is Unavailable and stays as it is."""
+    path.write_bytes(content)
+    with kvi.open(uri) as store, pytest.raises(kvi.Unavailable, match="not an SQLite database"):
+        store.store("k", "v")
+    assert path.read_bytes() == content
+
+
+def test_empty_file_becomes_a_store(path: Path, uri: str) -> None:
+    """An empty file, such as a temporary one, is as good as none."""
+    path.touch()
+    with kvi.open(uri) as store:
+        assert store.store("k", "v") == 1
+
+
+def test_missing_directory_is_named(tmp_path: Path) -> None:
+    """A missing directory is Unavailable; the text names it and says to create it."""
+    with (
+        kvi.open(f"sqlite:{tmp_path}/no/such/store.db") as store,
+        pytest.raises(kvi.Unavailable, match=f"{tmp_path}/no/such does not exist; create"),
+    ):
+        store.get("k")
+    assert not (tmp_path / "no").exists()
+
+
+def test_directory_is_no_store(tmp_path: Path) -> None:
+    """A path to a directory is Unavailable, with the mend; so is one below a file."""
+    (tmp_path / "file").touch()
+    with kvi.open(f"sqlite:{tmp_path}") as store, pytest.raises(kvi.Unavailable, match="name a fi"):
+        store.get("k")
+    with (
+        kvi.open(f"sqlite:{tmp_path}/file/store.db") as store,
+        pytest.raises(kvi.Unavailable, match="not a directory"),
+    ):
+        store.get("k")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_no_permission_is_said(tmp_path: Path) -> None:
+    """A directory that this user may not use is Unavailable, and the text says who may mend it."""
+    tmp_path.chmod(0o500)
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            with kvi.open(f"sqlite:{tmp_path}/store.db") as store:
+                store.get("k")
+        except kvi.Unavailable as error:
+            os._exit(0 if "let this user" in str(error) else 2)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_old_library_is_refused() -> None:
+    """A Python with too old an SQLite library gets a BackendLoadError that names both versions."""
+    program = """
+        import sqlite3
+        sqlite3.sqlite_version, sqlite3.sqlite_version_info = "3.34.1", (3, 34, 1)
+        import kvi
+        try:
+            kvi.open("sqlite:x")
+        except kvi.BackendLoadError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
+    )
+    assert "3.35.0 or newer" in done.stdout
+    assert "3.34.1" in done.stdout
+
+
+def test_marks_are_in_the_file(path: Path, store: kvi.Kvi) -> None:
+    """The file says whose it is: application id, schema version and WAL are in its header."""
+    store.store("k", "v")
+    connection = sqlite3.connect(path)
+    pragmas = ("application_id", "user_version", "journal_mode")
+    marks = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas]
+    connection.close()
+    assert marks == [schema.APPLICATION_ID, schema.VERSION, "wal"]
+
+
+def test_commits_are_synced(store: kvi.Kvi) -> None:
+    """The connections that write are set to sync each commit, whatever the library's default."""
+    store.store("k", "v")
+    seen: list[int] = []
+    pool = store._pool  # type: ignore[attr-defined]
+    pool.read(lambda c: seen.append(c.execute("PRAGMA synchronous").fetchone()[0]), 1e12)
+    assert seen == [2]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "/", "//", ".", "..", "a/../b", " ", "a b", "?", "#", "%41", "\0", "a\0", "a\0b",
+        "\n", "\r\n", "\x7f", "\x80", "é", "e\u0301", "🎈", "\uffff", "\U0010ffff", "'", '"',
+        ";--", "k" * 100_000,
+    ],
+)  # fmt: skip
+def test_odd_keys_round_trip(store: kvi.Kvi, key: str) -> None:
+    """Every key comes back exactly, from every call, and is found by its bounds."""
+    store.store(key, "v")
+    entry = store.get(key)
+    assert entry is not None
+    assert entry.key == key
+    assert [e.key for e in store.range(prefix=key)] == [key]
+    assert [e.key for e in store.range(start=key, end=key + "\0")] == [key]
+    assert store.count(start=key) == 1
+    assert store.tas(key, "v", None)
+    assert store.get(key) is None
+
+
+def test_order_is_the_order_of_the_bytes(store: kvi.Kvi) -> None:
+    """Ranges are sorted by UTF-8 bytes, both ways."""
+    keys = ["a", "a\0", "a\0\0", "a\x01", "a/", "aa", "b", "z", "é", "\ud7ff", "\ue000", "🎈"]
+    for key in reversed(keys):
+        store.store(key, key)
+    assert [e.key for e in store.range()] == keys
+    assert [e.key for e in store.range(reverse=True)] == keys[::-1]
+
+
+def test_large_values_round_trip(store: kvi.Kvi) -> None:
+    """A value of many megabytes comes back whole; one above the limit is refused unsent."""
+    value = os.urandom(16 * 1024 * 1024)
+    store.store("k", value)
+    entry = store.get("k")
+    assert entry is not None
+    assert entry.value == value
+    limit = store.capabilities.max_value
+    assert limit is not None
+    assert limit > 900_000_000
+
+
+def test_row_of_the_largest_key_and_value_fits() -> None:
+    """Key, value and row overhead at their limits are what the library takes in one row."""
+    from kvi_sqlite.store import CAPABILITIES, MAX_KEY, ROW_OVERHEAD
+
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    longest = connection.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+    assert CAPABILITIES.max_value == longest - MAX_KEY - ROW_OVERHEAD
+    small = 2 * MAX_KEY
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, small)
+    for statement in schema.TABLES:
+        connection.execute(statement)
+    key, value, big = b"k" * MAX_KEY, b"v" * (small - MAX_KEY - ROW_OVERHEAD), 2**62
+    connection.execute(schema.UPSERT, (key, big, big, value))
+    connection.execute(schema.EVENT_OF_UPSERT, (big, key))
+    with pytest.raises(sqlite3.DataError):
+        connection.execute(schema.UPSERT, (key, big, big, value + b"v" * ROW_OVERHEAD))
+    connection.close()

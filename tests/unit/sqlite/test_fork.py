@@ -1,0 +1,197 @@
+"""Forks: the parent's store stays whole, the child opens its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import kvi
+import pytest
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning"),
+]
+
+
+def in_child(work: Callable[[], object], seconds: float = 30.0) -> int:
+    """Fork; the child runs ``work`` and ends at once. The exit code: 0 if it returned, else 1."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:  # noqa: BLE001  (pytest must not run on here)
+            os.write(2, f"in the child: {error!r}\n".encode())
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + seconds
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise AssertionError("the child hangs")
+        time.sleep(0.002)
+
+
+def refuses(call: Callable[[], object]) -> None:
+    with pytest.raises(kvi.UsedAfterFork):
+        call()
+
+
+def test_parents_handle_is_refused_in_the_child(store: kvi.Kvi) -> None:
+    """Every use in the child raises UsedAfterFork; the parent goes on."""
+    store.store("k", "v")
+
+    def child() -> None:
+        refuses(lambda: store.get("k"))
+        refuses(lambda: store.store("k", "w"))
+        refuses(lambda: store.client)
+        store.close()
+
+    assert in_child(child) == 0
+    entry = store.get("k")
+    assert entry is not None
+    assert entry.text == "v"
+    assert store.store("k", "w") == 2
+
+
+def test_childs_writes_outlive_the_parents_close(path: Path, uri: str) -> None:
+    """A child's own handle keeps all it writes, also after the parent has closed everything.
+
+    SQLite's state, inherited with the parent's connections, would make the child believe to hold
+    locks that it does not hold, and the parent would delete the WAL that the child writes to.
+    """
+    store = kvi.open(uri)
+    store.store("parent", "1")
+    ready, go = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with kvi.open(uri) as own:
+                own.store("before", "1")
+                os.write(ready[1], b"x")
+                os.read(go[0], 1)
+                own.store("after", "1")
+                code = 0
+        finally:
+            os._exit(code)
+    assert os.read(ready[0], 1) == b"x"
+    store.close()
+    os.write(go[1], b"x")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for end in (*ready, *go):
+        os.close(end)
+    with kvi.open(uri) as again:
+        assert [entry.key for entry in again.range()] == ["after", "before", "parent"]
+        assert again.range().revision == 3
+
+
+def test_child_can_write_whatever_the_parents_threads_do(uri: str) -> None:
+    """Forks amid the writes of other threads: children can write, and nothing is lost."""
+    stop = threading.Event()
+    with kvi.open(uri, timeout=30) as store:
+        written = [0, 0]
+
+        def write(who: int) -> None:
+            while not stop.is_set():
+                store.store(f"thread/{who}", "v")
+                written[who] += 1
+
+        threads = [threading.Thread(target=write, args=(who,)) for who in range(2)]
+        for thread in threads:
+            thread.start()
+
+        def child() -> None:
+            with kvi.open(uri, timeout=30) as own:
+                for number in range(5):
+                    own.store("child", str(number))
+
+        try:
+            for _ in range(10):
+                assert in_child(child) == 0
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert store.range().revision == sum(written) + 50
+
+
+def test_child_with_a_half_read_range_refuses_the_file(tmp_path: Path, uri: str) -> None:
+    """What cannot be closed before the fork makes the child refuse this file, and no other.
+
+    The parent reads on, in its snapshot, and writes.
+    """
+    with kvi.open(uri) as store:
+        store.txn(then=[kvi.Put(f"{n:05d}", "v") for n in range(3000)])
+        result = store.range()
+        iterator = iter(result)
+        next(iterator)
+
+        def child() -> None:
+            with kvi.open(uri) as own, pytest.raises(kvi.Unavailable, match="forked"):
+                own.get("k")
+            with kvi.open(f"sqlite:{tmp_path}/other.db") as other:
+                other.store("k", "v")
+            refuses(lambda: list(held[0]))
+            refuses(lambda: list(held[1]))
+
+        held = [result, iterator]
+        assert in_child(child) == 0
+        held.clear()
+        assert store.delete("02999")
+        assert sum(1 for _ in iterator) == 2999
+        del result, iterator
+        assert in_child(lambda: kvi.open(uri).store("k", "v")) == 0
+
+
+@pytest.mark.parametrize("end", ["sys.exit(0)", "os._exit(0)", "pass"])
+def test_childs_exit_touches_nothing(path: Path, uri: str, end: str) -> None:
+    """A child that ends, normally or not, whatever it inherited, harms nothing."""
+    program = f"""
+        import gc, os, sys, kvi
+        store = kvi.open({uri!r})
+        store.txn(then=[kvi.Put(f"{{n:05d}}", "v") for n in range(3000)])
+        result = store.range()
+        iterator = iter(result)
+        first = next(iterator)
+        store.client.execute("BEGIN IMMEDIATE")
+        store.client.execute("INSERT INTO entries VALUES (NULL, x'7a', 9, 9, 1, NULL, x'')")
+        child = os.fork()
+        if child == 0:
+            del result, iterator, store
+            gc.collect()
+            {end}
+        else:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            store.client.execute("ROLLBACK")
+            assert sum(1 for _ in iterator) == 2999
+            assert store.store("k", "v") == 2
+            assert store.get("k").text == "v"
+            store.close()
+            print("fine")
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("fine\n", "", 0)
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert connection.execute("SELECT count(*) FROM entries").fetchone() == (3001,)
+    connection.close()
