@@ -30,6 +30,8 @@ class Capabilities:
             after its last renewal.
         max_txn_ops: how many compares plus operations of the longer branch a transaction may
             have; ``None`` for any number.
+        txn_delete_ops: how many of them a `Delete` counts for whose key is not compared: 2 where
+            the store needs a second operation to tell whether the key was there.
         max_key: the longest key in UTF-8 bytes, never under 4,096; ``None`` for any.
         max_value: the largest value in bytes; ``None`` for any.
 
@@ -45,5 +47,6 @@ class Capabilities:
     lease_min_ttl: float
     lease_expiry_factor: float
     max_txn_ops: int | None
+    txn_delete_ops: int = 1
     max_key: int | None
     max_value: int | None

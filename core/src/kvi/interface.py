@@ -502,7 +502,7 @@ class BaseKvi(Kvi):
 
     def _delete_range(self, span: Span, timeout: float) -> int:
         """Delete in as few transactions as the store's limit allows; not atomic."""
-        size = self.capabilities.max_txn_ops or 1000
+        size = (self.capabilities.max_txn_ops or 1000) // self.capabilities.txn_delete_ops
         keys = [entry.key for entry in self._range(Scan(span, keys_only=True), timeout)]
         deleted = 0
         for first in range(0, len(keys), size):

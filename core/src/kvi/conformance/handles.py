@@ -189,8 +189,11 @@ class TestHandles:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads of pytest and the client
-    def test_fork(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
-        """A child's use of its parent's handle raises UsedAfterFork; the parent's goes on."""
+    def test_fork(self, store: kvi.Kvi, peer: kvi.Kvi, kvi_uri: str) -> None:
+        """A child's use of its parent's handle raises UsedAfterFork; the parent's goes on.
+
+        The child can open the store anew, and that changes nothing for the parent either.
+        """
         store.store("k", b"parent")
         child = os.fork()
         if child == 0:
@@ -201,6 +204,9 @@ class TestHandles:
                 except kvi.UsedAfterFork as error:
                     status = 0 if isinstance(error, kvi.Closed) and store.closed else 2
                 store.close()
+                with kvi.open(kvi_uri) as own:
+                    own.ping()
+                    status += 4 * (own.count() == 0)
             finally:
                 os._exit(status)
         _, status = os.waitpid(child, 0)
@@ -218,6 +224,7 @@ class TestHandles:
         capabilities = store.capabilities
         assert capabilities.max_key is None or capabilities.max_key >= 4096
         assert capabilities.max_txn_ops is None or capabilities.max_txn_ops >= 16
+        assert capabilities.txn_delete_ops in (1, 2)
         assert capabilities.max_value is None or capabilities.max_value >= 65_536
         assert capabilities.lease_expiry_factor >= 1
         assert capabilities.lease_min_ttl >= 0

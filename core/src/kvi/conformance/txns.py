@@ -242,7 +242,8 @@ class TestTransactions:
         puts = [kvi.Put(f"k{i:03}", b"") for i in range(size - half)]
         assert store.txn(compares, puts, [kvi.Put("else", b"")]).succeeded
         assert peer.count() == len(puts)
-        assert store.txn(then=[kvi.Delete(f"k{i:03}") for i in range(size)]).succeeded
+        deletes = size // store.capabilities.txn_delete_ops
+        assert store.txn(then=[kvi.Delete(f"k{i:03}") for i in range(deletes)]).succeeded
         assert peer.count() == 0
         assert store.txn(then=[kvi.Get(f"k{i:03}") for i in range(size)]).results == (None,) * size
         if limit is not None:
@@ -251,6 +252,7 @@ class TestTransactions:
                 (compares, one_more, ()),
                 (compares, (), one_more),
                 ((), [kvi.Put(f"k{i}", b"") for i in range(limit + 1)], ()),
+                ((), [kvi.Delete(f"k{i}") for i in range(deletes + 1)], ()),
             ):
                 with pytest.raises(kvi.InvalidArgument, match=str(limit)):
                     store.txn(when, then, otherwise)

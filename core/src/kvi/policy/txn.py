@@ -8,7 +8,7 @@ nothing of it has changed. So the semantics of contract section 4 exist once.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +41,27 @@ def check_txn(
     ]
     for name, branch in zip(("then", "otherwise"), branches, strict=True):
         _check_single_writes(name, branch)
-    size = len(compares) + max(map(len, branches))
+    compared = {compare.key for compare in compares}
+    size = len(compares) + max(_weight(branch, compared, limits) for branch in branches)
     if limits.max_txn_ops is not None and size > limits.max_txn_ops:
         raise InvalidArgument(
             f"the transaction has {size} compares and operations (of the longer branch), "
-            f"the store takes at most {limits.max_txn_ops}; split it"
+            f"the store takes at most {limits.max_txn_ops}"
+            + (
+                f" and counts a Delete of a key without compare as {limits.txn_delete_ops}"
+                if limits.txn_delete_ops > 1
+                else ""
+            )
+            + "; split it"
         )
     return Txn(compares, branches[0], branches[1])
+
+
+def _weight(branch: Sequence[Operation], compared: Set[str], limits: Capabilities) -> int:
+    extra = limits.txn_delete_ops - 1
+    return len(branch) + extra * sum(
+        isinstance(op, Delete) and op.key not in compared for op in branch
+    )
 
 
 def _items(name: str, given: Iterable[Any]) -> Iterable[Any]:
