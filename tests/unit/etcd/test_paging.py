@@ -10,8 +10,8 @@ from kvi_etcd.paging import FIRST, MOST, TARGET, PageSize
     ("size", "entries", "weight", "expected"),
     [
         (PageSize(), FIRST, FIRST * 10, FIRST * 4),  # small entries: grow, not at once
-        (PageSize(512), 512, 512 * 10, MOST),
-        (PageSize(MOST), MOST, MOST * 1_000_000, 1),  # large ones: shrink at once
+        (PageSize(1024), 1024, 1024 * 10, MOST),
+        (PageSize(MOST), MOST, MOST * 10_000_000, 1),  # large ones: shrink at once
         (PageSize(MOST), MOST, TARGET * 2, MOST // 2),
         (PageSize(10), 0, 0, 1),
         (PageSize(1), 1, 10 * TARGET, 1),  # never less than one
@@ -29,4 +29,4 @@ def test_shrinking_ends() -> None:
     while size is not None:
         sizes.append(size.entries)
         size = size.smaller()
-    assert sizes == [1000, 250, 62, 15, 3, 1]
+    assert sizes == [3000, 750, 187, 46, 11, 2, 1]

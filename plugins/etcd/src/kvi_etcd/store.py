@@ -120,10 +120,8 @@ class EtcdKvi(BaseKvi):
         first = self._page(scan, low, high, PageSize(), scan.limit, 0, timeout)
         if not first.more or len(first.entries) == scan.limit:
             return RangeResult(first.revision, lambda: (first.entries,))
-        rest = self._downward if scan.reverse else self._upward
-        return RangeResult(
-            first.revision, lambda: _chain(first, rest(scan, low, high, first, timeout))
-        )
+        pages = self._downward if scan.reverse else self._upward
+        return RangeResult(first.revision, lambda: pages(scan, low, high, first, timeout))
 
     def _page(
         self,
@@ -141,34 +139,43 @@ class EtcdKvi(BaseKvi):
             request = wire.range_request(scan, low, high, limit=limit, revision=revision)
             try:
                 answer = self._connection.call("range", request, timeout, write=False)
+                return _decode(scan, size, answer)
             except AnswerTooLarge:
                 smaller = PageSize(limit).smaller()
                 if smaller is None:
                     raise
                 size = smaller
-                continue
-            entries = wire.entries(answer.kvs, keys_only=scan.keys_only)
-            weight = sum(len(entry.key) + len(entry.value or b"") for entry in entries)
-            return _Page(
-                entries, answer.more, answer.header.revision, size.after(len(entries), weight)
-            )
 
     def _upward(
         self, scan: Scan, low: bytes, high: bytes, page: _Page, timeout: float
     ) -> Iterator[list[KeyValue]]:
+        """Yield ``page`` and those behind it; the next is on its way while one is used."""
         revision, wanted = page.revision, scan.limit
-        while page.more:
+        while True:
             if wanted is not None:
                 wanted -= len(page.entries)
-                if not wanted:
-                    return
+            if not page.more or wanted == 0:
+                yield page.entries
+                return
+            size = page.next_size
+            limit = size.entries if wanted is None else min(size.entries, wanted)
             low = page.entries[-1].key.encode() + b"\0"
-            page = self._page(scan, low, high, page.next_size, wanted, revision, timeout)
-            yield page.entries
+            request = wire.range_request(scan, low, high, limit=limit, revision=revision)
+            pending = self._connection.begin("range", request, timeout)
+            try:
+                yield page.entries
+                page = _decode(scan, size, pending.answer())
+            except AnswerTooLarge:
+                size = PageSize(limit).smaller() or size
+                page = self._page(scan, low, high, size, wanted, revision, timeout)
+            finally:
+                pending.cancel()
 
     def _downward(
         self, scan: Scan, low: bytes, high: bytes, page: _Page, timeout: float
     ) -> Iterator[list[KeyValue]]:
+        """Yield ``page`` and those before it."""
+        yield page.entries
         revision, size = page.revision, page.next_size
         wanted = None if scan.limit is None else scan.limit - len(page.entries)
         high = page.entries[-1].key.encode()
@@ -201,6 +208,7 @@ class EtcdKvi(BaseKvi):
         return starts
 
 
-def _chain(first: _Page, rest: Iterator[list[KeyValue]]) -> Iterator[list[KeyValue]]:
-    yield first.entries
-    yield from rest
+def _decode(scan: Scan, size: PageSize, answer: pb.RangeResponse) -> _Page:
+    entries = wire.entries(answer.kvs, keys_only=scan.keys_only)
+    weight = sum(len(entry.key) + len(entry.value or b"") for entry in entries)
+    return _Page(entries, answer.more, answer.header.revision, size.after(len(entries), weight))

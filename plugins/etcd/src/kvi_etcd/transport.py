@@ -206,6 +206,29 @@ class Link:
         self.metadata: tuple[tuple[str, str], ...] | None = None
 
 
+class Pending:
+    """A request whose answer is still to be taken, or not wanted any more."""
+
+    __slots__ = ("_again", "_future")
+
+    def __init__(self, future: Any, again: Callable[[grpc.RpcError], Any]) -> None:
+        self._future = future
+        self._again = again
+
+    def answer(self) -> Any:
+        """Wait for the answer, by the deadline that the request was sent with."""
+        try:
+            return self._future.result()
+        except grpc.FutureCancelledError as error:
+            raise Unavailable("the connection is closed") from error
+        except grpc.RpcError as error:
+            return self._again(error)
+
+    def cancel(self) -> None:
+        """Let go of it; does nothing once it is answered."""
+        self._future.cancel()
+
+
 class Connection:
     """Calls to one cluster over one of its endpoints; see the module's theory.
 
@@ -239,6 +262,20 @@ class Connection:
             return self._again(link, method, request, deadline, write, error)
         except ValueError as error:
             raise self._shut(error) from error
+
+    def begin(self, method: str, request: object, timeout: float) -> Pending:
+        """Send a request that only reads, and go on; the answer is asked for later."""
+        deadline = time.monotonic() + timeout
+        link = self._link or self._current()
+        try:
+            future = getattr(link, method).future(request, timeout, link.metadata)
+        except ValueError as error:
+            raise self._shut(error) from error
+
+        def again(error: grpc.RpcError) -> Any:
+            return self._again(link, method, request, deadline, False, error)
+
+        return Pending(future, again)
 
     @property
     def client(self) -> Any:

@@ -1,0 +1,1 @@
+"""How fast kvi is beside the least work that could do the job: `python -m benchmarks --help`."""

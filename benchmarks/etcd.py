@@ -1,0 +1,192 @@
+"""The etcd store, against the bare gRPC stub, ``etcd3`` 0.12 and ``etcd3gw``.
+
+The floor is ``channel.unary_unary`` on messages made from kvi's own ``wire.proto``, over a channel
+with default options, without a time-out, errors left as they are: the least that can ask etcd.
+``etcd3`` cannot be imported beside a present protobuf; it runs on the stubs that kvi's plugin
+stands in for its own, over a default channel of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import grpc
+import kvi
+from kvi_etcd import wire_pb2 as pb
+
+from benchmarks.machine import address, installed
+from benchmarks.measure import (
+    AGAIN,
+    FLOOR,
+    KVI,
+    QUICK,
+    Comparison,
+    Effort,
+    Run,
+    calls,
+    compare,
+    threads,
+)
+from benchmarks.report import Row, Target, at_most
+
+_KEY, _VALUE = "benchmark/single", b"2500"
+_PREFIX = "benchmark/many/"
+_MANY_VALUE = bytes(range(256)) * 4
+_THREADS = 32
+_PAGE = 3000  # entries of 1 KB, near the most that a default channel can receive, is the fastest
+_GROWTH = 60_000_000
+_BATCH = 128  # operations: etcd's default --max-txn-ops
+
+
+class Stub:
+    """The floor: bare calls, nothing around them."""
+
+    def __init__(self, uri: str) -> None:
+        host, port = address(uri)
+        self._channel = grpc.insecure_channel(f"{host}:{port}")
+        self._range: Callable[[pb.RangeRequest], pb.RangeResponse] = self._method(
+            "Range", pb.RangeRequest, pb.RangeResponse
+        )
+        self._put: Callable[[pb.PutRequest], pb.PutResponse] = self._method(
+            "Put", pb.PutRequest, pb.PutResponse
+        )
+        self._txn: Callable[[pb.TxnRequest], pb.TxnResponse] = self._method(
+            "Txn", pb.TxnRequest, pb.TxnResponse
+        )
+
+    def get(self, key: str) -> bytes:
+        return self._range(pb.RangeRequest(key=key.encode())).kvs[0].value
+
+    def store(self, key: str, value: bytes) -> int:
+        return self._put(pb.PutRequest(key=key.encode(), value=value)).header.revision
+
+    def read_all(self, prefix: str) -> int:
+        """Page through a prefix at one revision; the bytes of keys and values."""
+        low, high = prefix.encode(), prefix[:-1].encode() + bytes([ord(prefix[-1]) + 1])
+        size, revision, more = 0, 0, True
+        while more:
+            request = pb.RangeRequest(key=low, range_end=high, limit=_PAGE, revision=revision)
+            answer = self._range(request)
+            for entry in answer.kvs:
+                low = entry.key
+                size += len(low) + len(entry.value)
+            low += b"\0"
+            revision, more = answer.header.revision, answer.more
+        return size
+
+    def fill(self, prefix: str, number: int) -> None:
+        """Store ``number`` entries of 1 KB."""
+        for first in range(0, number, _BATCH):
+            names = range(first, min(first + _BATCH, number))
+            puts = (
+                pb.PutRequest(key=f"{prefix}{name:08}".encode(), value=_MANY_VALUE)
+                for name in names
+            )
+            self._txn(pb.TxnRequest(success=[pb.RequestOp(request_put=put) for put in puts]))
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _method(self, name: str, request: Any, answer: Any) -> Any:
+        return self._channel.unary_unary(
+            f"/etcdserverpb.KV/{name}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+
+
+def rows(effort: Effort, uri: str) -> Iterator[Row]:
+    """Get and store by one and many threads, and a range of many entries."""
+    with kvi.open(uri) as store, closing(Stub(uri)) as floor:
+        store.store(_KEY, _VALUE)
+        peers = list(_peers(uri))
+        for case, ours, bare, arguments in (
+            ("get", store.get, floor.get, (_KEY,)),
+            ("store", store.store, floor.store, (_KEY, _VALUE)),
+        ):
+            runs: dict[str, Run] = {FLOOR: calls(bare, *arguments), KVI: calls(ours, *arguments)}
+            for name, get, put in peers:
+                runs[name] = calls(get if case == "get" else put, *arguments)
+            compared = compare(effort, runs)
+            yield Row("etcd", f"{case}, 1 thread", compared, (at_most(compared, 1.08),))
+            runs = {
+                FLOOR: threads(_THREADS, bare, *arguments),
+                KVI: threads(_THREADS, ours, *arguments),
+            }
+            runs |= {
+                name: threads(_THREADS, get if case == "get" else put, *arguments)
+                for name, get, put in peers
+                if name == "etcd3"  # etcd3gw shares one session, which is not made for threads
+            }
+            compared = compare(Effort(effort.rounds, effort.turn * 4), runs)
+            yield Row("etcd", f"{case}, {_THREADS} threads", compared, (at_most(compared, 1.08),))
+        try:
+            yield _range(effort, uri, store, floor)
+        finally:
+            store.delete_range(prefix="benchmark/", timeout=60)
+
+
+def _peers(uri: str) -> Iterator[tuple[str, Callable[..., object], Callable[..., object]]]:
+    host, port = address(uri)
+    client = etcd3_client(uri)
+    yield "etcd3", client.get, client.put
+    if (etcd3gw := installed("etcd3gw")) is not None:
+        gateway = etcd3gw.client(host=host, port=port, api_path="/v3/")
+        yield "etcd3gw", gateway.get, gateway.put
+
+
+def etcd3_client(uri: str) -> Any:
+    """An ``etcd3`` client with its own default channel."""
+    with kvi.open(uri) as store:
+        assert store.client is not None  # its stubs stand in for etcd3's from now on
+    host, port = address(uri)
+    return importlib.import_module("etcd3").client(host=host, port=port)
+
+
+def read_all(store: kvi.Kvi, prefix: str) -> int:
+    """As `Stub.read_all`, by kvi."""
+    return sum(len(entry.key) + len(entry.value or b"") for entry in store.range(prefix=prefix))
+
+
+def _range(effort: Effort, uri: str, store: kvi.Kvi, floor: Stub) -> Row:
+    number = 10_000 if effort is QUICK else 100_000
+    floor.fill(_PREFIX, number)
+    if read_all(store, _PREFIX) != floor.read_all(_PREFIX):
+        raise SystemExit("kvi and the bare stub read different ranges")
+    compared = compare(
+        effort.few(),
+        {FLOOR: calls(floor.read_all, _PREFIX), KVI: calls(read_all, store, _PREFIX)},
+    )
+    samples = dict(compared.samples)
+    growth = {name: _growth(name, uri) for name in (FLOOR, KVI, "etcd3", "etcd3gw")}
+    notes = ", ".join(f"{name} {told}" for name, (told, _) in growth.items() if name != KVI)
+    told, grown = growth[KVI]
+    memory = Target(
+        f"< {_GROWTH // 1_000_000} MB growth", told, None if grown is None else grown < _GROWTH
+    )
+    return Row(
+        "etcd",
+        f"range of {number:,} × 1 KB",
+        Comparison({name: samples[name] for name in (FLOOR, KVI, AGAIN)}),
+        (at_most(compared, 1.15), memory),
+        remark=f"growth: {notes}",
+    )
+
+
+def _growth(name: str, uri: str) -> tuple[str, int | None]:
+    """How much memory reading the whole range takes at its peak, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.growth", name, uri, _PREFIX],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    told = json.loads(done.stdout)
+    if told["error"]:
+        return str(told["error"]), None
+    return f"{told['growth'] / 1e6:.0f} MB", int(told["growth"])
