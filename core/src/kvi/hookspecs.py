@@ -26,7 +26,6 @@ from kvi.uri import StoreUri
 __all__ = ["INTERFACE", "BackendInfo", "hookimpl", "kvi_describe", "kvi_open"]
 
 PROJECT = "kvi"
-ENTRY_POINTS = "kvi.backends"
 
 INTERFACE = "1.0"
 """The version of the backend interface that this core speaks, as ``major.minor``.

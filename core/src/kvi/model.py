@@ -6,7 +6,6 @@ All of them are immutable and safe to share between threads.
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -67,6 +66,8 @@ class KeyValue(NamedTuple):
 
     def json(self) -> Any:
         """The value parsed as JSON. Raises `InvalidArgument` if it is not, or was not read."""
+        import json  # costs 2 ms, and most programs read bytes or text
+
         try:
             return json.loads(self._bytes())
         except ValueError as error:

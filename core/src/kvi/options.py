@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -141,6 +140,8 @@ def resolve(
         given[name] = value
     for name in [*given, *keywords]:
         if name not in options:
+            import difflib  # costs more than an open, and is needed for a mistake only
+
             near = difflib.get_close_matches(name, options, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InvalidOption(

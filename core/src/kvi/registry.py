@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 
 import pluggy
 
 from kvi import hookspecs
 from kvi.backend.namespace import Namespace, check_name
 from kvi.capabilities import Capabilities
+from kvi.discovery import GROUP, Claim, all_claims, claims_on
 from kvi.errors import (
     AmbiguousBackend,
     BackendLoadError,
@@ -22,7 +22,7 @@ from kvi.errors import (
     KviError,
     UnknownBackend,
 )
-from kvi.hookspecs import ENTRY_POINTS, INTERFACE, PROJECT, BackendInfo
+from kvi.hookspecs import INTERFACE, PROJECT, BackendInfo
 from kvi.interface import Kvi
 from kvi.options import COMMON, resolve
 from kvi.uri import StoreUri
@@ -85,42 +85,37 @@ class _Registry:
         return loaded
 
 
-def _find(name: str) -> EntryPoint:
-    found = {_origin(entry): entry for entry in entry_points(group=ENTRY_POINTS, name=name)}
+def _find(name: str) -> Claim:
+    found = claims_on(name)
     if not found:
-        installed = sorted({entry.name for entry in entry_points(group=ENTRY_POINTS)})
+        installed = sorted({claim.scheme for claim in all_claims()})
         package = _PACKAGES.get(name)
         mend = (
             f"install it with: pip install {package}"
             if package
-            else f"a backend is a distribution with an entry point {name!r} in {ENTRY_POINTS!r}"
+            else f"a backend is a distribution with an entry point {name!r} in {GROUP!r}"
         )
         raise UnknownBackend(
             f"no backend for the scheme {name!r} is installed "
             f"(installed: {', '.join(installed) or 'none'}); {mend}"
         )
-    if len(found) > 1:
-        raise AmbiguousBackend(
-            f"the scheme {name!r} is claimed by {' and '.join(sorted(found))}; uninstall one"
-        )
-    return next(iter(found.values()))
+    if len({claim.distribution for claim in found}) > 1:
+        owners = " and ".join(claim.distribution for claim in found)
+        raise AmbiguousBackend(f"the scheme {name!r} is claimed by {owners}; uninstall one")
+    return found[0]
 
 
-def _origin(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist is not None else entry.value
-
-
-def _load(entry: EntryPoint) -> _Plugin:
-    origin = f"the backend {entry.name!r} of {_origin(entry)}"
+def _load(claim: Claim) -> _Plugin:
+    origin = f"the backend {claim.scheme!r} of {claim.distribution}"
     try:
-        module = entry.load()
+        module = claim.load()
     except Exception as error:
         raise BackendLoadError(
             f"{origin} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     manager = pluggy.PluginManager(PROJECT)  # one each: a module may serve several schemes
     manager.add_hookspecs(hookspecs)
-    manager.register(module, name=entry.name)
+    manager.register(module, name=claim.scheme)
     try:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
@@ -202,26 +197,20 @@ def backends() -> list[InstalledBackend]:
 
     One that cannot be used is listed with its ``error`` and hides no other.
     """
-    names: dict[str, list[EntryPoint]] = {}
-    for entry in entry_points(group=ENTRY_POINTS):
-        same = names.setdefault(entry.name, [])
-        if all(_origin(entry) != _origin(other) for other in same):
-            same.append(entry)
-    return [_inspect(entry) for name in sorted(names) for entry in names[name]]
+    return [_inspect(claim) for claim in all_claims()]
 
 
-def _inspect(entry: EntryPoint) -> InstalledBackend:
-    version = entry.dist.version if entry.dist is not None else "unknown"
+def _inspect(claim: Claim) -> InstalledBackend:
+    info, failure = None, None
     try:
-        info = _registry.plugin(entry.name).info
+        info = _registry.plugin(claim.scheme).info
     except KviError as error:
-        return InstalledBackend(
-            distribution=_origin(entry), version=version, scheme=entry.name, error=error
-        )
+        failure = error
     return InstalledBackend(
-        distribution=_origin(entry),
-        version=version,
-        scheme=entry.name,
-        schemes=info.schemes,
-        capabilities=info.capabilities,
+        distribution=claim.distribution,
+        version=claim.version,
+        scheme=claim.scheme,
+        schemes=info.schemes if info else (),
+        capabilities=info.capabilities if info else None,
+        error=failure,
     )

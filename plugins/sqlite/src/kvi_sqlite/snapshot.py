@@ -66,9 +66,11 @@ def read_page(connection: Connection, scan: Scan, rest: Rest) -> tuple[list[KeyV
     page: list[KeyValue] = []
     size = 0
     last = b""
+    new = tuple.__new__  # KeyValue's own constructor would be a fifth of the time of a range
     rows = connection.execute(_SQL[scan.reverse, scan.keys_only], (rest.low, rest.high, limit))
     for last, value, revision, create_revision, version, lease in rows:
-        page.append(KeyValue(str(last, "utf-8"), value, revision, create_revision, version, lease))
+        entry = (str(last, "utf-8"), value, revision, create_revision, version, lease)
+        page.append(new(KeyValue, entry))
         size += len(last) + (0 if value is None else len(value))
         if size >= PAGE_BYTES:
             rows.close()
