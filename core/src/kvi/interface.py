@@ -31,6 +31,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from kvi.capabilities import Capabilities
@@ -526,7 +527,9 @@ def _after_fork_in_child() -> None:
     for handle in list(_live):
         if handle._shut is None:
             handle._shut = UsedAfterFork
-        handle._forked()
+        # A handle that another thread was still making has no state yet, and no one to use it.
+        with suppress(AttributeError):
+            handle._forked()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,0 +1,216 @@
+"""The one place that translates what Consul and the network say into errors of kvi.
+
+The question behind every line is *may the write have happened?*
+
+==========================================================  ====================================
+what was seen                                               what it means
+==========================================================  ====================================
+cannot resolve, connect or shake hands; nothing was sent    `Unavailable`, `Timeout`: surely not
+certificate refused, by either side                         `AuthenticationFailed`: surely not
+sent, then time-out, reset, or an answer that is none       reads: `Timeout`, `Unavailable`;
+                                                            writes: `OutcomeUnknown`
+409 of a transaction                                        surely not; see `Refusal`
+429; 500 "No cluster leader"; 3xx; 404                      `Unavailable`: surely not
+500 "Invalid session"                                       `LeaseLost`: surely not
+other 5xx                                                   reads: `Unavailable`;
+                                                            writes: `OutcomeUnknown`
+401; 403 "ACL not found"                                    `AuthenticationFailed`
+other 403                                                   `PermissionDenied`
+413                                                         `ValueTooLarge`
+400, other 4xx                                              `InvalidArgument`
+==========================================================  ====================================
+
+A 404 or a redirect is never Consul's answer to what this plugin asks (where it is, as for a prefix
+without keys, the caller has handled it): something else listens there.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import socket
+import ssl
+
+from kvi.errors import (
+    AuthenticationFailed,
+    InvalidArgument,
+    KviError,
+    LeaseLost,
+    OutcomeUnknown,
+    PermissionDenied,
+    Timeout,
+    Unavailable,
+    ValueTooLarge,
+)
+
+_SHOWN = 300  # characters of a server's text in a message
+_NO_LEADER = "No cluster leader"
+_LEASE_GONE = "the session of this lease is gone, nothing was written; grant a new lease"
+# What a TLS server says when it wants (another) client certificate. With TLS 1.3 it comes after
+# the request was sent, but before the server reads it.
+_CERTIFICATE_ALERTS = re.compile(
+    r"CERTIFICATE_REQUIRED|ALERT_(BAD|UNSUPPORTED|EXPIRED|REVOKED|UNKNOWN)_?C|UNKNOWN_CA"
+    r"|ALERT_CERTIFICATE|ALERT_ACCESS_DENIED|HANDSHAKE_FAILURE"
+)
+
+
+class Broken(Exception):
+    """An exchange of request and answer broke; the native error is its ``__cause__``.
+
+    Attributes:
+        sent: whether the server may have the request.
+
+    """
+
+    def __init__(self, sent: bool) -> None:
+        super().__init__("an answer could not be had")
+        self.sent = sent
+
+
+class Refusal(enum.Enum):
+    """Why an operation of a transaction was refused; nothing of the transaction was applied."""
+
+    STATE = "the key is not in the state that the operation asks for"
+    HELD = "another session holds the key"
+    DELAY = "a session that ended holds the key for its lock-delay"
+    SESSION = "the session does not exist"
+    DENIED = "the token may not do this"
+    OTHER = "something else"
+
+
+# The texts quote the key, which may say anything: what is matched stands outside of the quotes.
+_REFUSALS = tuple(
+    (re.compile(pattern, re.DOTALL), refusal)
+    for pattern, refusal in (
+        (r"""key ".*" (doesn't exist|exists)\Z""", Refusal.STATE),
+        (r"failed index check for key ", Refusal.STATE),
+        (r"failed to check index, key ", Refusal.STATE),
+        (r"failed session check for key ", Refusal.STATE),
+        (r"failed to check session, key ", Refusal.STATE),
+        (r"failed to (set|delete) key .*, index is stale\Z", Refusal.STATE),
+        (r"failed to unlock key ", Refusal.STATE),
+        (r"failed to lock key .*, lock is already held\Z", Refusal.HELD),
+        (r"failed to lock key .* due to lock delay\Z", Refusal.DELAY),
+        (r"invalid session ", Refusal.SESSION),
+        (r"(rpc error making call: )?Permission denied", Refusal.DENIED),
+    )
+)
+
+
+def refusal_of(text: str) -> Refusal:
+    """What the text of a refused operation means."""
+    for pattern, refusal in _REFUSALS:
+        if pattern.match(text):
+            return refusal
+    return Refusal.OTHER
+
+
+def of_refusal(refusal: Refusal, text: str) -> KviError:
+    """The error for a refusal that trying again cannot mend (yet)."""
+    match refusal:
+        case Refusal.SESSION:
+            return LeaseLost(_LEASE_GONE)
+        case Refusal.DENIED:
+            return PermissionDenied(_denied(text))
+        case Refusal.DELAY:
+            return Unavailable(
+                "Consul still keeps the key for a session that ended (its lock-delay, 15 seconds "
+                "unless that session set another); try again after it"
+            )
+        case _:
+            return InvalidArgument(f"Consul refused the transaction: {_short(text)}")
+
+
+def of_status(status: int, text: str, *, write: bool) -> KviError:
+    """The error for an answer whose status is not what the request hoped for."""
+    said = f"{status} {_short(text)}".rstrip()
+    if status == 401 or (status == 403 and "ACL not found" in text):
+        return AuthenticationFailed(
+            f"Consul does not know the token ({said}); check the token of the URI"
+        )
+    if status == 403:
+        return PermissionDenied(_denied(text))
+    if status == 413:
+        return ValueTooLarge(f"Consul refused the size of the request ({said}); split it")
+    if status == 429:
+        return Unavailable(f"Consul limits the rate of requests ({said}); try again later")
+    if status == 404 or 300 <= status < 400:
+        return Unavailable(
+            f"what answers is not Consul's API ({said}); check host, port and consul+tls://"
+        )
+    if 400 <= status < 500:
+        return InvalidArgument(f"Consul refused the request ({said})")
+    if status == 500 and text.startswith("Invalid session"):
+        return LeaseLost(_LEASE_GONE)
+    if _NO_LEADER in text:
+        return Unavailable("Consul has no leader at the moment; try again later")
+    if "No path to datacenter" in text and not write:
+        return Unavailable("Consul knows no such datacenter; check the option dc")
+    if write:
+        return OutcomeUnknown(
+            f"Consul failed ({said}); the write may have applied, or may still apply"
+        )
+    return Unavailable(f"Consul failed ({said}); try again later")
+
+
+def of_broken(broken: Broken, where: str, *, write: bool) -> KviError:
+    """The error for an exchange that broke; ``where`` names the agent."""
+    cause = broken.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return AuthenticationFailed(
+            f"the certificate of {where} cannot be trusted ({cause.verify_message}); "
+            "name the file of its CA with the option ca"
+        )
+    reason = (getattr(cause, "reason", None) or "") if isinstance(cause, ssl.SSLError) else ""
+    if _CERTIFICATE_ALERTS.search(reason):
+        return AuthenticationFailed(
+            f"{where} refused the client certificate ({reason}); check the options cert and key"
+        )
+    late = isinstance(cause, TimeoutError)
+    if broken.sent and write:
+        how = "did not answer in time" if late else f"broke off the connection ({cause})"
+        return OutcomeUnknown(f"{where} {how}; the write may have applied, or may still apply")
+    if late:
+        return Timeout(
+            f"{where} did not answer in time"
+            if broken.sent
+            else f"no connection to {where} in time; nothing was sent"
+        )
+    if broken.sent:
+        return Unavailable(f"{where} broke off the connection ({cause}); try again")
+    if isinstance(cause, socket.gaierror):
+        return Unavailable(f"the host of {where} cannot be resolved ({cause}); check the URI")
+    if isinstance(cause, ssl.SSLError):
+        return Unavailable(
+            f"no TLS connection to {where} ({reason or cause}); for an agent without TLS "
+            "write consul://"
+        )
+    return Unavailable(f"{where} cannot be reached ({cause}); is the agent running?")
+
+
+def of_nonsense(where: str, *, write: bool) -> KviError:
+    """The error for an answer with a good status that cannot be understood."""
+    if write:
+        return OutcomeUnknown(
+            f"{where} answered a write with something that is not Consul's; it may have applied"
+        )
+    return Unavailable(f"{where} answered with something that is not Consul's; check host and port")
+
+
+def of_hidden(*, write: bool) -> KviError:
+    """The error for results that were held back: the token may not read what was asked for."""
+    if write:
+        return OutcomeUnknown(
+            "the transaction applied, but the token may not read what it was to return"
+        )
+    return PermissionDenied(_denied(""))
+
+
+def _denied(text: str) -> str:
+    said = f" ({_short(text)})" if text else ""
+    return f"the token has no permission for this{said}; it needs a policy for the key"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN else line[:_SHOWN] + "…"

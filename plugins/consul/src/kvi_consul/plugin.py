@@ -1,0 +1,110 @@
+"""The plugin's hooks: describe Consul, check a URI and its options, open the store."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+from kvi.errors import InvalidOption
+from kvi.hookspecs import BackendInfo, hookimpl
+from kvi.interface import Kvi
+from kvi.options import Option
+from kvi.uri import StoreUri
+
+from kvi_consul.store import CAPABILITIES, ConsulKvi
+from kvi_consul.transport import Transport
+
+PORT = 8500
+
+_OPTIONS = (
+    Option(name="token", kind="text", secret=True, help="the ACL token; or write it before the @"),
+    Option(name="dc", kind="text", help="the datacenter, if it is not the agent's own"),
+    Option(name="ca", kind="text", help="file of the CA certificates to trust (consul+tls)"),
+    Option(name="cert", kind="text", help="file of the client's certificate (consul+tls)"),
+    Option(name="key", kind="text", help="file of the client's key, if not in cert (consul+tls)"),
+)
+# Both go into the head of a request as they are: a line break there would be a header of its own.
+_TOKEN = re.compile(r"[\x21-\x7e]+\Z")
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+\Z")
+
+
+@hookimpl
+def kvi_describe() -> BackendInfo:
+    """Describe the Consul store."""
+    return BackendInfo(
+        name="consul",
+        interface="1.0",
+        schemes=("consul", "consul+tls"),
+        capabilities=CAPABILITIES,
+        options=_OPTIONS,
+        path_is_namespace=True,
+    )
+
+
+@hookimpl
+def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Kvi:
+    """Open the store of one agent; nothing is sent yet."""
+    host, port = _agent(uri)
+    transport = Transport(
+        host, port, token=_token(uri, options["token"]), tls=_tls(uri.variant == "tls", options)
+    )
+    return ConsulKvi(uri.redacted, transport, dc=options["dc"], timeout=options["timeout"])
+
+
+def _agent(uri: StoreUri) -> tuple[str, int]:
+    if len(uri.hosts) > 1:
+        raise InvalidOption(
+            "a Consul store has one host, its agent, which knows the servers; name only that one"
+        )
+    if not uri.hosts:
+        raise InvalidOption("a Consul store needs its agent's host: consul://127.0.0.1:8500")
+    host, port = uri.hosts[0]
+    try:
+        plain = host.encode("idna").decode("ascii")
+    except UnicodeError:
+        plain = ""
+    if not _HOST.match(plain):
+        raise InvalidOption("the host of the URI is neither a name nor an address")
+    return plain, PORT if port is None else port
+
+
+def _token(uri: StoreUri, option: str | None) -> str | None:
+    if uri.password is not None:
+        raise InvalidOption(
+            "Consul has tokens, not users with passwords; write consul://TOKEN@host"
+        )
+    if uri.username is not None and option is not None:
+        raise InvalidOption("the token is given before the @ and as an option; keep one")
+    token = option if uri.username is None else uri.username
+    if token is not None and not _TOKEN.match(token):
+        raise InvalidOption("a Consul token is printable ASCII without spaces, and not empty")
+    return token
+
+
+def _tls(wanted: bool, options: Mapping[str, Any]) -> ssl.SSLContext | None:
+    ca, cert, key = (options[name] for name in ("ca", "cert", "key"))
+    if not wanted:
+        for name in ("ca", "cert", "key"):
+            if options[name] is not None:
+                raise InvalidOption(f"option {name!r} is for consul+tls://; change the scheme")
+        return None
+    if key is not None and cert is None:
+        raise InvalidOption("option 'key' is the key of option 'cert'; give both")
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ValueError) as error:
+        raise InvalidOption(
+            f"option 'ca' names no readable file of PEM certificates: {error}"
+        ) from error
+    if cert is not None:
+        try:
+            # Without a password of its own, OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(cert, key, password=lambda: "")
+        except (OSError, ValueError) as error:
+            raise InvalidOption(
+                "options 'cert' and 'key' name no readable PEM certificate with its unencrypted "
+                f"key: {error}"
+            ) from error
+    return context

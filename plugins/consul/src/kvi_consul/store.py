@@ -1,0 +1,494 @@
+"""`ConsulKvi`: a handle on the KV store behind one Consul agent.
+
+Point operations are one ``PUT /v1/txn`` each, with ``?consistent``, so that reads are linearizable;
+transactions are planned by `kvi_consul.plan`, and this module sends the plans and waits between
+them. Prefix reads are one answer of any size, parsed as it comes and kept by `kvi_consul.pages`.
+
+*Permanent keys.* Consul's ``set`` and ``cas`` leave a key's session on it, so that the key would
+still vanish with that session. The answer to a write shows such a session, and `_free` then ends
+its hold in a second transaction, on the condition that the key is still the one that was written.
+Until then the call has not returned, and if its time runs out, the fate of the write is unknown.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import threading
+from collections.abc import Generator
+from contextlib import closing
+from time import monotonic
+from typing import Any
+from urllib.parse import quote
+
+from kvi.capabilities import Capabilities
+from kvi.errors import Contention, KviError, OutcomeUnknown, ValueTooLarge
+from kvi.interface import BaseKvi
+from kvi.model import Delete, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
+
+from kvi_consul import errors, wire
+from kvi_consul.errors import Broken, Refusal
+from kvi_consul.pages import Pages
+from kvi_consul.plan import Held, Hidden, Planner
+from kvi_consul.transport import Transport
+from kvi_consul.wire import Op
+
+CAPABILITIES = Capabilities(
+    shared=True,
+    durable=True,
+    watch_history=False,
+    snapshot_range=False,
+    lock_fair=False,
+    key_version=False,
+    atomic_range_delete="prefix",
+    lease_min_ttl=10,
+    lease_expiry_factor=2,
+    max_txn_ops=wire.MAX_OPS,
+    txn_delete_ops=2,
+    # Together, in Base64 and with the key named twice (a check and a write), they fit the
+    # server's 512 KiB for one transaction.
+    max_key=8192,
+    max_value=380_000,
+)
+
+# What taking apart an answer raises if it is not what Consul says.
+_BAD = (ValueError, KeyError, TypeError, AttributeError)
+_BACKOFF = 0.001  # seconds before the second try of a transaction; doubled for each further one
+_MOST_BACKOFF = 0.05
+_DELAY_BACKOFF = 0.25  # a lock-delay lasts for seconds
+_DELETES = wire.MAX_OPS // CAPABILITIES.txn_delete_ops
+
+
+class _Refused(KviError):
+    """A streamed transaction was refused because of the state of a key."""
+
+
+class ConsulKvi(BaseKvi):
+    """A handle on the store of the agent that ``transport`` speaks to."""
+
+    def __init__(
+        self, uri: str, transport: Transport, *, dc: str | None = None, timeout: float
+    ) -> None:
+        self._transport = transport  # first: a fork may come as soon as the handle is known
+        super().__init__(uri, CAPABILITIES, timeout=timeout)
+        self._dc = dc
+        self._client: Any = None
+        self._client_lock = threading.Lock()
+        self._query = "consistent" if dc is None else f"consistent&dc={quote(dc, safe='')}"
+        self._txn_head = transport.head("PUT", f"/v1/txn?{self._query}")
+
+    @property
+    def client(self) -> Any:
+        """The client of python-consul, on this handle's connections."""
+        with self._client_lock:
+            if self._client is None:
+                from kvi_consul.client import ConsulClient
+
+                self._client = ConsulClient(self._transport, dc=self._dc, timeout=self._timeout)
+            return self._client
+
+    # -- point operations -------------------------------------------------------------------------
+
+    def _get(self, key: str, timeout: float) -> KeyValue | None:
+        status, body = self._send(wire.encode_get(key), monotonic() + timeout, write=False)
+        if status == 409:
+            self._missing(body)
+            return None
+        results = self._results(body, write=False)
+        if not results:
+            raise errors.of_hidden(write=False)
+        return self._entry(results[0], write=False)
+
+    def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
+        if lease is not None:
+            revision = self._txn(Txn(then=(Put(key, value, lease),)), timeout).revision
+            assert revision is not None  # a transaction that puts has one
+            return revision
+        deadline = monotonic() + timeout
+        flags = _nonce()
+        status, body = self._send(wire.encode_set(key, value, flags), deadline, write=True)
+        if status == 409:
+            raise self._final(body, write=True)
+        results = self._results(body, write=True)
+        if not results:
+            raise errors.of_hidden(write=True)
+        written = self._entry(results[0], write=True)
+        if written.lease is None:
+            return written.revision
+        return self._free(Held(0, Op("set", key, value, flags=flags), written), deadline)
+
+    def _delete(self, key: str, timeout: float) -> bool:
+        ops = (Op("get", key), Op("delete", key))
+        status, body = self._send(wire.encode(ops), monotonic() + timeout, write=True)
+        if status == 409:
+            self._missing(body)
+            return False
+        return True
+
+    # -- transactions -----------------------------------------------------------------------------
+
+    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        deadline = monotonic() + timeout
+        planner = Planner(txn, _nonce)
+        while True:
+            plan = planner.plan
+            write = plan.writes
+            if not plan.ops:  # nothing is asked and nothing written
+                done = planner.applied([])
+            else:
+                status, body = self._send(wire.encode(plan.ops), deadline, write=write)
+                if status == 409:
+                    conflicts = planner.conflicts
+                    done = planner.refused(self._refusals(body, write=write))
+                    if planner.conflicts > conflicts:
+                        self._wait(planner, deadline)
+                else:
+                    results = self._results(body, write=write)
+                    try:
+                        answers = plan.answers(results)
+                    except Hidden:
+                        raise errors.of_hidden(write=write) from None
+                    except _BAD as error:
+                        raise errors.of_nonsense(self._transport.where, write=write) from error
+                    for held in plan.held(answers):
+                        answers[held.position] = held.written._replace(
+                            revision=self._free(held, deadline), lease=None
+                        )
+                    done = planner.applied(answers)
+            if done is not None:
+                return done
+
+    def _wait(self, planner: Planner, deadline: float) -> None:
+        """Let others finish; raises once the time is up."""
+        left = deadline - monotonic()
+        if planner.delayed is None:
+            # Full jitter: those who collided once spread out over the whole span.
+            span = min(_MOST_BACKOFF, _BACKOFF * 2 ** min(planner.conflicts, 10))
+            pause = random.uniform(0, span)  # noqa: S311
+        else:
+            pause = _DELAY_BACKOFF
+        if pause >= left:
+            if planner.delayed is not None:
+                raise planner.delayed
+            raise Contention(
+                f"others changed what the transaction had read {planner.conflicts} times until "
+                "its time was up; nothing was applied: try again, or make the time-out longer"
+            )
+        self._transport.closing.wait(pause)
+        self._ensure_open()
+
+    def _free(self, held: Held, deadline: float) -> int:
+        """Make permanent what was written under a session's hold; the key's revision then.
+
+        Others may come first. If they changed the key, what was written here is history and its
+        first revision stands. If the key is gone, which is what the end of the session does, it
+        is written again.
+        """
+        try:
+            return self._free_now(held, deadline)
+        except OutcomeUnknown:
+            raise
+        except KviError as error:
+            raise OutcomeUnknown(
+                "the value was written, but the key may still vanish with the lease that it had; "
+                "store it again"
+            ) from error
+
+    def _free_now(self, held: Held, deadline: float) -> int:
+        op, key = held.op, held.op.key
+        assert op.value is not None  # it was a write of a value
+        revision, lease = held.written.revision, held.written.lease
+        while lease is not None:
+            unlocked = self._apply(
+                (
+                    Op("check-index", key, revision=revision),
+                    Op("unlock", key, op.value, None, wire.session_of(lease), _nonce()),
+                ),
+                deadline,
+            )
+            if unlocked is not None:
+                return unlocked[-1].revision
+            status, body = self._send(wire.encode_get(key), deadline, write=False)
+            if status == 409:
+                self._missing(body)
+                created = self._apply((Op("cas", key, op.value, 0, None, _nonce()),), deadline)
+                return revision if created is None else created[-1].revision
+            kv = self._results(body, write=False)[0]
+            if kv["Flags"] != op.flags:
+                break  # someone has written since
+            # The session has let go of the key by itself, which is a change without a value.
+            found = self._entry(kv, write=False)
+            revision, lease = found.revision, found.lease
+        return revision
+
+    def _apply(self, ops: tuple[Op, ...], deadline: float) -> list[KeyValue] | None:
+        """The results, or ``None`` if the state of a key is not what ``ops`` ask for."""
+        status, body = self._send(wire.encode(ops), deadline, write=True)
+        if status == 409:
+            for _, refusal, text in self._refusals(body, write=True):
+                if refusal is not Refusal.STATE:
+                    raise errors.of_refusal(refusal, text)
+            return None
+        return [self._entry(kv, write=True) for kv in self._results(body, write=True)]
+
+    # -- ranges -----------------------------------------------------------------------------------
+
+    def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        """Read the whole answer; what is iterated later is this one moment's state."""
+        pages = Pages()
+        limit = scan.limit
+        with closing(self._entries(scan.span, timeout, keys_only=scan.keys_only)) as entries:
+            for entry in entries:
+                pages.add(entry)
+                if not scan.reverse and pages.count == limit:
+                    break  # the rest of the answer is left unread, with its connection
+        pages.finish()
+        if scan.reverse:
+            return RangeResult(None, lambda: pages.backward(limit))
+        return RangeResult(None, lambda: pages.forward(limit))
+
+    def _count(self, span: Span, timeout: float) -> int:
+        path = wire.path_of(span.common_prefix)
+        if path is None:  # only the JSON of a transaction can name this prefix, and it has no ?keys
+            return sum(1 for _ in self._entries(span, timeout, keys_only=True))
+        return sum(key in span for key in self._list(f"{path}?keys", timeout))
+
+    def _delete_range(self, span: Span, timeout: float) -> int:
+        """Delete in one atomic step for a prefix, else key by key.
+
+        For the whole store (``prefix=""``) the deletion is atomic as well, but Consul counts
+        nothing there: the number is that of the keys a moment before, and may miss, or count
+        twice, what others write at that moment.
+        """
+        if not span.start and span.end is None:
+            deadline = monotonic() + timeout
+            number = self._count(span, timeout)
+            head = self._transport.head("DELETE", f"/v1/kv/?recurse&{self._query}")
+            status, body = self._exchange(head, b"", deadline, write=True)
+            if status != 200:
+                raise errors.of_status(status, self._text(body), write=True)
+            return number
+        if span.prefix is not None:
+            return self._delete_tree(span, span.prefix, timeout)
+        return self._delete_each(span, timeout)
+
+    def _delete_tree(self, span: Span, prefix: str, timeout: float) -> int:
+        """Delete the keys of a prefix in one step, counting them in the same.
+
+        A namespace as a whole has a prefix but not the key that equals it, a mark of other
+        tools. Consul cannot leave it out, so if it is there it is put back in the same step.
+        """
+        tree = (Op("get-tree", prefix), Op("delete-tree", prefix))
+        if prefix in span:
+            return sum(1 for _ in self._txn_items(tree, timeout, write=True))
+        deadline = monotonic() + timeout
+        ops: tuple[Op, ...] = (Op("check-not-exists", prefix), *tree)
+        for tries in itertools.count(1):
+            left = deadline - monotonic()
+            if tries > 2 and left <= 0:
+                raise Contention(
+                    f"the key {prefix!r} above the namespace changed all the time until the time "
+                    "was up; nothing was deleted: try again"
+                )
+            try:
+                return sum(kv["Key"] in span for kv in self._txn_items(ops, left, write=True))
+            except _Refused:
+                ops = self._kept(prefix, tree, deadline)
+        raise AssertionError("unreachable")
+
+    def _kept(self, key: str, ops: tuple[Op, ...], deadline: float) -> tuple[Op, ...]:
+        """``ops``, which delete ``key``, so that it is afterwards as it is now."""
+        status, body = self._send(wire.encode_get(key), deadline, write=False)
+        if status == 409:
+            self._missing(body)
+            return (Op("check-not-exists", key), *ops)
+        results = self._results(body, write=False)
+        if not results:
+            raise errors.of_hidden(write=False)
+        found = self._entry(results[0], write=False)
+        session = None if found.lease is None else wire.session_of(found.lease)
+        verb = "set" if session is None else "lock"
+        back = Op(verb, key, found.value, None, session, results[0]["Flags"])
+        return (Op("check-index", key, revision=found.revision), *ops, back)
+
+    def _delete_each(self, span: Span, timeout: float) -> int:
+        deadline = monotonic() + timeout
+        deleted = 0
+        batch: list[Delete] = []
+        try:
+            for entry in self._range(Scan(span, keys_only=True), timeout):
+                batch.append(Delete(entry.key))
+                if len(batch) == _DELETES:
+                    deleted += self._delete_batch(batch, deadline)
+                    batch = []
+            if batch:
+                deleted += self._delete_batch(batch, deadline)
+        except OutcomeUnknown:
+            raise
+        except KviError as error:
+            if not deleted:
+                raise
+            raise OutcomeUnknown(
+                f"{deleted} keys of the range were deleted before this: {error.message}"
+            ) from error
+        return deleted
+
+    def _delete_batch(self, batch: list[Delete], deadline: float) -> int:
+        done = self._txn(Txn(then=tuple(batch)), deadline - monotonic())
+        return sum(map(bool, done.results))
+
+    def _entries(self, span: Span, timeout: float, *, keys_only: bool) -> Generator[KeyValue]:
+        """The entries of ``span`` as they come in; closing the iterator drops the answer."""
+        prefix, start, end = span.common_prefix, span.start, span.end
+        items = (
+            self._txn_items((Op("get-tree", prefix),), timeout, write=False)
+            if prefix
+            else self._list("?recurse", timeout)
+        )
+        where = self._transport.where
+        with closing(items):
+            for kv in items:
+                try:
+                    key: str = kv["Key"]
+                    if end is not None and key >= end:
+                        # Keys that are not UTF-8 come as U+FFFD, out of their order.
+                        if "\ufffd" in key:
+                            continue
+                        return
+                    if key < start:
+                        continue
+                    entry = wire.entry_of(kv, keys_only=keys_only)
+                except _BAD as error:
+                    raise errors.of_nonsense(where, write=False) from error
+                yield entry
+
+    def _list(self, target: str, timeout: float) -> Generator[Any]:
+        """The items of a prefix read by path, entries or keys."""
+        head = self._transport.head("GET", f"/v1/kv/{target}&{self._query}")
+        yield from self._items(head, b"", timeout, write=False)
+
+    def _txn_items(
+        self, ops: tuple[Op, ...], timeout: float, *, write: bool
+    ) -> Generator[dict[str, Any]]:
+        body = self._sized(wire.encode(ops))
+        for item in self._items(self._txn_head, body, timeout, write=write):
+            try:
+                kv = item["KV"]
+                kv["Key"].encode()
+            except _BAD as error:
+                raise errors.of_nonsense(self._transport.where, write=write) from error
+            yield kv
+
+    def _items(self, head: bytes, body: bytes, timeout: float, *, write: bool) -> Generator[Any]:
+        parser = wire.Parser()
+        where = self._transport.where
+        try:
+            with self._transport.stream(head, body, timeout, read_only=not write) as stream:
+                if stream.status == 404 and b"x-consul-index" in stream.headers:
+                    return  # nothing has this prefix
+                if stream.status == 409:
+                    refused = stream.read()
+                    self._missing(refused)
+                    raise _Refused("Consul refused the transaction: a key has changed")
+                if stream.status != 200:
+                    raise errors.of_status(stream.status, self._text(stream.read()), write=write)
+                for piece in stream:
+                    yield from parser.feed(piece)
+                parser.end()
+        except Broken as broken:
+            raise errors.of_broken(broken, where, write=write) from broken.__cause__
+        except wire.NotAList as error:
+            raise errors.of_nonsense(where, write=write) from error
+
+    # -- the handle -------------------------------------------------------------------------------
+
+    def _ping(self, timeout: float) -> None:
+        deadline = monotonic() + timeout
+        # It tells of a missing leader at once; the read below would be held back for seconds.
+        head = self._transport.head("GET", "/v1/status/leader")
+        status, body = self._exchange(head, b"", deadline, write=False)
+        if status != 200:
+            raise errors.of_status(status, self._text(body), write=False)
+        if body.strip() in (b'""', b""):
+            raise errors.of_status(500, "No cluster leader", write=False)
+        # An empty transaction is a linearizable read that needs no permission for any key.
+        self._results(self._send(b"[]", deadline, write=False)[1], write=False)
+
+    def _close(self) -> None:
+        self._transport.close()
+
+    def _forked(self) -> None:
+        self._transport.forked()
+
+    # -- exchanges --------------------------------------------------------------------------------
+
+    def _send(self, body: bytes, deadline: float, *, write: bool) -> tuple[int, bytes]:
+        """Send a transaction; its answer if the status is 200 or 409, else an error."""
+        status, answer = self._exchange(self._txn_head, self._sized(body), deadline, write=write)
+        if status != 200 and status != 409:
+            raise errors.of_status(status, self._text(answer), write=write)
+        return status, answer
+
+    def _exchange(
+        self, head: bytes, body: bytes, deadline: float, *, write: bool
+    ) -> tuple[int, bytes]:
+        try:
+            status, _, answer = self._transport.exchange(head, body, deadline, read_only=not write)
+        except Broken as broken:
+            where = self._transport.where
+            raise errors.of_broken(broken, where, write=write) from broken.__cause__
+        return status, answer
+
+    def _sized(self, body: bytes) -> bytes:
+        if len(body) > wire.MAX_BODY:
+            raise ValueTooLarge(
+                f"the transaction has {len(body):,} bytes in Consul's JSON, Consul takes at most "
+                f"{wire.MAX_BODY:,}; split it, or its values"
+            )
+        return body
+
+    def _results(self, body: bytes, *, write: bool) -> list[dict[str, Any]]:
+        try:
+            return wire.decode_results(body)
+        except _BAD as error:
+            raise errors.of_nonsense(self._transport.where, write=write) from error
+
+    def _entry(self, kv: dict[str, Any], *, write: bool) -> KeyValue:
+        try:
+            return wire.entry_of(kv)
+        except _BAD as error:
+            raise errors.of_nonsense(self._transport.where, write=write) from error
+
+    def _refusals(self, body: bytes, *, write: bool) -> list[tuple[int, Refusal, str]]:
+        try:
+            return [
+                (position, errors.refusal_of(text), self._text(text.encode()))
+                for position, text in wire.decode_refusals(body)
+            ]
+        except _BAD as error:
+            raise errors.of_nonsense(self._transport.where, write=write) from error
+
+    def _missing(self, body: bytes) -> None:
+        """Return if all that was refused is because a key is not there; else raise."""
+        for _, refusal, text in self._refusals(body, write=False):
+            if refusal is not Refusal.STATE:
+                raise errors.of_refusal(refusal, text)
+
+    def _final(self, body: bytes, *, write: bool) -> KviError:
+        """The error for a refusal where none can be."""
+        for _, refusal, text in self._refusals(body, write=write):
+            return errors.of_refusal(refusal, text)
+        return errors.of_nonsense(self._transport.where, write=write)
+
+    def _text(self, body: bytes) -> str:
+        """A server's text for a message, without the token should it be quoted."""
+        text = body.decode(errors="replace")
+        token = self._transport.token
+        return text if token is None else text.replace(token, "***")
+
+
+def _nonce() -> int:
+    # From the system: a generator of this process could be seeded by the program, or copied by a
+    # fork, and two writers with the same nonce and value would not notice each other.
+    return wire.nonce(int.from_bytes(os.urandom(8), "big"))

@@ -1,0 +1,201 @@
+"""Requests over a pool of connections to one agent.
+
+*Theory.* The connection used last is used first (LIFO), so that a quiet program keeps few of them
+warm and the rest time out. At most `MOST` are open at once, because an agent resets its 201st
+connection from one address, which for a write would be a fate unknown; a thread beyond that waits
+for its turn.
+
+A connection that was idle may have been closed by the server in that very moment. Before it is
+reused it is checked; if it fails all the same before any byte of an answer, the request is sent
+again on another one, but a write only if not one byte of it was sent (`kvi_consul.connection`
+tells). Everything else that fails is `Broken`, which says whether the server may have the request.
+
+Every connection in use is in ``_busy``, also while it is being made, so that `close` can wake the
+threads that wait on them. Redirects are not followed: Consul redirects ``a//b`` to ``a/b``, another
+key. The token travels in a header only, never in a URL, which ends in logs.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import NamedTuple
+
+from kvi_consul.connection import Connection
+from kvi_consul.errors import Broken
+
+MOST = 64  # connections open at once
+IDLE = 16  # connections kept while nobody uses them
+_DRAIN = 1.0  # seconds that close() waits for woken threads to let go of their sockets
+_PIECE = 1 << 18  # bytes of a streamed answer that are handed on at once
+
+
+class Answer(NamedTuple):
+    """What the server answered, whatever its status."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+
+class Stream:
+    """An answer that is read piece by piece."""
+
+    def __init__(self, connection: Connection, patience: float) -> None:
+        self._connection = connection
+        self._patience = patience
+        self.status = connection.status
+        self.headers = connection.headers
+
+    def read(self) -> bytes:
+        """All of it."""
+        return b"".join(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The answer in pieces of a useful size; each may take as long as the time-out says."""
+        pieces = self._connection.pieces()
+        while piece := self._gather(pieces):
+            yield piece
+            self._connection.deadline = monotonic() + self._patience
+
+    def _gather(self, pieces: Iterator[bytes]) -> bytes:
+        # The server sends chunks of a few kilobytes; a reader that starts over for each would
+        # look at a large value a hundred times before it is there whole.
+        gathered: list[bytes] = []
+        size = 0
+        try:
+            for piece in pieces:
+                gathered.append(piece)
+                size += len(piece)
+                if size >= _PIECE:
+                    break
+        except OSError as error:
+            raise Broken(sent=True) from error
+        return b"".join(gathered)
+
+
+class Transport:
+    """Requests to the agent at ``host:port``. Safe for any number of threads."""
+
+    def __init__(
+        self, host: str, port: int, *, token: str | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.host, self.port, self.tls, self.token = host, port, tls, token
+        name = host.partition("%")[0]  # without the zone of an IPv6 address, which is ours alone
+        name = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+        self.where = f"Consul at {name}"
+        self._fixed = f"Host: {name}\r\n".encode()
+        if token is not None:
+            self._fixed += b"X-Consul-Token: " + token.encode() + b"\r\n"
+        self.closing = threading.Event()
+        self._reset()
+
+    def _reset(self) -> None:
+        # Re-entrant: a signal handler may close the handle while its own thread is in here.
+        self._free = threading.Condition(threading.RLock())
+        self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+
+    def head(self, method: str, target: str, token: str | None = None) -> bytes:
+        """The head of a request, up to the number of bytes of its body.
+
+        ``target`` is a path with its query, quoted already. ``token`` replaces the handle's own.
+        """
+        fixed = self._fixed
+        if token is not None:
+            fixed = fixed.partition(b"X-Consul-Token")[0]
+            fixed += b"X-Consul-Token: " + token.encode("latin-1") + b"\r\n"
+        line = f"{method} {target} HTTP/1.1\r\n".encode("ascii")
+        return line + fixed + b"Content-Type: application/json\r\nContent-Length: "
+
+    def exchange(self, head: bytes, body: bytes, deadline: float, *, read_only: bool) -> Answer:
+        """Send one request and read its answer whole; raises `Broken`."""
+        connection = self._begin(head, body, deadline, read_only)
+        try:
+            content = connection.read_body()
+        except OSError as error:
+            raise Broken(sent=True) from error
+        finally:
+            self._release(connection)
+        return Answer(connection.status, connection.headers, content)
+
+    @contextmanager
+    def stream(
+        self, head: bytes, body: bytes, seconds: float, *, read_only: bool
+    ) -> Iterator[Stream]:
+        """Send one request and read its answer piece by piece; raises `Broken`.
+
+        Leaving the block before the end of the answer drops the connection.
+        """
+        connection = self._begin(head, body, monotonic() + seconds, read_only)
+        try:
+            yield Stream(connection, seconds)
+        finally:
+            self._release(connection)
+
+    def close(self) -> None:
+        """Close all connections and wake every thread that waits for one or on one."""
+        self.closing.set()
+        with self._free:
+            for connection in self._busy:
+                connection.abort()
+            while self._idle:
+                self._idle.pop().close()
+            self._free.notify_all()
+            self._free.wait_for(lambda: not self._busy, _DRAIN)
+
+    def forked(self) -> None:
+        """In a child: drop the parent's connections without a word on them."""
+        connections = [*self._idle, *self._busy]
+        self._reset()  # a new lock too: another thread of the parent may have held the old one
+        for connection in connections:
+            connection.close()
+
+    def _begin(self, head: bytes, body: bytes, deadline: float, read_only: bool) -> Connection:
+        request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
+        while True:
+            connection = self._acquire(deadline)
+            try:
+                if not connection.reused:
+                    connection.connect(self.host, self.port, self.tls, deadline)
+                connection.send(request, deadline)
+                connection.read_head()
+                return connection
+            except OSError as error:
+                self._release(connection)
+                unheard = not connection.touched or (read_only and not connection.answered)
+                stale = connection.reused and unheard and not isinstance(error, TimeoutError)
+                if not stale or self.closing.is_set():
+                    raise Broken(sent=connection.touched) from error
+            except BaseException:
+                self._release(connection)
+                raise
+
+    def _acquire(self, deadline: float) -> Connection:
+        while True:
+            with self._free:
+                while not self._idle and len(self._busy) >= MOST and not self.closing.is_set():
+                    if not self._free.wait(deadline - monotonic()):
+                        self._free.notify()  # should the place have come just too late for this one
+                        raise Broken(sent=False) from TimeoutError("all connections are in use")
+                if self.closing.is_set():
+                    raise Broken(sent=False) from ConnectionAbortedError("the handle was closed")
+                connection = self._idle.pop() if self._idle else Connection()
+                self._busy.add(connection)
+            if not connection.reused or connection.idle():
+                return connection
+            connection.reusable = False
+            self._release(connection)
+
+    def _release(self, connection: Connection) -> None:
+        with self._free:
+            self._busy.discard(connection)
+            if connection.reusable and len(self._idle) < IDLE and not self.closing.is_set():
+                connection.reused = True
+                self._idle.append(connection)
+            else:
+                connection.close()
+            self._free.notify()

@@ -1,0 +1,496 @@
+"""HTTP against scripted servers: every way an answer can come, or not."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from time import monotonic
+
+import kvi
+import pytest
+from kvi_consul.client import ConsulClient
+from kvi_consul.errors import Broken
+from kvi_consul.store import ConsulKvi
+from kvi_consul.transport import IDLE, MOST, Answer, Transport
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+def after(seconds: float) -> Callable[[int, bytes], bytes]:
+    """Answers late."""
+
+    def serve(number: int, request: bytes) -> bytes:
+        time.sleep(seconds)
+        return OK
+
+    return serve
+
+
+class Server:
+    """Listens, and lets ``serve(connection, request)`` answer each request of each connection.
+
+    ``serve`` returns the bytes to answer, or ``None`` to close the connection.
+    """
+
+    def __init__(self, serve: Callable[[int, bytes], bytes | None]) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
+        self.port = self._listener.getsockname()[1]
+        self.requests: list[bytes] = []
+        self.connections: list[socket.socket] = []
+        self._serve = serve
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections.append(connection)
+            number = len(self.connections)
+            threading.Thread(target=self._run, args=(number, connection), daemon=True).start()
+
+    def _run(self, number: int, connection: socket.socket) -> None:
+        with connection:
+            try:
+                while request := self._request(connection):
+                    self.requests.append(request)
+                    answer = self._serve(number, request)
+                    if answer is None:
+                        return
+                    connection.sendall(answer)
+            except OSError:
+                pass  # the client has left
+
+    @staticmethod
+    def _request(connection: socket.socket) -> bytes:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            if not (piece := connection.recv(65536)):
+                return b""
+            data += piece
+        head, _, body = data.partition(b"\r\n\r\n")
+        length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
+        while len(body) < length:
+            body += connection.recv(65536)
+        return head + b"\r\n\r\n" + body
+
+    def close(self) -> None:
+        """Stop."""
+        self._listener.close()
+        for connection in self.connections:
+            connection.close()
+
+
+@pytest.fixture
+def servers() -> Iterator[Callable[[Callable[[int, bytes], bytes | None]], Server]]:
+    """Makes servers that end with the test."""
+    made: list[Server] = []
+
+    def make(serve: Callable[[int, bytes], bytes | None]) -> Server:
+        made.append(Server(serve))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+Make = Callable[[Callable[[int, bytes], bytes | None]], Server]
+
+
+def ask(
+    transport: Transport, body: bytes = b"", *, read_only: bool = True, seconds: float = 5
+) -> Answer:
+    """One exchange."""
+    head = transport.head("PUT", "/x")
+    return transport.exchange(head, body, monotonic() + seconds, read_only=read_only)
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        (OK, b"ok"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + OK, b"ok"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length:2\r\nX: y\r\n\r\nok", b"ok"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+        (
+            (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"1\r\no\r\n1;x=y\r\nk\r\n0\r\n\r\n"
+            ),
+            b"ok",
+        ),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nTrailer: x\r\n\r\n", b""),
+    ],
+)
+@pytest.mark.parametrize("piecewise", [False, True])
+def test_answers_are_read_whole_and_the_connection_kept(
+    servers: Make, answer: bytes, body: bytes, piecewise: bool
+) -> None:
+    """Each form of an answer is read to its end, however it arrives, and no byte further."""
+
+    def serve(number: int, request: bytes) -> bytes:
+        if not piecewise:
+            return answer
+        for at in range(len(answer) - 1):
+            server.connections[0].sendall(answer[at : at + 1])
+        return answer[-1:]
+
+    server = servers(serve)
+    transport = Transport("127.0.0.1", server.port)
+    for _ in range(3):
+        assert ask(transport, b"body").body == body
+    assert len(server.connections) == 1
+    transport.close()
+
+
+def test_an_answer_until_the_end_of_the_connection(servers: Make) -> None:
+    """Without a length the answer ends with its connection, which is not used again."""
+
+    def serve(number: int, request: bytes) -> None:
+        server.connections[number - 1].sendall(b"HTTP/1.0 200 OK\r\n\r\nall")
+
+    server = servers(serve)
+    transport = Transport("127.0.0.1", server.port)
+    assert [ask(transport).body for _ in range(2)] == [b"all", b"all"]
+    assert len(server.connections) == 2
+    transport.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-x\r\n\r\n",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\no\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nokay\r\n0\r\n\r\n",
+        b"x" * 100_000,
+    ],
+)
+def test_what_is_not_http_is_an_error(servers: Make, answer: bytes) -> None:
+    """Nonsense is never taken for an answer."""
+    transport = Transport("127.0.0.1", servers(lambda *_: answer).port)
+    with pytest.raises(Broken) as caught:
+        ask(transport)
+    assert caught.value.sent
+    transport.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-",
+    ],
+)
+def test_an_answer_cut_short_is_an_error(servers: Make, answer: bytes) -> None:
+    """Half an answer is none, also for a read, and is not asked for again."""
+
+    def serve(number: int, request: bytes) -> None:
+        server.connections[number - 1].sendall(answer)
+
+    server = servers(serve)
+    transport = Transport("127.0.0.1", server.port)
+    with pytest.raises(Broken):
+        ask(transport)
+    assert len(server.requests) == 1
+    transport.close()
+
+
+def test_bytes_behind_an_answer_end_the_connection(servers: Make) -> None:
+    """A server that says more than was asked cannot answer the next question with it."""
+    server = servers(lambda *_: OK + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad")
+    transport = Transport("127.0.0.1", server.port)
+    assert [ask(transport).body for _ in range(3)] == [b"ok"] * 3
+    assert len(server.connections) == 3
+    transport.close()
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_connection_closed_while_idle_is_noticed(servers: Make, read_only: bool) -> None:
+    """A connection that the server closed between two calls costs neither of them anything."""
+    server = servers(lambda *_: OK)
+    transport = Transport("127.0.0.1", server.port)
+    for _ in range(3):
+        assert ask(transport, read_only=read_only).body == b"ok"
+        server.connections[-1].shutdown(socket.SHUT_RDWR)
+        time.sleep(0.05)
+    assert len(server.requests) == len(server.connections) == 3
+    transport.close()
+
+
+def test_a_read_is_sent_again_if_its_connection_was_stale(servers: Make) -> None:
+    """A reused connection that ends without an answer is replaced, for a read."""
+    server = servers(lambda n, r: OK if n > 1 or len(server.requests) == 1 else None)
+    transport = Transport("127.0.0.1", server.port)
+    assert [ask(transport).body for _ in range(2)] == [b"ok"] * 2
+    assert len(server.requests) == 3
+    transport.close()
+
+
+def test_a_write_is_never_sent_twice(servers: Make) -> None:
+    """The same for a write is an error that says that it may have happened."""
+    server = servers(lambda n, r: OK if n > 1 or len(server.requests) == 1 else None)
+    transport = Transport("127.0.0.1", server.port)
+    ask(transport, read_only=False)
+    with pytest.raises(Broken) as caught:
+        ask(transport, read_only=False)
+    assert caught.value.sent
+    assert len(server.requests) == 2
+    transport.close()
+
+
+def test_a_fresh_connection_that_ends_is_not_tried_again(servers: Make) -> None:
+    """Only staleness is mended here; a server that hangs up is the retry policy's business."""
+    server = servers(lambda *_: None)
+    transport = Transport("127.0.0.1", server.port)
+    with pytest.raises(Broken):
+        ask(transport)
+    assert len(server.requests) == 1
+    transport.close()
+
+
+def test_a_server_that_trickles_cannot_outstay_the_deadline(servers: Make) -> None:
+    """The deadline bounds the whole exchange, not each wait of it."""
+
+    def serve(number: int, request: bytes) -> None:
+        for byte in OK * 100:
+            server.connections[0].sendall(bytes([byte]))
+            time.sleep(0.05)
+
+    server = servers(serve)
+    transport = Transport("127.0.0.1", server.port)
+    began = monotonic()
+    with pytest.raises(Broken) as caught:
+        ask(transport, seconds=0.3)
+    assert isinstance(caught.value.__cause__, TimeoutError)
+    assert monotonic() - began < 1
+    transport.close()
+
+
+def test_a_server_that_does_not_read_cannot_either() -> None:
+    """The same while the request is being sent; then it is not known what arrived."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        transport = Transport("127.0.0.1", listener.getsockname()[1])
+        began = monotonic()
+        with pytest.raises(Broken) as caught:
+            ask(transport, bytes(50_000_000), read_only=False, seconds=0.3)
+        assert caught.value.sent
+        assert monotonic() - began < 1
+        transport.close()
+
+
+def test_the_longest_time_out_is_a_time_out(servers: Make) -> None:
+    """A year, the most that a caller may ask for, is taken by every wait."""
+    transport = Transport("localhost", servers(lambda *_: OK).port)
+    assert ask(transport, seconds=31_536_000).body == b"ok"
+    transport.close()
+
+
+def test_no_connection_is_surely_not_applied() -> None:
+    """Where nobody listens, nothing was sent."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    transport = Transport("127.0.0.1", port)
+    with pytest.raises(Broken) as caught:
+        ask(transport, read_only=False)
+    assert not caught.value.sent
+    transport.close()
+
+
+@pytest.fixture
+def unanswering() -> Iterator[int]:
+    """A port where connecting neither succeeds nor fails: its queue is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        waiting = []
+        for _ in range(8):
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+            waiting.append(sock)
+        yield listener.getsockname()[1]
+        for sock in waiting:
+            sock.close()
+
+
+def test_connecting_ends_by_the_deadline(unanswering: int) -> None:
+    """A connect time-out is surely not applied."""
+    transport = Transport("127.0.0.1", unanswering)
+    began = monotonic()
+    with pytest.raises(Broken) as caught:
+        ask(transport, read_only=False, seconds=0.3)
+    assert not caught.value.sent
+    assert isinstance(caught.value.__cause__, TimeoutError)
+    assert monotonic() - began < 1
+    transport.close()
+
+
+def test_resolving_ends_by_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver that hangs does not make a call hang."""
+    real = socket.getaddrinfo
+
+    def slow(host: str, port: int, **options: int) -> object:
+        if not options.get("flags"):
+            time.sleep(2)
+        return real(host, port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    transport = Transport("localhost", 1)
+    began = monotonic()
+    with pytest.raises(Broken) as caught:
+        ask(transport, seconds=0.3)
+    assert not caught.value.sent
+    assert monotonic() - began < 1
+    transport.close()
+
+
+def blocked_calls_wake(port: int, calls: int = 3) -> None:
+    """Assert that `close` wakes calls that hang on this port."""
+    store = ConsulKvi("consul://x", Transport("127.0.0.1", port), timeout=30)
+    ends: list[BaseException] = []
+
+    def call(write: bool) -> None:
+        try:
+            store.store("k", b"v") if write else store.get("k")
+        except kvi.KviError as error:
+            ends.append(error)
+
+    threads = [threading.Thread(target=call, args=(n % 2 == 0,)) for n in range(calls)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    began = monotonic()
+    store.close()
+    for thread in threads:
+        thread.join(5)
+    assert monotonic() - began < 1
+    assert [type(end) for end in ends] == [kvi.Closed] * calls
+    assert not store._transport._busy
+    assert not store._transport._idle
+
+
+def test_closing_wakes_calls_that_wait_for_an_answer(servers: Make) -> None:
+    """Calls blocked in a request end with `Closed` at once, and their sockets are gone."""
+    blocked_calls_wake(servers(after(10)).port)
+
+
+def test_closing_wakes_calls_that_connect(unanswering: int) -> None:
+    """The same while the connection is being made."""
+    blocked_calls_wake(unanswering)
+
+
+def test_closing_wakes_calls_that_wait_for_a_connection(servers: Make) -> None:
+    """The same for calls beyond the number of connections."""
+    server = servers(after(10))
+    blocked_calls_wake(server.port, MOST + 5)
+    assert len(server.connections) == MOST
+
+
+def test_the_number_of_connections_is_bounded(servers: Make) -> None:
+    """Many threads share a bounded number of connections, and few are kept when they are idle."""
+    server = servers(after(0.01))
+    transport = Transport("127.0.0.1", server.port)
+    bodies: list[bytes] = []
+
+    def call() -> None:
+        for _ in range(3):
+            bodies.append(ask(transport).body)  # noqa: PERF401
+
+    threads = [threading.Thread(target=call) for _ in range(150)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert bodies == [b"ok"] * 450
+    assert len(transport._idle) <= IDLE
+    transport.close()
+
+
+def test_too_few_connections_end_in_time(servers: Make) -> None:
+    """A call that gets no connection until its deadline has sent nothing."""
+    server = servers(after(1))
+    transport = Transport("127.0.0.1", server.port)
+    threads = [threading.Thread(target=ask, args=(transport,)) for _ in range(MOST)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    with pytest.raises(Broken) as caught:
+        ask(transport, read_only=False, seconds=0.1)
+    assert not caught.value.sent
+    for thread in threads:
+        thread.join()
+    transport.close()
+
+
+def test_redirects_are_errors(servers: Make) -> None:
+    """A redirect names another key, or another server; it is never followed."""
+    elsewhere = b"HTTP/1.1 301 Moved\r\nLocation: /v1/kv/a/b\r\nContent-Length: 0\r\n\r\n"
+    server = servers(lambda *_: elsewhere)
+    with ConsulKvi("consul://x", Transport("127.0.0.1", server.port), timeout=5) as store:
+        for call in (lambda: store.get("k"), lambda: store.store("k", b"v"), store.count):
+            with pytest.raises(kvi.Unavailable, match="301"):
+                call()
+    assert len(server.requests) == 3
+
+
+def test_the_token_is_sent_as_a_header_only(servers: Make) -> None:
+    """Neither the handle nor python-consul's client puts a token into a URL."""
+    answer = b"HTTP/1.1 200 OK\r\nX-Consul-Index: 5\r\nContent-Length: 2\r\n\r\n[]"
+    server = servers(lambda *_: answer)
+    transport = Transport("127.0.0.1", server.port, token="s3cret")
+    client = ConsulClient(transport, dc=None, timeout=5)
+    client.kv.get("k")
+    client.kv.get("k", token="0ther")
+    for request, token in zip(server.requests, (b"s3cret", b"0ther"), strict=True):
+        line, _, rest = request.partition(b"\r\n")
+        assert line == b"GET /v1/kv/k HTTP/1.1"
+        assert rest.count(b"X-Consul-Token: ") == 1
+        assert b"X-Consul-Token: " + token + b"\r\n" in rest
+    transport.close()
+
+
+def test_python_consul_gets_time_outs_and_no_redirects(servers: Make) -> None:
+    """Its client ends in time and raises its own errors."""
+    import consul
+
+    slow = servers(after(3))
+    transport = Transport("127.0.0.1", slow.port)
+    with pytest.raises(consul.Timeout):
+        ConsulClient(transport, dc=None, timeout=0.2).kv.get("k")
+    transport.close()
+    moved = servers(lambda *_: b"HTTP/1.1 301 Moved\r\nContent-Length: 0\r\n\r\n")
+    transport = Transport("127.0.0.1", moved.port)
+    with pytest.raises(consul.ConsulException, match="redirects"):
+        ConsulClient(transport, dc=None, timeout=5).kv.put("a//b", "v")
+    transport.close()
+    with pytest.raises(consul.ConsulException, match="closed"):
+        ConsulClient(transport, dc=None, timeout=5).kv.get("k")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_drops_the_connections_of_its_parent(servers: Make) -> None:
+    """After a fork the parent's connection goes on, whatever the child does with its handle."""
+    server = servers(lambda *_: b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"Results":[]}')
+    with ConsulKvi("consul://x", Transport("127.0.0.1", server.port), timeout=5) as store:
+        assert store.delete("k")
+        child = os.fork()
+        if child == 0:
+            try:
+                store.get("k")
+            except kvi.UsedAfterFork:
+                store.close()
+                os._exit(0 if not store._transport._idle else 2)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        with pytest.raises(kvi.PermissionDenied):  # an answer without the result
+            store.get("k")
+    assert len(server.connections) == 1
