@@ -10,7 +10,7 @@ from kvi_etcd.errors import AnswerTooLarge, Fault, classify, translate
 C = grpc.StatusCode
 
 
-class RpcError(grpc.RpcError):
+class RpcError(grpc.RpcError):  # type: ignore[misc]  # gRPC has no types
     """An error as gRPC raises it."""
 
     def __init__(self, code: grpc.StatusCode, detail: str) -> None:
