@@ -7,6 +7,17 @@ import os
 import pytest
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Fail if tests that share a server would run side by side: one empties it under the other."""
+    if not getattr(config.option, "loadgroup", False):
+        return
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        if mark is not None and not item.nodeid.endswith(f"@{mark.args[0]}"):
+            raise pytest.UsageError("pytest-xdist does not keep its groups with this pytest")
+
+
 def _server(variable: str, name: str) -> str:
     uri = os.environ.get(variable)
     if not uri:
