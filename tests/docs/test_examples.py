@@ -23,7 +23,6 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     text = page.read_text()
     scope: dict[str, object] = {"__name__": "example"}
-    exec("import kvi, kvi.uri", scope)
     for match in BLOCK.finditer(text):
         line = text.count("\n", 0, match.start(1))
         exec(compile("\n" * line + match[1], str(page), "exec"), scope)

@@ -145,6 +145,78 @@ def test_second_endpoint(server: EtcdServer) -> None:
         assert store.tas("k", b"v", None)
 
 
+def test_host_that_does_not_resolve(server: EtcdServer) -> None:
+    """A name without an address: nothing was sent, and another host may do."""
+    with kvi.open("etcd://no-such-host.invalid:2379") as store, pytest.raises(kvi.Unavailable):
+        store.store("k", b"")
+    with kvi.open(f"etcd://no-such-host.invalid,{server.host}:{server.port}") as store:
+        store.store("k", b"")
+
+
+def test_close_does_not_wait_for_a_login(server: EtcdServer) -> None:
+    """close() returns at once while another thread's login waits for a paused server."""
+    store = kvi.open(f"etcd://ada:pw@{server.host}:{server.port}", timeout=60)
+    server.pause()
+    caught: list[kvi.KviError] = []
+
+    def call() -> None:
+        try:
+            store.get("k")
+        except kvi.KviError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    deadline = time.monotonic() + 10
+    logging_in = store._connection._logging_in  # type: ignore[attr-defined]
+    while not logging_in.locked() and time.monotonic() < deadline:
+        thread.join(0.01)
+    begin = time.monotonic()
+    store.close()
+    assert time.monotonic() - begin < 5
+    thread.join(10)
+    assert [type(error) for error in caught] == [kvi.Closed]
+    server.resume()
+
+
+def test_long_keys_backwards(server: EtcdServer) -> None:
+    """A reversed range over keys of 12 KB comes through, with and without a limit."""
+    with kvi.open(server.uri) as store:
+        names = [f"{number:05}" + "k" * 12_000 for number in range(3400)]
+        for first in range(0, len(names), 100):
+            store.txn(then=[kvi.Put(name, b"") for name in names[first : first + 100]])
+        assert [e.key[:5] for e in store.range(reverse=True)] == [n[:5] for n in names[::-1]]
+        few = [e.key[:5] for e in store.range(reverse=True, limit=200)]
+        assert few == [n[:5] for n in names[::-1][:200]]
+
+
+def test_full_database() -> None:
+    """A write into a full database is never told to be surely not applied when it was."""
+    with (
+        EtcdServer(fast=True, extra_args=["--quota-backend-bytes=20000000"]) as server,
+        kvi.open(server.uri) as store,
+    ):
+        outcomes: dict[str, type[kvi.KviError]] = {}
+
+        def fill(number: int) -> None:
+            for turn in range(20):
+                key = f"{number}/{turn}"
+                try:
+                    store.store(key, b"x" * 300_000)
+                except kvi.KviError as error:
+                    outcomes[key] = type(error)
+
+        threads = [threading.Thread(target=fill, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        there = {entry.key for entry in store.range(keys_only=True)}
+        assert outcomes, "the database did not fill up"
+        assert set(outcomes.values()) == {kvi.OutcomeUnknown}
+        assert len(there) >= 160 - len(outcomes)
+
+
 def test_compaction_under_a_range(server: EtcdServer) -> None:
     """A range whose revision is compacted away raises Compacted; it never ends early."""
     with kvi.open(server.uri) as store:
@@ -180,6 +252,10 @@ def test_login(server: EtcdServer) -> None:
         entry = eventually(lambda: store.get("app/k"))
         assert isinstance(entry, kvi.KeyValue)
         assert "s3cret" not in repr(store) + store.uri
+        store.ping()  # answers, although the rights end beside what it asks for
+        assert list(store.range(prefix="app/", limit=0)) == []
+    with kvi.open(f"etcd://ada:s3cret@127.0.0.1:1,{address}") as store:  # the first one is away
+        assert store.get("app/k") is not None
     for userinfo in ("ada:wrong@", "nobody:s3cret@", ""):
         with kvi.open(f"etcd://{userinfo}{address}") as store:
             with pytest.raises(kvi.AuthenticationFailed) as caught:

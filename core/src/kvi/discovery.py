@@ -2,21 +2,23 @@
 
 ``importlib.metadata`` knows how, but costs 20 ms to import, a third of the time that opening a
 memory store takes. So a plugin is first looked for where it nearly always is: in the
-``entry_points.txt`` of the ``*.dist-info`` folders on ``sys.path`` (the layout of installed
-distributions, PyPA's "Recording installed projects"). Only if exactly one is found there is it
-taken; whatever is unusual (none, several, zipped) is left to ``importlib.metadata``.
+``entry_points.txt`` of the ``*.dist-info`` and ``*.egg-info`` folders on ``sys.path`` (the layout
+of installed distributions, PyPA's "Recording installed projects"). Only if exactly one is found
+there is it taken; whatever is unusual (none, several, zipped) is left to ``importlib.metadata``.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import reduce
 from typing import NamedTuple
 
 GROUP = "kvi.backends"
+_NAME = re.compile(r".*?(?=-|\.(?:dist|egg)-info)")
 
 
 class Claim(NamedTuple):
@@ -44,7 +46,9 @@ class Claim(NamedTuple):
 
 def claims_on(scheme: str) -> list[Claim]:
     """The claims on one scheme; more than one distribution is the caller's error to raise."""
-    quick = {claim.distribution: claim for claim in _quick(scheme)}
+    quick: dict[str, Claim] = {}
+    for claim in _quick(scheme):
+        quick.setdefault(claim.distribution, claim)  # of one installed twice the first is imported
     if len(quick) == 1:
         return list(quick.values())
     return [claim for claim in all_claims() if claim.scheme == scheme]
@@ -70,9 +74,9 @@ def _quick(scheme: str) -> Iterator[Claim]:
         except OSError:
             continue  # not there, or a zip file
         for name in names:
-            if name.endswith(".dist-info"):
+            if name.endswith((".dist-info", ".egg-info")):
                 for value in _values(os.path.join(folder, name, "entry_points.txt"), scheme):
-                    distribution = name.partition("-")[0].replace("_", "-").lower()
+                    distribution = _NAME.match(name)[0].replace("_", "-").lower()  # type: ignore[index]
                     yield Claim(scheme, distribution, "", value)
 
 

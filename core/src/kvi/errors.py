@@ -85,7 +85,7 @@ class KviError(Exception):
         super().__init__(message)
         self.message = message
         self.operation = operation
-        self.key = key
+        self.key = key if isinstance(key, str) else None
         self.uri = uri
 
     def located(self, operation: str, key: object, uri: str) -> Self:
@@ -104,6 +104,15 @@ class KviError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.operation, self.key, self.uri)
+
+
+def shown(given: object) -> str:
+    """``given`` as text for a message: its repr, cut short, whatever it is."""
+    try:
+        text = repr(given)
+    except Exception:  # noqa: BLE001  (a caller's object, or an integer too long to print)
+        text = f"this {type(given).__name__}"
+    return text if len(text) <= _SHOWN_KEY else text[:_SHOWN_KEY] + "…"
 
 
 def _shorten(key: str | None) -> str:

@@ -27,11 +27,14 @@ process, final; the parent's handle stays open). Both are noticed at the next ca
 from __future__ import annotations
 
 import os
+import sys
 import threading
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
 from kvi.capabilities import Capabilities
@@ -43,6 +46,7 @@ from kvi.errors import (
     Timeout,
     Unavailable,
     UsedAfterFork,
+    shown,
 )
 from kvi.model import (
     Compare,
@@ -133,15 +137,17 @@ class Kvi(ABC):
         try:
             self._ensure_open()
             seconds = self._seconds(timeout)
-            span = _span(start, end, prefix)
+            span = self._span_of(start, end, prefix)
             if limit is not None and (
                 not isinstance(limit, int) or isinstance(limit, bool) or limit < 0
             ):
                 raise InvalidArgument(
-                    f"limit= is a whole number that is not negative, not {limit!r}"
+                    f"limit= is a whole number that is not negative, not {shown(limit)}"
                 )
             if limit == 0 or span.empty:
-                return self._nothing(seconds)
+                return self._nothing(span, seconds)
+            if limit is not None and limit > sys.maxsize:
+                limit = None
             found = self._range(Scan(span, limit, bool(reverse), bool(keys_only)), seconds)
             return found.map_pages(self._guarded)
         except KviError as error:
@@ -159,7 +165,7 @@ class Kvi(ABC):
         try:
             self._ensure_open()
             seconds = self._seconds(timeout)
-            span = _span(start, end, prefix)
+            span = self._span_of(start, end, prefix)
             return 0 if span.empty else self._count(span, seconds)
         except KviError as error:
             raise self._placed(error, "count", prefix if start is None else start)
@@ -214,7 +220,7 @@ class Kvi(ABC):
         try:
             self._ensure_open()
             seconds = self._seconds(timeout)
-            span = _span(start, end, prefix)
+            span = self._span_of(start, end, prefix)
             if start is None and end is None and prefix is None:
                 raise InvalidArgument(
                     'delete_range needs start=, end= or prefix=; prefix="" deletes everything'
@@ -361,12 +367,16 @@ class Kvi(ABC):
         return self._shut is not None
 
     @property
-    @abstractmethod
     def client(self) -> Any:
         """The native client, as an escape hatch; ``None`` where there is none.
 
         It sees whole keys, without namespace. What is done through it is outside of the contract.
         """
+        try:
+            self._ensure_open()
+            return self._native()
+        except KviError as error:
+            raise self._placed(error, "client", None)
 
     def __enter__(self) -> Self:
         return self
@@ -418,6 +428,10 @@ class Kvi(ABC):
         """Return if the store can serve a linearizable read, else raise."""
 
     @abstractmethod
+    def _native(self) -> Any:
+        """The native client, or ``None``."""
+
+    @abstractmethod
     def _close(self) -> None:
         """Free what the handle holds and wake its blocked calls; called once, never in a child."""
 
@@ -440,6 +454,15 @@ class Kvi(ABC):
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else check_timeout(timeout)
 
+    def _span_of(self, start: str | None, end: str | None, prefix: str | None) -> Span:
+        longest = self.capabilities.max_key
+        if prefix is not None:
+            if start is not None or end is not None:
+                raise InvalidArgument("prefix= cannot stand beside start= or end=; give one")
+            return Span.of_prefix(check_bound("prefix", prefix, longest))
+        low = "" if start is None else check_bound("start", start, longest)
+        return Span(low, None if end is None else check_bound("end", end, longest))
+
     def _run(
         self,
         when: Iterable[Compare],
@@ -451,12 +474,14 @@ class Kvi(ABC):
         txn = check_txn(when, then, otherwise, self.capabilities)
         return self._txn(txn, self._seconds(timeout))
 
-    def _nothing(self, timeout: float) -> RangeResult:
+    def _nothing(self, span: Span, timeout: float) -> RangeResult:
         """An empty range, at the store's present revision where ranges have one."""
         revision = None
         if self.capabilities.snapshot_range:
-            probe = Scan(Span(), limit=1, keys_only=True)
-            revision = self._range(probe, timeout).revision
+            # asked where the caller asks, for permissions may end beside it
+            key = span.start or "\0"
+            where = Span(key, key + "\0") if span.empty else span
+            revision = self._range(Scan(where, limit=1, keys_only=True), timeout).revision
         return RangeResult(revision, lambda: ())
 
     def _guarded(self, pages: Iterable[Iterable[KeyValue]]) -> Iterator[Iterable[KeyValue]]:
@@ -485,9 +510,7 @@ class BaseKvi(Kvi):
     cheaper or an atomic way (and then says so in its capabilities).
     """
 
-    @property
-    def client(self) -> Any:
-        """The native client; ``None``, unless the backend has one."""
+    def _native(self) -> Any:
         return None
 
     def _count(self, span: Span, timeout: float) -> int:
@@ -503,24 +526,25 @@ class BaseKvi(Kvi):
 
     def _delete_range(self, span: Span, timeout: float) -> int:
         """Delete in as few transactions as the store's limit allows; not atomic."""
+        deadline = time.monotonic() + timeout
         size = (self.capabilities.max_txn_ops or 1000) // self.capabilities.txn_delete_ops
-        keys = [entry.key for entry in self._range(Scan(span, keys_only=True), timeout)]
+        entries = iter(self._range(Scan(span, keys_only=True), timeout))
         deleted = 0
-        for first in range(0, len(keys), size):
-            batch = tuple(Delete(key) for key in keys[first : first + size])
-            deleted += sum(map(bool, self._txn(Txn(then=batch), timeout).results))
+        try:
+            while batch := tuple(Delete(entry.key) for entry in islice(entries, size)):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise Timeout("the time was up before all of the range was deleted")
+                deleted += sum(map(bool, self._txn(Txn(then=batch), left).results))
+        except OutcomeUnknown:
+            raise
+        except KviError as error:
+            if not deleted:
+                raise
+            raise OutcomeUnknown(
+                f"{deleted} keys of the range were deleted before this: {error.message}"
+            ) from error
         return deleted
-
-
-def _span(start: str | None, end: str | None, prefix: str | None) -> Span:
-    if prefix is not None:
-        if start is not None or end is not None:
-            raise InvalidArgument(
-                "prefix= cannot stand beside start= or end=; give one or the other"
-            )
-        return Span.of_prefix(check_bound("prefix", prefix))
-    low = "" if start is None else check_bound("start", start)
-    return Span(low, None if end is None else check_bound("end", end))
 
 
 def _after_fork_in_child() -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple, NoReturn
 
-from kvi.errors import InvalidArgument
-from kvi.policy.text import prefix_end
+from kvi.errors import InvalidArgument, shown
+from kvi.policy.text import check_value, prefix_end
 
 __all__ = [
     "Compare",
@@ -30,6 +30,9 @@ __all__ = [
     "Txn",
     "TxnResult",
 ]
+
+
+MAX_NUMBER = 2**63 - 1  # no store counts further
 
 
 class KeyValue(NamedTuple):
@@ -70,7 +73,7 @@ class KeyValue(NamedTuple):
 
         try:
             return json.loads(self._bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgument(f"the value is not JSON: {error}", key=self.key) from error
 
     def _bytes(self) -> bytes:
@@ -226,33 +229,29 @@ class _Property:
         self._target = target
 
     def compare(self, operator: str, operand: bytes | str | int) -> Compare:
-        """The compare with ``operator``, one of ``= != < >`` (``==`` is taken for ``=``)."""
+        """Return the compare with ``operator``, one of ``= != < >`` (``==`` is taken for ``=``)."""
         try:
             op = Operator("=" if operator == "==" else operator)
         except ValueError:
             raise InvalidArgument(
-                f"unknown operator {operator!r}; the operators are = != < >", key=self._key
+                f"unknown operator {shown(operator)}; the operators are = != < >", key=self._key
             ) from None
         if self._target is Target.VALUE:
-            if isinstance(operand, str):
-                try:
-                    operand = operand.encode()
-                except UnicodeEncodeError:
-                    raise InvalidArgument(
-                        "the text to compare with does not encode as UTF-8: give bytes",
-                        key=self._key,
-                    ) from None
-            elif not isinstance(operand, bytes):
+            if isinstance(operand, int) or operand is None:
                 raise InvalidArgument(
                     f"a value compares with bytes or str, not {type(operand).__name__}"
                     + ("; use Key(...).absent" if operand is None else ""),
                     key=self._key,
                 )
-        elif not isinstance(operand, int) or isinstance(operand, bool) or operand < 0:
+            return Compare(self._key, self._target, op, check_value(operand, None, "the operand"))
+        if not isinstance(operand, int) or isinstance(operand, bool) or operand < 0:
             raise InvalidArgument(
-                f"{self._target} compares with an integer that is not negative, not {operand!r}",
+                f"{self._target} compares with an integer that is not negative, "
+                f"not {shown(operand)}",
                 key=self._key,
             )
+        if operand > MAX_NUMBER and self._target is not Target.LEASE:
+            raise InvalidArgument(f"{self._target} is at most {MAX_NUMBER}", key=self._key)
         return Compare(self._key, self._target, op, operand)
 
     def __eq__(self, operand: bytes | str | int) -> Compare:  # type: ignore[override]
@@ -322,6 +321,25 @@ class Key:
     def absent(self) -> Compare:
         """True if the key is not there."""
         return Compare(self.key, Target.CREATE_REVISION, Operator.EQUAL, 0)
+
+
+def checked(compare: Compare) -> Compare:
+    """A compare that was made by hand, as `Key` would have made it; raises `InvalidArgument`."""
+    numeric = compare.target is not Target.VALUE
+    if (
+        type(compare.target) is Target
+        and type(compare.operator) is Operator
+        and type(compare.operand) is (int if numeric else bytes)
+        and (not isinstance(compare.operand, int) or 0 <= compare.operand <= MAX_NUMBER)
+    ):
+        return compare
+    try:
+        target = Target(compare.target)
+    except ValueError:
+        raise InvalidArgument(
+            f"unknown property {shown(compare.target)}", key=compare.key
+        ) from None
+    return _Property(compare.key, target).compare(compare.operator, compare.operand)
 
 
 @dataclass(frozen=True, slots=True)

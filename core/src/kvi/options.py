@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from kvi.errors import InvalidArgument, InvalidOption
+from kvi.errors import InvalidArgument, InvalidOption, shown
 from kvi.uri import StoreUri
 
 __all__ = ["Option"]
@@ -63,8 +63,8 @@ class Option:
         """Return ``given``, text from a URI or a Python value, as the option's type."""
         value = self._convert(given)
         if value is None:
-            shown = "" if self.secret else f" {given!r}"
-            raise InvalidOption(f"option {self.name!r} is {self.allowed}; not{shown or ' this'}")
+            what = "this" if self.secret else shown(given)
+            raise InvalidOption(f"option {self.name!r} is {self.allowed}; not {what}")
         return value
 
     def _convert(self, given: object) -> str | float | int | bool | None:
@@ -79,7 +79,7 @@ class Option:
                 word = given.lower() if isinstance(given, str) else None
                 return True if word in _TRUE else False if word in _FALSE else None
             case _:
-                if not isinstance(given, str) or not given:
+                if not isinstance(given, str) or not given or not _is_utf8(given):
                     return None
                 return given if not self.choices or given in self.choices else None
 
@@ -93,6 +93,14 @@ class Option:
         below = self.minimum is not None and number < self.minimum
         above = self.maximum is not None and number > self.maximum
         return None if below or above else number
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _seconds(given: object) -> float | None:
@@ -110,7 +118,8 @@ def check_timeout(timeout: object) -> float:
     seconds = None if isinstance(timeout, str) else _seconds(timeout)
     if seconds is None:
         raise InvalidArgument(
-            f"timeout= is a number of seconds above 0, at most {MAX_SECONDS:.0f}, not {timeout!r}"
+            f"timeout= is a number of seconds above 0, at most {MAX_SECONDS:.0f}, "
+            f"not {shown(timeout)}"
         )
     return seconds
 

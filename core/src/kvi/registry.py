@@ -6,7 +6,9 @@ entry points of the installed distributions, so that installing one more needs n
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pluggy
@@ -72,8 +74,13 @@ class _Registry:
     """The plugins loaded so far in this process, by entry-point name. Safe for threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._loaded: dict[str, _Plugin] = {}
+        self._renew_lock()
+        if hasattr(os, "register_at_fork"):  # another thread may be importing a plugin meanwhile
+            os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
 
     def plugin(self, name: str) -> _Plugin:
         loaded = self._loaded.get(name)
@@ -157,32 +164,44 @@ def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.
     Raises `InvalidOption` for a malformed URI or an unknown or bad option; `UnknownBackend`,
     `AmbiguousBackend` or `BackendLoadError` if there is no usable plugin for the scheme.
     """
-    parsed = StoreUri.parse(uri)
-    plugin = _registry.plugin(parsed.backend)
-    info = plugin.info
-    if parsed.scheme not in info.schemes:
-        raise UnknownBackend(
-            f"the backend {parsed.backend!r} does not know the scheme {parsed.scheme!r}; "
-            f"its schemes are {', '.join(info.schemes)}"
-        )
-    parsed = parsed.hiding(frozenset(option.name for option in info.options if option.secret))
+    shown = None
     try:
-        values = resolve((*COMMON, *info.options), parsed, options)
-        namespace = values.pop("namespace")
-        if info.path_is_namespace:
-            namespace = _namespace_of(parsed, namespace)
-        if namespace is not None:
-            check_name(namespace)
-        store = plugin.hooks.kvi_open(uri=parsed, options=values)
+        parsed = StoreUri.parse(uri)
+        shown = parsed.redacted
+        plugin = _registry.plugin(parsed.backend)
+        info = plugin.info
+        if parsed.scheme not in info.schemes:
+            raise UnknownBackend(
+                f"the backend {parsed.backend!r} does not know the scheme {parsed.scheme!r}; "
+                f"its schemes are {', '.join(info.schemes)}"
+            )
+        parsed = parsed.hiding(frozenset(option.name for option in info.options if option.secret))
+        shown = parsed.redacted
+        return _open(plugin, parsed, options)
     except KviError as error:
-        raise error.located("open", None, parsed.redacted)
+        error.operation, error.uri = "open", shown
+        raise
+
+
+def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi:
+    values = resolve((*COMMON, *plugin.info.options), uri, keywords)
+    namespace = values.pop("namespace")
+    if plugin.info.path_is_namespace:
+        namespace = _namespace_of(uri, namespace)
+    if namespace is not None:
+        check_name(namespace)
+    store = plugin.hooks.kvi_open(uri=uri, options=values)
     if not isinstance(store, Kvi):
         raise BackendLoadError(
-            f"the backend {parsed.backend!r} opened a {type(store).__name__}, not a Kvi",
-            operation="open",
-            uri=parsed.redacted,
+            f"the backend {uri.backend!r} opened a {type(store).__name__}, not a Kvi"
         )
-    return store if namespace is None else Namespace(store, namespace, owns=True)
+    if namespace is None:
+        return store
+    try:
+        return Namespace(store, namespace, owns=True)
+    except KviError:
+        store.close()
+        raise
 
 
 def _namespace_of(uri: StoreUri, option: str | None) -> str | None:

@@ -16,7 +16,9 @@ __all__ = ["StoreUri"]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9.-]*(\+[A-Za-z0-9.-]+)?\Z")
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
-_HOST = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<name>[^:\[\]/]+))(?::(?P<port>[0-9]+))?\Z")
+_HOST = re.compile(
+    r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<name>[^:\[\]/]+))(?::(?P<port>[0-9]{1,5}))?\Z"
+)
 _ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SECRET_NAMES = re.compile(r"pass|token|secret", re.IGNORECASE)
 _HIDDEN = "***"
@@ -57,6 +59,12 @@ class StoreUri:
             raise InvalidOption(
                 "a store URI begins with a scheme and a colon, such as mem: or etcd://host:2379"
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidOption(
+                "the URI has a character that is no UTF-8; percent-encode its bytes"
+            ) from None
         if _CONTROL.search(text):
             raise InvalidOption("the URI has a space or control character; write it as %20 or %XX")
         if bad := _ESCAPE.search(text):
@@ -65,8 +73,8 @@ class StoreUri:
             )
         try:
             parts = urlsplit(text)
-        except ValueError as error:
-            raise InvalidOption("the host part of the URI is malformed") from error
+        except ValueError:  # not chained: its text quotes the user and the password
+            raise InvalidOption("the host part of the URI is malformed") from None
         if parts.fragment or text.endswith("#"):
             raise InvalidOption("a store URI has no fragment; write # as %23")
         username, password, hosts = _authority(parts.netloc)
@@ -158,10 +166,8 @@ def _query(text: str) -> list[tuple[str, str]]:
         return []
     try:
         pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True)
-    except ValueError as error:
-        raise InvalidOption(
-            "the options behind ? are written name=value and joined by &"
-        ) from error
+    except ValueError:  # not chained: its text quotes what may be a secret
+        raise InvalidOption("the options behind ? are written name=value and joined by &") from None
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:

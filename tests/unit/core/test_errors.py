@@ -35,6 +35,14 @@ def test_long_keys_are_shortened_in_text_only() -> None:
     assert error.key == "k" * 5000
 
 
+def test_key_that_is_no_text() -> None:
+    """What was given for a key and is none is left out; the error can be shown."""
+    with pytest.raises(kvi.InvalidKey) as caught:
+        kvi.open("mem:").tas(123, None, b"")  # type: ignore[arg-type]
+    assert caught.value.key is None
+    assert "int" in str(caught.value)
+
+
 def test_first_place_stays() -> None:
     """The layer nearest to the fault names the place."""
     error = kvi.Timeout("late").located("get", "inner", "mem:")

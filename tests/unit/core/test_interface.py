@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from dataclasses import replace
 from typing import Any
 
 import kvi
@@ -125,6 +126,27 @@ def test_error_in_a_later_page_tells_its_place() -> None:
     with pytest.raises(Unavailable) as caught:
         next(entries)
     assert (caught.value.operation, caught.value.uri) == ("range", "smallest:")
+
+
+def test_range_delete_that_ends_half_way() -> None:
+    """If part of a range is deleted and then the store is gone, the outcome is not certain."""
+
+    class Failing(Smallest):
+        left = 1
+
+        def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+            if not self.left:
+                raise Unavailable("gone")
+            self.left -= 1
+            return super()._txn(txn, timeout)
+
+    inner = kvi.open("mem:half-way")
+    limits = replace(inner.capabilities, max_txn_ops=16)
+    for number in range(40):
+        inner.store(f"k{number:02}", b"")
+    with pytest.raises(kvi.OutcomeUnknown, match="16 keys"):
+        Failing(inner, limits).delete_range(prefix="k")
+    assert inner.count() == 24
 
 
 def test_import_surface() -> None:

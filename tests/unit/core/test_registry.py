@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import kvi
 import pytest
+from kvi import registry
 
 GOOD = """
     from kvi.hookspecs import BackendInfo, hookimpl
@@ -122,6 +125,43 @@ def test_plugin_that_opens_something_else(install: Install) -> None:
     install("odd", source[: source.index("return MemoryKvi")] + "return {}\n")
     with pytest.raises(kvi.BackendLoadError, match="opened a dict"):
         kvi.open("odd:")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fork_while_a_plugin_is_loaded() -> None:
+    """A child can open stores although another thread of its parent was loading a plugin."""
+    with registry._registry._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # a hang becomes a failure
+            kvi.open("sqlite:never-touched.db").close()
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_installed_twice(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one distribution that is on the path twice, the first is used, as import does."""
+    install("double", "import nothing_like_this\n")
+    first = tmp_path / "first"
+    (first / "kvi_double-2.0.dist-info").mkdir(parents=True)
+    (first / "kvi_double-2.0.dist-info" / "entry_points.txt").write_text(
+        "[kvi.backends]\ndouble = kvi_memory.plugin\n"
+    )
+    monkeypatch.syspath_prepend(str(first))
+    with pytest.raises(kvi.UnknownBackend, match="schemes are mem"):
+        kvi.open("double:")
+
+
+def test_claim_in_an_egg_info(install: Install, tmp_path: Path) -> None:
+    """A rival claim of an old-style installation is seen too."""
+    install("egg", GOOD.format(name="egg", interface="1.0"))
+    rival = tmp_path / "rival_egg-1.0-py3.11.egg-info"
+    rival.mkdir()
+    (rival / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: rival-egg\nVersion: 1.0\n")
+    (rival / "entry_points.txt").write_text("[kvi.backends]\negg = kvi_memory.plugin\n")
+    with pytest.raises(kvi.AmbiguousBackend, match="kvi-egg and rival-egg"):
+        kvi.open("egg:")
 
 
 def test_only_the_asked_plugin_is_imported() -> None:

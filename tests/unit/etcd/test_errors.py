@@ -28,14 +28,10 @@ TABLE = [
     # surely not applied
     (C.UNAVAILABLE, "failed to connect to all addresses; x", kvi.Unavailable, kvi.Unavailable),
     (C.UNAVAILABLE, "DNS resolution failed for x", kvi.Unavailable, kvi.Unavailable),
+    (C.UNAVAILABLE, "errors resolving x: [field:…]", kvi.Unavailable, kvi.Unavailable),
+    (C.UNKNOWN, "the target uri is not valid: x", kvi.Unavailable, kvi.Unavailable),
     (C.RESOURCE_EXHAUSTED, "etcdserver: too many requests", kvi.Unavailable, kvi.Unavailable),
     (C.UNAVAILABLE, "etcdserver: no leader", kvi.Unavailable, kvi.Unavailable),
-    (
-        C.RESOURCE_EXHAUSTED,
-        "etcdserver: mvcc: database space exceeded",
-        kvi.Unavailable,
-        kvi.Unavailable,
-    ),
     (
         C.UNAUTHENTICATED,
         "etcdserver: invalid auth token",
@@ -70,9 +66,21 @@ TABLE = [
     (C.INVALID_ARGUMENT, "etcdserver: request is too large", kvi.ValueTooLarge, kvi.ValueTooLarge),
     (
         C.RESOURCE_EXHAUSTED,
+        "Stream removed (CLIENT: Received message larger than max (2 vs. 1))",
+        AnswerTooLarge,
+        AnswerTooLarge,
+    ),
+    (
+        C.RESOURCE_EXHAUSTED,
+        "Received message larger than max (2 vs. 1)",
+        AnswerTooLarge,
+        AnswerTooLarge,
+    ),
+    (
+        C.RESOURCE_EXHAUSTED,
         "grpc: received message larger than max (2 vs. 1)",
-        AnswerTooLarge,
-        AnswerTooLarge,
+        kvi.ValueTooLarge,
+        kvi.ValueTooLarge,
     ),
     (C.DATA_LOSS, "corrupt", kvi.Unavailable, kvi.Unavailable),
     # sent, and no answer: a read failed, a write may have happened
@@ -85,6 +93,13 @@ TABLE = [
     (C.UNAVAILABLE, "etcdserver: server stopped", kvi.Unavailable, kvi.OutcomeUnknown),
     (C.INTERNAL, "stream terminated by RST_STREAM", kvi.Unavailable, kvi.OutcomeUnknown),
     (C.UNKNOWN, "", kvi.Unavailable, kvi.OutcomeUnknown),
+    # said after the write was applied
+    (
+        C.RESOURCE_EXHAUSTED,
+        "etcdserver: mvcc: database space exceeded",
+        kvi.Unavailable,
+        kvi.OutcomeUnknown,
+    ),
 ]
 
 
@@ -114,6 +129,8 @@ def test_only_unreached_moves_on() -> None:
     assert unreached == [
         "failed to connect to all addresses; x",
         "DNS resolution failed for x",
+        "errors resolving x: [field:…]",
+        "the target uri is not valid: x",
     ]
     assert classify(C.UNAVAILABLE, "etcdserver: invalid auth token") is Fault.LOGIN
     assert classify(C.INVALID_ARGUMENT, "etcdserver: revision of auth store is old") is Fault.LOGIN

@@ -26,11 +26,6 @@ class Forwarding(Kvi):
         """Whether this handle or the one inside can no longer be used."""
         return self._shut is not None or self._inner.closed
 
-    @property
-    def client(self) -> Any:
-        """The native client of the store inside."""
-        return self._inner.client
-
     def _ensure_open(self) -> None:
         if self._shut is not None:
             raise self._refusal()
@@ -62,6 +57,9 @@ class Forwarding(Kvi):
 
     def _ping(self, timeout: float) -> None:
         self._inner._ping(timeout)
+
+    def _native(self) -> Any:
+        return self._inner._native()
 
     def _close(self) -> None:
         if self._owns:

@@ -27,6 +27,7 @@ CALLS: list[tuple[str, Callable[[kvi.Kvi], object]]] = [
     ("transaction", lambda s: s.transaction("k", "=", b"", "k", b"x", "k", b"x")),
     ("namespace", lambda s: s.namespace("n")),
     ("ping", lambda s: s.ping()),
+    ("client", lambda s: s.client),
 ]
 
 
@@ -125,15 +126,17 @@ class TestHandles:
         self, store: kvi.Kvi, root: kvi.Kvi, kvi_uri: str, name: str, call: Any
     ) -> None:
         """After close every call that would touch the store raises Closed; others go on."""
+        store.store("k", b"kept")
+        before = snapshot(root)
         handle = kvi.open(kvi_uri)
-        before = handle.closed
+        opened = handle.closed
         handle.close()
-        assert (before, handle.closed) == (False, True)
+        assert (opened, handle.closed) == (False, True)
         with pytest.raises(kvi.Closed) as caught:
             call(handle)
         assert caught.value.operation == name
         handle.close()
-        assert snapshot(root) == snapshot(root)
+        assert snapshot(root) == before
         store.ping()
 
     def test_data_survives_close(self, kvi_uri: str, root: kvi.Kvi) -> None:

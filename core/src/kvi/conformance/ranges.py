@@ -51,7 +51,7 @@ class TestRange:
         assert [entry.key for entry in filled.range(**bounds, reverse=True)] == expected[::-1]
         assert filled.count(**bounds) == len(expected)
 
-    @pytest.mark.parametrize("limit", [0, 1, 3, 9, 10, 10_000])
+    @pytest.mark.parametrize("limit", [0, 1, 3, 9, 10, 10_000, 2**70])
     def test_limit(self, filled: kvi.Kvi, limit: int) -> None:
         """At most limit entries, the first ones in the direction of reading; 0 is empty."""
         assert [entry.key for entry in filled.range(limit=limit)] == KEYS[:limit]
@@ -79,13 +79,30 @@ class TestRange:
             {"start": b"a"},
             {"end": 7},
             {"prefix": "\ud800"},
+            {"limit": -(10**5000)},
         ],
-        ids=str,
+        ids=lambda given: ascii(list(given)),
     )
     def test_bad_arguments(self, store: kvi.Kvi, arguments: dict[str, Any]) -> None:
         """A negative limit, a prefix beside bounds, bounds that are not text: InvalidArgument."""
         with pytest.raises(kvi.InvalidArgument):
             store.range(**arguments)
+
+    def test_bound_longer_than_a_key(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A bound just behind the longest key works; a longer one is refused, not sent."""
+        limit = store.capabilities.max_key
+        longest = "k" * (limit or 10_000)
+        store.store(longest, b"")
+        assert peer.count(longest, longest + "\0") == 1
+        if limit is not None:
+            for call in (
+                lambda: peer.range(prefix=longest + "kk"),
+                lambda: peer.count(longest + "kk"),
+                lambda: store.delete_range(end=longest + "kk"),
+            ):
+                with pytest.raises(kvi.InvalidKey, match="bytes"):
+                    call()
+        assert peer.count() == 1
 
     def test_same_twice(self, filled: kvi.Kvi) -> None:
         """A result can be iterated again, and by two iterators at once."""

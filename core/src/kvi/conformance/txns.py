@@ -110,6 +110,12 @@ class TestCompares:
             kvi.Key("k").revision.compare(operator, 1)
         assert snapshot(peer) == {"k": b"v"}
 
+    def test_compare_made_by_hand(self, store: kvi.Kvi) -> None:
+        """A Compare made of plain text means what it says."""
+        store.store("k", b"v")
+        assert store.txn([kvi.Compare("k", "value", "=", "v")])  # type: ignore[arg-type]
+        assert not store.txn([kvi.Compare("k", "value", "!=", b"v")])  # type: ignore[arg-type]
+
     def test_wrong_operands(self, store: kvi.Kvi) -> None:
         """A value compares with bytes or text, the others with integers from 0 on."""
         for make in (
@@ -265,6 +271,9 @@ class TestTransactions:
             {"when": [None]},
             {"when": kvi.Key("k").exists},
             {"when": ["k"]},
+            {"when": [kvi.Compare("k", "value", "~", b"")]},  # type: ignore[arg-type]
+            {"when": [kvi.Compare("k", "size", "=", 1)]},  # type: ignore[arg-type]
+            {"when": [kvi.Compare("k", "revision", "=", b"1")]},  # type: ignore[arg-type]
             {"then": ["k"]},
             {"then": kvi.Put("k", b"")},
             {"then": [kvi.Key("k").exists]},

@@ -35,11 +35,28 @@ class TestStore:
         for call in (
             lambda: store.store("k", b"x", lease=123456789),
             lambda: store.cas("new", 0, b"x", lease=123456789),
+            lambda: store.store("k", b"x", lease=2**70),
             lambda: store.txn(then=[kvi.Put("new", b""), kvi.Put("k", b"x", lease=123456789)]),
         ):
             with pytest.raises(kvi.LeaseLost):
                 call()
         assert snapshot(peer) == {"k": b"before"}
+
+    def test_kinds_of_bytes_and_text(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """bytearray, memoryview and subclasses count for what they hold, and come back plain."""
+
+        class Text(str):
+            __slots__ = ()
+
+        class Data(bytes):
+            __slots__ = ()
+
+        store.store(Text("k"), Data(b"1"))
+        entry = peer.get("k")
+        assert entry is not None
+        assert (type(entry.key), type(entry.value)) == (str, bytes)
+        assert store.tas("k", bytearray(b"1"), memoryview(b"2"))  # type: ignore[arg-type]
+        assert snapshot(peer) == {"k": b"2"}
 
     @pytest.mark.parametrize("lease", [0, -1, True, "7", 1.5], ids=repr)
     def test_no_lease_id(self, store: kvi.Kvi, peer: kvi.Kvi, lease: int) -> None:
@@ -189,7 +206,9 @@ class TestCas:
         assert store.cas("k", first, b"x") is None
         assert snapshot(peer) == {"k": b"same"}
 
-    @pytest.mark.parametrize("revision", [-1, 1.5, "1", None, True], ids=repr)
+    @pytest.mark.parametrize(
+        "revision", [-1, 1.5, "1", None, True, 2**63, pytest.param(-(10**5000), id="huge")]
+    )
     def test_no_revision(self, store: kvi.Kvi, peer: kvi.Kvi, revision: int) -> None:
         """What is not a revision raises InvalidArgument; nothing is written."""
         with pytest.raises(kvi.InvalidArgument, match="revision"):

@@ -26,19 +26,24 @@ def check_key(key: object, max_key: int | None) -> str:
         ) from None
     if max_key is not None and size > max_key:
         raise InvalidKey(f"this key has {size:,} bytes, the store takes at most {max_key:,}")
-    return key
+    return key if type(key) is str else str.__str__(key)
 
 
-def check_bound(name: str, bound: object) -> str:
-    """Return a bound or prefix of a range; any text that encodes as UTF-8 will do, empty too."""
+def check_bound(name: str, bound: object, max_key: int | None = None) -> str:
+    """Return a bound or prefix of a range: text that encodes as UTF-8, empty or not.
+
+    It may be one byte longer than a key, which is how "just behind this key" is written.
+    """
     if not isinstance(bound, str):
         raise InvalidKey(f"{name}= is text, not {type(bound).__name__}; decode it first")
     try:
-        bound.encode()
+        size = len(bound.encode())
     except UnicodeEncodeError as error:
         raise InvalidKey(
             f"{name}= must encode as UTF-8; the lone surrogate at position {error.start} does not"
         ) from None
+    if max_key is not None and size > max_key + 1:
+        raise InvalidKey(f"{name}= has {size:,} bytes, keys of this store at most {max_key:,}")
     return bound
 
 
@@ -52,10 +57,13 @@ def check_value(value: object, max_value: int | None, name: str = "value") -> by
                 f"{name}= as text must encode as UTF-8; the lone surrogate at position "
                 f"{error.start} does not: give bytes"
             ) from None
-    elif isinstance(value, bytes):
+    elif type(value) is bytes:
         data = value
-    elif isinstance(value, (bytearray, memoryview)):
-        data = bytes(value)
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        try:
+            data = memoryview(value).tobytes()
+        except ValueError as error:
+            raise InvalidArgument(f"{name}= cannot be read: {error}") from error
     else:
         raise InvalidArgument(
             f"{name}= is bytes or str, not {type(value).__name__}; encode it first"

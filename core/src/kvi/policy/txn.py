@@ -10,11 +10,22 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvi.capabilities import Capabilities
-from kvi.errors import InvalidArgument, NotSupported
-from kvi.model import Compare, Delete, Get, KeyValue, Operation, Operator, Put, Target, Txn
+from kvi.errors import InvalidArgument, NotSupported, shown
+from kvi.model import (
+    Compare,
+    Delete,
+    Get,
+    KeyValue,
+    Operation,
+    Operator,
+    Put,
+    Target,
+    Txn,
+    checked,
+)
 from kvi.policy.text import check_key, check_value
 
 Read = Callable[[str], KeyValue | None]
@@ -84,7 +95,7 @@ def _check_compare(compare: object, limits: Capabilities) -> Compare:
             "compare the revision",
             key=compare.key,
         )
-    return compare
+    return checked(compare)
 
 
 def _check_operation(name: str, op: object, limits: Capabilities) -> Operation:
@@ -102,7 +113,7 @@ def check_lease(lease: object) -> int | None:
     """Return a lease id, or ``None``; raise `InvalidArgument` for anything else."""
     if lease is None or (isinstance(lease, int) and not isinstance(lease, bool) and lease > 0):
         return lease
-    raise InvalidArgument(f"lease= is the id of a lease, a positive integer, not {lease!r}")
+    raise InvalidArgument(f"lease= is the id of a lease, a positive integer, not {shown(lease)}")
 
 
 def _check_single_writes(name: str, branch: Sequence[Operation]) -> None:
@@ -129,8 +140,7 @@ def holds(compare: Compare, entry: KeyValue | None) -> bool:
     return _RELATIONS[compare.operator](stored, compare.operand)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One key's change by a transaction: from ``old`` to ``new``, ``None`` being absence."""
 
     key: str

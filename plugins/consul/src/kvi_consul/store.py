@@ -25,7 +25,7 @@ from urllib.parse import quote
 from kvi.capabilities import Capabilities
 from kvi.errors import Contention, KviError, OutcomeUnknown, ValueTooLarge
 from kvi.interface import BaseKvi
-from kvi.model import Delete, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
 
 from kvi_consul import errors, wire
 from kvi_consul.errors import Broken, Refusal
@@ -57,7 +57,6 @@ _BAD = (ValueError, KeyError, TypeError, AttributeError)
 _BACKOFF = 0.001  # seconds before the second try of a transaction; doubled for each further one
 _MOST_BACKOFF = 0.05
 _DELAY_BACKOFF = 0.25  # a lock-delay lasts for seconds
-_DELETES = wire.MAX_OPS // CAPABILITIES.txn_delete_ops
 
 
 class _Refused(KviError):
@@ -78,8 +77,7 @@ class ConsulKvi(BaseKvi):
         self._query = "consistent" if dc is None else f"consistent&dc={quote(dc, safe='')}"
         self._txn_head = transport.head("PUT", f"/v1/txn?{self._query}")
 
-    @property
-    def client(self) -> Any:
+    def _native(self) -> Any:
         """The client of python-consul, on this handle's connections."""
         with self._client_lock:
             if self._client is None:
@@ -271,7 +269,7 @@ class ConsulKvi(BaseKvi):
             return number
         if span.prefix is not None:
             return self._delete_tree(span, span.prefix, timeout)
-        return self._delete_each(span, timeout)
+        return super()._delete_range(span, timeout)
 
     def _delete_tree(self, span: Span, prefix: str, timeout: float) -> int:
         """Delete the keys of a prefix in one step, counting them in the same.
@@ -311,32 +309,6 @@ class ConsulKvi(BaseKvi):
         verb = "set" if session is None else "lock"
         back = Op(verb, key, found.value, None, session, results[0]["Flags"])
         return (Op("check-index", key, revision=found.revision), *ops, back)
-
-    def _delete_each(self, span: Span, timeout: float) -> int:
-        deadline = monotonic() + timeout
-        deleted = 0
-        batch: list[Delete] = []
-        try:
-            for entry in self._range(Scan(span, keys_only=True), timeout):
-                batch.append(Delete(entry.key))
-                if len(batch) == _DELETES:
-                    deleted += self._delete_batch(batch, deadline)
-                    batch = []
-            if batch:
-                deleted += self._delete_batch(batch, deadline)
-        except OutcomeUnknown:
-            raise
-        except KviError as error:
-            if not deleted:
-                raise
-            raise OutcomeUnknown(
-                f"{deleted} keys of the range were deleted before this: {error.message}"
-            ) from error
-        return deleted
-
-    def _delete_batch(self, batch: list[Delete], deadline: float) -> int:
-        done = self._txn(Txn(then=tuple(batch)), deadline - monotonic())
-        return sum(map(bool, done.results))
 
     def _entries(self, span: Span, timeout: float, *, keys_only: bool) -> Generator[KeyValue]:
         """The entries of ``span`` as they come in; closing the iterator drops the answer."""

@@ -46,8 +46,15 @@ class Fault(enum.Enum):
     LOST = enum.auto()
 
 
-_UNREACHED = ("failed to connect to all addresses", "name resolution", "dns resolution failed")
-_REFUSED = ("too many requests", "etcdserver: no leader", "database space exceeded")
+_UNREACHED = (
+    "failed to connect to all addresses",
+    "errors resolving",
+    "dns resolution failed",
+    "name resolution",
+    "target uri is not valid",
+)
+# Not here: "database space exceeded". etcd says so after it has applied the write.
+_REFUSED = ("too many requests", "etcdserver: no leader")
 _LOGIN = ("invalid auth token", "revision of auth store is old")
 _FINAL_CODES = frozenset(
     {
@@ -69,7 +76,7 @@ def classify(code: grpc.StatusCode, detail: str) -> Fault:
     text = detail.lower()
     if any(part in text for part in _LOGIN):
         return Fault.LOGIN
-    if code is _Code.UNAVAILABLE and any(part in text for part in _UNREACHED):
+    if any(part in text for part in _UNREACHED):
         return Fault.UNREACHED
     if any(part in text for part in _REFUSED):
         return Fault.REFUSED
@@ -86,7 +93,8 @@ def translate(error: grpc.RpcError, *, write: bool) -> KviError:
     """The error of kvi for ``error``; ``write``: the request would change the store."""
     code, detail = error.code(), error.details() or ""
     fault = classify(code, detail)
-    if code is _Code.RESOURCE_EXHAUSTED and "received message larger than max" in detail.lower():
+    # A server (in Go) that finds a request too large says the same in lower case.
+    if code is _Code.RESOURCE_EXHAUSTED and "Received message larger than max" in detail:
         return AnswerTooLarge(f"the answer is larger than kvi receives at once: {detail}")
     if fault is Fault.LOST:
         return _lost(code, detail, write)
@@ -97,7 +105,7 @@ def translate(error: grpc.RpcError, *, write: bool) -> KviError:
             f"etcd does not accept the login: {detail}; give user:password@ in the URI"
         )
     if fault is Fault.REFUSED:
-        return Unavailable(f"etcd refused the request and did nothing: {detail}{_mend(detail)}")
+        return Unavailable(f"etcd refused the request and did nothing: {detail}")
     return _final(code, detail)
 
 
@@ -106,11 +114,11 @@ def _lost(code: grpc.StatusCode, detail: str, write: bool) -> KviError:
     if write:
         return OutcomeUnknown(
             f"the write was sent and {'no answer came in time' if slow else 'its answer lost'}; "
-            f"it may have applied, or may still: {code.name} {detail}"
+            f"it may have applied, or may still: {code.name} {detail}{_mend(detail)}"
         )
     if slow:
         return Timeout(f"no answer from etcd in time: {detail}")
-    return Unavailable(f"etcd could not answer: {code.name} {detail}")
+    return Unavailable(f"etcd could not answer: {code.name} {detail}{_mend(detail)}")
 
 
 def _mend(detail: str) -> str:

@@ -16,9 +16,11 @@ from the last down, each page sorted within its block.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from kvi.capabilities import Capabilities
+from kvi.errors import PermissionDenied
 from kvi.interface import BaseKvi
 from kvi.model import Get, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 
@@ -68,8 +70,7 @@ class EtcdKvi(BaseKvi):
         super().__init__(uri, CAPABILITIES, timeout=timeout)
         self._connection = Connection(endpoints, tls, credentials)
 
-    @property
-    def client(self) -> Any:
+    def _native(self) -> Any:
         """The ``etcd3.Etcd3Client`` of the current endpoint."""
         return self._connection.client
 
@@ -104,7 +105,8 @@ class EtcdKvi(BaseKvi):
 
     def _ping(self, timeout: float) -> None:
         request = pb.RangeRequest(key=b"\0", count_only=True)  # linearizable, and reads no value
-        self._connection.call("range", request, timeout, write=False)
+        with suppress(PermissionDenied):  # it is the answer of a store that serves
+            self._connection.call("range", request, timeout, write=False)
 
     def _close(self) -> None:
         self._connection.close()
@@ -179,7 +181,9 @@ class EtcdKvi(BaseKvi):
         revision, size = page.revision, page.next_size
         wanted = None if scan.limit is None else scan.limit - len(page.entries)
         high = page.entries[-1].key.encode()
-        for block in reversed(self._blocks(low, high, revision, timeout)):
+        few = wanted is not None and wanted <= MOST  # then sorting again costs less than the walk
+        blocks = [low] if few else self._blocks(low, high, revision, timeout)
+        for block in reversed(blocks):
             end, more = high, True
             while more:
                 page = self._page(scan, block, end, size, wanted, revision, timeout)
@@ -195,16 +199,11 @@ class EtcdKvi(BaseKvi):
 
     def _blocks(self, low: bytes, high: bytes, revision: int, timeout: float) -> list[bytes]:
         """Where blocks of at most `MOST` keys of ``[low, high)`` begin."""
-        starts, more = [low], True
-        while more:
-            request = pb.RangeRequest(
-                key=low, range_end=high, limit=MOST, revision=revision, keys_only=True
-            )
-            answer = self._connection.call("range", request, timeout, write=False)
-            more = answer.more
-            if more:
-                low = answer.kvs[-1].key + b"\0"
-                starts.append(low)
+        starts, keys = [low], Scan(Span(), keys_only=True)
+        page = self._page(keys, low, high, PageSize(MOST), None, revision, timeout)
+        while page.more:
+            starts.append(page.entries[-1].key.encode() + b"\0")
+            page = self._page(keys, starts[-1], high, PageSize(MOST), None, revision, timeout)
         return starts
 
 

@@ -10,9 +10,9 @@ use. One endpoint is the current one. A call that never reached its endpoint mov
 at most once around; nothing else is sent twice, except a call that the server refused for its
 token, after a new login. All of it is bounded by the call's deadline.
 
-*Threads.* A call runs on the caller's thread. The lock guards the making of links, the choice of
-the current one and the login; the only call made under it is the login, so that a hundred callers
-with an expired token log in once.
+*Threads.* A call runs on the caller's thread. One lock guards the making of links and the choice of
+the current one, and nothing waits under it, so that `close` never waits either. Another is held
+during a login, so that a hundred callers with an expired token log in once.
 """
 
 from __future__ import annotations
@@ -156,9 +156,9 @@ def _pem(option: str, path: str | None) -> bytes | None:
         return None
     try:
         text = Path(path).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InvalidOption(
-            f"option {option!r} names a file that cannot be read: {error.strerror or error}"
+            f"option {option!r} names a file that cannot be read: {error}"
         ) from error
     if b"-----BEGIN" not in text:
         raise InvalidOption(f"option {option!r} names a file without PEM text")
@@ -205,28 +205,36 @@ class Link:
         self.authenticate: Method = auth.Authenticate
         self.metadata: tuple[tuple[str, str], ...] | None = None
 
+    def forget(self, refused: object) -> None:
+        """Drop the token, unless another thread has got a new one since."""
+        if self.metadata is refused:
+            self.metadata = None
+
 
 class Pending:
     """A request whose answer is still to be taken, or not wanted any more."""
 
-    __slots__ = ("_again", "_future")
+    __slots__ = ("_future", "_insist")
 
-    def __init__(self, future: Any, again: Callable[[grpc.RpcError], Any]) -> None:
-        self._future = future
-        self._again = again
+    def __init__(self, future: Any, insist: Callable[[grpc.RpcError | None], Any]) -> None:
+        self._future = future  # None: it could not be sent ahead
+        self._insist = insist
 
     def answer(self) -> Any:
-        """Wait for the answer, by the deadline that the request was sent with."""
+        """Wait for the answer, as long as the request's time-out says."""
+        if self._future is None:
+            return self._insist(None)
         try:
             return self._future.result()
         except grpc.FutureCancelledError as error:
             raise Unavailable("the connection is closed") from error
         except grpc.RpcError as error:
-            return self._again(error)
+            return self._insist(error)
 
     def cancel(self) -> None:
         """Let go of it; does nothing once it is answered."""
-        self._future.cancel()
+        if self._future is not None:
+            self._future.cancel()
 
 
 class Connection:
@@ -245,6 +253,7 @@ class Connection:
         self._tls = tls
         self._credentials = credentials
         self._lock = threading.Lock()
+        self._logging_in = threading.Lock()
         self._links: dict[int, Link] = {}
         self._at = 0  # the index of the current endpoint
         self._link: Link | None = None
@@ -255,27 +264,30 @@ class Connection:
         deadline = time.monotonic() + timeout
         link = self._link or self._current()
         if self._credentials is not None and link.metadata is None:
-            self._login(link, None, deadline)
+            return self._insist(link, method, request, deadline, write, None)
         try:
             return getattr(link, method)(request, timeout, link.metadata)
         except grpc.RpcError as error:
-            return self._again(link, method, request, deadline, write, error)
+            return self._insist(link, method, request, deadline, write, error)
         except ValueError as error:
             raise self._shut(error) from error
 
     def begin(self, method: str, request: object, timeout: float) -> Pending:
         """Send a request that only reads, and go on; the answer is asked for later."""
-        deadline = time.monotonic() + timeout
         link = self._link or self._current()
-        try:
-            future = getattr(link, method).future(request, timeout, link.metadata)
-        except ValueError as error:
-            raise self._shut(error) from error
+        future = None
+        if self._credentials is None or link.metadata is not None:
+            try:
+                future = getattr(link, method).future(request, timeout, link.metadata)
+            except ValueError as error:
+                raise self._shut(error) from error
 
-        def again(error: grpc.RpcError) -> Any:
-            return self._again(link, method, request, deadline, False, error)
+        def insist(error: grpc.RpcError | None) -> Any:
+            # A deadline of its own: its user may have taken long over what came before.
+            deadline = time.monotonic() + timeout
+            return self._insist(link, method, request, deadline, False, error)
 
-        return Pending(future, again)
+        return Pending(future, insist)
 
     @property
     def client(self) -> Any:
@@ -293,35 +305,43 @@ class Connection:
     def abandon(self) -> tuple[object, ...]:
         """In a forked child: forget the parent's channels; returns them, never to be freed."""
         abandoned = tuple(self._links.values())
-        self._links, self._link, self._lock = {}, None, threading.Lock()
+        self._links, self._link = {}, None
+        self._lock, self._logging_in = threading.Lock(), threading.Lock()
         return abandoned
 
-    def _again(
+    def _insist(
         self,
         link: Link,
         method: str,
         request: object,
         deadline: float,
         write: bool,
-        error: grpc.RpcError,
+        error: grpc.RpcError | None,
     ) -> Any:
-        """What `call` does after its first try failed: move on or log in, where that is safe."""
-        others, logins = len(self._endpoints) - 1, 1
+        """Send the request after a first ``error``, or a login: move on or log in where needed."""
+        others, logins, sent = len(self._endpoints) - 1, 1, error is not None
+        used = link.metadata  # what the server refused, if it did
         while True:
-            fault = classify(error.code(), error.details() or "")
-            if fault is Fault.UNREACHED and others:
-                others -= 1
-                link = self._move_on(link)
-            elif fault is Fault.LOGIN and self._credentials is not None and logins:
-                logins -= 1
-                self._login(link, link.metadata, deadline)
-            else:
-                raise translate(error, write=write) from error
+            if error is not None:
+                fault = classify(error.code(), error.details() or "")
+                if fault is Fault.UNREACHED and others:
+                    others -= 1
+                    link = self._move_on(link)
+                elif fault is Fault.LOGIN and self._credentials is not None and logins:
+                    logins -= 1
+                    link.forget(used)
+                else:
+                    raise translate(error, write=write and sent) from error
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise Timeout("no etcd endpoint answered in time") from error
             try:
-                return getattr(link, method)(request, remaining, link.metadata)
+                sent = False
+                if self._credentials is not None and link.metadata is None:
+                    self._login(link, self._credentials, deadline)
+                    remaining = max(0.001, deadline - time.monotonic())
+                sent, used = True, link.metadata
+                return getattr(link, method)(request, remaining, used)
             except grpc.RpcError as again:
                 error = again
             except ValueError as closed:
@@ -347,26 +367,19 @@ class Connection:
         self._link = link
         return link
 
-    def _login(self, link: Link, stale: object, deadline: float) -> None:
-        """Get a token for ``link``, unless another thread has replaced ``stale`` meanwhile."""
-        assert self._credentials is not None
-        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise Timeout("another thread's login did not end in time")
+    def _login(self, link: Link, credentials: Credentials, deadline: float) -> None:
+        """Get a token for ``link``, unless another thread does; raises gRPC's errors."""
+        if not self._logging_in.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise Timeout("the login did not end in time")
         try:
-            if link.metadata is not stale:
-                return
-            request = pb.AuthenticateRequest(
-                name=self._credentials.name, password=self._credentials.password
-            )
-            remaining = max(0.001, deadline - time.monotonic())
-            answer = link.authenticate(request, remaining)
-            link.metadata = link.client.metadata = (("token", answer.token),)
-        except grpc.RpcError as error:
-            raise translate(error, write=False) from error
-        except ValueError as error:
-            raise self._shut(error) from error
+            if link.metadata is None:
+                request = pb.AuthenticateRequest(
+                    name=credentials.name, password=credentials.password
+                )
+                answer = link.authenticate(request, max(0.001, deadline - time.monotonic()))
+                link.metadata = link.client.metadata = (("token", answer.token),)
         finally:
-            self._lock.release()
+            self._logging_in.release()
 
     def _shut(self, error: ValueError) -> Exception:
         """GRPC raises ValueError on a closed channel; any other one is a fault of ours."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kvi.errors import InvalidArgument, InvalidKey, ValueTooLarge
+from kvi.errors import InvalidKey, LeaseLost, ValueTooLarge
 from kvi.model import (
+    MAX_NUMBER,
     Compare,
     Delete,
     Get,
@@ -28,7 +29,6 @@ from kvi.model import (
 from kvi_etcd import wire_pb2 as pb
 
 MAX_REQUEST = 1_572_864  # bytes: etcd's default --max-request-bytes, 1.5 MiB
-MAX_INT = 2**63 - 1
 
 _OPERATORS = {
     Operator.EQUAL: pb.Compare.EQUAL,
@@ -114,7 +114,9 @@ def range_request(
 
 def put_request(key: str, value: bytes, lease: int | None) -> pb.PutRequest:
     """A write of one entry."""
-    return pb.PutRequest(key=key.encode(), value=value, lease=_int("a lease id", lease or 0))
+    if lease is not None and lease > MAX_NUMBER:  # etcd's ids have 64 bits
+        raise LeaseLost("no lease with this id is alive; grant a new one")
+    return pb.PutRequest(key=key.encode(), value=value, lease=lease or 0)
 
 
 def txn_request(txn: Txn) -> pb.TxnRequest:
@@ -136,7 +138,7 @@ def _compare(compare: Compare) -> pb.Compare:
     target, field = _TARGETS[compare.target]
     operand = compare.operand
     if isinstance(operand, int):
-        operand = _int(compare.target.value, operand)
+        operand = min(operand, MAX_NUMBER)  # above every id there is, as the operand was
     message = pb.Compare(
         result=_OPERATORS[compare.operator], target=target, key=compare.key.encode()
     )
@@ -153,12 +155,6 @@ def _operation(op: Operation) -> pb.RequestOp:
             return pb.RequestOp(request_range=pb.RangeRequest(key=key.encode()))
         case Delete(key):
             return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key.encode()))
-
-
-def _int(name: str, number: int) -> int:
-    if number > MAX_INT:
-        raise InvalidArgument(f"{name} of etcd is a 64-bit integer, at most {MAX_INT}")
-    return number
 
 
 def txn_result(txn: Txn, answer: pb.TxnResponse) -> TxnResult:

@@ -78,8 +78,7 @@ class MemoryKvi(BaseKvi):
         key, revision = old.key, state.revision + 1
         new = put(old, key, value, revision, None)
         dict.__setitem__(state.entries, key, new)  # the order of the keys stays as it is
-        state.history.append((revision, (Change(key, old, new),)))
-        state.revision = revision
+        state.record((Change(key, old, new),))
         return revision
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:

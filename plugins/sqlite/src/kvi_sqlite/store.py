@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any
 
 from kvi.capabilities import Capabilities
-from kvi.errors import KviError, LeaseLost
+from kvi.errors import LeaseLost
 from kvi.interface import BaseKvi
 from kvi.model import Delete, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.txn import Change, choose, perform
@@ -69,8 +69,7 @@ class SqliteKvi(BaseKvi):
         self._pool = Pool(path)
         self._ranges = Ranges(self._pool)
 
-    @property
-    def client(self) -> sqlite3.Connection:
+    def _native(self) -> sqlite3.Connection:
         """A connection to the file for the caller's own use, the same at each call.
 
         Opened at the first use, in autocommit mode, waiting up to ``timeout`` for locks; closed
@@ -78,11 +77,7 @@ class SqliteKvi(BaseKvi):
         may be used by one thread at a time, and a forked child cannot open the file while it is
         open.
         """
-        try:
-            self._ensure_open()
-            return self._pool.client(self._timeout)
-        except KviError as error:
-            raise self._placed(error, "client", None)  # noqa: B904  (the same error, placed)
+        return self._pool.client(self._timeout)
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:
         name = key.encode()
