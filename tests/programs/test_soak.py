@@ -12,7 +12,8 @@ from pathlib import Path
 import kvi
 import pytest
 
-from tests.programs.test_totals import PROCESSES, increment, test_totals, transfer, uri
+from tests.programs import test_totals as totals
+from tests.programs.test_totals import PROCESSES, increment, transfer, uri
 
 __all__ = ["uri"]  # the fixture
 
@@ -85,7 +86,7 @@ def test_killed_at_random(uri: str) -> None:
 def test_totals_again(uri: str, work: object, turn: int) -> None:
     """The totals of `make test`, several times in a row."""
     began = time.monotonic()
-    test_totals(uri, work)
+    totals.test_totals(uri, work)
     print(f"\n{uri.partition(':')[0]}: 8 × 500 exact in {time.monotonic() - began:.1f} s")
 
 
