@@ -68,3 +68,11 @@ __all__ = [
     "backends",
     "open",
 ]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # importing the metadata costs 20 ms, and few programs ask
+        from importlib.metadata import version
+
+        return version("kvi-core")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,8 @@ class Capabilities:
     """Where a store differs from the others, for programs that want to know.
 
     What a capability denies raises `kvi.NotSupported` or behaves as described here; the
-    conformance suite checks either.
+    conformance suite checks either. (``watch_history``, ``lock_fair`` and the two of leases have
+    no effect yet: watches, locks and leases are still to come.)
 
     Attributes:
         shared: several processes can open the same store.

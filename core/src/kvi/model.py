@@ -172,6 +172,9 @@ class RangeResult(Iterable[KeyValue]):
         self.revision = revision
         self._pages = pages
 
+    def __repr__(self) -> str:
+        return f"<RangeResult at revision {self.revision}>"
+
     def __iter__(self) -> Iterator[KeyValue]:
         return chain.from_iterable(self._pages())
 
@@ -243,7 +246,9 @@ class _Property:
                     + ("; use Key(...).absent" if operand is None else ""),
                     key=self._key,
                 )
-            return Compare(self._key, self._target, op, check_value(operand, None, "the operand"))
+            return Compare(
+                self._key, self._target, op, check_value(operand, None, "a value to compare with")
+            )
         if not isinstance(operand, int) or isinstance(operand, bool) or operand < 0:
             raise InvalidArgument(
                 f"{self._target} compares with an integer that is not negative, "

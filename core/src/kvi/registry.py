@@ -41,6 +41,9 @@ _PACKAGES = {
 }
 
 
+_GUESSES = {"memory": "mem", "ram": "mem", "sqlite3": "sqlite", "file": "sqlite"}
+
+
 @dataclass(frozen=True, slots=True)
 class _Plugin:
     module: object
@@ -96,12 +99,7 @@ def _find(name: str) -> Claim:
     found = claims_on(name)
     if not found:
         installed = sorted({claim.scheme for claim in all_claims()})
-        package = _PACKAGES.get(name)
-        mend = (
-            f"install it with: pip install {package}"
-            if package
-            else f"a backend is a distribution with an entry point {name!r} in {GROUP!r}"
-        )
+        mend = _mend(name, installed)
         raise UnknownBackend(
             f"no backend for the scheme {name!r} is installed "
             f"(installed: {', '.join(installed) or 'none'}); {mend}"
@@ -110,6 +108,18 @@ def _find(name: str) -> Claim:
         owners = " and ".join(claim.distribution for claim in found)
         raise AmbiguousBackend(f"the scheme {name!r} is claimed by {owners}; uninstall one")
     return found[0]
+
+
+def _mend(name: str, installed: list[str]) -> str:
+    if package := _PACKAGES.get(name):
+        return f"install it with: pip install {package}"
+    import difflib  # costs more than an open, and is needed for a mistake only
+
+    known = sorted({*installed, *_PACKAGES})
+    near = _GUESSES.get(name) or next(iter(difflib.get_close_matches(name, known, n=1)), None)
+    if near:
+        return f"did you mean {near!r}?"
+    return f"a backend is a distribution with an entry point {name!r} in {GROUP!r}"
 
 
 def _load(claim: Claim) -> _Plugin:
@@ -122,12 +132,17 @@ def _load(claim: Claim) -> _Plugin:
         ) from error
     manager = pluggy.PluginManager(PROJECT)  # one each: a module may serve several schemes
     manager.add_hookspecs(hookspecs)
-    manager.register(module, name=claim.scheme)
     try:
+        manager.register(module, name=claim.scheme)
         manager.check_pending()
     except pluggy.PluginValidationError as error:
-        raise BackendLoadError(f"{origin} implements a hook that kvi does not have") from error
-    info = manager.hook.kvi_describe()
+        raise BackendLoadError(
+            f"{origin} implements a hook that kvi does not have, or with other arguments: {error}"
+        ) from error
+    try:
+        info = manager.hook.kvi_describe()
+    except Exception as error:
+        raise BackendLoadError(f"{origin} fails to describe itself: {error!r}") from error
     if not isinstance(info, BackendInfo):
         raise BackendLoadError(f"{origin} does not describe itself: kvi_describe gave {info!r}")
     if info.interface.partition(".")[0] != INTERFACE.partition(".")[0]:
@@ -190,7 +205,14 @@ def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi
         namespace = _namespace_of(uri, namespace)
     if namespace is not None:
         check_name(namespace)
-    store = plugin.hooks.kvi_open(uri=uri, options=values)
+    try:
+        store = plugin.hooks.kvi_open(uri=uri, options=values)
+    except KviError:
+        raise
+    except Exception as error:
+        raise BackendLoadError(
+            f"the backend {uri.backend!r} fails to open: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(store, Kvi):
         raise BackendLoadError(
             f"the backend {uri.backend!r} opened a {type(store).__name__}, not a Kvi"
@@ -198,7 +220,7 @@ def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi
     if namespace is None:
         return store
     try:
-        return Namespace(store, namespace, owns=True)
+        return Namespace(store, namespace, owns=True, named="namespace" not in keywords)
     except KviError:
         store.close()
         raise

@@ -77,6 +77,12 @@ class StoreUri:
             raise InvalidOption("the host part of the URI is malformed") from None
         if parts.fragment or text.endswith("#"):
             raise InvalidOption("a store URI has no fragment; write # as %23")
+        if parts.netloc and "@" in parts.path + parts.query:
+            # most likely a password with a slash in it, which must not be shown as a path
+            raise InvalidOption(
+                "the URI has an @ behind its host; in a user, password or token write / as %2F, "
+                "? as %3F and @ as %40"
+            )
         username, password, hosts = _authority(parts.netloc)
         return cls(
             scheme=scheme.lower(),
@@ -108,7 +114,7 @@ class StoreUri:
         text = f"{self.scheme}:"
         if self.authority:
             text += "//" + self._userinfo() + ",".join(map(_join_host, self.hosts))
-        text += quote(self.path, safe="/:@!$&'()*+,;=~")
+        text += quote(self.path, safe="/:!$&'()*+,;=~")
         if self.query:
             text += "?" + "&".join(f"{quote(n)}={self._shown(n, v)}" for n, v in self.query)
         return text

@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 import kvi
 
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="kvi-shared-settings-") as folder:
-        uri = options.uri or f"sqlite:{Path(folder) / 'settings.db'}"
+        uri = options.uri or "sqlite:" + quote(str(Path(folder) / "settings.db"))
         try:
             account = run(uri, options.processes, options.increments, options.transfers)
         except kvi.KviError as error:

@@ -17,6 +17,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +43,7 @@ def main(options: list[str]) -> int:
     console = Console(highlight=False)
     runs, wrong = [], 0
     with tempfile.TemporaryDirectory(prefix="kvi-demo-") as folder:
-        uris = {"sqlite": f"sqlite:{Path(folder) / 'settings.db'}"}
+        uris = {"sqlite": "sqlite:" + quote(str(Path(folder) / "settings.db"))}
         for scheme, variable in SERVERS.items():
             if variable in os.environ:
                 uris[scheme] = os.environ[variable]

@@ -66,6 +66,8 @@ def test_third_party_backend(install: Install) -> None:
     [
         ("nonsense://h", ["'nonsense'", "installed: ", "mem", "kvi.backends"]),
         ("mem+tls:x", ["'mem+tls'", "schemes are mem"]),
+        ("sqllite:x.db", ["did you mean 'sqlite'?"]),
+        ("memory:", ["did you mean 'mem'?"]),
     ],
 )
 def test_unknown_scheme(uri: str, texts: list[str]) -> None:
@@ -110,6 +112,23 @@ def test_misspelled_hook(install: Install) -> None:
     install("typo", GOOD.format(name="typo", interface="1.0").replace("kvi_open", "kvi_opne"))
     with pytest.raises(kvi.BackendLoadError, match="hook"):
         kvi.open("typo:")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("(uri, options)", "(url, options)", "other arguments"),
+        ("return BackendInfo(", "raise OSError(", "describe itself"),
+        ("return MemoryKvi(", "raise OSError('x') or (", "fails to open: OSError"),
+    ],
+)
+def test_plugin_with_a_mistake(install: Install, old: str, new: str, text: str) -> None:
+    """What a plugin does wrong is a BackendLoadError that says where, and hides no other plugin."""
+    name = f"wrong{len(text)}"  # a name of its own, as what is imported stays imported
+    install(name, GOOD.format(name=name, interface="1.0").replace(old, new))
+    with pytest.raises(kvi.BackendLoadError, match=text):
+        kvi.open(f"{name}:")
+    assert "mem" in {backend.scheme for backend in kvi.backends()}
 
 
 def test_plugin_without_description(install: Install) -> None:

@@ -89,6 +89,9 @@ def test_malformed(text: str, mend: str) -> None:
         "etcd://user:hunter2@h:1?a",
         "nonsense://user:hunter2@h:1",
         "etcd://user:hunter2%@h:1",
+        "etcd://user:a/hunter2@h:1",
+        "etcd://user:a?x=hunter2@h:1",
+        "consul://a/hunter2@h:1",
         "etcd://user:hunter2@ho\u2100st",
         "consul://h?hunter2",
         "etcd://user:hunter2\ud800@h",
@@ -112,6 +115,7 @@ def test_errors_do_not_quote_secrets(text: str) -> None:
         ("mem:x?my_secret=1", "mem:x?my_secret=***"),
         ("sqlite:///a%20b?timeout=2", "sqlite:///a%20b?timeout=2"),
         ("etcd://[::1]:2379", "etcd://[::1]:2379"),
+        ("etcd://h/a%40b", "etcd://h/a%40b"),
     ],
 )
 def test_redacted(text: str, shown: str) -> None:

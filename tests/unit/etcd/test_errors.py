@@ -56,6 +56,12 @@ TABLE = [
         kvi.PermissionDenied,
         kvi.PermissionDenied,
     ),
+    (
+        C.FAILED_PRECONDITION,
+        "etcdserver: authentication is not enabled",
+        kvi.AuthenticationFailed,
+        kvi.AuthenticationFailed,
+    ),
     (C.NOT_FOUND, "etcdserver: requested lease not found", kvi.LeaseLost, kvi.LeaseLost),
     (
         C.OUT_OF_RANGE,

@@ -34,9 +34,12 @@ MIN_MAX_KEY = 4096  # what the contract leaves for keys at the least
 class Namespace(Forwarding):
     """A view of ``inner`` below ``name/``; made by `Kvi.namespace`."""
 
-    def __init__(self, inner: Kvi, name: str, *, owns: bool = False) -> None:
+    def __init__(self, inner: Kvi, name: str, *, owns: bool = False, named: bool = False) -> None:
+        """Make a view; ``named``: the URI of ``inner`` says the namespace already."""
         super().__init__(inner, owns=owns)
         self._prefix = check_name(name) + "/"
+        if not named:
+            self.uri = f"{inner.uri} in {name!r}"
         self._skip = len(self._prefix)
         longest = inner.capabilities.max_key
         if longest is not None:
@@ -49,7 +52,7 @@ class Namespace(Forwarding):
             self.capabilities = replace(self.capabilities, max_key=longest)
 
     def __repr__(self) -> str:
-        return f"<Namespace {self._prefix[:-1]!r} of {self._inner!r}>"
+        return f"<Namespace {self.uri}{' closed' if self.closed else ''}>"
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:
         return self._out(self._inner._get(self._prefix + key, timeout))

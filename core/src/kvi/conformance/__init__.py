@@ -3,20 +3,27 @@
 An author writes one small test file: a fixture `kvi_uri` that gives the URI of a store which
 nothing else uses meanwhile, and an import::
 
+    import urllib.parse
     import pytest
     from kvi.conformance import *  # noqa: F403
 
     @pytest.fixture
     def kvi_uri(tmp_path):
-        return f"sqlite:{tmp_path}/store.db"
+        return "sqlite:" + urllib.parse.quote(f"{tmp_path}/store.db")
 
 Every test runs three times: on a handle, through a namespace whose surroundings must stay as they
-are, and with two handles of which one writes and the other reads. What a capability denies is
+are, and with two handles of which one writes and the other reads (so two opens of the URI must be
+the same store). What a capability denies is
 expected to be refused or to behave as declared; nothing is skipped. The store is emptied before
 each test.
 """
 
-import pytest
+try:
+    import pytest
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "the conformance suite needs pytest: pip install 'kvi-core[conformance]'", name="pytest"
+    ) from error
 
 pytest.register_assert_rewrite(
     *(

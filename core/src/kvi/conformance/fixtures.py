@@ -60,6 +60,9 @@ def peer(store: kvi.Kvi, via: str, kvi_uri: str) -> Iterator[kvi.Kvi]:
         yield store
         return
     with kvi.open(kvi_uri) as handle:
+        store.store("mark", b"")
+        assert handle.get("mark"), "two opens of one URI must be the same store"
+        store.delete("mark")
         yield handle
 
 

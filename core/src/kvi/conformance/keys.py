@@ -1,4 +1,4 @@
-"""Contract section 2: keys, values, revisions."""
+"""The contract: keys, values, revisions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ODD_KEYS = [
 class TestKeys:
     """Every key round-trips exactly, and what is no key is refused before anything is sent."""
 
-    @pytest.mark.parametrize("key", ODD_KEYS, ids=ascii)
+    @pytest.mark.parametrize("key", ODD_KEYS, ids=lambda key: ascii(key[:12]))
     def test_odd_key_round_trips(self, store: kvi.Kvi, peer: kvi.Kvi, key: str) -> None:
         """A key of any text round-trips exactly, and no operation on it touches another key."""
         store.store("neighbour", b"untouched")

@@ -1,4 +1,4 @@
-"""Contract section 3, reading many: range and count."""
+"""contract, reading many: range and count."""
 
 from __future__ import annotations
 

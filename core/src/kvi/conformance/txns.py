@@ -1,4 +1,4 @@
-"""Contract section 4: transactions."""
+"""The contract: transactions."""
 
 from __future__ import annotations
 

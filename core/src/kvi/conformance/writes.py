@@ -1,4 +1,4 @@
-"""Contract section 3, writing: store, delete, tas, cas."""
+"""contract, writing: store, delete, tas, cas."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _BEFORE_SURROGATES, _AFTER_SURROGATES = 0xD7FF, 0xE000
 def check_key(key: object, max_key: int | None) -> str:
     """Return ``key`` if it is a key of at most ``max_key`` UTF-8 bytes; else raise `InvalidKey`."""
     if not isinstance(key, str):
-        raise InvalidKey(f"a key is text, not {type(key).__name__}; decode it first")
+        raise InvalidKey(f"a key is text, not {type(key).__name__}; write it as a str")
     if not key:
         raise InvalidKey("a key has at least one character; this one is empty")
     try:
@@ -47,14 +47,14 @@ def check_bound(name: str, bound: object, max_key: int | None = None) -> str:
     return bound
 
 
-def check_value(value: object, max_value: int | None, name: str = "value") -> bytes:
+def check_value(value: object, max_value: int | None, name: str = "a value") -> bytes:
     """Return ``value`` as bytes, text encoded as UTF-8, of at most ``max_value`` bytes."""
     if isinstance(value, str):
         try:
             data = value.encode()
         except UnicodeEncodeError as error:
             raise InvalidArgument(
-                f"{name}= as text must encode as UTF-8; the lone surrogate at position "
+                f"{name} as text must encode as UTF-8; the lone surrogate at position "
                 f"{error.start} does not: give bytes"
             ) from None
     elif type(value) is bytes:
@@ -63,10 +63,10 @@ def check_value(value: object, max_value: int | None, name: str = "value") -> by
         try:
             data = memoryview(value).tobytes()
         except ValueError as error:
-            raise InvalidArgument(f"{name}= cannot be read: {error}") from error
+            raise InvalidArgument(f"{name} cannot be read: {error}") from error
     else:
         raise InvalidArgument(
-            f"{name}= is bytes or str, not {type(value).__name__}; encode it first"
+            f"{name} is bytes or str, not {type(value).__name__}; encode it first, as with str(n)"
         )
     if max_value is not None and len(data) > max_value:
         raise ValueTooLarge(

@@ -2,7 +2,7 @@
 
 The memory and SQLite stores run these functions under their write lock; a store that cannot
 compare values by itself (Consul) runs them on what it has read and commits on the condition that
-nothing of it has changed. So the semantics of contract section 4 exist once.
+nothing of it has changed. So the semantics of contract exist once.
 """
 
 from __future__ import annotations

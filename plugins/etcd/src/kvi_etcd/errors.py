@@ -99,7 +99,7 @@ def translate(error: grpc.RpcError, *, write: bool) -> KviError:
     if fault is Fault.LOST:
         return _lost(code, detail, write)
     if fault is Fault.UNREACHED:
-        return Unavailable(f"no connection to etcd; is it running there? {detail}")
+        return Unavailable(f"no connection to etcd; {_guess(detail)}: {detail}")
     if fault is Fault.LOGIN:
         return AuthenticationFailed(
             f"etcd does not accept the login: {detail}; give user:password@ in the URI"
@@ -121,6 +121,14 @@ def _lost(code: grpc.StatusCode, detail: str, write: bool) -> KviError:
     return Unavailable(f"etcd could not answer: {code.name} {detail}{_mend(detail)}")
 
 
+def _guess(detail: str) -> str:
+    if "andshake" in detail or "SSL" in detail:
+        return "what answers does not speak TLS as the URI says (for plain etcd write etcd://)"
+    if "HTTP/2" in detail or "HTTP2" in detail:
+        return "what answers is not a plain etcd; check the port, or write etcd+tls://"
+    return "is it running there?"
+
+
 def _mend(detail: str) -> str:
     if "space exceeded" in detail:
         return "; compact, defragment and disarm the alarm (etcdctl alarm disarm)"
@@ -132,7 +140,10 @@ def _final(code: grpc.StatusCode, detail: str) -> KviError:
     if code is _Code.PERMISSION_DENIED:
         return PermissionDenied(f"the etcd user may not do this: {detail}")
     if code is _Code.UNAUTHENTICATED or "authentication failed" in text or "user name" in text:
-        return AuthenticationFailed(f"etcd refused the login: {detail}")
+        hint = "; write etcd://user:password@host:2379" if "is empty" in text else ""
+        return AuthenticationFailed(f"etcd refused the login: {detail}{hint}")
+    if "authentication is not enabled" in text:
+        return AuthenticationFailed("this etcd has no users; leave out user:password@")
     if "lease not found" in text:
         return LeaseLost("the lease is not alive; grant a new one")
     if "has been compacted" in text:

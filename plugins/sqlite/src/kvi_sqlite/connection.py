@@ -138,10 +138,9 @@ class Pool:
 
     def borrow(self, deadline: float) -> Connection:
         """Take an idle connection, or open one; raises kvi's errors."""
-        try:
+        with suppress(IndexError):  # another thread may take the last one at any moment
             return self._idle.pop()
-        except IndexError:
-            return self._connect(deadline)
+        return self._connect(deadline)
 
     def give_back(self, connection: Connection) -> None:
         """Put a connection without an open transaction on the stack."""
