@@ -118,8 +118,8 @@ def test_misspelled_hook(install: Install) -> None:
     ("old", "new", "text"),
     [
         ("(uri, options)", "(url, options)", "other arguments"),
-        ("return BackendInfo(", "raise OSError(", "describe itself"),
-        ("return MemoryKvi(", "raise OSError('x') or (", "fails to open: OSError"),
+        ("return BackendInfo(", "return {}['x'](", "describe itself: KeyError"),
+        ("return MemoryKvi(", "return {}['x'](", "fails to open: KeyError"),
     ],
 )
 def test_plugin_with_a_mistake(install: Install, old: str, new: str, text: str) -> None:
