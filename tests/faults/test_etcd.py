@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -302,3 +304,42 @@ def test_bad_uri(uri: str, text: str) -> None:
     """A URI that etcd cannot use is refused at open, with the mend."""
     with pytest.raises(kvi.KviError, match=text):
         kvi.open(uri)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_forks_while_handles_open_and_close(server: EtcdServer) -> None:
+    """Children live, and the parent's calls succeed, whatever other threads do at the fork."""
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            try:
+                with kvi.open(server.uri) as store:
+                    store.store("o", b"x")
+            except BaseException as error:  # noqa: BLE001  (shown by the main thread)
+                failures.append(error)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    ends = []
+    for turn in range(30):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                signal.alarm(30)
+                if turn % 2:
+                    with kvi.open(server.uri) as own:
+                        own.store("child", b"x")
+                status = 0
+            finally:
+                os._exit(status)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert ends == [0] * 30
+    assert failures == []

@@ -41,6 +41,7 @@ _PACKAGES = {
 }
 
 
+_PATIENCE = 5.0  # seconds that a fork waits for the import of a plugin
 _GUESSES = {"memory": "mem", "ram": "mem", "sqlite3": "sqlite", "file": "sqlite"}
 
 
@@ -78,9 +79,22 @@ class _Registry:
 
     def __init__(self) -> None:
         self._loaded: dict[str, _Plugin] = {}
+        self._held = False  # by a fork
         self._renew_lock()
-        if hasattr(os, "register_at_fork"):  # another thread may be importing a plugin meanwhile
-            os.register_at_fork(after_in_child=self._renew_lock)
+        if hasattr(os, "register_at_fork"):
+            # Python's own locks on modules that are being imported never open in a child.
+            os.register_at_fork(
+                before=self._hold_lock,
+                after_in_parent=self._let_go,
+                after_in_child=self._renew_lock,
+            )
+
+    def _hold_lock(self) -> None:
+        self._held = self._lock.acquire(timeout=_PATIENCE)
+
+    def _let_go(self) -> None:
+        if self._held:
+            self._lock.release()
 
     def _renew_lock(self) -> None:
         self._lock = threading.Lock()
@@ -190,7 +204,7 @@ def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.
                 f"the backend {parsed.backend!r} does not know the scheme {parsed.scheme!r}; "
                 f"its schemes are {', '.join(info.schemes)}"
             )
-        parsed = parsed.hiding(frozenset(option.name for option in info.options if option.secret))
+        parsed = parsed.showing(option.name for option in info.options if not option.secret)
         shown = parsed.redacted
         return _open(plugin, parsed, options)
     except KviError as error:

@@ -7,6 +7,7 @@ A URI may carry secrets, so no error of this module quotes it, and ``repr`` and 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -20,8 +21,8 @@ _HOST = re.compile(
     r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<name>[^:\[\]/]+))(?::(?P<port>[0-9]{1,5}))?\Z"
 )
 _ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_SECRET_NAMES = re.compile(r"pass|token|secret", re.IGNORECASE)
 _HIDDEN = "***"
+_COMMON = frozenset({"timeout", "namespace"})
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -36,7 +37,8 @@ class StoreUri:
         path: percent-decoded, with its leading slash if it had one.
         authority: whether ``//`` was written, so that ``sqlite://x`` can be told from ``sqlite:x``.
         query: the ``name=value`` pairs behind ``?``, percent-decoded.
-        secret_names: query options to hide besides those with a tell-tale name.
+        shown_names: the query options whose values may be shown; what is unknown may be a
+            misspelt secret.
 
     """
 
@@ -47,7 +49,7 @@ class StoreUri:
     path: str = ""
     authority: bool = False
     query: tuple[tuple[str, str], ...] = ()
-    secret_names: frozenset[str] = field(default=frozenset())
+    shown_names: frozenset[str] = field(default=_COMMON, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> StoreUri:
@@ -104,9 +106,9 @@ class StoreUri:
         """The scheme behind its ``+``, such as ``"tls"``, or empty."""
         return self.scheme.partition("+")[2]
 
-    def hiding(self, names: frozenset[str]) -> StoreUri:
-        """The same URI, whose query options ``names`` are secrets too."""
-        return replace(self, secret_names=names)
+    def showing(self, names: Iterable[str]) -> StoreUri:
+        """The same URI, whose query options ``names`` are no secrets."""
+        return replace(self, shown_names=_COMMON.union(names))
 
     @property
     def redacted(self) -> str:
@@ -114,21 +116,22 @@ class StoreUri:
         text = f"{self.scheme}:"
         if self.authority:
             text += "//" + self._userinfo() + ",".join(map(_join_host, self.hosts))
-        text += quote(self.path, safe="/:!$&'()*+,;=~")
+        path = self.path
+        if not self.authority and "@" in path:  # a user and password whose // was forgotten?
+            path = f"{_HIDDEN}{path[path.rindex('@') :]}"
+        text += quote(path, safe="/:!$&'()*+,;=~" if self.authority else "/:@!$&'()*+,;=~")
         if self.query:
             text += "?" + "&".join(f"{quote(n)}={self._shown(n, v)}" for n, v in self.query)
         return text
 
     def _userinfo(self) -> str:
-        if self.password is not None:
+        if self.password:
             return f"{quote(self.username or '', safe='')}:{_HIDDEN}@"
         # alone, the name may be a token
         return f"{_HIDDEN}@" if self.username is not None else ""
 
     def _shown(self, name: str, value: str) -> str:
-        if name in self.secret_names or _SECRET_NAMES.search(name):
-            return _HIDDEN
-        return quote(value, safe="/:@,")
+        return quote(value, safe="/:@,") if name in self.shown_names else _HIDDEN
 
     def __repr__(self) -> str:
         return f"StoreUri({self.redacted!r})"

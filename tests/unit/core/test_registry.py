@@ -148,8 +148,9 @@ def test_plugin_that_opens_something_else(install: Install) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_fork_while_a_plugin_is_loaded() -> None:
-    """A child can open stores although another thread of its parent was loading a plugin."""
+def test_fork_while_a_plugin_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child can open stores although its parent was loading a plugin, and took too long."""
+    monkeypatch.setattr(registry, "_PATIENCE", 0.05)
     with registry._registry._lock:
         child = os.fork()
         if child == 0:

@@ -90,6 +90,10 @@ def test_malformed(text: str, mend: str) -> None:
         "nonsense://user:hunter2@h:1",
         "etcd://user:hunter2%@h:1",
         "etcd://user:a/hunter2@h:1",
+        "consul://hunter2:@h:1",
+        "etcd:user:hunter2@h:1",
+        "user:hunter2@h:1",
+        "etcd://h?pwd=hunter2",
         "etcd://user:a?x=hunter2@h:1",
         "consul://a/hunter2@h:1",
         "etcd://user:hunter2@ho\u2100st",
@@ -111,8 +115,10 @@ def test_errors_do_not_quote_secrets(text: str) -> None:
     [
         ("etcd://user:pw@h:1/ns", "etcd://user:***@h:1/ns"),
         ("consul://token@h:1", "consul://***@h:1"),
-        ("consul://h?token=abc&dc=x", "consul://h?token=***&dc=x"),
-        ("mem:x?my_secret=1", "mem:x?my_secret=***"),
+        ("consul://token:@h:1", "consul://***@h:1"),
+        ("consul://h?tokn=abc&namespace=x", "consul://h?tokn=***&namespace=x"),
+        ("etcd:user:pw@h:1", "etcd:***@h:1"),
+        ("user:pw@h:1", "user:***@h:1"),
         ("sqlite:///a%20b?timeout=2", "sqlite:///a%20b?timeout=2"),
         ("etcd://[::1]:2379", "etcd://[::1]:2379"),
         ("etcd://h/a%40b", "etcd://h/a%40b"),
@@ -125,7 +131,8 @@ def test_redacted(text: str, shown: str) -> None:
     assert repr(uri) == f"StoreUri({shown!r})"
 
 
-def test_hiding_more() -> None:
-    """A plugin's secret options are hidden by their names."""
-    uri = StoreUri.parse("x:y?pin=1234").hiding(frozenset({"pin"}))
-    assert uri.redacted == "x:y?pin=***"
+def test_options_that_are_no_secrets() -> None:
+    """Values are shown of the options that a plugin declares as no secrets; no others are."""
+    uri = StoreUri.parse("x:y?pin=1234&dc=one")
+    assert uri.redacted == "x:y?pin=***&dc=***"
+    assert uri.showing(["dc"]).redacted == "x:y?pin=***&dc=one"

@@ -28,6 +28,9 @@ ODD_KEYS = [
     "a&b;c",
     'quote"back\\slash',
     "\0",
+    "a",
+    "a\0",
+    "a\0\0",
     "a\0b",
     "line\nfeed",
     "\r\n",
@@ -64,6 +67,18 @@ class TestKeys:
         assert store.delete(key)
         assert peer.get(key) is None
         assert snapshot(peer) == {"neighbour": b"untouched"}
+
+    @pytest.mark.parametrize("prefix", ODD_KEYS, ids=lambda key: ascii(key[:12]))
+    def test_odd_prefix_is_exact(self, store: kvi.Kvi, peer: kvi.Kvi, prefix: str) -> None:
+        """Range, count and delete by a prefix of any text take its keys, and no other."""
+        keys = {prefix, prefix + "\0", prefix + "x", prefix[:-1], prefix + "/y", "neighbour"} - {""}
+        for key in keys:
+            store.store(key, key)
+        inside = sorted(key for key in keys if key.startswith(prefix))
+        assert [entry.key for entry in peer.range(prefix=prefix)] == inside
+        assert peer.count(prefix=prefix) == len(inside)
+        assert store.delete_range(prefix=prefix) == len(inside)
+        assert snapshot(peer) == {key: key.encode() for key in sorted(keys - set(inside))}
 
     def test_odd_keys_live_side_by_side(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Keys that differ in any byte are different keys, and sort by their UTF-8 bytes."""

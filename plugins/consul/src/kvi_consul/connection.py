@@ -282,6 +282,9 @@ class Connection:
                 # could write its token in between.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
+    def __del__(self) -> None:
+        self.close()  # of a handle that was dropped unclosed; without a warning, as the others
+
     def close(self) -> None:
         """Close the socket; for the thread that uses the connection, or for an idle one."""
         sock, self._sock, self._poll = self._sock, None, None

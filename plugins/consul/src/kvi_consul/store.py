@@ -274,25 +274,28 @@ class ConsulKvi(BaseKvi):
     def _delete_tree(self, span: Span, prefix: str, timeout: float) -> int:
         """Delete the keys of a prefix in one step, counting them in the same.
 
-        A namespace as a whole has a prefix but not the key that equals it, a mark of other
-        tools. Consul cannot leave it out, so if it is there it is put back in the same step.
+        Consul's tree of a prefix may hold one key that the span does not: the prefix itself, which
+        for a namespace as a whole is the mark of other tools; or, for a prefix that ends in NUL,
+        the key without that NUL, because Consul's index ends each key with one. Consul cannot
+        leave it out, so if it is there it is put back in the same step.
         """
         tree = (Op("get-tree", prefix), Op("delete-tree", prefix))
-        if prefix in span:
+        stranger = prefix if prefix not in span else prefix[:-1] if prefix[-1] == "\0" else ""
+        if not stranger:
             return sum(1 for _ in self._txn_items(tree, timeout, write=True))
         deadline = monotonic() + timeout
-        ops: tuple[Op, ...] = (Op("check-not-exists", prefix), *tree)
+        ops: tuple[Op, ...] = (Op("check-not-exists", stranger), *tree)
         for tries in itertools.count(1):
             left = deadline - monotonic()
             if tries > 2 and left <= 0:
                 raise Contention(
-                    f"the key {prefix!r} above the namespace changed all the time until the time "
+                    f"the key {stranger!r} beside the range changed all the time until the time "
                     "was up; nothing was deleted: try again"
                 )
             try:
                 return sum(kv["Key"] in span for kv in self._txn_items(ops, left, write=True))
             except _Refused:
-                ops = self._kept(prefix, tree, deadline)
+                ops = self._kept(stranger, tree, deadline)
         raise AssertionError("unreachable")
 
     def _kept(self, key: str, ops: tuple[Op, ...], deadline: float) -> tuple[Op, ...]:

@@ -12,7 +12,8 @@ token, after a new login. All of it is bounded by the call's deadline.
 
 *Threads.* A call runs on the caller's thread. One lock guards the making of links and the choice of
 the current one, and nothing waits under it, so that `close` never waits either. Another is held
-during a login, so that a hundred callers with an expired token log in once.
+during a login, so that a hundred callers with an expired token log in once. Making a link, its
+first call and its end are kept apart from forks; see `kvi_etcd.forks`.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ from kvi.errors import InvalidOption, Timeout, Unavailable
 
 from kvi_etcd import wire_pb2 as pb
 from kvi_etcd.errors import Fault, classify, translate
+from kvi_etcd.forks import ForkGate
 
 Method = Callable[..., Any]
 
+_gate = ForkGate()
 _STUBS = "etcd3.etcdrpc"
 
 MAX_PAGE = 32 * 1024 * 1024  # bytes: bounds what one page of a range may hold in memory
@@ -189,10 +192,10 @@ class Link:
     Attributes:
         client: the ``etcd3`` client.
         metadata: what goes with each call: the token, or ``None`` before a login.
-
+        fresh: no call has come through yet.
     """
 
-    __slots__ = ("authenticate", "client", "delete", "metadata", "put", "range", "txn")
+    __slots__ = ("authenticate", "client", "delete", "fresh", "metadata", "put", "range", "txn")
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -204,6 +207,7 @@ class Link:
         auth = sys.modules[_STUBS].AuthStub(client.channel)
         self.authenticate: Method = auth.Authenticate
         self.metadata: tuple[tuple[str, str], ...] | None = None
+        self.fresh = True
 
     def forget(self, refused: object) -> None:
         """Drop the token, unless another thread has got a new one since."""
@@ -263,14 +267,20 @@ class Connection:
         """Send ``request`` to the method of `Link` of that name and return the answer."""
         deadline = time.monotonic() + timeout
         link = self._link or self._current()
-        if self._credentials is not None and link.metadata is None:
-            return self._insist(link, method, request, deadline, write, None)
+        if link.fresh:
+            with _gate:
+                return self._first(link, method, request, deadline, write)
         try:
             return getattr(link, method)(request, timeout, link.metadata)
         except grpc.RpcError as error:
             return self._insist(link, method, request, deadline, write, error)
         except ValueError as error:
             raise self._shut(error) from error
+
+    def _first(self, link: Link, method: str, request: object, deadline: float, write: bool) -> Any:
+        answer = self._insist(link, method, request, deadline, write, None)
+        link.fresh = False
+        return answer
 
     def begin(self, method: str, request: object, timeout: float) -> Pending:
         """Send a request that only reads, and go on; the answer is asked for later."""
@@ -299,8 +309,9 @@ class Connection:
         with self._lock:
             self._closed = True
             links = list(self._links.values())
-        for link in links:
-            link.client.close()
+        with _gate:
+            for link in links:
+                link.client.close()
 
     def abandon(self) -> tuple[object, ...]:
         """In a forked child: forget the parent's channels; returns them, never to be freed."""
@@ -363,7 +374,8 @@ class Connection:
             raise Unavailable("the connection is closed")
         link = self._links.get(at)
         if link is None:
-            link = self._links[at] = Link(_client(*self._endpoints[at], self._tls))
+            with _gate:
+                link = self._links[at] = Link(_client(*self._endpoints[at], self._tls))
         self._link = link
         return link
 
