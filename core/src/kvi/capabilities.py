@@ -13,13 +13,13 @@ class Capabilities:
     """Where a store differs from the others, for programs that want to know.
 
     What a capability denies raises `kvi.NotSupported` or behaves as described here; the
-    conformance suite checks either. (``watch_history``, ``lock_fair`` and the two of leases have
-    no effect yet: watches, locks and leases are still to come.)
+    conformance suite checks either.
 
     Attributes:
         shared: several processes can open the same store.
         durable: what was acknowledged survives the end of every process.
-        watch_history: watches see every change and can start in the past.
+        watch_history: watches see every change, in the order of revisions, and can start in the
+            past. Elsewhere they see, per key, ever newer states that existed, and the last one.
         snapshot_range: all pages of a range are of one revision.
         lock_fair: locks are granted first come, first served.
         key_version: entries count their writes in ``version``.
@@ -27,6 +27,7 @@ class Capabilities:
             ``"prefix"``, or ``"no"``.
         lease_min_ttl: the shortest time to live of a lease in seconds; shorter ones are raised
             to it. 0 means any.
+        lease_max_ttl: the longest time to live of a lease in seconds; ``None`` for any.
         lease_expiry_factor: a lease ends at the latest this many times its ttl, plus a second,
             after its last renewal.
         max_txn_ops: how many compares plus operations of the longer branch a transaction may
@@ -47,6 +48,7 @@ class Capabilities:
     atomic_range_delete: Literal["any", "prefix", "no"]
     lease_min_ttl: float
     lease_expiry_factor: float
+    lease_max_ttl: float | None = None
     max_txn_ops: int | None
     txn_delete_ops: int = 1
     max_key: int | None

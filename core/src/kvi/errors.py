@@ -18,7 +18,10 @@
     ├── OutcomeUnknown                    a write that may have applied, or may still apply
     ├── Contention                        others kept changing what was read; nothing applied
     ├── Compacted                         the revision is gone from the store's history
-    ├── LeaseLost                         the lease given is gone; nothing was written
+    ├── LockTimeout                       others held the lock until the time was up
+    ├── AlreadyHeld                       this `Lock` object holds the lock, or waits for it
+    ├── NotHeld                           this `Lock` object does not hold the lock
+    │   └── LeaseLost                     the lease is gone, and what was bound to it
     └── Closed
         └── UsedAfterFork                 a parent process's handle, used in the child
 
@@ -35,6 +38,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 __all__ = [
+    "AlreadyHeld",
     "AmbiguousBackend",
     "AuthenticationFailed",
     "BackendLoadError",
@@ -46,6 +50,8 @@ __all__ = [
     "InvalidOption",
     "KviError",
     "LeaseLost",
+    "LockTimeout",
+    "NotHeld",
     "NotSupported",
     "OutcomeUnknown",
     "PermissionDenied",
@@ -190,8 +196,23 @@ class Compacted(KviError):
     """The revision asked for is no longer in the store's history."""
 
 
-class LeaseLost(KviError):
-    """The lease is gone; nothing was written."""
+class LockTimeout(KviError):
+    """Others held the lock until the time was up; nothing of the attempt is left behind."""
+
+
+class AlreadyHeld(KviError):
+    """This `Lock` object holds the lock, or waits for it; locks are not re-entrant."""
+
+
+class NotHeld(KviError):
+    """This `Lock` object does not hold the lock; nothing was touched."""
+
+
+class LeaseLost(NotHeld):
+    """The lease is gone, and with it the keys and the lock that it held.
+
+    A write that names a lost lease has written nothing.
+    """
 
 
 class Closed(KviError):

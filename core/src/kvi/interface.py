@@ -8,9 +8,10 @@ every error its place (operation, key, URI) on the way out.
 
     program ── Kvi.tas(key, test, set) ──► _txn(Txn, timeout) ──► the store
 
-A backend implements five primitives (``_get``, ``_range``, ``_txn``, ``_ping``, ``_close``) on
-`BaseKvi` and gets everything else; it overrides the others for speed or atomicity. A wrapper
-extends `Kvi` itself, where every primitive is abstract, so that one it forgets is a type error.
+A backend implements nine primitives on `BaseKvi` (``_get``, ``_range``, ``_txn``, ``_watch``,
+``_lease_grant``, ``_lease_renew``, ``_lease_revoke``, ``_ping``, ``_close``) and gets everything
+else; it overrides the others for speed or atomicity. A wrapper extends `Kvi` itself, where every
+primitive is abstract, so that one it forgets is a type error.
 
 What a primitive may rely on, and must do:
 
@@ -32,11 +33,12 @@ import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
+from kvi.backend.claims import claim_in_queue, claim_single, release
 from kvi.capabilities import Capabilities
 from kvi.errors import (
     Closed,
@@ -48,11 +50,17 @@ from kvi.errors import (
     UsedAfterFork,
     shown,
 )
+from kvi.feed import Feed, Wake, WatchSpec
 from kvi.model import (
+    Claim,
     Compare,
     Delete,
+    Event,
+    EventType,
+    Grant,
     Key,
     KeyValue,
+    LeaseRef,
     Operation,
     Put,
     RangeResult,
@@ -62,15 +70,25 @@ from kvi.model import (
     TxnResult,
 )
 from kvi.options import check_timeout
+from kvi.policy.lease import check_ttl
+from kvi.policy.lock import check_lock, check_wait
 from kvi.policy.text import check_bound, check_key, check_value
 from kvi.policy.txn import check_lease, check_txn
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from kvi.recipes.lease import Lease
+    from kvi.recipes.lock import Lock
+    from kvi.recipes.temp_key import TempKey
+    from kvi.recipes.watch import Watch
+    from kvi.runtime.dispatcher import Dispatcher
+    from kvi.runtime.runtime import Runtime
+
 __all__ = ["BaseKvi", "Kvi"]
 
 _live: weakref.WeakSet[Kvi] = weakref.WeakSet()
+_runtimes = threading.Lock()  # held while a handle's runtime is made
 
 
 class Kvi(ABC):
@@ -101,6 +119,7 @@ class Kvi(ABC):
         self._timeout = timeout
         self._latch = threading.Lock()  # taken once, by the first close()
         self._shut: type[Closed] | None = None
+        self._runtime: Runtime | None = None
         _live.add(self)
 
     # -- reading ----------------------------------------------------------------------------------
@@ -177,14 +196,14 @@ class Kvi(ABC):
         key: str,
         value: bytes | str,
         *,
-        lease: int | None = None,
+        lease: int | LeaseRef | None = None,
         timeout: float | None = None,
     ) -> int:
         """Create or replace an entry; returns the new revision.
 
-        Always makes a new revision, also when the value is the same. ``lease`` is the id of a
-        lease that the key shall vanish with; without one the key is permanent, also if it had a
-        lease before. Raises `LeaseLost` if the lease is gone.
+        Always makes a new revision, also when the value is the same. ``lease`` is the lease (or
+        its id) that the key shall vanish with; without one the key is permanent, also if it had a
+        lease before. Raises `LeaseLost` if the lease is gone; then nothing was written.
         """
         try:
             self._ensure_open()
@@ -261,7 +280,7 @@ class Kvi(ABC):
         revision: int,
         value: bytes | str,
         *,
-        lease: int | None = None,
+        lease: int | LeaseRef | None = None,
         timeout: float | None = None,
     ) -> int | None:
         """Store only if the key's revision is ``revision`` (``0``: only if it is absent).
@@ -324,6 +343,126 @@ class Kvi(ABC):
         except KviError as error:
             raise self._placed(error, "transaction", key)
 
+    # -- leases, locks, watches -------------------------------------------------------------------
+
+    def lease(
+        self, ttl: float, *, keep_alive: bool = True, timeout: float | None = None
+    ) -> Lease:
+        """Grant a lease: keys that are stored with it vanish once it ends.
+
+        It is kept alive in the background until `close`, `Lease.revoke` or the end of its ``with``
+        block; ``keep_alive=False`` leaves that to the caller. ``ttl`` is in seconds; the store may
+        grant a longer one (``Lease.ttl``), never a shorter one.
+
+        Raises `InvalidArgument` for a ttl that is not positive or above
+        ``capabilities.lease_max_ttl``.
+        """
+        from kvi.recipes.lease import Lease
+
+        try:
+            self._ensure_open()
+            seconds = self._seconds(timeout)
+            return Lease._grant(self, check_ttl(ttl, self.capabilities), seconds, keep_alive)
+        except KviError as error:
+            raise self._placed(error, "lease", None)
+
+    def temp_key(
+        self,
+        key: str,
+        value: bytes | str | None = None,
+        *,
+        ttl: float = 10,
+        timeout: float | None = None,
+    ) -> TempKey:
+        """Store a key that lives as long as this process does, also through reconnects.
+
+        After a crash it is gone within ``capabilities.lease_expiry_factor`` times ``ttl`` seconds,
+        plus one. It replaces what was under the key; what others do to it later is not watched.
+        Without a value the host's name and the process id are stored. Raises as `lease` does.
+        """
+        from kvi.recipes.temp_key import TempKey
+
+        try:
+            self._ensure_open()
+            capabilities = self.capabilities
+            key = check_key(key, capabilities.max_key)
+            data = None if value is None else check_value(value, capabilities.max_value)
+            seconds = self._seconds(timeout)
+            return TempKey._create(self, key, data, check_ttl(ttl, capabilities), seconds)
+        except KviError as error:
+            raise self._placed(error, "temp_key", key)
+
+    def lock(
+        self, name: str = "default", *, ttl: float = 10, timeout: float | None = None
+    ) -> Lock:
+        """Make a lock among threads, handles, processes and hosts; nothing is asked yet.
+
+        ``with store.lock("jobs", timeout=5) as held:`` runs its block holding the lock, or raises
+        `LockTimeout`. A holder that crashes frees it within ``capabilities.lease_expiry_factor``
+        times ``ttl`` seconds, plus one. ``timeout`` is how long to wait for it: 0 tries once,
+        ``None`` waits without end.
+
+        Raises `InvalidKey` for a bad name, `InvalidArgument` for a bad ``ttl`` or ``timeout``.
+        """
+        from kvi.recipes.lock import Lock
+
+        try:
+            self._ensure_open()
+            ttl = check_ttl(ttl, self.capabilities)
+            return Lock(self, check_lock(name, self.capabilities), ttl, check_wait(timeout))
+        except KviError as error:
+            raise self._placed(error, "lock", name)
+
+    def watch(
+        self,
+        key: str | None = None,
+        *,
+        prefix: str | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        from_revision: int | None = None,
+        initial: bool = False,
+        events: EventType | Iterable[EventType] | None = None,
+        callback: Callable[[Event, Any], object] | None = None,
+        user_data: Any = None,
+        timeout: float | None = None,
+    ) -> Watch:
+        """Watch a key, a prefix, or ``[start, end)``: every change from now on will be seen.
+
+        Iterate the `Watch`, call its ``next``, or give a ``callback(event, user_data)``, which runs
+        on a thread of kvi, one event at a time, and ends the watch by returning ``False``.
+
+        ``from_revision`` starts at that revision, inclusive, in the past or the future, where
+        ``capabilities.watch_history``. ``initial=True`` delivers the present state first, as PUT
+        events in key order. ``events`` keeps only these kinds (`RESYNC` always comes). ``timeout``
+        bounds this call.
+
+        Raises `InvalidArgument` without anything to watch, and for what does not go together,
+        `Compacted` if ``from_revision`` is gone from the history, `NotSupported` for
+        ``from_revision`` where there is none.
+        """
+        from kvi.recipes.watch import Watch, check_watch
+
+        try:
+            self._ensure_open()
+            if key is not None:
+                if not (prefix is None and start is None and end is None):
+                    raise InvalidArgument("key= excludes prefix=, start= and end=; give one")
+                key = check_key(key, self.capabilities.max_key)
+                span = Span(key, key + "\0")
+            elif prefix is None and start is None and end is None:
+                raise InvalidArgument(
+                    'watch needs a key, prefix=, start= or end=; prefix="" watches everything'
+                )
+            else:
+                span = self._span_of(start, end, prefix)
+            seconds = self._seconds(timeout)
+            kinds = check_watch(self.capabilities, from_revision, initial, events, callback)
+            spec = WatchSpec(span, from_revision, bool(initial))
+            return Watch._begin(self, spec, kinds, callback, user_data, seconds)
+        except KviError as error:
+            raise self._placed(error, "watch", key or prefix or start)
+
     # -- the handle -------------------------------------------------------------------------------
 
     def namespace(self, name: str) -> Kvi:
@@ -359,7 +498,12 @@ class Kvi(ABC):
         if self._shut is not None or not self._latch.acquire(blocking=False):
             return
         self._shut = Closed
+        runtime = self._runtime
+        if runtime is not None:
+            runtime.settle(self._timeout)
         self._close()
+        if runtime is not None:
+            runtime.end()
 
     @property
     def closed(self) -> bool:
@@ -424,6 +568,42 @@ class Kvi(ABC):
         """Run a transaction."""
 
     @abstractmethod
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        """Begin to watch; see `kvi.feed`. Raises `Compacted` if ``spec.start`` is gone already."""
+
+    @abstractmethod
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        """Grant a lease that ends at the earliest ``ttl`` seconds after the call, unless renewed.
+
+        ``ttl`` is not above ``capabilities.lease_max_ttl``; the store may grant a longer one. Once
+        the lease ends, by itself or revoked, the keys stored with it vanish in one revision.
+        """
+
+    @abstractmethod
+    def _lease_renew(self, lease: int, timeout: float) -> float:
+        """Let the time of a lease begin anew; returns its ttl in seconds.
+
+        Raises `LeaseLost` if it has ended. A renewal whose answer is lost is no `OutcomeUnknown`
+        but `Unavailable` or `Timeout`: a lease that lives longer than known harms nobody.
+        """
+
+    @abstractmethod
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        """End a lease now, and with it its keys; one that has ended is no error."""
+
+    @abstractmethod
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        """Claim the lock ``name`` for ``lease``, or look where an earlier claim stands.
+
+        A claim that stands keeps its place. Raises `LeaseLost` if the lease has ended. After any
+        other error the claim may or may not stand.
+        """
+
+    @abstractmethod
+    def _lock_release(self, claim: Claim, timeout: float) -> bool:
+        """Take back a claim that is held or waits; whether it still stood."""
+
+    @abstractmethod
     def _ping(self, timeout: float) -> None:
         """Return if the store can serve a linearizable read, else raise."""
 
@@ -434,6 +614,22 @@ class Kvi(ABC):
     @abstractmethod
     def _close(self) -> None:
         """Free what the handle holds and wake its blocked calls; called once, never in a child."""
+
+    def _running(self) -> Runtime:
+        """What keeps this handle's leases, locks and watches going; made at the first use."""
+        if self._runtime is None:
+            from kvi.runtime.runtime import Runtime
+
+            with _runtimes:
+                if self._runtime is None:
+                    self._runtime = Runtime(self._dispatcher())
+        return self._runtime
+
+    def _dispatcher(self) -> Dispatcher:
+        """The threads that call-backs run on; a view uses those of the handle below it."""
+        from kvi.runtime.dispatcher import Dispatcher
+
+        return Dispatcher()
 
     def _forked(self) -> None:  # noqa: B027  (most backends have nothing to do)
         """In a child after a fork: let go of threads' state, without touching what is shared."""
@@ -504,7 +700,7 @@ class Kvi(ABC):
 
 
 class BaseKvi(Kvi):
-    """What backends extend: all but five primitives derived from those five.
+    """What backends extend: all but nine primitives derived from those nine.
 
     The derived forms are correct on any store; a backend overrides them where its store has a
     cheaper or an atomic way (and then says so in its capabilities).
@@ -512,6 +708,15 @@ class BaseKvi(Kvi):
 
     def _native(self) -> Any:
         return None
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        claim = claim_in_queue if self.capabilities.lock_fair else claim_single
+        return claim(self, name, lease, timeout)
+
+    def _lock_release(self, claim: Claim, timeout: float) -> bool:
+        if claim.ahead is not None and not self.capabilities.lock_fair:
+            return True  # who waits for a single key leaves nothing behind
+        return release(self, claim, timeout)
 
     def _count(self, span: Span, timeout: float) -> int:
         return sum(1 for _ in self._range(Scan(span, keys_only=True), timeout))

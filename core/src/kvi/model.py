@@ -15,11 +15,16 @@ from kvi.errors import InvalidArgument, shown
 from kvi.policy.text import check_value, prefix_end
 
 __all__ = [
+    "Claim",
     "Compare",
     "Delete",
+    "Event",
+    "EventType",
     "Get",
+    "Grant",
     "Key",
     "KeyValue",
+    "LeaseRef",
     "Operation",
     "Operator",
     "Put",
@@ -80,6 +85,89 @@ class KeyValue(NamedTuple):
         if self.value is None:
             raise InvalidArgument("the value was not read: keys_only=True", key=self.key)
         return self.value
+
+
+class LeaseRef:
+    """What may be given as ``lease=``, beside an id: a `kvi.Lease`.
+
+    Attributes:
+        id: the id of the lease.
+        alive: whether it is surely alive at this moment.
+
+    """
+
+    __slots__ = ()
+
+    @property
+    def id(self) -> int:
+        """The id of the lease."""
+        raise NotImplementedError
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is surely alive at this moment."""
+        raise NotImplementedError
+
+
+class Grant(NamedTuple):
+    """A lease as a backend granted it: its id (above 0) and its time to live in seconds."""
+
+    id: int
+    ttl: float
+
+
+class EventType(enum.StrEnum):
+    """What an event tells."""
+
+    PUT = "PUT"
+    DELETE = "DELETE"
+    RESYNC = "RESYNC"
+
+
+class Event(NamedTuple):
+    """One change of one key, or a `RESYNC`. Read the fields by name; more may be added at the end.
+
+    Attributes:
+        type: ``PUT``, ``DELETE``, or ``RESYNC``: the store no longer has the changes that come
+            next, so that the whole present state is in ``snapshot`` instead.
+        key: the key, relative to the namespace that is watched through; ``""`` for ``RESYNC``.
+        value: the new value; ``None`` unless ``type`` is ``PUT``.
+        revision: of the change; of the snapshot for ``RESYNC``. Where
+            ``capabilities.watch_history`` is false, a ``DELETE`` has the revision at which it was
+            noticed.
+        previous: the entry before the change, where the store knows it.
+        initial: part of the state at the beginning (``initial=True``), not a change.
+        snapshot: for ``RESYNC``: the entries of all watched keys, in key order; else ``None``.
+
+    """
+
+    type: EventType
+    key: str
+    value: bytes | None
+    revision: int
+    previous: KeyValue | None = None
+    initial: bool = False
+    snapshot: list[KeyValue] | None = None
+
+
+class Claim(NamedTuple):
+    """Where a lease stands in the queue for a lock; for backends, see `Kvi._lock_claim`.
+
+    Attributes:
+        key: the key that the claim stands on.
+        fence: grows from one holder of the lock to the next. Meaningless while ``ahead`` is set.
+        guard: true in a transaction as long as the lock is held under this claim.
+        ahead: the key to wait for, until it is deleted or let go; ``None``: the lock is held.
+        revision: a watch for changes of ``ahead`` starts behind this revision, where the store
+            has watch history.
+
+    """
+
+    key: str
+    fence: int
+    guard: Compare
+    ahead: str | None
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +319,7 @@ class _Property:
         self._key = key
         self._target = target
 
-    def compare(self, operator: str, operand: bytes | str | int) -> Compare:
+    def compare(self, operator: str, operand: bytes | str | int | LeaseRef) -> Compare:
         """Return the compare with ``operator``, one of ``= != < >`` (``==`` is taken for ``=``)."""
         try:
             op = Operator("=" if operator == "==" else operator)
@@ -239,6 +327,8 @@ class _Property:
             raise InvalidArgument(
                 f"unknown operator {shown(operator)}; the operators are = != < >", key=self._key
             ) from None
+        if isinstance(operand, LeaseRef) and self._target is Target.LEASE:
+            operand = operand.id
         if self._target is Target.VALUE:
             if isinstance(operand, int) or operand is None:
                 raise InvalidArgument(
@@ -259,10 +349,10 @@ class _Property:
             raise InvalidArgument(f"{self._target} is at most {MAX_NUMBER}", key=self._key)
         return Compare(self._key, self._target, op, operand)
 
-    def __eq__(self, operand: bytes | str | int) -> Compare:  # type: ignore[override]
+    def __eq__(self, operand: bytes | str | int | LeaseRef) -> Compare:  # type: ignore[override]
         return self.compare("=", operand)
 
-    def __ne__(self, operand: bytes | str | int) -> Compare:  # type: ignore[override]
+    def __ne__(self, operand: bytes | str | int | LeaseRef) -> Compare:  # type: ignore[override]
         return self.compare("!=", operand)
 
     def __lt__(self, operand: bytes | str | int) -> Compare:
@@ -314,7 +404,7 @@ class Key:
 
     @property
     def lease(self) -> _Property:
-        """The id of the key's lease, 0 for none."""
+        """The id of the key's lease, 0 for none; compares with a lease or its id."""
         return _Property(self.key, Target.LEASE)
 
     @property
@@ -349,11 +439,11 @@ def checked(compare: Compare) -> Compare:
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """Create or replace a key. ``lease`` is the id of a lease; without one the key is permanent."""
+    """Create or replace a key. ``lease`` is a lease or its id; without, the key is permanent."""
 
     key: str
     value: bytes | str
-    lease: int | None = None
+    lease: int | LeaseRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,7 +465,10 @@ Operation = Put | Get | Delete
 
 @dataclass(frozen=True, slots=True)
 class Txn:
-    """A transaction with checked arguments, for a backend: every `Put.value` is ``bytes``."""
+    """A transaction with checked arguments, for a backend.
+
+    Every `Put.value` is ``bytes``, and every `Put.lease` an id or ``None``.
+    """
 
     when: tuple[Compare, ...] = ()
     then: tuple[Operation, ...] = ()

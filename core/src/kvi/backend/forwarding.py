@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvi.errors import Closed
+from kvi.feed import Feed, Wake, WatchSpec
 from kvi.interface import Kvi
-from kvi.model import KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import Claim, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+
+if TYPE_CHECKING:
+    from kvi.runtime.dispatcher import Dispatcher
 
 
 class Forwarding(Kvi):
@@ -54,6 +58,27 @@ class Forwarding(Kvi):
 
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
         return self._inner._txn(txn, timeout)
+
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        return self._inner._watch(spec, wake, timeout)
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        return self._inner._lease_grant(ttl, timeout)
+
+    def _lease_renew(self, lease: int, timeout: float) -> float:
+        return self._inner._lease_renew(lease, timeout)
+
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        self._inner._lease_revoke(lease, timeout)
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        return self._inner._lock_claim(name, lease, timeout)
+
+    def _lock_release(self, claim: Claim, timeout: float) -> bool:
+        return self._inner._lock_release(claim, timeout)
+
+    def _dispatcher(self) -> Dispatcher:
+        return self._inner._running().dispatcher
 
     def _ping(self, timeout: float) -> None:
         self._inner._ping(timeout)

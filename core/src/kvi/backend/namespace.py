@@ -12,10 +12,13 @@ from dataclasses import replace
 
 from kvi.backend.forwarding import Forwarding
 from kvi.errors import InvalidKey, InvalidOption
+from kvi.feed import Batch, Feed, Wake, WatchSpec
 from kvi.interface import Kvi
 from kvi.model import (
+    Claim,
     Compare,
     Delete,
+    Event,
     Get,
     KeyValue,
     Operation,
@@ -87,6 +90,24 @@ class Namespace(Forwarding):
         results = tuple(self._out(r) if isinstance(r, KeyValue) else r for r in done.results)
         return TxnResult(done.succeeded, done.revision, results)
 
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        inner = WatchSpec(self._span(spec.span), spec.start, spec.initial)
+        return _Stripped(self._inner._watch(inner, wake, timeout), self._skip)
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        claim = self._inner._lock_claim(self._prefix + name, lease, timeout)
+        skip = self._skip
+        guard = replace(claim.guard, key=claim.guard.key[skip:])
+        ahead = None if claim.ahead is None else claim.ahead[skip:]
+        return Claim(claim.key[skip:], claim.fence, guard, ahead, claim.revision)
+
+    def _lock_release(self, claim: Claim, timeout: float) -> bool:
+        prefix = self._prefix
+        guard = replace(claim.guard, key=prefix + claim.guard.key)
+        ahead = None if claim.ahead is None else prefix + claim.ahead
+        inner = Claim(prefix + claim.key, claim.fence, guard, ahead, claim.revision)
+        return self._inner._lock_release(inner, timeout)
+
     def _in(self, op: Operation) -> Operation:
         key = self._prefix + op.key
         match op:
@@ -113,6 +134,31 @@ class Namespace(Forwarding):
         everything = not span.start and span.end is None
         inner = prefix if everything else None if span.prefix is None else prefix + span.prefix
         return Span(start, end, inner)
+
+
+class _Stripped(Feed):
+    """A feed whose keys lose the namespace."""
+
+    def __init__(self, inner: Feed, skip: int) -> None:
+        self._inner = inner
+        self._skip = skip
+        self.revision = inner.revision
+
+    def poll(self, timeout: float) -> Batch | None:
+        batch = self._inner.poll(timeout)
+        return None if batch is None else Batch([*map(self._out, batch.events)], batch.revision)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _out(self, event: Event) -> Event:
+        skip = self._skip
+        kind, key, value, revision, previous, initial, snapshot = event
+        if previous is not None:
+            previous = KeyValue(previous.key[skip:], *previous[1:])
+        if snapshot is not None:
+            snapshot = [KeyValue(entry.key[skip:], *entry[1:]) for entry in snapshot]
+        return Event(kind, key[skip:], value, revision, previous, initial, snapshot)
 
 
 def check_name(name: str) -> str:

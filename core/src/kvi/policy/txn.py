@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kvi.capabilities import Capabilities
-from kvi.errors import InvalidArgument, NotSupported, shown
+from kvi.errors import InvalidArgument, LeaseLost, NotSupported, shown
 from kvi.model import (
     Compare,
     Delete,
     Get,
     KeyValue,
+    LeaseRef,
     Operation,
     Operator,
     Put,
@@ -103,17 +104,26 @@ def _check_operation(name: str, op: object, limits: Capabilities) -> Operation:
         raise InvalidArgument(f"{name}= takes Put, Get and Delete, not {type(op).__name__}")
     check_key(op.key, limits.max_key)
     if isinstance(op, Put):
-        check_lease(op.lease)
+        lease = check_lease(op.lease)
         value = check_value(op.value, limits.max_value)
-        return op if value is op.value else Put(op.key, value, op.lease)
+        same = value is op.value and lease is op.lease
+        return op if same else Put(op.key, value, lease)
     return op
 
 
 def check_lease(lease: object) -> int | None:
-    """Return a lease id, or ``None``; raise `InvalidArgument` for anything else."""
+    """Return a lease id, or ``None``.
+
+    Raises `LeaseLost` for a `kvi.Lease` that is surely not alive, `InvalidArgument` for what is
+    neither a lease nor an id.
+    """
     if lease is None or (isinstance(lease, int) and not isinstance(lease, bool) and lease > 0):
         return lease
-    raise InvalidArgument(f"lease= is the id of a lease, a positive integer, not {shown(lease)}")
+    if isinstance(lease, LeaseRef):
+        if not lease.alive:
+            raise LeaseLost("the lease is no longer alive, nothing was written; grant a new one")
+        return lease.id
+    raise InvalidArgument(f"lease= is a lease or its id, a positive integer, not {shown(lease)}")
 
 
 def _check_single_writes(name: str, branch: Sequence[Operation]) -> None:
@@ -183,6 +193,7 @@ def perform(branch: Sequence[Operation], read: Read, revision: int) -> Effect:
         else:
             assert isinstance(op.value, bytes)  # check_txn encoded it
             results.append(revision)
+            assert not isinstance(op.lease, LeaseRef)  # check_txn took its id
             new = put(old, op.key, op.value, revision, op.lease)
         written[op.key] = new
         changes.append(Change(op.key, old, new))

@@ -1,0 +1,133 @@
+"""Watches on a store that keeps its history: what every such backend shares.
+
+The backend gives a `Changes` source per watch, which reads the history from a revision on and
+raises `Compacted` once that is gone. `HistoryFeed` adds the initial state and the resync::
+
+    initial=True:   LISTING ──last page handed out──► FOLLOWING
+    otherwise:      FOLLOWING
+    anywhere:       ──Compacted──► GONE ──whole state listed, source opened behind it──► FOLLOWING
+
+The state is listed at one revision R and the source opened at R + 1, so that nothing falls between
+and nothing comes twice. Pages are read when they are asked for; what a slow consumer has not asked
+for yet is in the store, not in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from kvi.errors import Compacted, KviError
+from kvi.feed import Batch, Feed, WatchSpec
+from kvi.model import Event, EventType, KeyValue, RangeResult, Scan, Span
+
+if TYPE_CHECKING:
+    from kvi.interface import Kvi
+
+__all__ = ["HistoryFeed", "OpenChanges"]
+
+# (span, start, timeout) → a feed of the changes from revision ``start`` on (``None``: from now on),
+# whose ``revision`` is ``start - 1`` (or the present one). It, or its ``poll`` later, raises
+# `Compacted` if they are gone.
+OpenChanges = Callable[[Span, int | None, float], Feed]
+
+PAGE = 500  # events of the initial state in a batch
+
+
+class HistoryFeed(Feed):
+    """A feed over ``open_changes`` with the initial state and resync, from ``store._range``."""
+
+    def __init__(
+        self, store: Kvi, spec: WatchSpec, open_changes: OpenChanges, timeout: float
+    ) -> None:
+        self._store = store
+        self._span = spec.span
+        self._open = open_changes
+        self._lock = threading.Lock()  # guards the two below
+        self._closed = False
+        self._changes: Feed | None = None
+        self._listing: RangeResult | None = None
+        self._entries: Iterator[KeyValue] | None = None
+        self._listed = 0  # entries of the listing that were handed out
+        if not spec.initial:
+            self._follow(spec.start, timeout)
+            assert self._changes is not None
+            self.revision = self._changes.revision
+            return
+        while True:
+            self._listing = store._range(Scan(spec.span), timeout)
+            try:
+                self._follow(self._revision_of(self._listing) + 1, timeout)
+            except Compacted:
+                continue  # between the two calls; a later listing is as good
+            break
+
+    def poll(self, timeout: float) -> Batch | None:
+        """Return the next events."""
+        try:
+            if self._listing is not None:
+                return self._page(self._listing)
+            if self._changes is not None:
+                return self._changes.poll(timeout)
+        except Compacted:
+            self._drop()
+        return self._resync(timeout)
+
+    def close(self) -> None:
+        """End it."""
+        with self._lock:
+            self._closed = True
+        self._drop()
+
+    def _page(self, listing: RangeResult) -> Batch:
+        if self._entries is None:  # at first, or again after a page that failed
+            self._entries = islice(iter(listing), self._listed, None)
+        try:
+            entries = list(islice(self._entries, PAGE))
+        except KviError:
+            self._entries = None
+            raise
+        self._listed += len(entries)
+        last = len(entries) < PAGE
+        if last:
+            self._listing = self._entries = None
+        put = EventType.PUT
+        events = [Event(put, e.key, e.value, e.revision, None, True) for e in entries]
+        return Batch(events, listing.revision if last else None)
+
+    def _resync(self, timeout: float) -> Batch | None:
+        while True:
+            self._listing = self._entries = None
+            with self._lock:
+                if self._closed:
+                    return None
+            listing = self._store._range(Scan(self._span), timeout)
+            revision = self._revision_of(listing)
+            try:
+                entries = list(listing)
+                self._follow(revision + 1, timeout)
+            except Compacted:
+                continue
+            event = Event(EventType.RESYNC, "", None, revision, snapshot=entries)
+            return Batch((event,), revision)
+
+    def _follow(self, start: int | None, timeout: float) -> None:
+        changes = self._open(self._span, start, timeout)
+        with self._lock:
+            if not self._closed:
+                self._changes = changes
+                return
+        changes.close()
+
+    def _drop(self) -> None:
+        with self._lock:
+            changes, self._changes = self._changes, None
+        if changes is not None:
+            changes.close()
+
+    @staticmethod
+    def _revision_of(listing: RangeResult) -> int:
+        assert listing.revision is not None  # a store with history has snapshots
+        return listing.revision

@@ -1,0 +1,120 @@
+"""When a lease is surely alive, when to renew it, and what to do after a failure.
+
+*Theory.* The store starts a lease's time anew when a renewal reaches it, which is after the renewal
+was sent. So the holder counts from the moment of sending: by its own clock a lease is over no later
+than by the store's, whatever the network did. It asks nobody to know that.
+
+The clock keeps counting while the machine sleeps or the process is stopped (`kvi.runtime.clock`).
+
+===========  ==========================================  =======================================
+state        guarantee                                   left by
+===========  ==========================================  =======================================
+``ALIVE``    the store keeps the lease                   reading the clock past the deadline, or
+                                                         the store saying that it is gone: LOST;
+                                                         `end`: ENDED
+``LOST``     it may be gone; final, also if the store    `end`: ENDED
+             turns out to have it still
+``ENDED``    the holder gave it up                       final
+===========  ==========================================  =======================================
+
+A renewal is sent at a third of the ttl: two more that fail still fit before the deadline. A failed
+one is sent again after a tenth of the ttl, at most a second: a store that is back must hear of the
+lease before its time is up.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+
+from kvi.capabilities import Capabilities
+from kvi.errors import InvalidArgument, shown
+
+MOST_PATIENCE = 1.0  # seconds for one renewal: others are waiting, and it will be tried again
+LEAST_PATIENCE = 0.05
+
+
+class LeaseState(enum.Enum):
+    """What is known of a lease; see the module's table."""
+
+    ALIVE = enum.auto()
+    LOST = enum.auto()
+    ENDED = enum.auto()
+
+
+class Term:
+    """The state of one lease. Not safe for threads by itself, except `alive`.
+
+    Attributes:
+        ttl: seconds that each renewal is good for, as granted.
+        deadline: until when the lease is surely alive.
+        due: when to send the next renewal.
+        state: see the module's table; `observe` brings it up to date.
+
+    """
+
+    __slots__ = ("deadline", "due", "state", "ttl")
+
+    def __init__(self, ttl: float, sent: float) -> None:
+        self.state = LeaseState.ALIVE
+        self._count_from(ttl, sent)
+
+    def alive(self, now: float) -> bool:
+        """Whether the store surely keeps the lease at the moment ``now``."""
+        return self.state is LeaseState.ALIVE and now < self.deadline
+
+    def observe(self, now: float) -> LeaseState:
+        """The state at the moment ``now``."""
+        if self.state is LeaseState.ALIVE and now >= self.deadline:
+            self.state = LeaseState.LOST
+        return self.state
+
+    def renewed(self, ttl: float, sent: float, now: float) -> LeaseState:
+        """A renewal sent at ``sent`` succeeded; too late, it saves nothing."""
+        if self.observe(now) is LeaseState.ALIVE and sent + ttl > self.deadline:
+            self._count_from(ttl, sent)
+        return self.state
+
+    def failed(self, now: float) -> LeaseState:
+        """A renewal failed in a way that may pass."""
+        self.due = min(now + min(self.ttl / 10, 1.0), max(self.deadline, now))
+        return self.observe(now)
+
+    def gone(self) -> None:
+        """The store says that the lease is gone."""
+        if self.state is LeaseState.ALIVE:
+            self.state = LeaseState.LOST
+
+    def end(self) -> LeaseState:
+        """The holder gives it up; returns the state before."""
+        before, self.state = self.state, LeaseState.ENDED
+        return before
+
+    def patience(self, now: float) -> float:
+        """Seconds to wait for the answer to one renewal."""
+        return max(LEAST_PATIENCE, min(self.ttl / 3, MOST_PATIENCE, self.deadline - now))
+
+    def _count_from(self, ttl: float, sent: float) -> None:
+        self.ttl = ttl
+        self.deadline = sent + ttl
+        self.due = sent + ttl / 3
+
+
+def check_ttl(ttl: object, limits: Capabilities) -> float:
+    """Return a time to live in seconds, raised to the store's minimum.
+
+    Raises `InvalidArgument` for what is no number, not positive or above the store's maximum.
+    """
+    if (
+        not isinstance(ttl, (int, float))
+        or isinstance(ttl, bool)
+        or not math.isfinite(ttl)
+        or ttl <= 0
+    ):
+        raise InvalidArgument(f"ttl= is a positive number of seconds, not {shown(ttl)}")
+    longest = limits.lease_max_ttl
+    if longest is not None and ttl > longest:
+        raise InvalidArgument(
+            f"this store's leases last at most {longest:,.0f} seconds, not {shown(ttl)}"
+        )
+    return float(max(ttl, limits.lease_min_ttl))
