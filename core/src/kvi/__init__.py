@@ -8,8 +8,11 @@ True
 'hello'
 """
 
+from typing import TYPE_CHECKING, Any
+
 from kvi.capabilities import Capabilities
 from kvi.errors import (
+    AlreadyHeld,
     AmbiguousBackend,
     AuthenticationFailed,
     BackendLoadError,
@@ -21,6 +24,8 @@ from kvi.errors import (
     InvalidOption,
     KviError,
     LeaseLost,
+    LockTimeout,
+    NotHeld,
     NotSupported,
     OutcomeUnknown,
     PermissionDenied,
@@ -31,10 +36,28 @@ from kvi.errors import (
     ValueTooLarge,
 )
 from kvi.interface import Kvi
-from kvi.model import Compare, Delete, Get, Key, KeyValue, Put, RangeResult, TxnResult
+from kvi.model import (
+    Compare,
+    Delete,
+    Event,
+    EventType,
+    Get,
+    Key,
+    KeyValue,
+    Put,
+    RangeResult,
+    TxnResult,
+)
 from kvi.registry import InstalledBackend, backends, open
 
+if TYPE_CHECKING:
+    from kvi.recipes.lease import Lease
+    from kvi.recipes.lock import Lock
+    from kvi.recipes.temp_key import TempKey
+    from kvi.recipes.watch import Watch
+
 __all__ = [
+    "AlreadyHeld",
     "AmbiguousBackend",
     "AuthenticationFailed",
     "BackendLoadError",
@@ -44,6 +67,8 @@ __all__ = [
     "Compare",
     "Contention",
     "Delete",
+    "Event",
+    "EventType",
     "Get",
     "InstalledBackend",
     "InvalidArgument",
@@ -53,24 +78,38 @@ __all__ = [
     "KeyValue",
     "Kvi",
     "KviError",
+    "Lease",
     "LeaseLost",
+    "Lock",
+    "LockTimeout",
+    "NotHeld",
     "NotSupported",
     "OutcomeUnknown",
     "PermissionDenied",
     "Put",
     "RangeResult",
+    "TempKey",
     "Timeout",
     "TxnResult",
     "Unavailable",
     "UnknownBackend",
     "UsedAfterFork",
     "ValueTooLarge",
+    "Watch",
     "backends",
     "open",
 ]
 
 
-def __getattr__(name: str) -> str:
+# What only names types, for the most part, is imported by those who ask for it.
+_LATER = {"Lease": "lease", "Lock": "lock", "TempKey": "temp_key", "Watch": "watch"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        from importlib import import_module
+
+        return getattr(import_module(f"kvi.recipes.{_LATER[name]}"), name)
     if name == "__version__":  # importing the metadata costs 20 ms, and few programs ask
         from importlib.metadata import version
 

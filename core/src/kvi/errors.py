@@ -201,11 +201,11 @@ class LockTimeout(KviError):
 
 
 class AlreadyHeld(KviError):
-    """This `Lock` object holds the lock, or waits for it; locks are not re-entrant."""
+    """The `Lock` object holds the lock already, or waits for it; locks are not re-entrant."""
 
 
 class NotHeld(KviError):
-    """This `Lock` object does not hold the lock; nothing was touched."""
+    """The `Lock` object does not hold the lock; nothing was touched."""
 
 
 class LeaseLost(NotHeld):

@@ -82,8 +82,7 @@ if TYPE_CHECKING:
     from kvi.recipes.lock import Lock
     from kvi.recipes.temp_key import TempKey
     from kvi.recipes.watch import Watch
-    from kvi.runtime.dispatcher import Dispatcher
-    from kvi.runtime.runtime import Runtime
+    from kvi.runtime.runtime import Runtime, Threads
 
 __all__ = ["BaseKvi", "Kvi"]
 
@@ -345,9 +344,7 @@ class Kvi(ABC):
 
     # -- leases, locks, watches -------------------------------------------------------------------
 
-    def lease(
-        self, ttl: float, *, keep_alive: bool = True, timeout: float | None = None
-    ) -> Lease:
+    def lease(self, ttl: float, *, keep_alive: bool = True, timeout: float | None = None) -> Lease:
         """Grant a lease: keys that are stored with it vanish once it ends.
 
         It is kept alive in the background until `close`, `Lease.revoke` or the end of its ``with``
@@ -392,9 +389,7 @@ class Kvi(ABC):
         except KviError as error:
             raise self._placed(error, "temp_key", key)
 
-    def lock(
-        self, name: str = "default", *, ttl: float = 10, timeout: float | None = None
-    ) -> Lock:
+    def lock(self, name: str = "default", *, ttl: float = 10, timeout: float | None = None) -> Lock:
         """Make a lock among threads, handles, processes and hosts; nothing is asked yet.
 
         ``with store.lock("jobs", timeout=5) as held:`` runs its block holding the lock, or raises
@@ -617,19 +612,25 @@ class Kvi(ABC):
 
     def _running(self) -> Runtime:
         """What keeps this handle's leases, locks and watches going; made at the first use."""
-        if self._runtime is None:
+        runtime = self._runtime
+        if runtime is None:
             from kvi.runtime.runtime import Runtime
 
+            threads, owner = self._threads()
             with _runtimes:
-                if self._runtime is None:
-                    self._runtime = Runtime(self._dispatcher())
-        return self._runtime
+                runtime = self._runtime
+                if runtime is None:
+                    runtime = self._runtime = Runtime(threads, owner=owner)
+            if self._shut is not None:  # closed meanwhile, perhaps without seeing it
+                runtime.settle(0)
+                runtime.end()
+        return runtime
 
-    def _dispatcher(self) -> Dispatcher:
-        """The threads that call-backs run on; a view uses those of the handle below it."""
-        from kvi.runtime.dispatcher import Dispatcher
+    def _threads(self) -> tuple[Threads, bool]:
+        """The threads for this handle, and whether they are its own."""
+        from kvi.runtime.runtime import Threads
 
-        return Dispatcher()
+        return Threads(), True
 
     def _forked(self) -> None:  # noqa: B027  (most backends have nothing to do)
         """In a child after a fork: let go of threads' state, without touching what is shared."""

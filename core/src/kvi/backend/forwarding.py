@@ -10,7 +10,7 @@ from kvi.interface import Kvi
 from kvi.model import Claim, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 
 if TYPE_CHECKING:
-    from kvi.runtime.dispatcher import Dispatcher
+    from kvi.runtime.runtime import Threads
 
 
 class Forwarding(Kvi):
@@ -77,8 +77,8 @@ class Forwarding(Kvi):
     def _lock_release(self, claim: Claim, timeout: float) -> bool:
         return self._inner._lock_release(claim, timeout)
 
-    def _dispatcher(self) -> Dispatcher:
-        return self._inner._running().dispatcher
+    def _threads(self) -> tuple[Threads, bool]:
+        return self._inner._running().threads, False
 
     def _ping(self, timeout: float) -> None:
         self._inner._ping(timeout)

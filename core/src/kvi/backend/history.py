@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -52,17 +53,13 @@ class HistoryFeed(Feed):
         self._entries: Iterator[KeyValue] | None = None
         self._listed = 0  # entries of the listing that were handed out
         if not spec.initial:
-            self._follow(spec.start, timeout)
-            assert self._changes is not None
-            self.revision = self._changes.revision
+            self.revision = self._follow(spec.start, timeout).revision
             return
-        while True:
+        changes: Feed | None = None
+        while changes is None:
             self._listing = store._range(Scan(spec.span), timeout)
-            try:
-                self._follow(self._revision_of(self._listing) + 1, timeout)
-            except Compacted:
-                continue  # between the two calls; a later listing is as good
-            break
+            with suppress(Compacted):  # between the two calls; a later listing is as good
+                changes = self._follow(self._revision_of(self._listing) + 1, timeout)
 
     def poll(self, timeout: float) -> Batch | None:
         """Return the next events."""
@@ -113,13 +110,14 @@ class HistoryFeed(Feed):
             event = Event(EventType.RESYNC, "", None, revision, snapshot=entries)
             return Batch((event,), revision)
 
-    def _follow(self, start: int | None, timeout: float) -> None:
+    def _follow(self, start: int | None, timeout: float) -> Feed:
         changes = self._open(self._span, start, timeout)
         with self._lock:
             if not self._closed:
                 self._changes = changes
-                return
+                return changes
         changes.close()
+        return changes
 
     def _drop(self) -> None:
         with self._lock:

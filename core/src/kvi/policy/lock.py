@@ -1,8 +1,8 @@
 """Where a claim stands in the queue for a lock, decided on the entries below the lock's name.
 
-*Queue* (stores where ``lock_fair``). A contender is a key ``NAME/`` + its lease's id in hexadecimal,
-kept by that lease; the owner is the one with the smallest create revision, and everybody else waits
-for the contender right before them. This is the layout of etcd's own locks
+*Queue* (stores where ``lock_fair``). A contender is a key ``NAME/`` and its lease's id in
+hexadecimal, kept by that lease; the owner is the one with the smallest create revision, and
+everybody else waits for the contender right before them. This is the layout of etcd's own locks
 (``client/v3/concurrency`` in Go, ``etcdctl lock``), so that they and ours exclude each other.
 
 A key below ``NAME/`` is a contender only if it is named after the very lease that keeps it. So
@@ -40,9 +40,7 @@ def single_key(name: str) -> str:
     return f"{name}/.lock"
 
 
-def place(
-    name: str, lease: int, created: int, entries: Iterable[KeyValue], revision: int
-) -> Claim:
+def place(name: str, lease: int, created: int, entries: Iterable[KeyValue], revision: int) -> Claim:
     """The claim of ``lease``, whose key was created at ``created``.
 
     ``entries`` are those of `queue_span` as of ``revision``; the claim's own may be among them.

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from kvi.backend.history import HistoryFeed
 from kvi.capabilities import Capabilities
-from kvi.errors import LeaseLost
+from kvi.feed import Feed, Wake, WatchSpec
 from kvi.interface import BaseKvi
-from kvi.model import KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import Grant, KeyValue, LeaseRef, Put, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.txn import Change, choose, perform, put
 from sortedcontainers import SortedDict
 
+from kvi_memory.changes import MemoryChanges
 from kvi_memory.state import state_of
 
 CAPABILITIES = Capabilities(
@@ -41,6 +43,8 @@ class MemoryKvi(BaseKvi):
     def __init__(self, uri: str, name: str, *, timeout: float) -> None:
         super().__init__(uri, CAPABILITIES, timeout=timeout)
         self._state = state_of(name)
+        with self._state.lock:
+            self._state.reap()  # in a forked child the leases have been copied, and the reaper not
 
     # A hit costs two look-ups; all that can be wrong with a call makes it a miss, and the general
     # path then says what.
@@ -61,7 +65,7 @@ class MemoryKvi(BaseKvi):
         key: str,
         value: bytes | str,
         *,
-        lease: int | None = None,
+        lease: int | LeaseRef | None = None,
         timeout: float | None = None,
     ) -> int:
         """Create or replace an entry; returns the new revision."""
@@ -69,7 +73,8 @@ class MemoryKvi(BaseKvi):
             state = self._state
             with state.lock:
                 old: KeyValue | None = state.entries.get(key)
-                if old is not None and self._shut is None:  # the key is there, so it is a good one
+                # The key is there, so it is a good one.
+                if old is not None and old.lease is None and self._shut is None:
                     return self._replace(old, value)
         return super().store(key, value, lease=lease, timeout=timeout)
 
@@ -114,12 +119,34 @@ class MemoryKvi(BaseKvi):
         state = self._state
         with state.lock:
             succeeded, branch = choose(txn, state.read)
-            if any(isinstance(op, Put) and op.lease is not None for op in branch):
-                raise LeaseLost("no lease with this id is alive; grant a new one")
+            for op in branch:
+                if isinstance(op, Put) and op.lease is not None:
+                    assert isinstance(op.lease, int)  # check_txn took the id
+                    state.alive(op.lease)
             effect = perform(branch, state.read, state.revision + 1)
             if effect.changes:
                 state.commit(effect.changes)
             return TxnResult(succeeded, state.revision, effect.results)
+
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        state = self._state
+
+        def changes(span: Span, start: int | None, timeout: float) -> Feed:
+            return MemoryChanges(state, span, start, wake)
+
+        return HistoryFeed(self, spec, changes, timeout)
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        with self._state.lock:
+            return Grant(self._state.grant(ttl), ttl)
+
+    def _lease_renew(self, lease: int, timeout: float) -> float:
+        with self._state.lock:
+            return self._state.renew(lease)
+
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        with self._state.lock:
+            self._state.end(lease)
 
     def _ping(self, timeout: float) -> None:
         """A memory store always answers."""

@@ -1,0 +1,81 @@
+"""`TempKey`: a key that lives as long as the process that made it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Self
+
+from kvi.recipes.lease import Lease
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from kvi.interface import Kvi
+    from kvi.runtime.loss import Loss
+
+__all__ = ["TempKey"]
+
+
+class TempKey:
+    """A temporary key; made by `Kvi.temp_key`. It has a lease of its own, kept alive.
+
+    Once the lease is lost it is reported, and never made up for: the key is not stored again.
+    Safe for threads. As a context manager it is closed at the end of the block.
+    """
+
+    __slots__ = ("_key", "_lease")
+
+    def __init__(self, key: str, lease: Lease) -> None:
+        self._key = key
+        self._lease = lease
+
+    @classmethod
+    def _create(cls, store: Kvi, key: str, value: bytes | None, ttl: float, timeout: float) -> Self:
+        if value is None:
+            value = f"{socket.gethostname()} {os.getpid()}".encode()
+        lease = Lease._grant(store, ttl, timeout, keep_alive=True)
+        try:
+            store._put(key, value, lease.id, timeout)
+        except BaseException:
+            lease._abandon()
+            raise
+        return cls(key, lease)
+
+    @property
+    def key(self) -> str:
+        """The key."""
+        return self._key
+
+    @property
+    def lease(self) -> Lease:
+        """Its lease; other keys may be stored with it too."""
+        return self._lease
+
+    @property
+    def alive(self) -> bool:
+        """Whether the store surely keeps its lease, by the clock, at this moment."""
+        return self._lease.alive
+
+    @property
+    def lost(self) -> Loss:
+        """Set once the lease is lost; `close` and `Kvi.close` do not set it."""
+        return self._lease.lost
+
+    def close(self, *, timeout: float | None = None) -> None:
+        """Delete the key, unless somebody has replaced it meanwhile. Again, it does nothing."""
+        self._lease.revoke(timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lease.__exit__(kind, error, trace)
+
+    def __repr__(self) -> str:
+        return f"<TempKey {self._key!r} {'alive' if self.alive else 'ended'}>"
