@@ -13,14 +13,15 @@ from kvi.backend.forwarding import Forwarding
 from kvi.backend.namespace import Namespace
 from kvi.capabilities import Capabilities
 from kvi.errors import Unavailable
+from kvi.feed import Feed, Wake, WatchSpec
 from kvi.interface import BaseKvi
-from kvi.model import KeyValue, RangeResult, Scan, Txn, TxnResult
+from kvi.model import Grant, KeyValue, RangeResult, Scan, Txn, TxnResult
 
 PRIMITIVES = {name for name in kvi.Kvi.__abstractmethods__ if name.startswith("_")}
 
 
 class Smallest(BaseKvi):
-    """The smallest backend there can be: five primitives over a memory store."""
+    """The smallest backend there can be: nine primitives over a memory store."""
 
     def __init__(self, inner: kvi.Kvi, capabilities: Capabilities) -> None:
         super().__init__("smallest:", capabilities, timeout=5)
@@ -34,6 +35,18 @@ class Smallest(BaseKvi):
 
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
         return self.inner._txn(txn, timeout)
+
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        return self.inner._watch(spec, wake, timeout)
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        return self.inner._lease_grant(ttl, timeout)
+
+    def _lease_renew(self, lease: int, timeout: float) -> float:
+        return self.inner._lease_renew(lease, timeout)
+
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        self.inner._lease_revoke(lease, timeout)
 
     def _ping(self, timeout: float) -> None:
         self.inner._ping(timeout)

@@ -28,7 +28,18 @@ except ModuleNotFoundError as error:
 pytest.register_assert_rewrite(
     *(
         f"{__name__}.{part}"
-        for part in ("concurrency", "fixtures", "handles", "keys", "ranges", "txns", "writes")
+        for part in (
+            "concurrency",
+            "fixtures",
+            "handles",
+            "keys",
+            "leases",
+            "locks",
+            "ranges",
+            "txns",
+            "watches",
+            "writes",
+        )
     )
 )
 
@@ -36,25 +47,34 @@ from kvi.conformance.concurrency import TestConcurrency  # noqa: E402
 from kvi.conformance.fixtures import peer, root, store, via  # noqa: E402
 from kvi.conformance.handles import TestHandles, TestNamespaces, TestOptions  # noqa: E402
 from kvi.conformance.keys import TestKeys, TestRevisions, TestValues  # noqa: E402
+from kvi.conformance.leases import TestLeases, TestTempKeys  # noqa: E402
+from kvi.conformance.locks import TestLocks  # noqa: E402
 from kvi.conformance.ranges import TestRange  # noqa: E402
 from kvi.conformance.txns import TestCompares, TestTransactions  # noqa: E402
+from kvi.conformance.watches import TestConsumers, TestHistory, TestWatches  # noqa: E402
 from kvi.conformance.writes import TestCas, TestDelete, TestStore, TestTas  # noqa: E402
 
 __all__ = [
     "TestCas",
     "TestCompares",
     "TestConcurrency",
+    "TestConsumers",
     "TestDelete",
     "TestHandles",
+    "TestHistory",
     "TestKeys",
+    "TestLeases",
+    "TestLocks",
     "TestNamespaces",
     "TestOptions",
     "TestRange",
     "TestRevisions",
     "TestStore",
     "TestTas",
+    "TestTempKeys",
     "TestTransactions",
     "TestValues",
+    "TestWatches",
     "peer",
     "root",
     "store",

@@ -1,0 +1,148 @@
+"""Watches on a store that can only be asked for its present state, again and again.
+
+A backend whose store neither keeps history nor tells of changes returns a `PollingFeed` from
+``_watch``. It lists the watched keys every `interval` seconds and tells what is different: per key
+ever newer states that existed, and always the last, which is what ``watch_history=False`` promises.
+Each watch costs a listing of its keys in every interval, so this is a beginning, for small stores;
+one that can say *that* something has changed should do better.
+
+A feed looks only when it is polled, and one that found nothing asks to be woken after the interval,
+by a thread that all such feeds of the process share. What nobody reads is not looked at.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import threading
+from collections.abc import Iterable
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from kvi.feed import Batch, Feed, Wake, WatchSpec
+from kvi.model import Event, EventType, KeyValue, Scan
+
+if TYPE_CHECKING:
+    from kvi.interface import Kvi
+
+__all__ = ["PollingFeed", "changes_between"]
+
+_LINGER = 1.0  # seconds that the timer thread outlives the last wait
+
+
+def changes_between(
+    before: dict[str, KeyValue], after: Iterable[KeyValue], revision: int
+) -> list[Event]:
+    """What makes one state out of another, in the order of revisions.
+
+    ``revision`` is that of the later state, and so of what was deleted. A key that was deleted and
+    created again between the two is told as its newest state.
+    """
+    left = dict(before)
+    events = []
+    for entry in after:
+        old = left.pop(entry.key, None)
+        if old is None or old.revision != entry.revision:
+            event = Event(EventType.PUT, entry.key, entry.value, entry.revision, old)
+            events.append(event)
+    events += (Event(EventType.DELETE, old.key, None, revision, old) for old in left.values())
+    return sorted(events, key=lambda event: event.revision)
+
+
+class PollingFeed(Feed):
+    """Changes found by listing ``spec.span`` every ``interval`` seconds, with ``store._range``."""
+
+    def __init__(
+        self, store: Kvi, spec: WatchSpec, wake: Wake, timeout: float, *, interval: float = 0.1
+    ) -> None:
+        self._store = store
+        self._scan = Scan(spec.span)
+        self._wake = wake
+        self._interval = interval
+        self._closed = False
+        self._due = 0.0
+        self._reached = 0
+        entries, self._reached = self._list(timeout)
+        self._known = {entry.key: entry for entry in entries}
+        self._initial: list[KeyValue] | None = entries if spec.initial else None
+        if not spec.initial:
+            self.revision = self._reached
+
+    def poll(self, timeout: float) -> Batch | None:
+        """Return what has changed since the last listing."""
+        if self._closed:
+            return None
+        if self._initial is not None:
+            entries, self._initial = self._initial, None
+            put = EventType.PUT
+            events = [Event(put, e.key, e.value, e.revision, initial=True) for e in entries]
+            return Batch(events, self._reached)
+        if monotonic() >= self._due:
+            entries, revision = self._list(timeout)
+            self._due = monotonic() + self._interval
+            events = changes_between(self._known, entries, revision)
+            self._known = {entry.key: entry for entry in entries}
+            self._reached = revision
+            if events:
+                return Batch(events, revision)
+        _timer.wake_at(self._due, self._wake)
+        return None
+
+    def close(self) -> None:
+        """End it."""
+        self._closed = True
+        self._known = {}
+
+    def _list(self, timeout: float) -> tuple[list[KeyValue], int]:
+        listing = self._store._range(self._scan, timeout)
+        entries = list(listing)
+        revision = listing.revision
+        if revision is None:
+            revision = max((entry.revision for entry in entries), default=0)
+        return entries, max(revision, self._reached)
+
+
+class _Timer:
+    """Calls ``wake`` functions at their times, on one thread that ends when there are none."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._waiting: list[tuple[float, int, Wake]] = []
+        self._numbers = itertools.count()
+        self._running = False
+
+    def wake_at(self, due: float, wake: Wake) -> None:
+        with self._changed:
+            heapq.heappush(self._waiting, (due, next(self._numbers), wake))
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="kvi-polling", daemon=True).start()
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting and not self._changed.wait(_LINGER) and not self._waiting:
+                    self._running = False
+                    return
+                if not self._waiting:
+                    continue
+                left = self._waiting[0][0] - monotonic()
+                if left > 0:
+                    self._changed.wait(left)
+                    continue
+                _, _, wake = heapq.heappop(self._waiting)
+            wake()
+
+
+_timer = _Timer()
+
+
+def _after_fork_in_child() -> None:
+    global _timer
+    _timer = _Timer()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

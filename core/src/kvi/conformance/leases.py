@@ -1,0 +1,313 @@
+"""Leases and temporary keys: section 5 of the contract."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+
+import kvi
+from kvi.conformance.fixtures import snapshot
+from kvi.runtime.clock import now
+
+LONG = 60.0  # seconds: nothing of a test outlives it
+
+
+def unknown_lease(store: kvi.Kvi) -> int:
+    """The id of a lease that has been there and is gone."""
+    lease = store.lease(LONG)
+    lease.revoke()
+    return lease.id
+
+
+class TestLeases:
+    """Leases that are granted, renewed and revoked."""
+
+    def test_grant(self, store: kvi.Kvi) -> None:
+        """A lease has an id above 0 and a ttl not below what was asked; it is alive at once."""
+        with store.lease(LONG) as lease:
+            assert lease.id > 0
+            assert LONG <= lease.ttl <= LONG + 1
+            assert lease.alive
+            assert not lease.lost.is_set()
+
+    def test_shortest(self, store: kvi.Kvi) -> None:
+        """A ttl below the store's minimum is raised to it, never refused, never shortened."""
+        with store.lease(0.5) as lease:
+            assert lease.ttl >= max(0.5, store.capabilities.lease_min_ttl)
+            assert lease.ttl <= max(1.0, store.capabilities.lease_min_ttl)
+
+    @pytest.mark.parametrize("ttl", [0, -1, math.nan, math.inf, "10", None, True])
+    def test_bad_ttl(self, store: kvi.Kvi, ttl: object) -> None:
+        """A ttl that is not a positive number is an InvalidArgument, for leases, keys and locks."""
+        before = snapshot(store)
+        with pytest.raises(kvi.InvalidArgument, match="ttl"):
+            store.lease(ttl)  # type: ignore[arg-type]
+        with pytest.raises(kvi.InvalidArgument, match="ttl"):
+            store.temp_key("k", ttl=ttl)  # type: ignore[arg-type]
+        with pytest.raises(kvi.InvalidArgument, match="ttl"):
+            store.lock("k", ttl=ttl)  # type: ignore[arg-type]
+        assert snapshot(store) == before
+
+    def test_longest(self, store: kvi.Kvi) -> None:
+        """A ttl above the store's maximum is an InvalidArgument; the maximum is granted."""
+        longest = store.capabilities.lease_max_ttl
+        if longest is None:
+            longest = 10.0**9
+        else:
+            with pytest.raises(kvi.InvalidArgument, match="at most"):
+                store.lease(longest + 1)
+        with store.lease(longest, keep_alive=False) as lease:
+            assert lease.ttl >= longest
+
+    def test_keys_name_it(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Store, cas and txn take a lease or its id, and entries show the id."""
+        with store.lease(LONG) as lease:
+            store.store("a", b"1", lease=lease)
+            store.store("b", b"2", lease=lease.id)
+            assert store.cas("c", 0, b"3", lease=lease)
+            assert store.txn(then=[kvi.Put("d", b"4", lease), kvi.Put("e", b"5", lease.id)])
+            for key in "abcde":
+                entry = peer.get(key)
+                assert entry is not None
+                assert entry.lease == lease.id
+            assert [entry.lease for entry in peer.range(keys_only=True)] == [lease.id] * 5
+            assert peer.txn([kvi.Key("a").lease == lease, kvi.Key("b").lease == lease.id])
+
+    def test_revoke_takes_its_keys(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Revoking deletes all keys of the lease and nothing else; it is no loss."""
+        store.store("other", b"stays")
+        lease = store.lease(LONG)
+        for key in ("a", "b", "c"):
+            store.store(key, b"", lease=lease)
+        with peer.watch(prefix="") as watch:
+            lease.revoke()
+            assert not lease.alive
+            assert snapshot(peer) == {"other": b"stays"}
+            gone = [watch.next(20) for _ in range(3)]
+        assert {event.key for event in gone} == {"a", "b", "c"}
+        assert {event.type for event in gone} == {kvi.EventType.DELETE}
+        if store.capabilities.watch_history:
+            assert len({event.revision for event in gone}) == 1
+        assert not lease.lost.is_set()
+        lease.revoke()
+        assert not lease.lost.wait(0)
+
+    def test_block(self, store: kvi.Kvi) -> None:
+        """The end of a with block revokes; the block's own exception comes through."""
+        with pytest.raises(ZeroDivisionError), store.lease(LONG) as lease:  # noqa: PT012
+            store.store("k", b"", lease=lease)
+            raise ZeroDivisionError
+        assert store.get("k") is None
+        assert not lease.alive
+
+    def test_store_without_lease_is_permanent(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A write without lease frees the key from the lease that it had."""
+        with store.lease(LONG) as lease:
+            store.store("a", b"1", lease=lease)
+            store.store("b", b"1", lease=lease)
+            store.store("a", b"2")
+            store.txn(then=[kvi.Put("b", b"2")])
+            assert peer.get("a").lease is None  # type: ignore[union-attr]
+        assert snapshot(peer) == {"a": b"2", "b": b"2"}
+
+    def test_another_lease_takes_over(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A key that is stored with another lease vanishes with that one only."""
+        with store.lease(LONG) as second:
+            with store.lease(LONG) as first:
+                store.store("k", b"1", lease=first)
+                store.store("k", b"2", lease=second)
+                assert peer.get("k").lease == second.id  # type: ignore[union-attr]
+            assert peer.get("k").text == "2"  # type: ignore[union-attr]
+        assert peer.get("k") is None
+
+    def test_again_with_the_same_lease(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A key may be stored again, and deleted and created again, with its own lease."""
+        with store.lease(LONG) as lease:
+            first = store.store("k", b"1", lease=lease)
+            assert store.store("k", b"1", lease=lease) > first
+            assert store.delete("k")
+            store.store("k", b"3", lease=lease)
+            assert peer.get("k").lease == lease.id  # type: ignore[union-attr]
+        assert peer.get("k") is None
+
+    def test_gone(self, store: kvi.Kvi) -> None:
+        """A write that names a lease that is gone raises LeaseLost, and nothing of it is done."""
+        store.store("k", b"old")
+        before = snapshot(store)
+        gone = unknown_lease(store)
+        with pytest.raises(kvi.LeaseLost):
+            store.store("k", b"new", lease=gone)
+        with pytest.raises(kvi.LeaseLost):
+            store.store("fresh", b"new", lease=gone)
+        with pytest.raises(kvi.LeaseLost):
+            store.cas("fresh", 0, b"new", lease=gone)
+        with pytest.raises(kvi.LeaseLost):
+            store.txn(then=[kvi.Put("a", b"1"), kvi.Put("b", b"2", gone), kvi.Delete("k")])
+        assert snapshot(store) == before
+
+    @pytest.mark.parametrize("lease", [2**63 - 1, 2**64, 2**128 - 1, 2**200])
+    def test_never_granted(self, store: kvi.Kvi, lease: int) -> None:
+        """An id that no store of this kind ever gave out is a LeaseLost as well."""
+        with pytest.raises(kvi.LeaseLost):
+            store.store("k", b"", lease=lease)
+        assert store.get("k") is None
+
+    def test_object_that_is_gone(self, store: kvi.Kvi) -> None:
+        """A Lease that was revoked is refused as its id is."""
+        lease = store.lease(LONG)
+        lease.revoke()
+        with pytest.raises(kvi.LeaseLost):
+            store.store("k", b"", lease=lease)
+        with pytest.raises(kvi.LeaseLost):
+            lease.renew()
+        assert store.get("k") is None
+
+    def test_renew(self, store: kvi.Kvi) -> None:
+        """Renewing by hand returns the ttl and moves the end on."""
+        with store.lease(LONG, keep_alive=False) as lease:
+            assert lease.renew() == lease.ttl
+            assert lease.alive
+
+    def test_revoked_by_another(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A lease that somebody else ended is found lost at its renewal, and stays so."""
+        called = threading.Event()
+        lease = store.lease(LONG, keep_alive=False)
+        lease.lost.add_callback(called.set)
+        peer._lease_revoke(lease.id, 5)
+        with pytest.raises(kvi.LeaseLost):
+            lease.renew()
+        assert not lease.alive
+        assert lease.lost.is_set()
+        assert called.wait(10)
+        again = threading.Event()
+        lease.lost.add_callback(again.set)
+        assert again.wait(10), "a call-back that is added after the loss is called too"
+        lease.revoke()
+
+    def test_close_revokes(self, store: kvi.Kvi, kvi_uri: str) -> None:
+        """Closing a handle revokes its leases, kept alive or not; that is no loss."""
+        with kvi.open(kvi_uri) as other:
+            kept, unkept = other.lease(LONG), other.lease(LONG, keep_alive=False)
+            other.store("conformance/ns/a", b"", lease=kept)
+            other.store("conformance/ns/b", b"", lease=unkept)
+        with kvi.open(kvi_uri) as other:
+            assert other.count(prefix="conformance/ns/a") == 0
+            assert other.count(prefix="conformance/ns/b") == 0
+        for lease in (kept, unkept):
+            assert not lease.alive
+            assert not lease.lost.is_set()
+            lease.revoke()
+            with pytest.raises(kvi.Closed):
+                lease.renew()
+
+    def test_view_has_leases_of_its_own(self, store: kvi.Kvi) -> None:
+        """Closing a view revokes what was granted through it, and leaves the parent's alone."""
+        with store.lease(LONG) as outer:
+            view = store.namespace("view")
+            inner = view.lease(LONG)
+            view.store("k", b"", lease=inner)
+            assert store.get("view/k").lease == inner.id  # type: ignore[union-attr]
+            view.close()
+            assert not inner.alive
+            assert store.get("view/k") is None
+            assert outer.alive
+            assert outer.renew()
+
+    def test_expiry(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Unrenewed, a lease ends not before its ttl and not after the declared bound.
+
+        Its keys go with events, its holder knows by the clock and is told; one that is kept alive
+        meanwhile stays, and so do its keys.
+        """
+        called = threading.Event()
+        factor = store.capabilities.lease_expiry_factor
+        with store.lease(0.5) as kept, peer.watch(prefix="") as watch:
+            store.store("kept", b"", lease=kept)
+            sent = now()
+            lease = store.lease(0.5, keep_alive=False)
+            granted = now()
+            lease.lost.add_callback(called.set)
+            store.store("a", b"", lease=lease)
+            store.store("b", b"", lease=lease)
+            bound = factor * lease.ttl + 1
+            events = [watch.next(60) for _ in range(5)]
+            seen = now()
+            assert seen - sent >= lease.ttl, "the lease ended too early"
+            # Beside the bound, the watch may need its moment.
+            assert seen - granted <= bound + 1, "the lease ended too late"
+            assert {event.key for event in events[3:]} == {"a", "b"}
+            assert {event.type for event in events[3:]} == {kvi.EventType.DELETE}
+            assert peer.get("a") is None
+            assert not lease.alive
+            assert lease.lost.wait(10)
+            assert called.wait(10)
+            with pytest.raises(kvi.LeaseLost):
+                store.store("c", b"", lease=lease)
+            with pytest.raises(kvi.LeaseLost):
+                lease.renew()
+            lease.revoke()
+            assert lease.lost.is_set()
+            assert kept.alive
+            assert not kept.lost.is_set()
+            assert peer.get("kept")
+            if store.capabilities.lease_min_ttl < 1:  # a write after the end, and before any sweep
+                short = store.lease(0.05, keep_alive=False)
+                assert short.lost.wait(10)
+                with pytest.raises(kvi.LeaseLost):
+                    store.store("d", b"", lease=short.id)
+                assert peer.get("d") is None
+
+
+class TestTempKeys:
+    """Keys that live as long as their process."""
+
+    def test_lives_until_closed(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A temporary key is there until it is closed, with the value given; again is nothing."""
+        key = store.temp_key("member", b"me", ttl=LONG)
+        assert key.key == "member"
+        assert key.alive
+        assert peer.get("member").text == "me"  # type: ignore[union-attr]
+        key.close()
+        assert peer.get("member") is None
+        assert not key.alive
+        assert not key.lost.is_set()
+        key.close()
+
+    def test_value_is_chosen(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Without a value the library chooses one."""
+        with store.temp_key("member"):
+            assert peer.get("member").value  # type: ignore[union-attr]
+        assert peer.get("member") is None
+
+    def test_replaces(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """It replaces what was under the key."""
+        store.store("member", b"permanent")
+        with store.temp_key("member", b"temporary"):
+            assert peer.get("member").text == "temporary"  # type: ignore[union-attr]
+        assert peer.get("member") is None
+
+    def test_what_others_put_there_stays(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Closing deletes the key only if it is still the temporary one."""
+        with store.temp_key("member", b"mine"):
+            peer.store("member", b"theirs")
+        assert peer.get("member").text == "theirs"  # type: ignore[union-attr]
+
+    def test_handle_closes_it(self, store: kvi.Kvi, kvi_uri: str) -> None:
+        """Closing the handle deletes its temporary keys."""
+        with kvi.open(kvi_uri) as other:
+            key = other.temp_key("conformance/ns/member", ttl=LONG)
+            assert key.alive
+        assert not key.alive
+        assert not key.lost.is_set()
+        with kvi.open(kvi_uri) as other:
+            assert other.get("conformance/ns/member") is None
+
+    def test_bad_key(self, store: kvi.Kvi) -> None:
+        """A bad key or value is refused before a lease is granted."""
+        with pytest.raises(kvi.InvalidKey):
+            store.temp_key("")
+        with pytest.raises(kvi.InvalidArgument):
+            store.temp_key("k", 5)  # type: ignore[arg-type]
+        assert store.count() == 0

@@ -1,0 +1,383 @@
+"""Locks: section 6 of the contract."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+import pytest
+
+import kvi
+from kvi.conformance.concurrency import run_clients
+from kvi.conformance.fixtures import snapshot
+
+SHORT = 0.05  # seconds that a waiter waits in vain
+
+
+def until(condition: object, *, within: float = 20) -> None:
+    """Return as soon as ``condition()`` is true; fail after ``within`` seconds."""
+    deadline = time.monotonic() + within
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.005)
+
+
+def lease_of(store: kvi.Kvi, name: str) -> int:
+    """The lease that holds a lock."""
+    (entry,) = store.range(prefix=f"{name}/")
+    assert entry.lease is not None
+    return entry.lease
+
+
+class TestLocks:
+    """Mutual exclusion, and honesty about its loss."""
+
+    def test_block(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A with block runs with the lock held, and others do not get it meanwhile."""
+        with store.lock("jobs", timeout=5) as held:
+            assert held.held
+            assert held.fence > 0
+            assert not held.lost.is_set()
+            assert not peer.lock("jobs").acquire(0)
+            assert not peer.lock("jobs").acquire(SHORT)
+        assert not held.held
+        assert not held.lost.is_set()
+        other = peer.lock("jobs")
+        assert other.acquire(0)
+        other.release()
+
+    def test_default_name(self, store: kvi.Kvi) -> None:
+        """Without a name all use the same lock."""
+        with store.lock():
+            assert not store.lock("default").acquire(0)
+
+    def test_time_out_never_enters(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A with block whose lock is not to be had raises LockTimeout and is not entered."""
+        with store.lock("jobs"):
+            with pytest.raises(kvi.LockTimeout, match="jobs"), peer.lock("jobs", timeout=SHORT):
+                pytest.fail("entered without the lock")
+            with pytest.raises(kvi.LockTimeout), peer.lock("jobs", timeout=0):
+                pytest.fail("entered without the lock")
+
+    def test_leaves_nothing_behind(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Neither a holder nor a waiter that gave up leaves a key behind."""
+        store.store("jobs", b"data beside")
+        store.store("jobs/x", b"data below")
+        before = snapshot(store)
+        with store.lock("jobs"):
+            assert not peer.lock("jobs").acquire(SHORT)
+            assert not peer.lock("jobs").acquire(0)
+        assert snapshot(store) == before
+        for handle in (peer, store):
+            with handle.lock("jobs", timeout=0):
+                pass
+        assert snapshot(store) == before
+
+    def test_own_time_out(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Without a time-out of its own, acquire takes the lock's."""
+        with store.lock("jobs"):
+            assert not peer.lock("jobs", timeout=SHORT).acquire()
+            assert not peer.lock("jobs", timeout=0).acquire()
+
+    @pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, "5", True])
+    def test_bad_time_out(self, store: kvi.Kvi, timeout: object) -> None:
+        """A negative time-out, or one that is no number, is an InvalidArgument."""
+        with pytest.raises(kvi.InvalidArgument, match="timeout"):
+            store.lock("jobs", timeout=timeout)  # type: ignore[arg-type]
+        lock = store.lock("jobs")
+        with pytest.raises(kvi.InvalidArgument, match="timeout"):
+            lock.acquire(timeout)  # type: ignore[arg-type]
+        assert store.count() == 0
+
+    @pytest.mark.parametrize("name", ["", None, 5, "\ud800"])
+    def test_bad_name(self, store: kvi.Kvi, name: object) -> None:
+        """A name that is no key is an InvalidKey."""
+        with pytest.raises(kvi.InvalidKey):
+            store.lock(name)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        "name", ["/", "a//b", "..", "a b", "ü€😀", "#?%41", "a\nb", "x" * 4000]
+    )
+    def test_odd_names(self, store: kvi.Kvi, peer: kvi.Kvi, name: str) -> None:
+        """Every key is the name of a lock, and of no other."""
+        with store.lock(name):
+            assert not peer.lock(name).acquire(0)
+            with peer.lock(name[:-1] + "y" + name[-1:], timeout=5):
+                pass
+        with peer.lock(name, timeout=5):
+            pass
+
+    def test_names_below_are_other_locks(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """``a``, ``a/b`` and ``a/b/c`` never wait for each other, whoever comes first."""
+        with store.lock("a"), peer.lock("a/b", timeout=0), store.lock("a/b/c", timeout=0):
+            assert not peer.lock("a").acquire(0)
+        with store.lock("a/0"), peer.lock("a", timeout=0):
+            assert not peer.lock("a/0").acquire(0)
+
+    def test_data_below_is_no_lock(self, store: kvi.Kvi) -> None:
+        """Keys below the name that are data do not hold the lock, whatever they are called."""
+        with store.lease(60) as lease:
+            for key in ("jobs/1", "jobs/abc", "jobs/.", "jobs/ffffffff"):
+                store.store(key, b"data")
+            store.store("jobs/7", b"data", lease=lease)
+            with store.lock("jobs", timeout=0) as lock:
+                assert lock.held
+
+    def test_not_re_entrant(self, store: kvi.Kvi) -> None:
+        """A second acquire through the same object raises AlreadyHeld and changes nothing."""
+        lock = store.lock("jobs")
+        with lock:
+            fence = lock.fence
+            with pytest.raises(kvi.AlreadyHeld):
+                lock.acquire(0)
+            with pytest.raises(kvi.AlreadyHeld), lock:
+                pytest.fail("entered twice")
+            assert lock.held
+            assert lock.fence == fence
+        assert lock.acquire(0), "after its release the object can be used again"
+        lock.release()
+
+    def test_release_by_a_non_owner(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Who does not hold the lock cannot release it: NotHeld, and the holder keeps it."""
+        with store.lock("jobs") as lock:
+            with pytest.raises(kvi.NotHeld):
+                peer.lock("jobs").release()
+            failed = peer.lock("jobs")
+            assert not failed.acquire(0)
+            with pytest.raises(kvi.NotHeld):
+                failed.release()
+            assert lock.held
+            assert not peer.lock("jobs").acquire(0)
+
+    def test_release_again(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A second release does nothing, also when another holds the lock by then."""
+        lock = store.lock("jobs")
+        assert lock.acquire()
+        lock.release()
+        with peer.lock("jobs", timeout=0) as other:
+            lock.release()
+            assert other.held
+            assert not store.lock("jobs").acquire(0)
+
+    def test_released_within_the_block(self, store: kvi.Kvi) -> None:
+        """A lock that was released within its block does not mind the end of it."""
+        with store.lock("jobs") as lock:
+            lock.release()
+            assert not lock.held
+
+    def test_released_by_another_thread(self, store: kvi.Kvi) -> None:
+        """A lock belongs to its object, not to a thread."""
+        lock = store.lock("jobs")
+        assert lock.acquire()
+        thread = threading.Thread(target=lock.release)
+        thread.start()
+        thread.join(20)
+        assert not lock.held
+        assert store.lock("jobs").acquire(0)
+
+    def test_fences_grow(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Each holder's fence is larger than that of every holder before."""
+        fences = []
+        for handle in (store, peer, store, store, peer):
+            with handle.lock("jobs") as lock:
+                fences.append(lock.fence)
+                assert lock.fence == fences[-1], "it stays the same while the lock is held"
+        assert fences == sorted(set(fences))
+
+    def test_guard(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """The guard lets a holder write, and no one who was a holder."""
+        first = store.lock("jobs")
+        first.acquire()
+        old = first.guard
+        assert store.txn(when=[old], then=[kvi.Put("k", b"1")])
+        assert store.txn(when=[old, kvi.Key("k").exists], then=[kvi.Put("k", b"1")])
+        first.release()
+        assert not store.txn(when=[old], then=[kvi.Put("k", b"late")])
+        with peer.lock("jobs", timeout=5) as second:
+            assert not store.txn(when=[old], then=[kvi.Put("k", b"late")])
+            assert peer.txn(when=[second.guard], then=[kvi.Put("k", b"2")])
+        with first:
+            assert not store.txn(when=[old], then=[kvi.Put("k", b"late")])
+        assert store.get("k").text == "2"  # type: ignore[union-attr]
+
+    def test_nothing_of_a_lock_not_held(self, store: kvi.Kvi) -> None:
+        """Before and after it is held a lock has neither guard nor fence, and is not lost."""
+        lock = store.lock("jobs")
+        for _ in range(2):
+            assert not lock.held
+            assert not lock.lost.is_set()
+            with pytest.raises(kvi.NotHeld):
+                _ = lock.guard
+            with pytest.raises(kvi.NotHeld):
+                _ = lock.fence
+            with lock:
+                pass
+
+    def test_handed_to_a_waiter(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A waiter gets the lock when it is released."""
+        lock = store.lock("jobs")
+        lock.acquire()
+        waiter = peer.lock("jobs")
+        got: list[bool] = []
+        thread = threading.Thread(target=lambda: got.append(waiter.acquire(30)))
+        thread.start()
+        thread.join(0.2)
+        assert not got
+        with pytest.raises(kvi.AlreadyHeld):
+            waiter.acquire(0)
+        lock.release()
+        thread.join(20)
+        assert got == [True]
+        assert waiter.held
+        waiter.release()
+
+    def test_first_come_first_served(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Where ``lock_fair``, waiters get the lock in the order in which they came."""
+        order: list[int] = []
+        threads = []
+
+        def wait(number: int) -> None:
+            with (store, peer)[number % 2].lock("jobs", timeout=60):
+                order.append(number)
+
+        fair = store.capabilities.lock_fair
+        with store.lock("jobs"):
+            for number in range(4):
+                thread = threading.Thread(target=wait, args=(number,))
+                thread.start()
+                threads.append(thread)
+                if fair:
+                    until(lambda n=number: store.count(prefix="jobs/") == n + 2)
+        for thread in threads:
+            thread.join(60)
+        assert order == [0, 1, 2, 3] if fair else sorted(order) == [0, 1, 2, 3]
+
+    def test_waiter_that_gave_up_never_wins(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """After waiters timed out the lock goes to those who still want it."""
+        with store.lock("jobs"):
+            run_clients(lambda _: _refused(peer), 3)
+        with peer.lock("jobs", timeout=0) as lock:
+            assert lock.held
+
+    def test_close_wakes_waiters_and_frees(self, store: kvi.Kvi, kvi_uri: str) -> None:
+        """Closing a handle ends its waiting with Closed, and releases what it held."""
+        root = kvi.open(kvi_uri)
+        failures: list[BaseException] = []
+        held, waiting = root.lock("conformance/ns/a"), root.lock("conformance/ns/b")
+        with kvi.open(kvi_uri) as other, other.lock("conformance/ns/b"):
+            assert held.acquire()
+
+            def wait() -> None:
+                try:
+                    waiting.acquire()
+                except BaseException as error:  # noqa: BLE001  (looked at below)
+                    failures.append(error)
+
+            thread = threading.Thread(target=wait)
+            thread.start()
+            thread.join(0.2)
+            assert thread.is_alive()
+            root.close()
+            thread.join(10)
+            assert not thread.is_alive()
+            assert [type(error) for error in failures] == [kvi.Closed]
+            assert not held.held
+            assert not held.lost.is_set()
+            held.release()
+            with pytest.raises(kvi.Closed):
+                held.acquire(0)
+            with other.lock("conformance/ns/a", timeout=0):
+                pass
+        with kvi.open(kvi_uri) as other:
+            assert other.lock("conformance/ns/b").acquire(0)
+
+    def test_lost(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A lock whose lease was taken away is reported lost, is not held, and cannot write."""
+        called = threading.Event()
+        lock = store.lock("jobs", ttl=0.5)
+        assert lock.acquire()
+        guard, lost = lock.guard, lock.lost
+        lost.add_callback(called.set)
+        peer._lease_revoke(lease_of(store, "jobs"), 5)
+        assert not peer.txn(when=[guard], then=[kvi.Put("k", b"late")])
+        with peer.lock("jobs", timeout=20) as other:
+            assert lost.wait(20)
+            assert called.wait(20)
+            assert not lock.held
+            with pytest.raises(kvi.NotHeld):
+                _ = lock.guard
+            with pytest.raises(kvi.LeaseLost):
+                lock.release()
+            assert other.held
+            lock.release()
+        assert lost.is_set()
+        with lock:
+            assert lock.held
+            assert not lock.lost.is_set(), "each holding has a loss of its own"
+        assert store.get("k") is None
+
+    def test_lost_within_the_block(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """The end of a block raises LeaseLost after a loss, but never masks the block's error."""
+        with pytest.raises(kvi.LeaseLost), store.lock("jobs") as lock:
+            peer._lease_revoke(lease_of(store, "jobs"), 5)
+        assert not lock.held
+        with pytest.raises(ZeroDivisionError), store.lock("jobs"):  # noqa: PT012
+            peer._lease_revoke(lease_of(store, "jobs"), 5)
+            raise ZeroDivisionError
+        with store.lock("jobs", timeout=5) as lock:
+            assert lock.held
+
+    def test_crashed_holder(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A holder that renews no more frees the lock within the declared bound."""
+        lease = store.lease(0.5, keep_alive=False)
+        claim = store._lock_claim("jobs", lease.id, 5)
+        assert claim.ahead is None
+        bound = store.capabilities.lease_expiry_factor * lease.ttl + 1
+        assert not peer.lock("jobs").acquire(0)
+        with peer.lock("jobs", timeout=bound + 5) as lock:
+            assert lock.fence > claim.fence
+            assert not store.txn(when=[claim.guard], then=[kvi.Put("k", b"late")])
+
+    def test_excludes(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Increments that nothing else guards add up, and fences tell the order of the holders."""
+        store.store("counter", b"0")
+        seen: list[tuple[int, int]] = []
+
+        def work(number: int) -> None:
+            handle = (store, peer)[number % 2]
+            for _ in range(5):
+                with handle.lock("jobs", timeout=60) as lock:
+                    count = int(handle.get("counter").text)  # type: ignore[union-attr]
+                    seen.append((lock.fence, count))
+                    handle.store("counter", str(count + 1))
+
+        run_clients(work)
+        assert store.get("counter").text == "20"  # type: ignore[union-attr]
+        assert sorted(seen) == seen
+        assert len({fence for fence, _ in seen}) == 20
+
+    def test_objects_at_once(self, store: kvi.Kvi) -> None:
+        """Several locks of one handle are held at once, each with a lease of its own."""
+        locks = [store.lock(name) for name in ("a", "b", "c")]
+        for lock in locks:
+            assert lock.acquire(5)
+        assert len({lease_of(store, name) for name in ("a", "b", "c")}) == 3
+        for lock in locks:
+            lock.release()
+
+    def test_in_a_namespace(self, store: kvi.Kvi) -> None:
+        """The lock of a view is that of the name below it."""
+        with store.namespace("view") as view:
+            with view.lock("jobs"):
+                assert not store.lock("view/jobs").acquire(0)
+                with store.lock("jobs", timeout=0):
+                    pass
+            held = view.lock("jobs")
+            assert held.acquire()
+        assert not held.held
+        assert store.lock("view/jobs").acquire(0), "closing a view releases its locks"
+
+
+def _refused(handle: kvi.Kvi) -> None:
+    assert not handle.lock("jobs").acquire(SHORT)
