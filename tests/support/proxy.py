@@ -1,0 +1,119 @@
+"""A TCP proxy between a client and a server, which can cut, stall and refuse connections."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+_PIECE = 64 * 1024
+
+
+class TcpProxy:
+    """Forwards connections to ``127.0.0.1:target``. A context manager.
+
+    Attributes:
+        port: where it listens.
+        target: where it connects to; may be changed for later connections.
+        accepted: how many connections there have been.
+
+    """
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.accepted = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._lock = threading.Lock()
+        self._sockets: set[socket.socket] = set()
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._refusing = False
+        self._closed = False
+        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
+
+    def cut(self) -> None:
+        """Reset all connections that there are now."""
+        with self._lock:
+            sockets, self._sockets = self._sockets, set()
+        for one in sockets:
+            with suppress(OSError):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def stall(self) -> None:
+        """Let nothing through in either direction; connections stay open, new ones too."""
+        self._flowing.clear()
+
+    def flow(self) -> None:
+        """End `stall`: what was held back goes through now."""
+        self._flowing.set()
+
+    def refuse(self, refusing: bool = True) -> None:
+        """Reset new connections at once, until told otherwise."""
+        self._refusing = refusing
+
+    @property
+    def open(self) -> int:
+        """How many connections are open on the client's side."""
+        with self._lock:
+            return len(self._sockets) // 2
+
+    def close(self) -> None:
+        """End everything."""
+        self._closed = True
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._flowing.set()
+        self.cut()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            if self._refusing:
+                client.close()
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self.target), timeout=5)
+            except OSError:
+                client.close()
+                continue
+            server.settimeout(None)
+            with self._lock:
+                self._sockets |= {client, server}
+            for source, drain in ((client, server), (server, client)):
+                threading.Thread(
+                    target=self._pump, args=(source, drain), name="proxy", daemon=True
+                ).start()
+
+    def _pump(self, source: socket.socket, drain: socket.socket) -> None:
+        with suppress(OSError):
+            while piece := source.recv(_PIECE):
+                self._flowing.wait()
+                drain.sendall(piece)
+        with self._lock:
+            self._sockets -= {source, drain}
+        for one in (source, drain):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
