@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, assert_type
 
 import kvi
+from kvi.registry import InstalledBackend
 
 
 def test_types() -> None:
@@ -33,4 +34,4 @@ def test_types() -> None:
         assert_type(store.capabilities, kvi.Capabilities)
         assert_type(store.client, Any)
         store.ping()
-    assert_type(kvi.backends(), list[kvi.InstalledBackend])
+    assert_type(kvi.backends(), list[InstalledBackend])

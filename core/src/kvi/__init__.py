@@ -48,7 +48,7 @@ from kvi.model import (
     RangeResult,
     TxnResult,
 )
-from kvi.registry import InstalledBackend, backends, open
+from kvi.registry import backends, open
 
 if TYPE_CHECKING:
     from kvi.recipes.lease import Lease
@@ -70,7 +70,6 @@ __all__ = [
     "Event",
     "EventType",
     "Get",
-    "InstalledBackend",
     "InvalidArgument",
     "InvalidKey",
     "InvalidOption",

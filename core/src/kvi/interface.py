@@ -38,7 +38,6 @@ from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 
-from kvi.backend.claims import claim_in_queue, claim_single, release
 from kvi.capabilities import Capabilities
 from kvi.errors import (
     Closed,
@@ -50,7 +49,6 @@ from kvi.errors import (
     UsedAfterFork,
     shown,
 )
-from kvi.feed import Feed, Wake, WatchSpec
 from kvi.model import (
     Claim,
     Compare,
@@ -70,14 +68,13 @@ from kvi.model import (
     TxnResult,
 )
 from kvi.options import check_timeout
-from kvi.policy.lease import check_ttl
-from kvi.policy.lock import check_lock, check_wait
 from kvi.policy.text import check_bound, check_key, check_value
 from kvi.policy.txn import check_lease, check_txn
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from kvi.feed import Feed, Wake, WatchSpec
     from kvi.recipes.lease import Lease
     from kvi.recipes.lock import Lock
     from kvi.recipes.temp_key import TempKey
@@ -354,6 +351,7 @@ class Kvi(ABC):
         Raises `InvalidArgument` for a ttl that is not positive or above
         ``capabilities.lease_max_ttl``.
         """
+        from kvi.policy.lease import check_ttl
         from kvi.recipes.lease import Lease
 
         try:
@@ -377,6 +375,7 @@ class Kvi(ABC):
         plus one. It replaces what was under the key; what others do to it later is not watched.
         Without a value the host's name and the process id are stored. Raises as `lease` does.
         """
+        from kvi.policy.lease import check_ttl
         from kvi.recipes.temp_key import TempKey
 
         try:
@@ -399,6 +398,8 @@ class Kvi(ABC):
 
         Raises `InvalidKey` for a bad name, `InvalidArgument` for a bad ``ttl`` or ``timeout``.
         """
+        from kvi.policy.lease import check_ttl
+        from kvi.policy.lock import check_lock, check_wait
         from kvi.recipes.lock import Lock
 
         try:
@@ -436,6 +437,7 @@ class Kvi(ABC):
         `Compacted` if ``from_revision`` is gone from the history, `NotSupported` for
         ``from_revision`` where there is none.
         """
+        from kvi.feed import WatchSpec
         from kvi.recipes.watch import Watch, check_watch
 
         try:
@@ -711,10 +713,14 @@ class BaseKvi(Kvi):
         return None
 
     def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        from kvi.backend.claims import claim_in_queue, claim_single
+
         claim = claim_in_queue if self.capabilities.lock_fair else claim_single
         return claim(self, name, lease, timeout)
 
     def _lock_release(self, claim: Claim, timeout: float) -> bool:
+        from kvi.backend.claims import release
+
         if claim.ahead is not None and not self.capabilities.lock_fair:
             return True  # who waits for a single key leaves nothing behind
         return release(self, claim, timeout)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kvi.errors import Closed
-from kvi.feed import Feed, Wake, WatchSpec
 from kvi.interface import Kvi
 from kvi.model import Claim, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 
 if TYPE_CHECKING:
+    from kvi.feed import Feed, Wake, WatchSpec
     from kvi.runtime.runtime import Threads
 
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from kvi.backend.forwarding import Forwarding
 from kvi.errors import InvalidKey, InvalidOption
-from kvi.feed import Batch, Feed, Wake, WatchSpec
 from kvi.interface import Kvi
 from kvi.model import (
     Claim,
     Compare,
     Delete,
-    Event,
     Get,
     KeyValue,
     Operation,
@@ -30,6 +29,9 @@ from kvi.model import (
     TxnResult,
 )
 from kvi.policy.text import check_bound, prefix_end
+
+if TYPE_CHECKING:
+    from kvi.feed import Feed, Wake, WatchSpec
 
 MIN_MAX_KEY = 4096  # what the contract leaves for keys at the least
 
@@ -91,8 +93,11 @@ class Namespace(Forwarding):
         return TxnResult(done.succeeded, done.revision, results)
 
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        from kvi.backend.stripped import Stripped
+        from kvi.feed import WatchSpec
+
         inner = WatchSpec(self._span(spec.span), spec.start, spec.initial)
-        return _Stripped(self._inner._watch(inner, wake, timeout), self._skip)
+        return Stripped(self._inner._watch(inner, wake, timeout), self._skip)
 
     def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
         claim = self._inner._lock_claim(self._prefix + name, lease, timeout)
@@ -134,31 +139,6 @@ class Namespace(Forwarding):
         everything = not span.start and span.end is None
         inner = prefix if everything else None if span.prefix is None else prefix + span.prefix
         return Span(start, end, inner)
-
-
-class _Stripped(Feed):
-    """A feed whose keys lose the namespace."""
-
-    def __init__(self, inner: Feed, skip: int) -> None:
-        self._inner = inner
-        self._skip = skip
-        self.revision = inner.revision
-
-    def poll(self, timeout: float) -> Batch | None:
-        batch = self._inner.poll(timeout)
-        return None if batch is None else Batch([*map(self._out, batch.events)], batch.revision)
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def _out(self, event: Event) -> Event:
-        skip = self._skip
-        kind, key, value, revision, previous, initial, snapshot = event
-        if previous is not None:
-            previous = KeyValue(previous.key[skip:], *previous[1:])
-        if snapshot is not None:
-            snapshot = [KeyValue(entry.key[skip:], *entry[1:]) for entry in snapshot]
-        return Event(kind, key[skip:], value, revision, previous, initial, snapshot)
 
 
 def check_name(name: str) -> str:

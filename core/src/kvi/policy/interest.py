@@ -28,6 +28,9 @@ class Interests(Generic[T]):
     def __len__(self) -> int:
         return len(self._spans) + sum(map(len, self._keys.values()))
 
+    def __bool__(self) -> bool:
+        return bool(self._spans or self._keys)
+
     def __iter__(self) -> Iterator[T]:
         yield from self._spans
         for items in self._keys.values():

@@ -24,7 +24,6 @@ The parent's watches are not the child's, and its leases end there when their ti
 from __future__ import annotations
 
 import os
-import random
 import threading
 from collections import deque
 from contextlib import ExitStack
@@ -120,7 +119,7 @@ class MemoryState:
 
     def grant(self, ttl: float) -> int:
         """Begin a lease; its id."""
-        while (lease := random.getrandbits(62) + 1) in self._leases:
+        while (lease := int.from_bytes(os.urandom(8)) >> 2) in self._leases or not lease:
             pass
         self._leases[lease] = _Lease(ttl)
         self.reap()

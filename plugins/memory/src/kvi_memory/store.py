@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
 
-from kvi.backend.history import HistoryFeed
 from kvi.capabilities import Capabilities
-from kvi.feed import Feed, Wake, WatchSpec
 from kvi.interface import BaseKvi
 from kvi.model import Grant, KeyValue, LeaseRef, Put, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.txn import Change, choose, perform, put
 from sortedcontainers import SortedDict
 
-from kvi_memory.changes import MemoryChanges
 from kvi_memory.state import state_of
+
+if TYPE_CHECKING:
+    from kvi.feed import Feed, Wake, WatchSpec
 
 CAPABILITIES = Capabilities(
     shared=False,
@@ -129,6 +130,11 @@ class MemoryKvi(BaseKvi):
             return TxnResult(succeeded, state.revision, effect.results)
 
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+
+        from kvi.backend.history import HistoryFeed
+
+        from kvi_memory.changes import MemoryChanges
+
         state = self._state
 
         def changes(span: Span, start: int | None, timeout: float) -> Feed:
