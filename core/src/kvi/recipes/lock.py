@@ -301,14 +301,16 @@ class _Attempt:
             raise self._store._refusal()
         try:
             while True:
-                lease = self._runtime.take_idle(self._ttl) or self._grant()
+                idle = self._runtime.take_idle(self._ttl)
+                lease = self._grant() if idle is None else idle
                 try:
                     claim = self._through(lease)
                 except LeaseLost:
-                    # It ended while it waited: the place is gone, and the wait goes on.
+                    # It ended while it waited: the place is gone, and the wait goes on. An idle
+                    # one may have been ended by somebody else, before the lock was asked for.
                     lease._abandon()
                     self._store._ensure_open()
-                    if self._left() <= 0:
+                    if idle is None and self._left() <= 0:
                         return None
                     continue
                 except OutcomeUnknown as error:
@@ -342,18 +344,19 @@ class _Attempt:
 
     def _next(self, claim: Claim, lease: Lease) -> Claim:
         """Wait until the key ahead goes, or for long enough; then claim again."""
-        pause = _LEAST
+        pause, waited = _LEAST, False
         while self._left() > 0:
             try:
-                if self._waited(claim, lease):
+                waited = waited or self._waited(claim, lease)
+                if waited:
                     return self._store._lock_claim(self._name, lease.id, self._patience())
-            except (*_PASSING, Compacted) as error:
+            except Compacted:
+                waited = True  # long ago, it seems; only a new claim tells who is ahead now
+            except _PASSING as error:
                 self._check(lease)
                 _log.debug("waiting for the lock %r: %s", self._name, error)
                 self._awake.wait(min(pause * random.uniform(0.5, 1), max(0.0, self._left())))  # noqa: S311
                 pause = min(pause * 2, _MOST)
-                if isinstance(error, Compacted):
-                    return self._store._lock_claim(self._name, lease.id, self._patience())
         return claim
 
     def _waited(self, claim: Claim, lease: Lease) -> bool:

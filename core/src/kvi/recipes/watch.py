@@ -54,7 +54,7 @@ _log = logging.getLogger("kvi")
 _PORTION = 100  # events that a call-back gets before other watches have their turn
 _PORTION_TIME = 0.02  # seconds, for the same
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between polls while the store is unreachable
-_PATIENCE = 1.0  # seconds that cancel() waits for a call-back that is running
+_PATIENCE = 0.9  # seconds that cancel() waits for a call-back that is running
 _LEAST_POLL = 0.05  # seconds for a poll, also of a consumer who does not want to wait
 
 

@@ -92,6 +92,7 @@ class Dispatcher:
         self._workers = 0
         self._idle = 0
         self._done = 0  # pieces of work finished, ever
+        self._watching = False  # whether the timekeeper looks if the workers get on
         self._stopped = False
 
     def submit(self, task: Task) -> None:
@@ -130,12 +131,13 @@ class Dispatcher:
     def _enqueue(self, task: Task) -> None:
         task._state = _State.QUEUED
         self._queue.append(task)
-        if self._idle:
+        if len(self._queue) <= self._idle:
             self._work.notify()
         elif self._workers < WORKERS:
             self._start_worker()
-        elif len(self._queue) == 1:
-            self._time.notify()  # it looks whether the workers get on
+        elif not self._watching:
+            self._watching = True
+            self._time.notify()
 
     def _start_worker(self) -> None:
         if not self._threads:
@@ -194,7 +196,7 @@ class Dispatcher:
                 now = monotonic()
                 while self._later and self._later[0][0] <= now:
                     self._submit(heapq.heappop(self._later)[2])
-                stuck = bool(self._queue) and not self._idle
+                self._watching = stuck = len(self._queue) > self._idle
                 if stuck and seen == self._done and self._workers < MOST_WORKERS:
                     self._start_worker()
                 seen = self._done

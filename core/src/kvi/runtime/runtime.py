@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 IDLE = 30.0  # seconds that an unused lease is kept for the next lock
 MOST_IDLE = 16  # leases; what locks that were held at once leave behind is not kept forever
-PATIENCE = 2.0  # seconds that the end of threads is waited for
+PATIENCE = 1.0  # seconds that the end of threads is waited for
 
 
 class Wakeable(Protocol):
