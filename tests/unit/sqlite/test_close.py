@@ -66,7 +66,7 @@ def test_close_wakes_blocked_writers(path: Path, uri: str) -> None:
     store.ping()
     with locked(path):
         calls = [Call(lambda: store.store("k", "v")) for _ in range(5)]
-        turn = store._pool._find_turn()  # type: ignore[attr-defined]
+        turn = store._pool.turn  # type: ignore[attr-defined]
         until(lambda: len(turn._waiting) == 4, "one polls and four stand in line")
         before = time.monotonic()
         store.close()
@@ -85,7 +85,7 @@ def test_close_of_one_handle_leaves_the_other_in_line(path: Path, uri: str) -> N
     one.ping()
     with locked(path):
         first = Call(lambda: one.store("one", "v"))
-        turn = one._pool._find_turn()  # type: ignore[attr-defined]
+        turn = one._pool.turn  # type: ignore[attr-defined]
         until(lambda: turn._held, "the first polls")
         second = Call(lambda: two.store("two", "v"))
         until(lambda: len(turn._waiting) == 1, "the second waits for the first")

@@ -85,11 +85,11 @@ def test_exception_amid_a_write_undoes_it(store: kvi.Kvi, monkeypatch: pytest.Mo
     """An interrupt from the keyboard, or no memory, passes through; nothing is written or held."""
     store.store("k", "old")
 
-    def fail(connection: Connection, revision: int) -> None:
+    def fail(connection: Connection, revision: int, history: int) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_trim", fail)
+        patch.setattr("kvi_sqlite.store.trim", fail)
         with pytest.raises(KeyboardInterrupt):
             store.store("k", "new")
     entry = store.get("k")

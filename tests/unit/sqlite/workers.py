@@ -101,3 +101,33 @@ def lock_file(path: str, said: Any) -> None:
 def pipe() -> tuple[Any, Any]:
     """Two ends of a pipe between processes."""
     return _spawn.Pipe()
+
+
+def keep_reading(uri: str, key: str, said: Any) -> None:
+    """Read a key until it is gone, and say when that was, on the clock of leases."""
+    from kvi.runtime.clock import now
+
+    with kvi.open(uri) as store:
+        said.send("ready")
+        said.recv()
+        while store.get(key) is not None:
+            time.sleep(0.002)
+        said.send(now())
+
+
+def hold_lease(uri: str, ttl: float, said: Any) -> None:
+    """Store keys with a lease, and renew it as fast as possible."""
+    with kvi.open(uri) as store:
+        lease = store._lease_grant(ttl, 5).id
+        store.txn(then=[Put(f"held/{n}", "v", lease) for n in range(100)])
+        store._lease_renew(lease, 5)
+        said.send("held")
+        while True:
+            store._lease_renew(lease, 5)
+
+
+def write_numbers(uri: str, key: str, first: int, last: int) -> None:
+    """Store the numbers under a key, one after the other."""
+    with kvi.open(uri, timeout=60) as store:
+        for number in range(first, last):
+            store.store(key, str(number))

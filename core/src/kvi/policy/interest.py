@@ -5,6 +5,7 @@ Most watches are of a single key, and are found by it; the others are asked one 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
@@ -59,12 +60,13 @@ class Interests(Generic[T]):
     def matching(self, keys: Iterable[str]) -> set[T]:
         """The items that are interested in at least one of ``keys``."""
         found: set[T] = set()
-        spans = self._spans.items()
-        for key in keys:
-            items = self._keys.get(key)
-            if items is not None:
-                found.update(items)
-            for item, span in spans:
-                if key in span:
-                    found.add(item)
+        several = sorted(keys)
+        if self._keys:
+            for key in several:
+                found.update(self._keys.get(key, ()))
+        for item, span in self._spans.items():
+            # the first key that is not below the span is in it, or none is
+            first = bisect_left(several, span.start)
+            if first < len(several) and several[first] in span:
+                found.add(item)
         return found

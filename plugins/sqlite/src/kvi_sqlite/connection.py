@@ -82,12 +82,20 @@ class Connection(sqlite3.Connection):
         budget: bounds its statements; the deadline is infinite while it is idle.
         pinned: kept beyond the call that borrowed it.
         identity: device and inode of its file.
+        synced: commits wait for the disk. False only while a call has borrowed it.
 
     """
 
     budget: Budget
     pinned: bool = False
+    synced: bool = True
     identity: Identity | None = None
+
+    def sync(self, synced: bool) -> None:
+        """Let commits from now on wait for the disk, or not; outside of a transaction."""
+        # A script is compiled each time; this pragma does its work when it is compiled.
+        self.executescript(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+        self.synced = synced
 
 
 class Pause:
@@ -147,6 +155,12 @@ class Pool:
         if not self._keep:  # first, as a busy thread would have it back at once
             self.discard(connection)
             return
+        if not connection.synced:
+            try:
+                connection.sync(True)
+            except sqlite3.Error:
+                self.discard(connection)
+                return
         self._idle.append(connection)
         if len(self._idle) > self._keep:  # also if that has changed since
             self._shrink()
@@ -218,15 +232,22 @@ class Pool:
             pause = pause or Pause(self, deadline)
             pause.wait(locked)
 
-    def write(self, work: Callable[[Connection], tuple[T, bool]], deadline: float) -> T:
+    def write(
+        self,
+        work: Callable[[Connection], tuple[T, bool]],
+        deadline: float,
+        *,
+        synced: bool = True,
+    ) -> T:
         """Run ``work`` in a write transaction; it returns its result and whether it wrote.
 
-        If it did not, or raised, the transaction is undone.
+        If it did not, or raised, the transaction is undone. If not ``synced``, the loss of power
+        may undo it too.
         """
-        turn = self._turn or self._find_turn()
+        turn = self._turn or self.turn
         turn.take(self, deadline)
         try:
-            connection = self._begin(deadline)
+            connection = self._begin(deadline, synced)
             committing = False
             try:
                 connection.budget.deadline = deadline
@@ -246,15 +267,20 @@ class Pool:
                 raise
             connection.budget.deadline = inf
             self.give_back(connection)
+            if wrote:
+                for tell in turn.listeners:
+                    tell()
             return result
         finally:
             turn.leave()
 
-    def _begin(self, deadline: float) -> Connection:
+    def _begin(self, deadline: float, synced: bool) -> Connection:
         pause: Pause | None = None
         while True:
             connection = self.borrow(deadline)
             try:
+                if not synced:
+                    connection.sync(False)
                 connection.execute("BEGIN IMMEDIATE")
             except sqlite3.Error as error:
                 if not is_passing(error):
@@ -281,7 +307,11 @@ class Pool:
             else:
                 return
 
-    def _find_turn(self) -> Turn:
+    @property
+    def turn(self) -> Turn:
+        """The file's turn in this process."""
+        if self._turn is not None:
+            return self._turn
         try:
             name = str(self.path.resolve())
         except (OSError, RuntimeError):  # a loop of links; opening the file will tell

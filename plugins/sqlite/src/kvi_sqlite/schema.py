@@ -18,10 +18,16 @@ stays right: whoever looks for the changes from revision *r* on asks for
 *History* is one row: ``trimmed``, the last revision whose changes may be missing from the events;
 all later ones are complete.
 
+*Leases* end at ``deadline``, on the boot clock; see `kvi_sqlite.leases`. An entry's ``lease`` is
+the id of a row here, always: whoever ends a lease deletes its entries in the same transaction. The
+index that finds them has nothing of entries without lease. *Clock* is one row: the boot that the
+deadlines belong to.
+
 *Whose file.* Our files carry `APPLICATION_ID` in their header, and the version of the schema. A
 file without tables and without these marks is new, and becomes ours; anything else is somebody
-else's and is left alone. Marks and tables are made in one transaction, which looks again under the
-write lock, so that any number of processes can open a new file at once.
+else's and is left alone. A file of an older version gets what it lacks. Marks and tables are made
+in one transaction, which looks again under the write lock, so that any number of processes can open
+a new file at once.
 
 The journal mode is in the file, the others in each connection. ``synchronous=FULL`` makes a commit
 outlive the loss of power; NORMAL, in WAL mode, would not.
@@ -33,6 +39,9 @@ import sqlite3
 from pathlib import Path
 
 from kvi.errors import Unavailable
+from kvi.runtime.clock import now
+
+from kvi_sqlite.boot import boot_id
 
 MIN_SQLITE = (3, 35, 0)  # of 2021, with upserts, window functions and RETURNING
 
@@ -45,12 +54,12 @@ if sqlite3.threadsafety == 0:
     raise ImportError("kvi-sqlite needs an SQLite library built for threads (SQLITE_THREADSAFE)")
 
 APPLICATION_ID = 0x6B766931  # "kvi1"
-VERSION = 1
+VERSION = 2
 SEQ_BITS = 20  # a million changes in a commit before any revision is skipped, 2**43 revisions
 TRIM_EVERY = 256  # commits: deleting in portions costs next to nothing for each
 WAL_KEPT = 64 * 1024 * 1024  # bytes of a WAL file that stay on disk once it has been emptied
 
-TABLES = (
+_FIRST = (
     """
     CREATE TABLE entries (
         id INTEGER PRIMARY KEY,
@@ -75,15 +84,42 @@ TABLES = (
     """,
     "CREATE TABLE history (id INTEGER PRIMARY KEY CHECK (id = 1), trimmed INTEGER NOT NULL)",
     "INSERT INTO history VALUES (1, 0)",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {VERSION}",
 )
+_LEASES = (  # since version 2
+    """
+    CREATE TABLE leases (
+        id INTEGER PRIMARY KEY,
+        ttl REAL NOT NULL,
+        deadline REAL NOT NULL
+    )
+    """,
+    "CREATE INDEX leases_by_deadline ON leases (deadline)",
+    "CREATE INDEX entries_by_lease ON entries (lease) WHERE lease IS NOT NULL",
+    "CREATE TABLE clock (id INTEGER PRIMARY KEY CHECK (id = 1), boot TEXT)",
+    "INSERT INTO clock VALUES (1, NULL)",
+)
+_MARKS = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {VERSION}")
+TABLES = (*_FIRST, *_LEASES, *_MARKS)
 
-REVISION = "SELECT revision FROM events ORDER BY id DESC LIMIT 1"
-NEWEST = "SELECT max(id) FROM events"
+# Each is a step to the end of an index.
+_REVISION = "(SELECT revision FROM events ORDER BY id DESC LIMIT 1)"
+_NEWEST = "(SELECT max(id) FROM events)"
+_DUE = "(SELECT min(deadline) FROM leases)"
+
+REVISION = f"SELECT {_REVISION}"
+NEWEST = f"SELECT {_NEWEST}"
+STATE = f"SELECT {_NEWEST}, {_DUE}"
+SNAPSHOT = f"SELECT {_REVISION}, {_DUE}"
+HISTORY = f"SELECT trimmed, {_REVISION}, {_NEWEST} FROM history"  # noqa: S608
+LOOK = f"SELECT trimmed, {_NEWEST}, {_DUE} FROM history"  # noqa: S608
 
 GET = "SELECT value, revision, create_revision, version, lease FROM entries WHERE key = ?"
-COUNT = "SELECT count(*) FROM entries WHERE key >= ? AND key < ?"
+GET_LEASED = """
+    SELECT value, revision, create_revision, version, lease,
+        (SELECT deadline FROM leases WHERE leases.id = lease)
+    FROM entries WHERE key = ?
+"""
+COUNT = f"SELECT count(*), {_DUE} FROM entries WHERE key >= ? AND key < ?"  # noqa: S608
 UPSERT = """
     INSERT INTO entries (key, revision, create_revision, version, lease, value)
     VALUES (?1, ?2, ?2, 1, ?3, ?4)
@@ -102,6 +138,36 @@ EVENTS_OF_DELETE_RANGE = """
     SELECT ?1 + row_number() OVER (ORDER BY key) - 1, ?2, key
     FROM entries WHERE key >= ?3 AND key < ?4
 """
+
+# Where a change is looked for, `id` finds it and `revision` excludes the rest of a commit that ran
+# on into the ids behind it.
+NEWS = "SELECT id, revision, key FROM events WHERE id > ? ORDER BY id LIMIT ?"
+CHANGES = """
+    SELECT revision, key, value FROM events
+    WHERE id >= ?1 AND id < ?2 AND revision >= ?3 AND key >= ?4 AND key < ?5 ORDER BY id
+"""
+NEXT_REVISION = "SELECT revision FROM events WHERE id >= ? AND revision >= ? ORDER BY id LIMIT 1"
+
+GRANT = "INSERT OR IGNORE INTO leases (id, ttl, deadline) VALUES (?, ?, ?)"
+RENEW = "UPDATE leases SET deadline = ?1 + ttl WHERE id = ?2 AND deadline > ?1 RETURNING ttl"
+LEASE = "SELECT 1 FROM leases WHERE id = ?"
+EXPIRED = "SELECT id FROM leases WHERE deadline <= ? ORDER BY deadline LIMIT ?"
+EXPIRED_KEYS = """
+    SELECT count(*) FROM (
+        SELECT 1 FROM entries WHERE lease IN (SELECT id FROM leases WHERE deadline <= ?) LIMIT ?
+    )
+"""
+EVENTS_OF_END = """
+    INSERT INTO events (id, revision, key)
+    SELECT ?1 + row_number() OVER (ORDER BY key) - 1, ?2, key FROM entries WHERE lease = ?3
+"""
+DELETE_LEASED = "DELETE FROM entries WHERE lease = ?"
+END = "DELETE FROM leases WHERE id = ?"
+QUEUE = """
+    SELECT key, NULL, revision, create_revision, version, lease FROM entries
+    WHERE key >= ? AND key < ? AND create_revision < ?
+"""
+
 TRIM = "DELETE FROM events WHERE id < ?"
 TRIMMED = "UPDATE history SET trimmed = ?1 WHERE trimmed < ?1"
 
@@ -122,21 +188,26 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
     Raises `Unavailable` if the file is not ours, and ``sqlite3.Error``.
     """
     execute = connection.execute
-    if not _is_ours(connection, path):
+    if _missing(connection, path):
         execute("BEGIN IMMEDIATE")
-        if not _is_ours(connection, path):
-            for statement in TABLES:
-                execute(statement)
+        for statement in _missing(connection, path):
+            execute(statement)
         execute("COMMIT")
     (mode,) = execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
         raise Unavailable(f"{path} is on a file system without shared memory; use a local disk")
     execute("PRAGMA synchronous = FULL")
     execute(f"PRAGMA journal_size_limit = {WAL_KEPT}").close()
+    if _is_of_another_boot(connection):
+        execute("BEGIN IMMEDIATE")
+        if _is_of_another_boot(connection):
+            execute("UPDATE leases SET deadline = ? + ttl", (now(),))
+            execute("UPDATE clock SET boot = ?", (boot_id(),))
+        execute("COMMIT")
 
 
-def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
-    """Whether the file is a store's; false if it is new; raises if it is neither."""
+def _missing(connection: sqlite3.Connection, path: Path) -> tuple[str, ...]:
+    """The statements that make the file a store's of this version; raises if it is not ours."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application == APPLICATION_ID:
@@ -145,10 +216,22 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
                 f"{path} has schema {version} and this kvi-sqlite knows up to {VERSION}; "
                 "install a newer kvi-sqlite"
             )
-        return True
+        return () if version == VERSION else (*_LEASES, *_MARKS)
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application or version or tables:
         raise Unavailable(
             f"{path} is the SQLite database of another program; name another path for the store"
         )
-    return False
+    return TABLES
+
+
+def _is_of_another_boot(connection: sqlite3.Connection) -> bool:
+    """Whether the deadlines are of an earlier boot; see `kvi_sqlite.leases`."""
+    here = boot_id()
+    (boot,) = connection.execute("SELECT boot FROM clock").fetchone()
+    if boot != here:
+        return True
+    if here is not None:
+        return False
+    far = "SELECT EXISTS (SELECT 1 FROM leases WHERE deadline > ? + ttl)"
+    return bool(connection.execute(far, (now(),)).fetchone()[0])

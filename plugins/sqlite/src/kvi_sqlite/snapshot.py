@@ -28,6 +28,7 @@ from kvi.model import KeyValue, RangeResult, Scan, Span
 from kvi_sqlite import schema
 from kvi_sqlite.connection import Connection, Pool
 from kvi_sqlite.errors import CLOSED, translate
+from kvi_sqlite.leases import check_due
 
 PAGE_ROWS = 512
 PAGE_BYTES = 1024 * 1024  # of keys and values; one row can be bigger
@@ -56,8 +57,19 @@ class Rest:
 
 def revision_of(connection: Connection) -> int:
     """The revision of what ``connection`` sees."""
-    row = connection.execute(schema.REVISION).fetchone()
-    return 0 if row is None else int(row[0])
+    (revision,) = connection.execute(schema.REVISION).fetchone()
+    return revision or 0
+
+
+def begin_read(connection: Connection, moment: float) -> int:
+    """Begin a read transaction; its revision. Raises `Expired` for leases that end by ``moment``.
+
+    Leases that expire later are seen to the end of the transaction, as of its revision.
+    """
+    connection.execute("BEGIN")
+    revision, due = connection.execute(schema.SNAPSHOT).fetchone()
+    check_due(due, moment)
+    return revision or 0
 
 
 def read_page(connection: Connection, scan: Scan, rest: Rest) -> tuple[list[KeyValue], Rest | None]:
@@ -138,12 +150,14 @@ class Ranges:
         self._pool = pool
         self._snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
 
-    def read(self, scan: Scan, timeout: float) -> RangeResult:
-        """Read the first page of ``scan``."""
+    def read(self, scan: Scan, moment: float, deadline: float, timeout: float) -> RangeResult:
+        """Read the first page of ``scan``; ``timeout`` is for each of the others.
+
+        Raises `Expired` for leases that end by ``moment``.
+        """
 
         def work(connection: Connection) -> tuple[Connection, int, list[KeyValue], Rest | None]:
-            connection.execute("BEGIN")
-            revision = revision_of(connection)
+            revision = begin_read(connection, moment)
             page, rest = read_page(connection, scan, Rest(*bounds(scan.span), scan.limit))
             if rest is None:
                 connection.execute("COMMIT")
@@ -151,7 +165,7 @@ class Ranges:
                 connection.pinned = True
             return connection, revision, page, rest
 
-        connection, revision, page, rest = self._pool.read(work, monotonic() + timeout)
+        connection, revision, page, rest = self._pool.read(work, deadline)
         if rest is None:
             return RangeResult(revision, lambda: (page,))
         snapshot = Snapshot(self._pool, connection, scan, timeout)

@@ -2,12 +2,14 @@
 
 Every write is one transaction, begun with ``BEGIN IMMEDIATE``, so that nothing it reads can change
 before it commits (a transaction that begins as a reader cannot become a writer once somebody else
-has written). Reads take no lock and never wait for writers: each sees the last commit before it.
+has written). Reads take no lock and do not wait for writers: each sees the last commit before it.
+(Only a read that comes upon an expired lease has to write, once.)
 SQLite makes this linearizable, between threads and processes alike: a commit is announced in shared
 memory before it is acknowledged, and a read looks there first.
 
 `kvi_sqlite.connection` says who owns connections and what a fork does, `kvi_sqlite.snapshot` how
-ranges keep to one revision, `kvi_sqlite.schema` what is stored.
+ranges keep to one revision, `kvi_sqlite.leases` why nobody sees what has expired,
+`kvi_sqlite.watching` how watches hear of changes, `kvi_sqlite.schema` what is stored.
 """
 
 from __future__ import annotations
@@ -17,15 +19,33 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from kvi.backend.history import HistoryFeed
 from kvi.capabilities import Capabilities
-from kvi.errors import LeaseLost
+from kvi.errors import LeaseLost, OutcomeUnknown, Unavailable
+from kvi.feed import Feed, Wake, WatchSpec
 from kvi.interface import BaseKvi
-from kvi.model import Delete, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import (
+    MAX_NUMBER,
+    Claim,
+    Delete,
+    Grant,
+    KeyValue,
+    Put,
+    RangeResult,
+    Scan,
+    Span,
+    Txn,
+    TxnResult,
+)
+from kvi.policy.lock import place, queue_key, queue_span
 from kvi.policy.txn import Change, choose, perform
 
-from kvi_sqlite import schema
-from kvi_sqlite.connection import Connection, Pool
-from kvi_sqlite.snapshot import Ranges, bounds, revision_of
+from kvi_sqlite import leases, schema
+from kvi_sqlite.access import Access
+from kvi_sqlite.connection import PATIENCE, Connection, Pool
+from kvi_sqlite.leases import begin, check_due, first_id, trim
+from kvi_sqlite.snapshot import Ranges, begin_read, bounds, revision_of
+from kvi_sqlite.watching import Watcher
 
 MAX_KEY = 1024 * 1024
 ROW_OVERHEAD = 1024  # the header and the integers of a row take less than 100 bytes
@@ -67,7 +87,9 @@ class SqliteKvi(BaseKvi):
         super().__init__(uri, CAPABILITIES, timeout=timeout)
         self._history = history
         self._pool = Pool(path)
+        self._access = Access(self._pool, history)
         self._ranges = Ranges(self._pool)
+        self._watcher = Watcher(self._pool, self._access)
 
     def _native(self) -> sqlite3.Connection:
         """A connection to the file for the caller's own use, the same at each call.
@@ -79,98 +101,200 @@ class SqliteKvi(BaseKvi):
         """
         return self._pool.client(self._timeout)
 
+    # -- entries ----------------------------------------------------------------------------------
+
     def _get(self, key: str, timeout: float) -> KeyValue | None:
         name = key.encode()
 
         def work(connection: Connection) -> Any:
             return connection.execute(schema.GET, (name,)).fetchone()
 
-        row = self._pool.read(work, monotonic() + timeout)
-        return None if row is None else KeyValue(key, *row)
+        deadline = monotonic() + timeout
+        row = self._pool.read(work, deadline)
+        if row is None:
+            return None
+        if row[4] is not None:
+            return self._get_leased(key, deadline)
+        return KeyValue(key, *row)
+
+    def _get_leased(self, key: str, deadline: float) -> KeyValue | None:
+        name = key.encode()
+
+        def work(connection: Connection, moment: float) -> KeyValue | None:
+            row = connection.execute(schema.GET_LEASED, (name,)).fetchone()
+            if row is None:
+                return None
+            check_due(row[5], moment)
+            return KeyValue(key, *row[:5])
+
+        return self._access.read(work, deadline)
 
     def _range(self, scan: Scan, timeout: float) -> RangeResult:
-        return self._ranges.read(scan, timeout)
+        deadline = monotonic() + timeout
+        return self._access.unexpired(
+            lambda moment: self._ranges.read(scan, moment, deadline, timeout), deadline
+        )
 
     def _count(self, span: Span, timeout: float) -> int:
-        def work(connection: Connection) -> int:
-            row = connection.execute(schema.COUNT, bounds(span)).fetchone()
-            return int(row[0])
+        def work(connection: Connection, moment: float) -> int:
+            count, due = connection.execute(schema.COUNT, bounds(span)).fetchone()
+            check_due(due, moment)
+            return int(count)
 
-        return self._pool.read(work, monotonic() + timeout)
+        return self._access.read(work, monotonic() + timeout)
 
     def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
-        _check_leases(lease)
         name = key.encode()
 
         def work(connection: Connection) -> tuple[int, bool]:
             execute = connection.execute
-            revision = _next_revision(connection)
+            revision, _ = begin(connection, self._history)
+            if lease is not None:
+                leases.require(connection, lease)
             execute(schema.UPSERT, (name, revision, lease, value))
-            execute(schema.EVENT_OF_UPSERT, (_first_id(revision), name))
-            self._trim(connection, revision)
+            execute(schema.EVENT_OF_UPSERT, (first_id(revision), name))
+            trim(connection, revision, self._history)
             return revision, True
 
-        return self._pool.write(work, monotonic() + timeout)
+        return self._access.write(work, monotonic() + timeout)
 
     def _delete(self, key: str, timeout: float) -> bool:
         name = key.encode()
 
         def work(connection: Connection) -> tuple[bool, bool]:
             execute = connection.execute
+            revision, swept = begin(connection, self._history)
             if execute(schema.DELETE, (name,)).rowcount == 0:
-                return False, False
-            revision = _next_revision(connection)
-            execute(schema.EVENT_OF_DELETE, (_first_id(revision), revision, name))
-            self._trim(connection, revision)
+                return False, swept
+            execute(schema.EVENT_OF_DELETE, (first_id(revision), revision, name))
+            trim(connection, revision, self._history)
             return True, True
 
-        return self._pool.write(work, monotonic() + timeout)
+        return self._access.write(work, monotonic() + timeout)
 
     def _delete_range(self, span: Span, timeout: float) -> int:
         low, high = bounds(span)
 
         def work(connection: Connection) -> tuple[int, bool]:
             execute = connection.execute
-            revision = _next_revision(connection)
-            execute(schema.EVENTS_OF_DELETE_RANGE, (_first_id(revision), revision, low, high))
+            revision, swept = begin(connection, self._history)
+            execute(schema.EVENTS_OF_DELETE_RANGE, (first_id(revision), revision, low, high))
             deleted = execute(schema.DELETE_RANGE, (low, high)).rowcount
             if deleted:
-                self._trim(connection, revision)
-            return deleted, deleted > 0
+                trim(connection, revision, self._history)
+            return deleted, deleted > 0 or swept
 
-        return self._pool.write(work, monotonic() + timeout)
+        return self._access.write(work, monotonic() + timeout)
 
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
         deadline = monotonic() + timeout
         if any(isinstance(op, (Put, Delete)) for op in (*txn.then, *txn.otherwise)):
-            return self._pool.write(lambda connection: self._writing(connection, txn), deadline)
-        return self._pool.read(lambda connection: _reading(connection, txn), deadline)
+            return self._access.write(lambda connection: self._writing(connection, txn), deadline)
+        return self._access.read(
+            lambda connection, moment: _reading(connection, txn, moment), deadline
+        )
 
     def _writing(self, connection: Connection, txn: Txn) -> tuple[TxnResult, bool]:
+        revision, swept = begin(connection, self._history)
         state = _State(connection)
         succeeded, branch = choose(txn, state.read)
-        _check_leases(*(op.lease for op in branch if isinstance(op, Put)))
-        revision = _next_revision(connection)
+        for op in branch:
+            if isinstance(op, Put) and op.lease is not None:
+                assert isinstance(op.lease, int)  # check_txn took its id
+                leases.require(connection, op.lease)
         effect = perform(branch, state.read, revision)
         if not effect.changes:
             present = revision_of(connection)
-            return TxnResult(succeeded, present, effect.results), False
+            return TxnResult(succeeded, present, effect.results), swept
         _apply(connection, effect.changes, revision)
-        self._trim(connection, revision)
+        trim(connection, revision, self._history)
         return TxnResult(succeeded, revision, effect.results), True
 
-    def _trim(self, connection: Connection, revision: int) -> None:
-        """Delete the events that are too old, every now and then."""
-        if revision % schema.TRIM_EVERY == 0 and revision > self._history:
-            trimmed = revision - self._history
-            connection.execute(schema.TRIM, (_first_id(trimmed + 1),))
-            connection.execute(schema.TRIMMED, (trimmed,))
+    # -- leases -----------------------------------------------------------------------------------
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        def work(connection: Connection) -> tuple[int, bool]:
+            return leases.grant(connection, ttl), True
+
+        return Grant(self._pool.write(work, monotonic() + timeout), ttl)
+
+    def _lease_renew(self, lease: int, timeout: float) -> float:
+        def work(connection: Connection) -> tuple[float | None, bool]:
+            ttl = leases.renew(connection, lease)
+            return ttl, ttl is not None
+
+        try:
+            ttl = (
+                self._pool.write(work, monotonic() + timeout, synced=False)
+                if lease <= MAX_NUMBER
+                else None
+            )
+        except OutcomeUnknown as error:
+            raise Unavailable(error.message) from error
+        if ttl is None:
+            raise LeaseLost("the lease has ended; grant a new one")
+        return ttl
+
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        def work(connection: Connection) -> tuple[None, bool]:
+            _, swept = begin(connection, self._history)
+            there = leases.exists(connection, lease)
+            if there:
+                leases.end(connection, lease, self._history)
+            return None, there or swept
+
+        self._access.write(work, monotonic() + timeout)
+
+    # -- locks ------------------------------------------------------------------------------------
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        """Claim in one transaction, or look where an earlier claim stands without any lock."""
+        deadline = monotonic() + timeout
+        key = queue_key(name, lease).encode()
+
+        def look(connection: Connection, moment: float) -> Claim | None:
+            revision = begin_read(connection, moment)
+            row = connection.execute(schema.GET, (key,)).fetchone()
+            claim = None if row is None else _place(connection, name, lease, row[2], revision)
+            connection.execute("COMMIT")
+            return claim
+
+        def claim(connection: Connection) -> tuple[Claim, bool]:
+            revision, swept = begin(connection, self._history)
+            row = connection.execute(schema.GET, (key,)).fetchone()
+            if row is not None:  # put by this very call, whose commit was of unknown outcome
+                return _place(connection, name, lease, row[2], revision - 1), swept
+            leases.require(connection, lease)
+            connection.execute(schema.UPSERT, (key, revision, lease, b""))
+            connection.execute(schema.EVENT_OF_UPSERT, (first_id(revision), key))
+            trim(connection, revision, self._history)
+            return _place(connection, name, lease, revision, revision), True
+
+        return self._access.read(look, deadline) or self._access.write(claim, deadline)
+
+    # -- watches ----------------------------------------------------------------------------------
+
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        """Begin to watch. Events have no ``previous``: the history does not keep it by key."""
+        return HistoryFeed(
+            self,
+            spec,
+            lambda span, start, seconds: self._watcher.open(span, start, wake, seconds),
+            timeout,
+        )
+
+    # -- the handle -------------------------------------------------------------------------------
 
     def _ping(self, timeout: float) -> None:
         self._pool.read(revision_of, monotonic() + timeout)
 
     def _close(self) -> None:
+        self._watcher.stop()
         self._pool.close(self._ranges.close)
+        self._watcher.join(PATIENCE)
+
+    def _forked(self) -> None:
+        self._watcher.abandon()
 
 
 class _State:
@@ -191,11 +315,10 @@ class _State:
             return entry
 
 
-def _reading(connection: Connection, txn: Txn) -> TxnResult:
-    connection.execute("BEGIN")
+def _reading(connection: Connection, txn: Txn, moment: float) -> TxnResult:
+    revision = begin_read(connection, moment)
     state = _State(connection)
     succeeded, branch = choose(txn, state.read)
-    revision = revision_of(connection)
     effect = perform(branch, state.read, revision)
     connection.execute("COMMIT")
     return TxnResult(succeeded, revision, effect.results)
@@ -203,7 +326,7 @@ def _reading(connection: Connection, txn: Txn) -> TxnResult:
 
 def _apply(connection: Connection, changes: tuple[Change, ...], revision: int) -> None:
     execute = connection.execute
-    for position, change in enumerate(changes, _first_id(revision)):
+    for position, change in enumerate(changes, first_id(revision)):
         name = change.key.encode()
         new = change.new
         if new is None:
@@ -214,16 +337,8 @@ def _apply(connection: Connection, changes: tuple[Change, ...], revision: int) -
             execute(schema.EVENT_OF_UPSERT, (position, name))
 
 
-def _next_revision(connection: Connection) -> int:
-    """The revision that the next commit gets. Hold the write lock."""
-    (newest,) = connection.execute(schema.NEWEST).fetchone()
-    return 1 if newest is None else (newest >> schema.SEQ_BITS) + 1
-
-
-def _first_id(revision: int) -> int:
-    return revision << schema.SEQ_BITS
-
-
-def _check_leases(*leases: int | None) -> None:
-    if any(lease is not None for lease in leases):
-        raise LeaseLost("no lease with this id is alive; grant a new one")
+def _place(connection: Connection, name: str, lease: int, created: int, revision: int) -> Claim:
+    """Where the claim stands that was created at ``created``, as of ``revision``."""
+    rows = connection.execute(schema.QUEUE, (*bounds(queue_span(name)), created))
+    entries = (KeyValue(str(key, "utf-8"), *rest) for key, *rest in rows)
+    return place(name, lease, created, entries, revision)

@@ -10,12 +10,15 @@ waits, so nobody overtakes. A waiter sleeps on a lock of its own. Whoever ends i
 decided, under ``_lock``, what it means: *granted*, or called off because its handle was closed.
 Waking by itself, at its deadline or by an interrupt, it looks under the same lock, so that a turn
 granted at that very moment is not lost.
+
+The turn is also where this process's commits are made known: those who watch the file *listen*.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 
 from kvi.errors import Timeout, Unavailable
@@ -36,9 +39,10 @@ class _Waiter:
 class Turn:
     """The right to ask for a file's write lock; one holder in this process, first come first."""
 
-    __slots__ = ("__weakref__", "_held", "_lock", "_waiting")
+    __slots__ = ("__weakref__", "_held", "_lock", "_waiting", "listeners")
 
     def __init__(self) -> None:
+        self.listeners: tuple[Callable[[], object], ...] = ()  # replaced, never changed
         self._lock = threading.Lock()
         self._held = False
         self._waiting: deque[_Waiter] = deque()
@@ -77,6 +81,16 @@ class Turn:
             for waiter in ours:
                 self._waiting.remove(waiter)
                 waiter.sleep.release()
+
+    def listen(self, listener: Callable[[], object]) -> None:
+        """Have ``listener`` called after every commit of this process, by the one who made it."""
+        with self._lock:
+            self.listeners = (*self.listeners, listener)
+
+    def unlisten(self, listener: Callable[[], object]) -> None:
+        """Undo `listen`."""
+        with self._lock:
+            self.listeners = tuple(each for each in self.listeners if each is not listener)
 
     def _withdraw(self, waiter: _Waiter) -> bool:
         """Whether ``waiter`` has the turn; if not, it no longer waits."""
