@@ -496,11 +496,15 @@ class Kvi(ABC):
             return
         self._shut = Closed
         runtime = self._runtime
-        if runtime is not None:
-            runtime.settle(self._timeout)
-        self._close()
-        if runtime is not None:
-            runtime.end()
+        try:
+            if runtime is not None:
+                runtime.settle(self._timeout)
+        finally:  # also after an interrupt: there is no second close
+            try:
+                self._close()
+            finally:
+                if runtime is not None:
+                    runtime.end()
 
     @property
     def closed(self) -> bool:
@@ -760,6 +764,8 @@ class BaseKvi(Kvi):
 
 
 def _after_fork_in_child() -> None:
+    global _runtimes
+    _runtimes = threading.Lock()  # a thread that is not here may have held the other
     for handle in list(_live):
         if handle._shut is None:
             handle._shut = UsedAfterFork

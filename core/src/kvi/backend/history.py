@@ -66,8 +66,9 @@ class HistoryFeed(Feed):
         try:
             if self._listing is not None:
                 return self._page(self._listing)
-            if self._changes is not None:
-                return self._changes.poll(timeout)
+            changes = self._changes
+            if changes is not None:
+                return changes.poll(timeout)
         except Compacted:
             self._drop()
         return self._resync(timeout)

@@ -116,8 +116,8 @@ class _Timer:
         with self._changed:
             heapq.heappush(self._waiting, (due, next(self._numbers), wake))
             if not self._running:
-                self._running = True
                 threading.Thread(target=self._run, name="kvi-polling", daemon=True).start()
+                self._running = True
             self._changed.notify()
 
     def _run(self) -> None:

@@ -45,6 +45,9 @@ class LeaseState(enum.Enum):
 class Term:
     """The state of one lease. Not safe for threads by itself, except `alive`.
 
+    `alive` may be asked while a renewal is being noted, by a thread whose clock read is older. So
+    that what was false stays false, it leaves a mark, which `observe` turns into ``LOST``.
+
     Attributes:
         ttl: seconds that each renewal is good for, as granted.
         deadline: until when the lease is surely alive.
@@ -53,27 +56,37 @@ class Term:
 
     """
 
-    __slots__ = ("deadline", "due", "state", "ttl")
+    __slots__ = ("_over", "_sent", "deadline", "due", "state", "ttl")
 
     def __init__(self, ttl: float, sent: float) -> None:
         self.state = LeaseState.ALIVE
+        self._over = False  # somebody was told that the time is up
         self._count_from(ttl, sent)
 
     def alive(self, now: float) -> bool:
         """Whether the store surely keeps the lease at the moment ``now``."""
-        return self.state is LeaseState.ALIVE and now < self.deadline
+        return self.state is LeaseState.ALIVE and not self.expired(now)
+
+    def expired(self, now: float) -> bool:
+        """Whether the time was up at the moment ``now``, or when this was asked before."""
+        if now >= self.deadline:
+            self._over = True
+        return self._over
 
     def observe(self, now: float) -> LeaseState:
         """The state at the moment ``now``."""
-        if self.state is LeaseState.ALIVE and now >= self.deadline:
+        if self.state is LeaseState.ALIVE and self.expired(now):
             self.state = LeaseState.LOST
         return self.state
 
     def renewed(self, ttl: float, sent: float, now: float) -> LeaseState:
-        """A renewal sent at ``sent`` succeeded; too late, it saves nothing."""
-        if self.observe(now) is LeaseState.ALIVE and sent + ttl > self.deadline:
+        """A renewal sent at ``sent`` succeeded; too late, it saves nothing.
+
+        Of several under way at once the one sent last counts.
+        """
+        if self.observe(now) is LeaseState.ALIVE and sent > self._sent:
             self._count_from(ttl, sent)
-        return self.state
+        return self.observe(now)
 
     def failed(self, now: float) -> LeaseState:
         """A renewal failed in a way that may pass."""
@@ -95,6 +108,7 @@ class Term:
         return max(LEAST_PATIENCE, min(self.ttl / 3, MOST_PATIENCE, self.deadline - now))
 
     def _count_from(self, ttl: float, sent: float) -> None:
+        self._sent = sent
         self.ttl = ttl
         self.deadline = sent + ttl
         self.due = sent + ttl / 3

@@ -7,14 +7,16 @@ takes no lock, so that it can be asked at any moment, in a forked child too.
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from kvi.errors import KviError, LeaseLost
+from kvi.errors import KviError, LeaseLost, OutcomeUnknown, Timeout, Unavailable
 from kvi.model import LeaseRef
 from kvi.policy.lease import LeaseState, Term
 from kvi.runtime.clock import now
+from kvi.runtime.dispatcher import Task
 from kvi.runtime.loss import Loss
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from kvi.interface import Kvi
 
 __all__ = ["Lease"]
+
+_log = logging.getLogger("kvi")
+_PAUSE = 1.0  # seconds between tries to revoke a lease that was given up
 
 
 class Lease(LeaseRef):
@@ -159,8 +164,12 @@ class Lease(LeaseRef):
             self._revoke_quietly(patience)
             return None
         if self._kept and now() >= due:
-            with suppress(KviError):
+            try:
                 self._renew(patience)
+            except KviError as error:
+                _log.debug("a lease on %s could not be renewed: %s", self._store.uri, error)
+            except Exception:  # noqa: BLE001  (a mistake of the backend: its loss must be told)
+                _log.exception("a lease on %s could not be renewed", self._store.uri)
             if self.ended:
                 return None
         return self._next_step()
@@ -177,7 +186,7 @@ class Lease(LeaseRef):
             with self._lock:
                 self._term.gone()
                 return self._observe()
-        except KviError:
+        except BaseException:
             with self._lock:
                 self._term.failed(now())
                 self._observe()
@@ -195,12 +204,11 @@ class Lease(LeaseRef):
         return state
 
     def _is_lost(self) -> bool:
-        """The loss's probe; it is asked without locks, and only reads."""
+        """The loss's probe; it is asked without locks."""
         term = self._term
-        return not self._store.closed and (
-            term.state is LeaseState.LOST
-            or (term.state is LeaseState.ALIVE and not term.alive(now()))
-        )
+        state = term.state  # read once: `revoke` may be changing it
+        lost = state is LeaseState.LOST or (state is LeaseState.ALIVE and term.expired(now()))
+        return lost and not self._store.closed
 
     def _end(self) -> LeaseState:
         with self._lock:
@@ -213,11 +221,9 @@ class Lease(LeaseRef):
         return before
 
     def _abandon(self) -> None:
-        """Give it up at once; the store is told from another thread, if it can be."""
-        if self._end() is not LeaseState.ENDED and not self._store.closed:
-            self._runtime.threads.dispatcher.call(
-                lambda: self._revoke_quietly(self._store._timeout)
-            )
+        """Give it up at once; the store is told from another thread, as soon as it answers."""
+        if self._end() is not LeaseState.ENDED and self._runtime.add_leaving(self):
+            self._runtime.threads.dispatcher.submit(_Leaving(self))
 
     def _revoke_quietly(self, timeout: float) -> None:
         self._end()
@@ -230,3 +236,27 @@ class Lease(LeaseRef):
 
     def _revoke_now(self, timeout: float) -> None:
         self._store._lease_revoke(self._id, timeout)
+
+
+class _Leaving(Task):
+    """Revokes a lease that was given up; until it would have ended by itself, or `Kvi.close`."""
+
+    __slots__ = ("_lease",)
+
+    def __init__(self, lease: Lease) -> None:
+        super().__init__()
+        self._lease = lease
+
+    def run(self) -> float | None:
+        """Try once."""
+        lease = self._lease
+        store, term = lease._store, lease._term
+        try:
+            store._lease_revoke(lease._id, store._timeout)
+        except (Unavailable, Timeout, OutcomeUnknown):
+            if now() < term.deadline:
+                return min(_PAUSE, term.ttl / 3)
+        except KviError as error:
+            _log.debug("a lease on %s could not be revoked: %s", store.uri, error)
+        lease._runtime.discard_lease(lease)
+        return None

@@ -126,15 +126,22 @@ class Lock:
                     )
                 self._drop()
                 self._state = _State.CLAIMING
+            attempt = None
             try:
-                got = _Attempt(store, self._name, self._ttl, wait).run()
-            except BaseException:
+                attempt = _Attempt(store, self._name, self._ttl, wait)
+                claim = attempt.run()
+                if claim is not None:
+                    assert attempt.lease is not None
+                    self._enter(claim, attempt.lease)
+                    return True
+            except BaseException:  # an interrupt may come at any moment
+                self._claim = self._lease = None
                 self._state = _State.FREE
+                if attempt is not None and attempt.lease is not None:
+                    attempt.lease._abandon()
                 raise
-            if got is None:
-                self._state = _State.FREE
-                return False
-            return self._enter(*got)
+            self._state = _State.FREE
+            return False
         except KviError as error:
             raise store._placed(error, "acquire", self._name)
 
@@ -244,18 +251,18 @@ class Lock:
     def __repr__(self) -> str:
         return f"<Lock {self._name!r} {'held' if self.held else 'not held'} {self._store.uri}>"
 
-    def _enter(self, claim: Claim, lease: Lease) -> bool:
+    def _enter(self, claim: Claim, lease: Lease) -> None:
         store = self._store
         lost = Loss(
             store._running().threads.dispatcher.call,
-            lambda: not store.closed and not lease.alive,
+            # in this order: `close` ends the lease, and is no loss
+            lambda: not lease.alive and not store.closed,
             lambda: store.closed,
         )
+        lease.lost.add_callback(lost._set)
         with self._mutex:
             self._claim, self._lease, self._lost = claim, lease, lost
             self._state = _State.HELD
-        lease.lost.add_callback(lost._set)
-        return True
 
     def _drop(self) -> None:
         """Forget a holding. Hold the mutex."""
@@ -289,22 +296,28 @@ class _Attempt:
         self._once = wait == 0
         self._deadline = inf if wait is None else monotonic() + wait
         self._awake = threading.Event()
+        self.lease: Lease | None = None  # that the claim stands on, or may
         self._recheck = _LOOK_AGAIN if store.capabilities.lock_fair else _LOOK_AGAIN_UNFAIR
 
     def shut(self) -> None:
         """The handle is closed."""
         self._awake.set()
 
-    def run(self) -> tuple[Claim, Lease] | None:
-        """The claim that holds the lock, and its lease; ``None`` when the time was up."""
+    def run(self) -> Claim | None:
+        """The claim that holds the lock, on `lease`; ``None`` when the time was up.
+
+        Whatever is raised: the caller abandons `lease`.
+        """
         if not self._runtime.add_waiting(self):
             raise self._store._refusal()
         try:
             while True:
-                idle = self._runtime.take_idle(self._ttl)
-                lease = self._grant() if idle is None else idle
+                idle = self.lease = self._runtime.take_idle(self._ttl)
+                lease = self.lease = self._grant() if idle is None else idle
                 try:
                     claim = self._through(lease)
+                    if claim is not None:
+                        self._check(lease)  # the store may have been slow to answer
                 except LeaseLost:
                     # It ended while it waited: the place is gone, and the wait goes on. An idle
                     # one may have been ended by somebody else, before the lock was asked for.
@@ -313,16 +326,12 @@ class _Attempt:
                     if idle is None and self._left() <= 0:
                         return None
                     continue
-                except OutcomeUnknown as error:
-                    lease._abandon()
-                    raise Unavailable(
-                        "the store did not say whether the claim stands, so it was given up; "
-                        "the lock is not held"
-                    ) from error
-                except BaseException:
-                    lease._abandon()
-                    raise
-                return None if claim is None else (claim, lease)
+                return claim
+        except OutcomeUnknown as error:
+            raise Unavailable(
+                "the store did not say whether the claim stands, so it was given up; "
+                "the lock is not held"
+            ) from error
         finally:
             self._runtime.discard_waiting(self)
 
@@ -353,6 +362,7 @@ class _Attempt:
             except Compacted:
                 waited = True  # long ago, it seems; only a new claim tells who is ahead now
             except _PASSING as error:
+                self._awake.clear()  # before the check: who sets it meanwhile is not missed
                 self._check(lease)
                 _log.debug("waiting for the lock %r: %s", self._name, error)
                 self._awake.wait(min(pause * random.uniform(0.5, 1), max(0.0, self._left())))  # noqa: S311
@@ -366,15 +376,15 @@ class _Attempt:
         history = store.capabilities.watch_history
         spec = WatchSpec(Span(ahead, ahead + "\0"), claim.revision + 1 if history else None)
         end = min(self._deadline, monotonic() + self._recheck)
-        with closing(store._watch(spec, self._awake.set, store._timeout)) as feed:
+        with closing(store._watch(spec, self._awake.set, self._patience())) as feed:
             if not history:
                 again = store._lock_claim(self._name, lease.id, self._patience())
                 if again.ahead is None:
                     return True  # which the claim after this finds again
             while True:
-                self._check(lease)
                 self._awake.clear()
-                batch = feed.poll(store._timeout)
+                self._check(lease)
+                batch = feed.poll(self._patience())
                 if batch is None:
                     left = end - monotonic()
                     if left <= 0:
@@ -389,6 +399,7 @@ class _Attempt:
         except KviError:
             lease._abandon()
         else:
+            self.lease = None
             self._runtime.give_idle(lease, self._ttl)
 
     def _check(self, lease: Lease) -> None:

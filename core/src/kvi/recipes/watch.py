@@ -103,7 +103,7 @@ class Watch:
         timeout: float,
     ) -> Self:
         watch = cls(store, kinds, callback, user_data)
-        feed = store._watch(spec, watch._wake, timeout)
+        feed = _Nothing() if spec.span.empty else store._watch(spec, watch._wake, timeout)
         watch._before = watch._through = feed.revision
         watch._feed = feed
         if not watch._runtime.add_waiting(watch):
@@ -123,12 +123,16 @@ class Watch:
         """
         if self._task is None:
             try:
+                if self._store._shut is not None:  # in a forked child they are the parent's
+                    raise self._store._refusal()
                 event = self._ready.popleft()
             except IndexError:
                 try:
                     event = self._await(check_wait(timeout))
                 except KviError as error:
                     raise self._store._placed(error, "next", None)
+            except KviError as error:
+                raise self._store._placed(error, "next", None)
             self._last = event
             return event
         raise InvalidArgument(
@@ -217,7 +221,8 @@ class Watch:
             return  # set already, and not yet seen by the one who polls
         with self._changed:
             self._signal = True
-            self._changed.notify()
+            # All: the one who is told may be about to give up, and the others would sleep on.
+            self._changed.notify_all()
         if self._task is not None:
             self._runtime.threads.dispatcher.submit(self._task)
 
@@ -247,7 +252,7 @@ class Watch:
 
     def _refuse_ended(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)  # which else grows with every raise
         if self._ended:
             raise Closed("the watch was cancelled; begin another one")
 
@@ -274,6 +279,7 @@ class Watch:
             again = 0.0
             with self._changed:
                 self._polling, self._signal = False, True
+                self._changed.notify_all()
             if isinstance(error, Exception):
                 failure = KviError(f"the backend failed: {error!r}")
                 failure.__cause__ = error
@@ -307,7 +313,10 @@ class Watch:
 
     def _fail(self, error: KviError) -> None:
         error.located("watch", None, self._store.uri)
-        self._error = error
+        with self._changed:
+            if self._ended:
+                return  # cancelled or closed meanwhile, which may be why
+            self._error = error
         self._end()
         self._runtime.discard_waiting(self)
         if self._task is not None:
@@ -321,6 +330,16 @@ class Watch:
         feed = self._feed
         if feed is not None:
             feed.close()
+
+
+class _Nothing(Feed):
+    """The changes of no key at all."""
+
+    def poll(self, timeout: float) -> None:
+        """There are none."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 class _Delivery(Task):
@@ -374,7 +393,7 @@ class _Delivery(Task):
             watch._last = event
             try:
                 over = self._callback(event, self._user_data) is False
-            except Exception:  # noqa: BLE001  (whatever a caller's function does)
+            except BaseException:  # noqa: BLE001  (whatever a caller's function does)
                 _log.exception("the call-back of a watch failed; the watch goes on")
                 over = False
             if over:

@@ -54,10 +54,11 @@ class _State(enum.Enum):
 class Task(ABC):
     """Something that is run whenever it is submitted, never twice at once."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("_due", "_state")
 
     def __init__(self) -> None:
         self._state = _State.IDLE
+        self._due: float | None = None  # when to be run again, as it asked for after its last run
 
     @abstractmethod
     def run(self) -> float | None:
@@ -140,15 +141,19 @@ class Dispatcher:
             self._time.notify()
 
     def _start_worker(self) -> None:
-        if not self._threads:
-            self._start(self._keep_time, "kvi-timekeeper")
-        self._workers += 1
-        self._start(self._run, "kvi-callbacks")
+        try:
+            if not self._threads:
+                self._start(self._keep_time, "kvi-timekeeper")
+            self._start(self._run, "kvi-callbacks")
+        except RuntimeError as error:  # too many threads, or the interpreter ends
+            _log.warning("call-backs have to wait: %s", error)
+        else:
+            self._workers += 1
 
     def _start(self, target: Callable[[], None], name: str) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)
-        self._threads.add(thread)
         thread.start()
+        self._threads.add(thread)
 
     def _run(self) -> None:
         with self._lock:
@@ -181,27 +186,37 @@ class Dispatcher:
     def _after(self, task: Task, again: float | None) -> None:
         submitted = task._state is _State.AGAIN
         task._state = _State.IDLE
+        task._due = None
         if self._stopped:
             return
         if submitted or again == 0:
             self._enqueue(task)
         elif again is not None:
-            heapq.heappush(self._later, (monotonic() + again, next(self._numbers), task))
+            task._due = monotonic() + again
+            heapq.heappush(self._later, (task._due, next(self._numbers), task))
             self._time.notify()
 
     def _keep_time(self) -> None:
-        seen = -1
+        seen: int | None = None  # what was done when the stall may have begun, at ``since``
+        since = 0.0
         with self._lock:
             while not self._stopped:
                 now = monotonic()
                 while self._later and self._later[0][0] <= now:
-                    self._submit(heapq.heappop(self._later)[2])
-                self._watching = stuck = len(self._queue) > self._idle
-                if stuck and seen == self._done and self._workers < MOST_WORKERS:
-                    self._start_worker()
-                seen = self._done
+                    due, _, task = heapq.heappop(self._later)
+                    if task._due == due:  # else it was run meanwhile
+                        self._submit(task)
+                self._watching = full = len(self._queue) > self._idle
+                if not full:
+                    seen = None
+                elif seen != self._done:
+                    seen, since = self._done, now
+                elif now - since >= STALL:
+                    since = now
+                    if self._workers < MOST_WORKERS:
+                        self._start_worker()
                 wait = self._later[0][0] - now if self._later else None
-                if stuck:
+                if full:
                     wait = STALL if wait is None else min(STALL, wait)
                 self._time.wait(wait)
             self._threads.discard(threading.current_thread())

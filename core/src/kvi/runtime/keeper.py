@@ -52,8 +52,9 @@ class Keeper:
                 return
             heapq.heappush(self._due, (due, next(self._numbers), kept))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="kvi-keeper", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="kvi-keeper", daemon=True)
+                thread.start()
+                self._thread = thread
             elif self._due[0][2] is kept:
                 self._changed.notify()
 

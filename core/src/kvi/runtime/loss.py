@@ -83,6 +83,11 @@ class Loss:
         for callback in callbacks:
             self._call(callback)
 
+    def _forget(self) -> None:
+        """Forget the call-backs: what is held goes to another holder."""
+        with self._changed:
+            self._callbacks = []
+
     def _end(self) -> None:
         """What was held is given up: from now on nothing can be lost."""
         with self._changed:

@@ -67,6 +67,7 @@ class Runtime:
         self._lock = threading.Lock()
         self._settled = False
         self._leases: set[Lease] = set()
+        self._leaving: set[Lease] = set()  # given up, and the store does not know it yet
         self._waiting: set[Wakeable] = set()
         self._idle: dict[float, list[tuple[Lease, float]]] = {}  # with the time of giving back
         threads.runtimes.add(self)
@@ -78,10 +79,18 @@ class Runtime:
                 self._leases.add(lease)
             return not self._settled
 
+    def add_leaving(self, lease: Lease) -> bool:
+        """Know a lease that was given up until it is revoked; false if the handle is closed."""
+        with self._lock:
+            if not self._settled:
+                self._leaving.add(lease)
+            return not self._settled
+
     def discard_lease(self, lease: Lease) -> None:
         """Forget a lease that has ended."""
         with self._lock:
             self._leases.discard(lease)
+            self._leaving.discard(lease)
 
     def add_waiting(self, waiting: Wakeable) -> bool:
         """Know who waits, until it is discarded; false if the handle has been closed."""
@@ -109,6 +118,7 @@ class Runtime:
 
     def give_idle(self, lease: Lease, ttl: float) -> None:
         """Keep a lease without keys for the next lock."""
+        lease.lost._forget()  # else the call-backs of all locks that ever had it pile up
         with self._lock:
             idle = self._idle.setdefault(ttl, [])
             if not self._settled and len(idle) < MOST_IDLE:
@@ -128,20 +138,21 @@ class Runtime:
 
     def settle(self, timeout: float) -> None:
         """Wake everybody, revoke the leases as long as ``timeout`` lasts, and begin nothing new."""
+        deadline = monotonic() + timeout
         with self._lock:
             self._settled = True
             waiting, self._waiting = self._waiting, set()
             leases, self._leases = self._leases, set()
+            leaving, self._leaving = self._leaving, set()
             self._idle.clear()
         for one in waiting:
             one.shut()
         if self._owner:
             for other in list(self.threads.runtimes - {self}):
-                other.settle(timeout)
+                other.settle(max(0.0, deadline - monotonic()))
         alive = [lease for lease in leases if lease._shut()]
-        deadline = monotonic() + timeout
         with suppress(KviError):  # the first that fails says that the others would too
-            for lease in alive:
+            for lease in (*alive, *leaving):
                 left = deadline - monotonic()
                 if left <= 0:
                     break
