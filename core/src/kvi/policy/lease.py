@@ -17,15 +17,15 @@ state        guarantee                                   left by
 ``ENDED``    the holder gave it up                       final
 ===========  ==========================================  =======================================
 
-A renewal is sent at a third of the ttl: two more that fail still fit before the deadline. A failed
-one is sent again after a tenth of the ttl, at most a second: a store that is back must hear of the
-lease before its time is up.
+A renewal is sent at a third of the ttl: two more still fit before the deadline, or one if the store
+is silent instead of refusing. A failed one is sent again after a tenth of the ttl, at most a
+second: a store that is back must hear of the lease before its time is up.
 """
 
 from __future__ import annotations
 
 import enum
-import math
+import sys
 
 from kvi.capabilities import Capabilities
 from kvi.errors import InvalidArgument, shown
@@ -122,8 +122,7 @@ def check_ttl(ttl: object, limits: Capabilities) -> float:
     if (
         not isinstance(ttl, (int, float))
         or isinstance(ttl, bool)
-        or not math.isfinite(ttl)
-        or ttl <= 0
+        or not 0 < ttl <= sys.float_info.max
     ):
         raise InvalidArgument(f"ttl= is a positive number of seconds, not {shown(ttl)}")
     longest = limits.lease_max_ttl

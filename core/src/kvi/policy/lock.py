@@ -14,7 +14,7 @@ the lock. Everybody else waits for that key.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable
 
 from kvi.capabilities import Capabilities
@@ -72,11 +72,10 @@ def check_wait(timeout: object) -> float | None:
     if (
         not isinstance(timeout, (int, float))
         or isinstance(timeout, bool)
-        or math.isnan(timeout)
-        or timeout < 0
+        or not timeout >= 0  # nor is it with NaN
     ):
         raise InvalidArgument(
             "timeout= is a number of seconds that is not negative, or None to wait without end, "
             f"not {shown(timeout)}"
         )
-    return None if math.isinf(timeout) else float(timeout)
+    return None if timeout > sys.float_info.max else float(timeout)

@@ -177,9 +177,10 @@ class Lock:
             except BaseException:
                 lease._abandon()
                 raise
-            store._running().give_idle(lease, self._ttl)
             if not stood:
-                raise LeaseLost("the lock was lost before it was released: its key was deleted")
+                lease._abandon()  # somebody meddled: whatever it still holds shall go
+                raise LeaseLost("the lock was lost before it was released: its key was changed")
+            store._running().give_idle(lease, self._ttl)
         except KviError as error:
             raise store._placed(error, "release", self._name)
 
@@ -340,7 +341,7 @@ class _Attempt:
 
     def _through(self, lease: Lease) -> Claim | None:
         """Claim, and wait until the claim is first; ``None``, and no claim, if time is up."""
-        claim = self._store._lock_claim(self._name, lease.id, self._patience())
+        claim = self._look(lease)
         if claim.ahead is None:
             return claim
         lease.lost.add_callback(self._awake.set)
@@ -352,46 +353,52 @@ class _Attempt:
         return None
 
     def _next(self, claim: Claim, lease: Lease) -> Claim:
-        """Wait until the key ahead goes, or for long enough; then claim again."""
-        pause, waited = _LEAST, False
+        """Wait until the key ahead goes, or for long enough; the claim as it stands then."""
+        pause, stale = _LEAST, False
         while self._left() > 0:
             try:
-                waited = waited or self._waited(claim, lease)
-                if waited:
-                    return self._store._lock_claim(self._name, lease.id, self._patience())
+                again = self._look(lease) if stale else self._watched(claim, lease)
+                if again is not None:
+                    return again
             except Compacted:
-                waited = True  # long ago, it seems; only a new claim tells who is ahead now
+                stale = True  # only a new claim tells who is ahead by now
             except _PASSING as error:
-                self._awake.clear()  # before the check: who sets it meanwhile is not missed
                 self._check(lease)
                 _log.debug("waiting for the lock %r: %s", self._name, error)
                 self._awake.wait(min(pause * random.uniform(0.5, 1), max(0.0, self._left())))  # noqa: S311
                 pause = min(pause * 2, _MOST)
         return claim
 
-    def _waited(self, claim: Claim, lease: Lease) -> bool:
-        """Watch the key ahead until it goes; false if the time is up before."""
+    def _watched(self, claim: Claim, lease: Lease) -> Claim | None:
+        """Watch the key ahead until it goes, and claim again; ``None`` if time is up before."""
         store, ahead = self._store, claim.ahead
         assert ahead is not None  # else there is nothing to wait for
         history = store.capabilities.watch_history
         spec = WatchSpec(Span(ahead, ahead + "\0"), claim.revision + 1 if history else None)
-        end = min(self._deadline, monotonic() + self._recheck)
-        with closing(store._watch(spec, self._awake.set, self._patience())) as feed:
-            if not history:
-                again = store._lock_claim(self._name, lease.id, self._patience())
-                if again.ahead is None:
-                    return True  # which the claim after this finds again
+        with closing(store._watch(spec, self._awake.set, store._timeout)) as feed:
+            # Without history, the key may have gone before the watch began.
+            due = monotonic() + self._recheck if history else 0.0
             while True:
-                self._awake.clear()
                 self._check(lease)
-                batch = feed.poll(self._patience())
-                if batch is None:
-                    left = end - monotonic()
-                    if left <= 0:
-                        return self._left() > 0
+                self._awake.clear()
+                batch = feed.poll(store._timeout)
+                if batch is not None:
+                    if any(e.type is not EventType.PUT or not history for e in batch.events):
+                        return self._look(lease)
+                    continue
+                left = min(self._deadline, due) - monotonic()
+                if left > 0:
                     self._awake.wait(left)
-                elif any(event.type is not EventType.PUT or not history for event in batch.events):
-                    return True
+                elif self._left() <= 0:
+                    return None
+                else:
+                    again = self._look(lease)
+                    if again.ahead != ahead:
+                        return again
+                    due = monotonic() + self._recheck
+
+    def _look(self, lease: Lease) -> Claim:
+        return self._store._lock_claim(self._name, lease.id, self._patience())
 
     def _withdraw(self, claim: Claim, lease: Lease) -> None:
         try:

@@ -122,17 +122,15 @@ class Watch:
         that ended the watch.
         """
         if self._task is None:
-            try:
-                if self._store._shut is not None:  # in a forked child they are the parent's
-                    raise self._store._refusal()
-                event = self._ready.popleft()
+            try:  # what is ready in a forked child is the parent's
+                event = self._ready.popleft() if self._store._shut is None else None
             except IndexError:
+                event = None
+            if event is None:
                 try:
                     event = self._await(check_wait(timeout))
                 except KviError as error:
                     raise self._store._placed(error, "next", None)
-            except KviError as error:
-                raise self._store._placed(error, "next", None)
             self._last = event
             return event
         raise InvalidArgument(
@@ -244,7 +242,7 @@ class Watch:
                     if left <= 0:
                         raise Timeout(f"nothing changed within {timeout:g} seconds")
                     wait = min(left, inf if self._polling else delay)
-                    self._changed.wait(None if wait == inf else wait)
+                    self._changed.wait(None if wait == inf else min(wait, threading.TIMEOUT_MAX))
                     continue
                 self._signal, self._polling = False, True
             polled = True
