@@ -111,6 +111,7 @@ def watched(place: Place, rounds: int, folder: Path, patience: float) -> None:
         faults = iter(place.faults)
         ends = {f"w/{n}/{(rounds - 1) % KEYS}": f"{n} {rounds - 1}" for n in range(WRITERS)}
         next_fault = portion
+        progress: dict[str, int] = {}
         while ends or any(thread.is_alive() for thread in threads):
             assert time.monotonic() - begin < patience, "the watch does not get on"
             try:
@@ -118,9 +119,13 @@ def watched(place: Place, rounds: int, folder: Path, patience: float) -> None:
             except kvi.Timeout:
                 continue
             events.append(event)
-            if event.value is not None and ends.get(event.key) == event.value.decode():
-                del ends[event.key]
-            if len(events) >= next_fault and (breaker is None or not breaker.is_alive()):
+            if event.value is not None:
+                value = event.value.decode()
+                writer, _, count = value.partition(" ")
+                progress[writer] = int(count) + 1
+                if ends.get(event.key) == value:
+                    del ends[event.key]
+            if sum(progress.values()) >= next_fault and (breaker is None or not breaker.is_alive()):
                 next_fault += portion
                 if (fault := next(faults, None)) is not None:
                     breaker = threading.Thread(target=fault)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -17,12 +18,14 @@ class TcpProxy:
     Attributes:
         port: where it listens.
         target: where it connects to; may be changed for later connections.
+        delay: seconds that each piece of data waits, in either direction.
         accepted: how many connections there have been.
 
     """
 
     def __init__(self, target: int) -> None:
         self.target = target
+        self.delay = 0.0
         self.accepted = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -109,6 +112,8 @@ class TcpProxy:
     def _pump(self, source: socket.socket, drain: socket.socket) -> None:
         with suppress(OSError):
             while piece := source.recv(_PIECE):
+                if self.delay:
+                    time.sleep(self.delay)
                 self._flowing.wait()
                 drain.sendall(piece)
         with self._lock:

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from time import monotonic
+from typing import Any
 
 import kvi
 import pytest
 from kvi_consul.client import ConsulClient
 from kvi_consul.errors import Broken
 from kvi_consul.store import ConsulKvi
-from kvi_consul.transport import IDLE, MOST, Answer, Transport
+from kvi_consul.transport import IDLE, MOST, Answer, Call, Transport
 
 from tests.support.waiting import until
 
@@ -496,3 +497,47 @@ def test_a_child_drops_the_connections_of_its_parent(servers: Make) -> None:
         with pytest.raises(kvi.PermissionDenied):  # an answer without the result
             store.get("k")
     assert len(server.connections) == 1
+
+
+def test_a_call_that_another_thread_ends_fails_at_once(servers: Make) -> None:
+    """Waiting for its answer or not begun yet; it is not sent again, and no other is touched."""
+    server = servers(lambda number, request: OK if b"quick" in request else None)
+    slow = servers(after(30))
+    for where, began_before in ((slow, True), (server, False)):
+        transport = Transport("127.0.0.1", where.port)
+        call = Call()
+        if not began_before:
+            call.end()
+        ended: list[Broken] = []
+
+        def wait(transport: Transport = transport, call: Call = call, ended: Any = ended) -> None:
+            try:
+                head = transport.head("GET", "/slow")
+                with transport.stream(head, b"", 20, read_only=True, call=call) as stream:
+                    stream.read()
+            except Broken as broken:
+                ended.append(broken)
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        if began_before:
+            until(lambda where=where: where.requests)  # type: ignore[misc]
+            call.end()
+        thread.join(5)
+        assert len(ended) == 1
+        assert not transport._busy
+        transport.close()
+    assert server.requests == []
+
+
+def test_a_call_that_is_over_cannot_be_ended(servers: Make) -> None:
+    """Its connection may be another's by then, and stays as it is."""
+    server = servers(lambda *_: OK)
+    transport = Transport("127.0.0.1", server.port)
+    call = Call()
+    with transport.stream(transport.head("GET", "/"), b"", 5, read_only=True, call=call) as stream:
+        assert stream.read() == b"ok"
+    call.end()
+    assert ask(transport).body == b"ok"
+    assert len(server.connections) == 1
+    transport.close()

@@ -10,8 +10,10 @@ certificate refused, by either side                         `AuthenticationFaile
 sent, then time-out, reset, or an answer that is none       reads: `Timeout`, `Unavailable`;
                                                             writes: `OutcomeUnknown`
 409 of a transaction                                        surely not; see `Refusal`
-429; 500 "No cluster leader"; 3xx; 404                      `Unavailable`: surely not
+429; 500 "No cluster leader", "Missing node registration";  `Unavailable`: surely not
+3xx; 404
 500 "Invalid session"                                       `LeaseLost`: surely not
+500 "Invalid Session TTL"                                   `InvalidArgument`: surely not
 other 5xx                                                   reads: `Unavailable`;
                                                             writes: `OutcomeUnknown`
 401; 403 "ACL not found"                                    `AuthenticationFailed`
@@ -142,6 +144,13 @@ def of_status(status: int, text: str, *, write: bool) -> KviError:
         return InvalidArgument(f"Consul refused the request ({said})")
     if status == 500 and text.startswith("Invalid session"):
         return LeaseLost(_LEASE_GONE)
+    if status == 500 and text.startswith("Invalid Session TTL"):
+        return InvalidArgument(f"Consul refused the time to live of a lease ({said})")
+    if "Missing node registration" in text:
+        return Unavailable(
+            "the node of this agent is not registered (yet), and a session belongs to a node; try "
+            "again later, or leave out the option dc if it names another datacenter"
+        )
     if _NO_LEADER in text:
         return Unavailable("Consul has no leader at the moment; try again later")
     if "No path to datacenter" in text and not write:
@@ -197,6 +206,14 @@ def of_nonsense(where: str, *, write: bool) -> KviError:
     return Unavailable(f"{where} answered with something that is not Consul's; check host and port")
 
 
+def of_foreign(key: str) -> KviError:
+    """The error for a lock whose key is something else."""
+    return InvalidArgument(
+        f"the key {key!r} of this lock holds other data, or is a semaphore of Consul; "
+        "choose another name for the lock"
+    )
+
+
 def of_hidden(*, write: bool) -> KviError:
     """The error for results that were held back: the token may not read what was asked for."""
     if write:
@@ -208,7 +225,7 @@ def of_hidden(*, write: bool) -> KviError:
 
 def _denied(text: str) -> str:
     said = f" ({_short(text)})" if text else ""
-    return f"the token has no permission for this{said}; it needs a policy for the key"
+    return f"the token has no permission for this{said}; it needs a policy for it"
 
 
 def _short(text: str) -> str:

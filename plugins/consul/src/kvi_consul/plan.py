@@ -394,6 +394,7 @@ class _Composer:
             merged = last.verb == "cas"
             position = self._plan.add(last, Role.COMPARE if merged else Role.WRITE)
         else:
+            assert isinstance(op.lease, int)  # checked arguments
             session = wire.session_of(op.lease)
             if holder is not None and holder != session:
                 # Its value is overwritten by the next operation, and nobody sees it before.

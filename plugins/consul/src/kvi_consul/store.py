@@ -8,6 +8,9 @@ them. Prefix reads are one answer of any size, parsed as it comes and kept by `k
 still vanish with that session. The answer to a write shows such a session, and `_free` then ends
 its hold in a second transaction, on the condition that the key is still the one that was written.
 Until then the call has not returned, and if its time runs out, the fate of the write is unknown.
+
+Leases and locks are Consul's sessions (`kvi_consul.sessions`), watches are looks at prefixes that
+many share (`kvi_consul.watches`).
 """
 
 from __future__ import annotations
@@ -24,14 +27,18 @@ from urllib.parse import quote
 
 from kvi.capabilities import Capabilities
 from kvi.errors import Contention, KviError, OutcomeUnknown, ValueTooLarge
+from kvi.feed import Feed, Wake, WatchSpec
 from kvi.interface import BaseKvi
-from kvi.model import KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import Claim, Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.policy.interest import only_key
+from kvi.policy.lock import single_key
 
-from kvi_consul import errors, wire
+from kvi_consul import errors, sessions, wire
 from kvi_consul.errors import Broken, Refusal
 from kvi_consul.pages import Pages
 from kvi_consul.plan import Held, Hidden, Planner
 from kvi_consul.transport import Transport
+from kvi_consul.watches import Watches
 from kvi_consul.wire import Op
 
 CAPABILITIES = Capabilities(
@@ -43,6 +50,7 @@ CAPABILITIES = Capabilities(
     key_version=False,
     atomic_range_delete="prefix",
     lease_min_ttl=10,
+    lease_max_ttl=86_400,
     lease_expiry_factor=2,
     max_txn_ops=wire.MAX_OPS,
     txn_delete_ops=2,
@@ -74,8 +82,11 @@ class ConsulKvi(BaseKvi):
         self._dc = dc
         self._client: Any = None
         self._client_lock = threading.Lock()
-        self._query = "consistent" if dc is None else f"consistent&dc={quote(dc, safe='')}"
+        where = "" if dc is None else f"dc={quote(dc, safe='')}"
+        self._query = f"consistent&{where}" if where else "consistent"
+        self._dc_query = f"?{where}" if where else ""
         self._txn_head = transport.head("PUT", f"/v1/txn?{self._query}")
+        self._watches = Watches(transport, self._query, self._state_of)
 
     def _native(self) -> Any:
         """The client of python-consul, on this handle's connections."""
@@ -315,6 +326,17 @@ class ConsulKvi(BaseKvi):
 
     def _entries(self, span: Span, timeout: float, *, keys_only: bool) -> Generator[KeyValue]:
         """The entries of ``span`` as they come in; closing the iterator drops the answer."""
+        where = self._transport.where
+        with closing(self._found(span, timeout)) as items:
+            for kv in items:
+                try:
+                    entry = wire.entry_of(kv, keys_only=keys_only)
+                except _BAD as error:
+                    raise errors.of_nonsense(where, write=False) from error
+                yield entry
+
+    def _found(self, span: Span, timeout: float) -> Generator[dict[str, Any]]:
+        """What Consul tells of the entries of ``span``, as it comes in."""
         prefix, start, end = span.common_prefix, span.start, span.end
         items = (
             self._txn_items((Op("get-tree", prefix),), timeout, write=False)
@@ -333,10 +355,9 @@ class ConsulKvi(BaseKvi):
                         return
                     if key < start:
                         continue
-                    entry = wire.entry_of(kv, keys_only=keys_only)
                 except _BAD as error:
                     raise errors.of_nonsense(where, write=False) from error
-                yield entry
+                yield kv
 
     def _list(self, target: str, timeout: float) -> Generator[Any]:
         """The items of a prefix read by path, entries or keys."""
@@ -376,6 +397,112 @@ class ConsulKvi(BaseKvi):
         except wire.NotAList as error:
             raise errors.of_nonsense(where, write=write) from error
 
+    # -- leases, locks, watches -------------------------------------------------------------------
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        deadline = monotonic() + timeout
+        status, body = self._session("create", sessions.encode_session(ttl), deadline, write=True)
+        if status != 200:
+            raise errors.of_status(status, self._text(body), write=True)
+        try:
+            return Grant(sessions.decode_created(body), ttl)
+        except _BAD as error:
+            raise errors.of_nonsense(self._transport.where, write=True) from error
+
+    def _lease_renew(self, lease: int, timeout: float) -> float:
+        session = wire.session_of(lease)
+        status, body = self._session(f"renew/{session}", b"", monotonic() + timeout, write=False)
+        if status == 404 and session.encode() in body:
+            raise errors.of_refusal(Refusal.SESSION, "")
+        if status != 200:
+            raise errors.of_status(status, self._text(body), write=False)
+        try:
+            return sessions.decode_ttl(body) or float(CAPABILITIES.lease_max_ttl or 0)
+        except _BAD as error:
+            raise errors.of_nonsense(self._transport.where, write=False) from error
+
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        session = wire.session_of(lease)
+        status, body = self._session(f"destroy/{session}", b"", monotonic() + timeout, write=True)
+        # with ACLs, Consul looks for the session before it ends it
+        if status != 200 and b"Unknown session" not in body:
+            raise errors.of_status(status, self._text(body), write=True)
+
+    def _session(
+        self, what: str, body: bytes, deadline: float, *, write: bool
+    ) -> tuple[int, bytes]:
+        head = self._transport.head("PUT", f"/v1/session/{what}{self._dc_query}")
+        return self._exchange(head, body, deadline, write=write)
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        deadline = monotonic() + timeout
+        key = single_key(name)
+        lock = sessions.lock_op(key, lease)
+        check = Op("check-not-exists", key)
+        while True:
+            claim = self._claim((check, lock), lease, deadline)
+            if claim is not None:
+                return claim
+            status, body = self._send(wire.encode_get(key), deadline, write=False)
+            if status == 409:
+                self._missing(body)
+                check = Op("check-not-exists", key)
+                continue
+            results = self._results(body, write=False)
+            if not results:
+                raise errors.of_hidden(write=False)
+            try:
+                found = sessions.owner(results[0], lease)
+                revision: int = results[0]["ModifyIndex"]
+            except _BAD as error:
+                raise errors.of_nonsense(self._transport.where, write=False) from error
+            if isinstance(found, Claim):
+                return found
+            if not found:
+                raise errors.of_foreign(key)
+            check = Op("check-index", key, revision=revision)
+
+    def _claim(self, ops: tuple[Op, Op], lease: int, deadline: float) -> Claim | None:
+        """The claim after trying ``ops``; ``None`` if the key is not as they say."""
+        key = ops[1].key
+        status, body = self._send(wire.encode(ops), deadline, write=True)
+        if status != 409:
+            results = self._results(body, write=True)
+            if not results:
+                raise errors.of_hidden(write=True)
+            return sessions.held(key, self._entry(results[-1], write=True).revision)
+        refusals = self._refusals(body, write=True)
+        seen = {refusal for _, refusal, _ in refusals}
+        if seen <= {Refusal.STATE, Refusal.HELD, Refusal.DELAY}:
+            return None if seen == {Refusal.STATE} else sessions.waiting(key, lease)
+        for _, refusal, text in refusals:
+            if refusal in (Refusal.SESSION, Refusal.DENIED, Refusal.OTHER):
+                raise errors.of_refusal(refusal, text)
+        raise AssertionError("unreachable")
+
+    def _lock_release(self, claim: Claim, timeout: float) -> bool:
+        # Also for a claim that waits: one sent again may have been granted, and its answer lost.
+        done = self._apply(sessions.release_ops(claim), monotonic() + timeout)
+        return done is not None or claim.ahead is not None
+
+    def _state_of(self, span: Span, timeout: float) -> Generator[dict[str, Any]]:
+        """What Consul tells of the entries of ``span``, for a watch."""
+        key = only_key(span)
+        if key is None:
+            yield from self._found(span, timeout)
+            return
+        status, body = self._send(wire.encode_get(key), monotonic() + timeout, write=False)
+        if status == 409:
+            self._missing(body)
+            return
+        results = self._results(body, write=False)
+        if not results:
+            raise errors.of_hidden(write=False)
+        yield results[0]
+
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        return self._watches.watch(spec, wake, timeout)
+
     # -- the handle -------------------------------------------------------------------------------
 
     def _ping(self, timeout: float) -> None:
@@ -391,10 +518,13 @@ class ConsulKvi(BaseKvi):
         self._results(self._send(b"[]", deadline, write=False)[1], write=False)
 
     def _close(self) -> None:
+        self._watches.end()
         self._transport.close()
+        self._watches.join()
 
     def _forked(self) -> None:
-        self._transport.forked()
+        self._transport.forked()  # first: it is what a handle has first
+        self._watches.forked()
 
     # -- exchanges --------------------------------------------------------------------------------
 

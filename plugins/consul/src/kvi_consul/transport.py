@@ -41,6 +41,30 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class Call:
+    """A request that another thread may `end` early: it fails then, also if it has yet to begin."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self.ended = False
+
+    def end(self) -> None:
+        """Make the request fail now; after its end this does nothing."""
+        with self._lock:
+            self.ended = True
+            if self._connection is not None:
+                self._connection.abort()
+                self._connection.reusable = False
+
+    def use(self, connection: Connection | None) -> None:
+        """Say which connection the request is on; ``None``: on none any more."""
+        with self._lock:
+            if connection is not None and self.ended:
+                raise ConnectionAbortedError("the request was given up")
+            self._connection = connection
+
+
 class Stream:
     """An answer that is read piece by piece."""
 
@@ -124,17 +148,23 @@ class Transport:
 
     @contextmanager
     def stream(
-        self, head: bytes, body: bytes, seconds: float, *, read_only: bool
+        self,
+        head: bytes,
+        body: bytes,
+        seconds: float,
+        *,
+        read_only: bool,
+        call: Call | None = None,
     ) -> Iterator[Stream]:
         """Send one request and read its answer piece by piece; raises `Broken`.
 
         Leaving the block before the end of the answer drops the connection.
         """
-        connection = self._begin(head, body, monotonic() + seconds, read_only)
+        connection = self._begin(head, body, monotonic() + seconds, read_only, call)
         try:
             yield Stream(connection, seconds)
         finally:
-            self._release(connection)
+            self._release(connection, call)
 
     def close(self) -> None:
         """Close all connections and wake every thread that waits for one or on one."""
@@ -154,24 +184,34 @@ class Transport:
         for connection in connections:
             connection.close()
 
-    def _begin(self, head: bytes, body: bytes, deadline: float, read_only: bool) -> Connection:
+    def _begin(
+        self,
+        head: bytes,
+        body: bytes,
+        deadline: float,
+        read_only: bool,
+        call: Call | None = None,
+    ) -> Connection:
         request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
         while True:
             connection = self._acquire(deadline)
             try:
+                if call is not None:
+                    call.use(connection)
                 if not connection.reused:
                     connection.connect(self.host, self.port, self.tls, deadline)
                 connection.send(request, deadline)
                 connection.read_head()
                 return connection
             except OSError as error:
-                self._release(connection)
+                self._release(connection, call)
                 unheard = not connection.touched or (read_only and not connection.answered)
                 stale = connection.reused and unheard and not isinstance(error, TimeoutError)
-                if not stale or self.closing.is_set():
+                given_up = call is not None and call.ended
+                if not stale or given_up or self.closing.is_set():
                     raise Broken(sent=connection.touched) from error
             except BaseException:
-                self._release(connection)
+                self._release(connection, call)
                 raise
 
     def _acquire(self, deadline: float) -> Connection:
@@ -190,7 +230,9 @@ class Transport:
             connection.reusable = False
             self._release(connection)
 
-    def _release(self, connection: Connection) -> None:
+    def _release(self, connection: Connection, call: Call | None = None) -> None:
+        if call is not None:
+            call.use(None)  # first: who gets the connection next must not be ended with it
         with self._free:
             self._busy.discard(connection)
             if connection.reusable and len(self._idle) < IDLE and not self.closing.is_set():

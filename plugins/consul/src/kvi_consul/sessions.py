@@ -1,0 +1,104 @@
+"""Leases as Consul's sessions, and locks as `consul lock` makes them.
+
+*Leases.* A session with ``Behavior: delete`` takes its keys along when it ends, in one step. It has
+no checks, which would tie it to the health of the agent's node, and no lock-delay, which would keep
+its keys from being written again for a while. Consul ends it between one and two times its TTL
+after the last renewal, and a new leader lets all of them begin anew.
+
+*Locks.* The key ``NAME/.lock``, marked by its Flags, belongs to the session that holds the lock. To
+claim is one transaction: the key is absent, and is created as held. What else can be:
+
+=====================================  =========================================================
+the key                                the claim
+=====================================  =========================================================
+is held by another session             waits for it
+is held by the claim's own session     is the one that holds it: an answer was lost before
+is kept for a session's lock-delay     waits; nothing will tell when that is over
+is held by nobody, marked as a lock    takes it: `consul lock` leaves its key behind
+is held by nobody, marked otherwise    is an error, as for `consul lock`: it is somebody's data,
+                                       or a semaphore
+=====================================  =========================================================
+
+A release deletes the key, if it is still as it was claimed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+from kvi.model import Claim, Key
+
+from kvi_consul import wire
+from kvi_consul.wire import Op
+
+LOCK = 0x2DDCCBC058A50C18  # the Flags by which `consul lock` knows its keys
+
+_DURATION = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def encode_session(ttl: float) -> bytes:
+    """The body that creates a session that lives at least ``ttl`` seconds."""
+    return json.dumps(
+        {
+            "TTL": f"{math.ceil(ttl * 1000)}ms",
+            "Behavior": "delete",
+            # as text: Consul takes a number 0 for "the default", which is 15 seconds
+            "LockDelay": "0s",
+            # the two newer names and the one that was before them
+            "NodeChecks": [],
+            "ServiceChecks": [],
+            "Checks": [],
+        }
+    ).encode()
+
+
+def decode_created(body: bytes) -> int:
+    """The lease id of the session that was created. Raises `ValueError` and the like."""
+    return wire.lease_of(json.loads(body)["ID"])
+
+
+def decode_ttl(body: bytes) -> float | None:
+    """The TTL of the session that was renewed; ``None`` if it has none. Raises `ValueError` …"""
+    (session,) = json.loads(body)
+    text: str = session["TTL"]
+    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text)) or None
+
+
+def lock_op(key: str, lease: int) -> Op:
+    """What takes the lock's key for a lease."""
+    return Op("lock", key, b"", session=wire.session_of(lease), flags=LOCK)
+
+
+def held(key: str, revision: int) -> Claim:
+    """The claim of who holds the lock since ``revision``."""
+    return Claim(key, revision, Key(key).revision == revision, None, revision)
+
+
+def waiting(key: str, lease: int) -> Claim:
+    """The claim of who waits; its guard is true should the lease hold the lock all the same."""
+    return Claim(key, 0, Key(key).lease == lease, key, 0)
+
+
+def owner(kv: dict[str, Any], lease: int) -> Claim | bool:
+    """The claim of ``lease`` on the key as it is; else whether the key is free and a lock's."""
+    session = kv.get("Session")
+    if not session:
+        return bool(kv["Flags"] == LOCK)
+    if wire.lease_of(session) == lease:
+        return held(kv["Key"], kv["ModifyIndex"])
+    return waiting(kv["Key"], lease)
+
+
+def release_ops(claim: Claim) -> tuple[Op, ...]:
+    """What lets go of a claim that still stands."""
+    operand = claim.guard.operand
+    assert isinstance(operand, int)  # see `held` and `waiting`
+    if claim.ahead is None:
+        check = Op("check-index", claim.key, revision=operand)
+    else:
+        check = Op("check-session", claim.key, session=wire.session_of(operand))
+    return check, Op("delete", claim.key)

@@ -1,0 +1,1125 @@
+"""Consul's watches, leases and locks under hardship, on a real server.
+
+Servers that stop, connections that break, histories that are replaced, consumers that do not read;
+many watches at once; sessions that end by themselves; and `consul lock` beside us.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import secrets
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from time import monotonic
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import kvi
+import pytest
+from kvi import EventType, Key, Put
+from kvi.feed import Batch, Feed, WatchSpec
+from kvi.model import KeyValue, Span
+from kvi_consul import diff, sessions, watches, wire
+from kvi_consul.store import ConsulKvi
+from kvi_consul.watches import ConsulFeed, Poll
+
+from tests.servers import ConsulServer
+from tests.servers.find import find_consul
+from tests.support.proxy import TcpProxy
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("consul")]
+
+EVERYTHING = Span.of_prefix("")
+_PASSING = (kvi.Unavailable, kvi.Timeout)
+
+
+@pytest.fixture
+def place(consul_uri: str) -> Iterator[str]:
+    """The URI of a namespace of this test's own."""
+    where = f"{consul_uri}/kvi-test-{secrets.token_hex(8)}"
+    yield where
+    with kvi.open(where, timeout=30) as store:
+        store.delete_range(prefix="")
+
+
+@pytest.fixture
+def store(place: str) -> Iterator[kvi.Kvi]:
+    """A store of this test's own."""
+    with kvi.open(place, timeout=30) as opened:
+        yield opened
+
+
+def key(name: str) -> Span:
+    """The span of one key."""
+    return Span(name, name + "\0")
+
+
+def nothing() -> None:
+    """For feeds that are asked without having been woken."""
+
+
+def inner(store: kvi.Kvi) -> ConsulKvi:
+    """The Consul handle itself, below its namespace."""
+    found = getattr(store, "_inner", store)
+    assert isinstance(found, ConsulKvi)
+    return found
+
+
+def prefixes(store: kvi.Kvi) -> set[str]:
+    """The prefixes that a handle polls, without its namespace."""
+    cut = len(getattr(store, "_prefix", ""))
+    return {prefix[cut:] for prefix in inner(store)._watches._polls}
+
+
+def in_step(store: kvi.Kvi) -> bool:
+    """Whether no watch is still joining a poll."""
+    return not any(poll.joining for poll in inner(store)._watches._polls.values())
+
+
+def threads() -> int:
+    """How many threads of watches there are."""
+    return sum(thread.name == "kvi-consul-watch" for thread in threading.enumerate())
+
+
+class Mirror:
+    """A consumer: keeps the state that a feed tells of, and checks what it is told.
+
+    Attributes:
+        state: value and revision by key.
+        history: revision and value of every event by key; ``None`` for a deletion.
+        resyncs: how often the whole state was told anew.
+
+    """
+
+    def __init__(self, store: kvi.Kvi, span: Span = EVERYTHING, *, initial: bool = True) -> None:
+        self._wake = threading.Event()
+        self.feed: Feed = store._watch(WatchSpec(span, initial=initial), self._wake.set, 10)
+        self._span, self._initial = span, initial
+        self.state: dict[str, tuple[bytes | None, int]] = {}
+        self.history: dict[str, list[tuple[int, bytes | None]]] = {}
+        self.resyncs = 0
+        self.error: BaseException | None = None
+        self._through = self.feed.revision
+        self._done = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._done:
+                self._wake.clear()
+                try:
+                    batch = self.feed.poll(5)
+                except _PASSING:
+                    time.sleep(0.05)
+                    continue
+                if batch is None:
+                    self._wake.wait(30)
+                else:
+                    self._take(batch)
+        except Exception as error:  # noqa: BLE001  (the test looks at it)
+            self.error = error
+
+    def _take(self, batch: Batch) -> None:
+        revisions = [event.revision for event in batch.events if not event.initial]
+        assert revisions == sorted(revisions)
+        for event in batch.events:
+            assert event.key in self._span or event.type is EventType.RESYNC
+            match event.type:
+                case EventType.RESYNC:
+                    assert event.snapshot is not None
+                    self.resyncs += 1
+                    self.history.clear()
+                    self._through = None
+                    self.state = {e.key: (e.value, e.revision) for e in event.snapshot}
+                case EventType.PUT:
+                    if event.initial:
+                        assert not self.history.get(event.key), "initial state after a change"
+                    else:
+                        assert self._through is None or event.revision > self._through
+                    self._note(event.key, event.revision, event.value)
+                    self.state[event.key] = (event.value, event.revision)
+                case EventType.DELETE:
+                    if self._initial:
+                        assert event.key in self.state, "deletion of a key that was not there"
+                    self._note(event.key, event.revision, None)
+                    self.state.pop(event.key, None)
+        if batch.revision is not None:
+            assert self._through is None or batch.revision >= self._through
+            assert not revisions or batch.revision >= revisions[-1]
+            self._through = batch.revision
+
+    def _note(self, name: str, revision: int, value: bytes | None) -> None:
+        told = self.history.setdefault(name, [])
+        assert not told or told[-1][0] < revision, "told twice, or an older state"
+        told.append((revision, value))
+
+    def agrees(self, store: kvi.Kvi) -> bool:
+        """Whether it knows the present state."""
+        assert self.error is None, self.error
+        now = {
+            entry.key: (entry.value, entry.revision)
+            for entry in store.range()
+            if entry.key in self._span
+        }
+        return self.state == now
+
+    def catch_up(self, store: kvi.Kvi) -> None:
+        """Wait until it knows the present state."""
+        until(lambda: self.agrees(store))
+
+    def close(self) -> None:
+        """End it; fails if anything was told wrong."""
+        self._done = True
+        self._wake.set()
+        self._thread.join(10)
+        self.feed.close()
+        assert not self._thread.is_alive()
+        assert self.error is None, self.error
+
+
+class Writers:
+    """Threads that store numbers that only grow, and delete now and then, until the block ends."""
+
+    def __init__(self, store: kvi.Kvi, keys: list[str], count: int = 3, pause: float = 0.0) -> None:
+        self._store, self._keys, self._pause = store, keys, pause
+        self._done = threading.Event()
+        self.written = 0
+        self.errors: list[kvi.KviError] = []
+        self._threads = [
+            threading.Thread(target=self._run, args=(keys[n::count],)) for n in range(count)
+        ]
+
+    def _run(self, keys: list[str]) -> None:
+        rnd = random.Random()
+        number = 0
+        while not self._done.wait(self._pause):
+            number += 1
+            name = rnd.choice(keys)
+            try:
+                if rnd.random() < 0.2:
+                    self._store.delete(name)
+                else:
+                    self._store.store(name, str(number))
+                self.written += 1
+            except kvi.KviError as error:
+                self.errors.append(error)
+
+    def wait(self, number: int) -> None:
+        """Wait until so much was written."""
+        until(lambda: self.written > number)
+
+    def __enter__(self) -> Writers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join(30)
+
+
+# -- many watches, few polls -----------------------------------------------------------------------
+
+
+def test_a_thousand_watches_cost_little(store: kvi.Kvi) -> None:
+    """They share a thread and a connection or few, each hears of its key, and end at once."""
+    woken: list[int] = []
+
+    def waker(number: int) -> Callable[[], None]:
+        return lambda: woken.append(number)
+
+    feeds = [store._watch(WatchSpec(key(f"k{n:04}")), waker(n), 5) for n in range(1000)]
+    assert threads() <= watches.MOST_POLLS
+    for first in range(0, 1000, 50):
+        batch = range(first, first + 50)
+        store.txn([], [Put(f"k{n:04}", str(n)) for n in batch])
+    until(lambda: set(woken) == set(range(1000)))
+    transport = inner(store)._transport
+    assert len(transport._busy) + len(transport._idle) < 10
+    for number, feed in enumerate(feeds):
+        told = feed.poll(1)
+        assert told is not None
+        assert [(e.key, e.value) for e in told.events] == [(f"k{number:04}", b"%d" % number)]
+        assert feed.poll(1) is None
+    began = monotonic()
+    for feed in feeds:
+        feed.close()
+    until(lambda: threads() == 0, within=1)
+    assert monotonic() - began < 2
+
+
+def test_a_change_is_told_quickly(store: kvi.Kvi) -> None:
+    """A waiting query answers as soon as the key changes, also on a store that changes a lot."""
+    mirror = Mirror(store, key("k"))
+    try:
+        with Writers(store, ["other/a", "other/b"], 2):
+            slowest = 0.0
+            for number in range(50):
+                began = monotonic()
+                store.store("k", str(number))
+                mirror.catch_up(store)
+                slowest = max(slowest, monotonic() - began)
+        assert slowest < 1
+    finally:
+        mirror.close()
+
+
+def test_watches_that_begin_among_writers_miss_nothing(store: kvi.Kvi) -> None:
+    """Initial state and changes fit together, without a gap and without anything twice."""
+    keys = [f"a/{n}" for n in range(10)] + [f"b/{n}" for n in range(10)]
+    spans = [EVERYTHING, Span.of_prefix("a/"), Span("a/5", "b/5"), key("a/0"), key("b/9")]
+    mirrors: list[Mirror] = []
+    try:
+        with Writers(store, keys) as writers:
+            mirrors += [Mirror(store, spans[number % len(spans)]) for number in range(60)]
+            writers.wait(1000)
+        for mirror in mirrors:
+            mirror.catch_up(store)
+        assert writers.errors == []
+    finally:
+        for mirror in mirrors:
+            mirror.close()
+    assert {mirror.resyncs for mirror in mirrors} == {0}
+
+
+def test_watches_without_a_beginning_see_what_comes_after(store: kvi.Kvi) -> None:
+    """From the moment that a watch is made, the last state of a key is told."""
+    with Writers(store, [f"k{n}" for n in range(5)], 2):
+        for number in range(100):
+            feed = store._watch(WatchSpec(key(f"mine{number}")), nothing, 5)
+            revision = store.store(f"mine{number}", "v")
+            batch = heard(feed)
+            assert [(e.value, e.revision) for e in batch.events] == [(b"v", revision)]
+            assert batch.revision is not None
+            assert batch.revision >= revision
+            feed.close()
+
+
+def test_polls_merge_and_part_without_a_loss(store: kvi.Kvi) -> None:
+    """Watches of ever more trees share polls, and leave them again, while all of it changes."""
+    trees = "abcdefgh"
+    keys = [f"{tree}/{n}" for tree in trees for n in range(3)]
+    steady = [Mirror(store, Span.of_prefix(f"{tree}/")) for tree in "ab"]
+    seen = set()
+    try:
+        with Writers(store, keys) as writers:
+            for _ in range(6):
+                with ExitStack() as stack:
+                    for tree in trees[2:]:
+                        mirror = Mirror(store, Span.of_prefix(f"{tree}/"))
+                        stack.callback(mirror.close)
+                        assert len(prefixes(store)) <= watches.MOST_POLLS
+                        seen.add(len(prefixes(store)))
+                writers.wait(writers.written + 50)
+                until(lambda: prefixes(store) == {"a/", "b/"})
+        for mirror in steady:
+            mirror.catch_up(store)
+    finally:
+        for mirror in steady:
+            mirror.close()
+    assert {1, 3, 4} <= seen
+    assert {mirror.resyncs for mirror in steady} == {0}
+    until(lambda: threads() == 0, within=2)
+
+
+def test_one_key_costs_no_look_at_those_below_it(store: kvi.Kvi) -> None:
+    """A watch of ``config`` does not read ``config/…``, until somebody watches those as well."""
+    for number in range(20):
+        store.store(f"config/{number}", bytes(1000))
+    one = Mirror(store, key("config"))
+    until(lambda: prefixes(store) == {"config"})
+    (poll,) = inner(store)._watches._polls.values()
+    store.store("config", "1")
+    one.catch_up(store)
+    assert len(poll._known) == 1
+    below = Mirror(store, Span.of_prefix("config"))
+    store.store("config/3", "new")
+    store.store("config", "2")
+    until(lambda: below.agrees(store) and one.agrees(store))
+    assert len(poll._known) == 21
+    below.close()
+    store.store("config", "3")
+    store.delete("config")
+    one.catch_up(store)
+    until(lambda: poll._known == {})
+    one.close()
+    assert (one.resyncs, below.resyncs) == (0, 0)
+
+
+def test_odd_keys_are_watched_as_any_other(store: kvi.Kvi) -> None:
+    """What has no path of its own in Consul is watched through one that is above it."""
+    odd = ["/x", "a//b", "a/../b", "..", "nul\0", "line\n", "é", "😀", "p%41", "a b", "a/."]
+    mirrors = [Mirror(store, key(name)) for name in odd]
+    mirrors += [Mirror(store, Span.of_prefix(name)) for name in odd]
+    try:
+        for name in odd:
+            for value in ("1", "2"):
+                store.store(name, value)
+            store.store(name + "below", "3")
+        store.delete(odd[0])
+        for mirror in mirrors:
+            mirror.catch_up(store)
+    finally:
+        for mirror in mirrors:
+            mirror.close()
+
+
+def test_the_mark_above_a_namespace_is_not_watched(store: kvi.Kvi) -> None:
+    """The key ``ns/`` of other tools belongs to no watch of the namespace ``ns``."""
+    view = store.namespace("ns")
+    mirror = Mirror(view)
+    store.store("ns/", "mark")
+    store.store("ns0", "behind")
+    view.store("k", "v")
+    mirror.catch_up(view)
+    assert set(mirror.history) == {"k"}
+    mirror.close()
+
+
+# -- slow consumers --------------------------------------------------------------------------------
+
+
+def test_who_does_not_read_is_told_the_whole_state(
+    store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept for it is bounded; others are told as ever; then it goes on with changes."""
+    monkeypatch.setattr(diff, "MOST_PENDING", 50_000)
+    woken = threading.Event()
+    slow = store._watch(WatchSpec(EVERYTHING), woken.set, 5)
+    mirror = Mirror(store)
+    for number in range(200):
+        store.store(f"k{number:03}", bytes(1000))
+        store.store("hot", str(number))
+    mirror.catch_up(store)
+    assert woken.is_set()
+    (other,) = (f for f in gather(slow) if isinstance(f, ConsulFeed))
+    assert other.behind
+    assert not other.pending
+    batch = slow.poll(5)
+    assert batch is not None
+    (event,) = batch.events
+    assert event.type is EventType.RESYNC
+    assert event.snapshot == list(store.range())
+    assert slow.poll(5) is None
+    woken.clear()
+    revision = store.store("hot", "last")
+    assert woken.wait(10)
+    batch = slow.poll(5)
+    assert batch is not None
+    assert [(e.key, e.value, e.revision) for e in batch.events] == [("hot", b"last", revision)]
+    slow.close()
+    mirror.close()
+    assert mirror.resyncs == 0
+
+
+def heard(feed: Feed) -> Batch:
+    """The next batch."""
+    found: list[Batch] = []
+
+    def polled() -> bool:
+        batch = feed.poll(5)
+        if batch is not None:
+            found.append(batch)
+        return bool(found)
+
+    until(polled)
+    return found[0]
+
+
+def gather(feed: Feed) -> list[Feed]:
+    """A feed and those inside of it."""
+    within = getattr(feed, "_inner", None)
+    return [feed] if within is None else [feed, *gather(within)]
+
+
+def test_a_large_initial_state_comes_in_pages(store: kvi.Kvi) -> None:
+    """It is in key order, marked as initial, and changes wait until it is told."""
+    for first in range(0, 1280, 64):
+        store.txn([], [Put(f"k{n:04}", str(n)) for n in range(first, first + 64)])
+    feed = store._watch(WatchSpec(EVERYTHING, initial=True), nothing, 5)
+    assert feed.revision is None
+    store.store("a", "later")
+    batches = [heard(feed) for _ in range(3)]
+    events = [event for batch in batches for event in batch.events]
+    assert [event.key for event in events] == [f"k{n:04}" for n in range(1280)]
+    assert all(event.initial for event in events)
+    assert [batch.revision is None for batch in batches] == [True, True, False]
+    assert [(e.key, e.initial) for e in heard(feed).events] == [("a", False)]
+    feed.close()
+
+
+# -- servers and connections that fail -------------------------------------------------------------
+
+
+def test_watches_survive_a_killed_server() -> None:
+    """After a kill and a restart they tell what changed, and nothing twice."""
+    with ConsulServer() as server, kvi.open(server.uri, timeout=10) as store:
+        store.store("kept", "1")
+        store.store("gone", "1")
+        mirrors = [Mirror(store), Mirror(store, key("gone")), Mirror(store, key("new"))]
+        quiet = Mirror(store, key("kept"), initial=False)
+        for _ in range(2):
+            server.kill()
+            time.sleep(0.2)
+            server.start()
+            # a writer beside us, so that the change comes while watches are still backing off
+            ask(server, "PUT", "/v1/kv/new", secrets.token_hex(4))
+            ask(server, "DELETE", "/v1/kv/gone")
+            for mirror in mirrors:
+                mirror.catch_up(store)
+            store.store("gone", "2")
+            for mirror in mirrors:
+                mirror.catch_up(store)
+        for mirror in [*mirrors, quiet]:
+            mirror.close()
+        assert {mirror.resyncs for mirror in [*mirrors, quiet]} == {0}
+        assert quiet.history == {}
+
+
+def test_watches_survive_connections_that_break() -> None:
+    """Cut, refused and silent connections cost time; in the end everything was told."""
+    with ConsulServer() as server, TcpProxy(server.port) as proxy:
+        there = kvi.open(f"consul://127.0.0.1:{proxy.port}", timeout=10)
+        with there as store, kvi.open(server.uri) as beside:
+            keys = [f"{tree}/{n}" for tree in "abcde" for n in range(4)]
+            mirrors = [
+                Mirror(store),
+                Mirror(store, Span.of_prefix("a/")),
+                Mirror(store, key("b/1")),
+            ]
+            with Writers(beside, keys, pause=0.002) as writers:
+                for _ in range(10):
+                    proxy.cut()
+                    time.sleep(0.05)
+                proxy.refuse()
+                proxy.cut()
+                writers.wait(writers.written + 100)
+                proxy.refuse(False)
+                proxy.stall()
+                time.sleep(0.3)
+                proxy.flow()
+            for mirror in mirrors:
+                mirror.catch_up(beside)
+            for mirror in mirrors:
+                mirror.close()
+            assert {mirror.resyncs for mirror in mirrors} == {0}
+
+
+def test_a_silent_connection_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What swallows everything and ends nothing is noticed when the wait is over."""
+    monkeypatch.setattr(watches, "_WAIT", 1.0)
+    monkeypatch.setattr(watches, "_GRACE", 0.5)
+    with ConsulServer() as server, TcpProxy(server.port) as proxy:
+        there = kvi.open(f"consul://127.0.0.1:{proxy.port}", timeout=10)
+        with there as store, kvi.open(server.uri) as beside:
+            mirror = Mirror(store)
+            beside.store("k", "1")
+            mirror.catch_up(beside)
+            proxy.stall()
+            beside.store("k", "2")
+            until(lambda: proxy.accepted > 3)  # it has tried anew, more than once
+            proxy.flow()
+            mirror.catch_up(beside)
+            mirror.close()
+
+
+def test_watches_survive_a_paused_server() -> None:
+    """A server that froze and goes on loses nothing."""
+    with ConsulServer() as server, kvi.open(server.uri, timeout=10) as store:
+        mirror = Mirror(store)
+        store.store("k", "1")
+        mirror.catch_up(store)
+        server.pause()
+        time.sleep(1)
+        server.resume()
+        store.store("k", "2")
+        mirror.catch_up(store)
+        mirror.close()
+
+
+def test_a_restored_snapshot_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All indexes differ afterwards, and are smaller; watches tell it when their wait is over."""
+    monkeypatch.setattr(watches, "_WAIT", 2.0)
+    with ConsulServer() as server, kvi.open(server.uri, timeout=10) as store:
+        for number in range(10):
+            store.store(f"k{number}", "old")
+        saved = ask(server, "GET", "/v1/snapshot")
+        for number in range(5):
+            store.store(f"k{number}", "new")
+        store.delete("k9")
+        store.store("later", "v")
+        mirrors = [Mirror(store), Mirror(store, key("k0")), Mirror(store, key("later"))]
+        for mirror in mirrors:
+            mirror.catch_up(store)
+        for number in range(50):
+            store.store("later", str(number))
+        ask(server, "PUT", "/v1/snapshot", saved)
+        server.wait_ready()
+        for mirror in mirrors:
+            mirror.catch_up(store)
+        assert mirrors[0].state["k0"][0] == b"old"
+        assert mirrors[0].resyncs >= 1
+        store.store("k0", "newest")
+        for mirror in mirrors:
+            mirror.catch_up(store)
+            mirror.close()
+
+
+def test_a_server_that_lost_its_data_is_told() -> None:
+    """The indexes begin anew; what is gone is told as deleted, what comes as new."""
+    with ConsulServer() as server, kvi.open(server.uri, timeout=10) as store:
+        for number in range(30):
+            store.store(f"k{number}", "old")
+        mirrors = [Mirror(store), Mirror(store, key("k0")), Mirror(store, key("k1"))]
+        for mirror in mirrors:
+            mirror.catch_up(store)
+        server.stop()
+        shutil.rmtree(server.data_dir)
+        server.data_dir.mkdir()
+        server.start()
+        for mirror in mirrors:
+            mirror.catch_up(store)
+        assert mirrors[0].state == {}
+        for number in range(5):
+            store.store("k0", str(number))
+            for mirror in mirrors:
+                mirror.catch_up(store)
+        for mirror in mirrors:
+            mirror.close()
+
+
+def ask(server: ConsulServer, method: str, path: str, body: str | bytes = b"") -> bytes:
+    """Ask Consul without this project."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    try:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        content = answer.read()
+        assert answer.status == 200, content
+        return content
+    finally:
+        connection.close()
+
+
+# -- the end ---------------------------------------------------------------------------------------
+
+
+def test_closing_a_handle_ends_its_polls_at_once() -> None:
+    """Also while the server is frozen, no thread is left within two seconds."""
+    with ConsulServer() as server:
+        store = kvi.open(server.uri, timeout=10)
+        feeds = [store._watch(WatchSpec(key(f"{tree}/k")), nothing, 5) for tree in "abcd"]
+        until(lambda: in_step(store))
+        assert threads() == 4
+        server.pause()
+        began = monotonic()
+        store.close()
+        assert monotonic() - began < 2
+        until(lambda: threads() == 0, within=1)
+        for feed in feeds:
+            feed.close()
+            feed.close()
+        server.resume()
+
+
+def test_the_last_watch_takes_its_poll_along(store: kvi.Kvi) -> None:
+    """The query is not waited for."""
+    feeds = [store._watch(WatchSpec(key("k")), nothing, 5) for _ in range(3)]
+    until(lambda: threads() == 1)
+    for feed in feeds[:2]:
+        feed.close()
+    assert prefixes(store) == {"k"}
+    feeds[2].close()
+    until(lambda: threads() == 0, within=1)
+    transport = inner(store)._transport
+    until(lambda: not transport._busy, within=1)
+    store.store("k", "v")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_leaves_the_watches_of_the_parent_alone(store: kvi.Kvi) -> None:
+    """The child may do what it likes with what it inherited."""
+    mirror = Mirror(store)
+    store.store("k", "1")
+    mirror.catch_up(store)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            mirror.feed.close()
+            store.close()
+            inner(store).close()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    (poll,) = inner(store)._watches._polls.values()
+    assert poll._call is not None
+    for number in range(3):
+        store.store("k", f"after {number}")
+        mirror.catch_up(store)
+    mirror.close()
+
+
+# -- access ----------------------------------------------------------------------------------------
+
+
+class Secured:
+    """A server with ACLs."""
+
+    def __init__(self) -> None:
+        self.master = "11111111-2222-3333-4444-555555555555"
+        config = {
+            "primary_datacenter": "dc1",
+            "acl": {
+                "enabled": True,
+                "default_policy": "deny",
+                "token_ttl": "0s",
+                "tokens": {"master": self.master},
+            },
+        }
+        self.server = ConsulServer(config=config)
+
+    def __enter__(self) -> Secured:
+        self.server.start()
+        self.address = urlsplit(self.server.uri).netloc
+        with kvi.open(f"consul://{self.master}@{self.address}", timeout=10) as store:
+            deadline = monotonic() + 20
+            while True:
+                try:
+                    store.store("probe", "v")
+                    break
+                except kvi.KviError:
+                    assert monotonic() < deadline
+                    time.sleep(0.1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.close()
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """Ask as the master."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=20)
+        try:
+            connection.request(method, path, json.dumps(body), {"X-Consul-Token": self.master})
+            answer = connection.getresponse()
+            content = answer.read()
+            assert answer.status == 200, content
+            return json.loads(content)
+        finally:
+            connection.close()
+
+    def token(self, rules: str) -> Any:
+        """A token with a policy of its own."""
+        name = secrets.token_hex(4)
+        self.ask("PUT", "/v1/acl/policy", {"Name": name, "Rules": rules})
+        return self.ask("PUT", "/v1/acl/token", {"Policies": [{"Name": name}]})
+
+
+def test_a_token_that_ends_ends_the_watch() -> None:
+    """A watch whose token is deleted raises that; one that may not make sessions is told so."""
+    with Secured() as secured:
+        token = secured.token('key_prefix "open/" {policy="write"}')
+        uri = f"consul://{token['SecretID']}@{secured.address}"
+        with kvi.open(uri, timeout=10) as store:
+            woken = threading.Event()
+            feed = store._watch(WatchSpec(Span.of_prefix("open/")), woken.set, 5)
+            store.store("open/k", "v")
+            assert woken.wait(10)
+            assert feed.poll(5) is not None
+            with pytest.raises(kvi.PermissionDenied) as denied:
+                store._lease_grant(10, 5)
+            assert token["SecretID"] not in str(denied.value)
+            secured.ask("PUT", "/v1/kv/shut/k", "v")
+            with pytest.raises(kvi.PermissionDenied):
+                store._watch(WatchSpec(key("shut/k")), nothing, 5)
+            secured.ask("DELETE", f"/v1/acl/token/{token['AccessorID']}")
+            # the query that waits ends by a change, as it would by its wait
+            woken.clear()
+            secured.ask("PUT", "/v1/kv/open/k", "w")
+            (below,) = (f for f in gather(feed) if isinstance(f, ConsulFeed))
+            until(lambda: below.error)
+            assert woken.is_set()
+            with pytest.raises(kvi.AuthenticationFailed) as refused:
+                feed.poll(5)
+            assert token["SecretID"] not in str(refused.value)
+            until(lambda: threads() == 0, within=2)
+            feed.close()
+
+
+def test_sessions_with_acls() -> None:
+    """Who may make sessions can grant, renew and revoke them, and revoke them again."""
+    with Secured() as secured:
+        token = secured.token('key_prefix "" {policy="write"} session_prefix "" {policy="write"}')
+        with kvi.open(f"consul://{token['SecretID']}@{secured.address}", timeout=10) as store:
+            mirror = Mirror(store, Span.of_prefix("k"))
+            grant = store._lease_grant(10, 5)
+            store.store("k", "v", lease=grant.id)
+            assert store._lease_renew(grant.id, 5) == 10
+            claim = store._lock_claim("n", grant.id, 5)
+            assert claim.ahead is None
+            for _ in range(2):
+                store._lease_revoke(grant.id, 5)
+            assert store.get("k") is None
+            with pytest.raises(kvi.LeaseLost):
+                store._lease_renew(grant.id, 5)
+            # a server that comes back knows its tokens, and the watch goes on
+            store.store("k", "before")
+            secured.server.restart()
+            until(lambda: stored(store, "k", "after"))
+            until(lambda: mirror.agrees(store) if mirror.state else False)
+            until(lambda: mirror.state["k"][0] == b"after")
+            mirror.close()
+
+
+def stored(store: kvi.Kvi, name: str, value: str) -> bool:
+    """Whether it could be stored."""
+    try:
+        store.store(name, value)
+    except kvi.KviError:
+        time.sleep(0.05)
+        return False
+    return True
+
+
+# -- leases ----------------------------------------------------------------------------------------
+
+
+def test_a_lease_is_a_session(store: kvi.Kvi) -> None:
+    """Granted with the ttl asked for, renewed, revoked any number of times; its keys go with it."""
+    mirror = Mirror(store)
+    grant = store._lease_grant(10.5, 5)
+    assert grant.ttl == 10.5
+    session = info(store, grant.id)
+    assert (session["TTL"], session["Behavior"], session["LockDelay"]) == ("10500ms", "delete", 0)
+    assert not session.get("NodeChecks")
+    assert not session.get("ServiceChecks")
+    other = store._lease_grant(86_400, 5)
+    names = [f"k{n}" for n in range(20)]
+    store.txn([], [Put(name, "1", grant.id) for name in names])
+    store.txn([], [Put(name, "2", grant.id) for name in names])  # again by the same
+    store.store("k0", "permanent")
+    store.store("k1", "theirs", lease=other.id)
+    assert store.txn([Key("k2").lease == grant.id], [Put("k2", "3", grant.id)])
+    assert not store.txn([Key("k1").lease == grant.id], [Put("k1", "3", grant.id)])
+    assert store._lease_renew(grant.id, 5) == 10.5
+    store._lease_revoke(grant.id, 5)
+    assert [(e.key, e.text, e.lease) for e in store.range()] == [
+        ("k0", "permanent", None),
+        ("k1", "theirs", other.id),
+    ]
+    mirror.catch_up(store)
+    revisions = {mirror.history[name][-1] for name in names[2:]}
+    assert len(revisions) == 1  # in one step
+    store._lease_revoke(grant.id, 5)
+    for lost in (grant.id, 1, 1 << 200):
+        store._lease_revoke(lost, 5)
+        with pytest.raises(kvi.LeaseLost):
+            store._lease_renew(lost, 5)
+        with pytest.raises(kvi.LeaseLost):
+            store.store("k5", "v", lease=lost)
+        with pytest.raises(kvi.LeaseLost):
+            store._lock_claim("n", lost, 5)
+    # no lock-delay keeps the keys
+    again = store._lease_grant(10, 5)
+    for name in ("k2", "k3"):
+        store.store(name, "again", lease=again.id)
+    store._lease_revoke(again.id, 5)
+    store._lease_revoke(other.id, 5)
+    assert [entry.key for entry in store.range()] == ["k0"]
+    mirror.catch_up(store)
+    mirror.close()
+
+
+def info(store: kvi.Kvi, lease: int) -> Any:
+    """What Consul says of a session."""
+    (session,) = store.client.http.get(
+        lambda answer: json.loads(answer.body), f"/v1/session/info/{wire.session_of(lease)}"
+    )
+    return session
+
+
+def test_leases_when_answers_are_lost() -> None:
+    """A grant is then unknown, a renewal merely failed, and neither is ever `LeaseLost`."""
+    with ConsulServer() as server, kvi.open(server.uri, timeout=10) as store:
+        grant = store._lease_grant(10, 5)
+        server.pause()
+        try:
+            with pytest.raises(kvi.OutcomeUnknown):
+                store._lease_grant(10, 0.3)
+            with pytest.raises(kvi.Timeout):
+                store._lease_renew(grant.id, 0.3)
+        finally:
+            server.resume()
+        server.wait_ready()
+        assert store._lease_renew(grant.id, 5) == 10
+        server.kill()
+        for call in (
+            lambda: store._lease_renew(grant.id, 1),
+            lambda: store._lease_grant(10, 1),
+            lambda: store._lease_revoke(grant.id, 1),
+            lambda: store._lock_claim("n", grant.id, 1),
+        ):
+            with pytest.raises(kvi.Unavailable):
+                call()
+        server.start()
+        until(lambda: renewed(store, grant.id))  # the session outlives its server
+
+
+def renewed(store: kvi.Kvi, lease: int) -> bool:
+    """Whether it could be renewed."""
+    try:
+        store._lease_renew(lease, 5)
+    except (kvi.Unavailable, kvi.Timeout):
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_a_lease_that_nobody_renews_ends_between_one_and_two_ttls(store: kvi.Kvi) -> None:
+    """Its keys and its lock vanish with events, and can be taken again in that moment."""
+    mirror = Mirror(store)
+    began = monotonic()
+    lost, kept = store._lease_grant(10, 5), store._lease_grant(10, 5)
+    sent = monotonic()
+    store.store("temporary", "v", lease=lost.id)
+    store.store("kept", "v", lease=kept.id)
+    claim = store._lock_claim("n", lost.id, 5)
+    waits = store._lock_claim("n", kept.id, 5)
+    assert (claim.ahead, waits.ahead) == (None, "n/.lock")
+    mirror.catch_up(store)
+    renewals = iter(range(3, 60, 3))
+    due = began + next(renewals)
+    while "n/.lock" in mirror.state:
+        assert monotonic() - sent < 21
+        if monotonic() > due:
+            store._lease_renew(kept.id, 5)
+            due = began + next(renewals)
+        time.sleep(0.01)
+    ended = monotonic()
+    assert ended - began >= 10
+    won = store._lock_claim("n", kept.id, 5)
+    assert won.ahead is None
+    assert won.fence > claim.fence
+    assert not store.txn([claim.guard], [Put("protected", "stale")])
+    assert store.txn([won.guard], [Put("protected", "fresh")])
+    store.store("temporary", "mine", lease=kept.id, timeout=1)
+    with pytest.raises(kvi.LeaseLost):
+        store._lease_renew(lost.id, 5)
+    assert not store._lock_release(claim, 5)
+    assert store._lock_release(won, 5)
+    store._lease_revoke(kept.id, 5)
+    mirror.catch_up(store)
+    mirror.close()
+
+
+# -- locks -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def leases(store: kvi.Kvi) -> Iterator[list[int]]:
+    """Three leases."""
+    granted = [store._lease_grant(60, 5).id for _ in range(3)]
+    yield granted
+    for lease in granted:
+        store._lease_revoke(lease, 5)
+
+
+def test_one_claim_holds_a_lock(store: kvi.Kvi, leases: list[int]) -> None:
+    """Others wait for its key; claiming again changes nothing; fences grow; nothing is left."""
+    one, two, three = leases
+    claim = store._lock_claim("n", one, 5)
+    assert (claim.key, claim.ahead) == ("n/.lock", None)
+    found = store.get("n/.lock")
+    assert found == KeyValue("n/.lock", b"", claim.fence, claim.fence, None, one)
+    assert store._lock_claim("n", one, 5) == claim
+    assert store._lock_claim("n", two, 5).ahead == "n/.lock"
+    waits = store._lock_claim("n", two, 5)
+    assert store._lock_release(waits, 5)  # a waiter leaves, the holder stays
+    assert store.txn([claim.guard], [Put("k", "v")])
+    assert not store.txn([waits.guard], [Put("k", "w")])
+    assert store._lock_release(claim, 5)
+    assert not store._lock_release(claim, 5)
+    assert store.get("n/.lock") is None
+    after = store._lock_claim("n", three, 5)
+    assert after.fence > claim.fence
+    assert not store.txn([claim.guard], [Put("k", "w")])
+    # a waiter whose claim was granted, and the answer lost, withdraws all the same
+    store._lock_release(after, 5)
+    store._lock_claim("n", two, 5)
+    assert store._lock_release(waits, 5)
+    assert store.get("n/.lock") is None
+    assert store._lock_claim("n/.lock", one, 5).ahead is None  # another lock
+    assert store._lock_claim("n", two, 5).ahead is None
+
+
+def test_a_lock_delay_of_others_is_waited_for(store: kvi.Kvi, leases: list[int]) -> None:
+    """`consul lock` leaves one behind when it dies: the claim waits, and is granted after it."""
+    stranger = make_session(store, "delete", "1s")
+    store.store("n/.lock", "theirs", lease=UUID(stranger).int)
+    store.client.http.put(lambda answer: answer, f"/v1/session/destroy/{stranger}")
+    claim = store._lock_claim("n", leases[0], 5)
+    assert claim.ahead == "n/.lock"
+    assert store.get("n/.lock") is None
+    until(lambda: store._lock_claim("n", leases[0], 5).ahead is None, within=5)
+
+
+def make_session(store: kvi.Kvi, behavior: str, delay: str) -> str:
+    """A session of a stranger."""
+    wanted = {"TTL": "60s", "Behavior": behavior, "LockDelay": delay, "Checks": []}
+    made = store.client.http.put(
+        lambda answer: json.loads(answer.body), "/v1/session/create", data=json.dumps(wanted)
+    )
+    return str(made["ID"])
+
+
+def test_data_under_the_key_of_a_lock_is_not_touched(store: kvi.Kvi, leases: list[int]) -> None:
+    """What is no lock's key, as a semaphore's, makes the name unusable; it is not overwritten."""
+    native = store._prefix + "n/.lock"  # type: ignore[attr-defined]
+    for flags in (0, 1, 0xE0F69A2BAA414DE0):
+        store.client.kv.put(native, "data", flags=flags)
+        with pytest.raises(kvi.InvalidArgument, match="choose another name"):
+            store._lock_claim("n", leases[0], 5)
+        found = store.get("n/.lock")
+        assert found is not None
+        assert (found.text, found.lease) == ("data", None)
+    store.client.kv.put(native, "left behind", flags=sessions.LOCK)
+    assert store._lock_claim("n", leases[0], 5).ahead is None
+
+
+@pytest.mark.parametrize("runs", range(3))
+def test_one_of_many_claims_at_once(store: kvi.Kvi, leases: list[int], runs: int) -> None:
+    """Of all who claim at once exactly one holds the lock."""
+    start = threading.Barrier(len(leases))
+    claims = []
+
+    def claim(lease: int) -> None:
+        start.wait()
+        claims.append(store._lock_claim("n", lease, 5))
+
+    several = [threading.Thread(target=claim, args=(lease,)) for lease in leases]
+    for thread in several:
+        thread.start()
+    for thread in several:
+        thread.join()
+    assert sorted(claim.ahead is None for claim in claims) == [False, False, True]
+
+
+class ConsulLock:
+    """`consul lock NAME`, holding until it is told to let go."""
+
+    def __init__(self, store: kvi.Kvi, name: str, *options: str) -> None:
+        port = inner(store)._transport.port
+        self._process = subprocess.Popen(
+            [
+                *(str(find_consul().path), "lock", f"-http-addr=127.0.0.1:{port}", *options),
+                *("-pass-stdin", "-shell=false", store._prefix + name),  # type: ignore[attr-defined]
+                *("sh", "-c", "echo held; read line; echo done"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={"PATH": os.environ["PATH"]},
+            text=True,
+        )
+        self.said: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        self.said.extend(line.strip() for line in self._process.stdout)
+
+    @property
+    def held(self) -> bool:
+        """Whether it says so."""
+        return "held" in self.said
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
+    def finish(self) -> int:
+        """Let go of the lock, if it has it; the exit code."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.close()
+        code = self._process.wait(20)
+        self._end()
+        return code
+
+    def end(self) -> int:
+        """Wait for it to give up."""
+        code = self._process.wait(20)
+        self._end()
+        return code
+
+    def _end(self) -> None:
+        self._reader.join(20)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def test_consul_lock_and_ours_exclude_each_other(store: kvi.Kvi, leases: list[int]) -> None:
+    """In both directions, one after the other, whatever key it leaves behind."""
+    one, two, _ = leases
+    ours = store._lock_claim("n", one, 5)
+    assert ours.ahead is None
+    in_vain = ConsulLock(store, "n", "-timeout=1s")
+    assert in_vain.end() != 0
+    assert not in_vain.held
+    theirs = ConsulLock(store, "n")
+    time.sleep(0.5)
+    assert not theirs.held
+    assert store.txn([ours.guard], [Put("k", "v")])
+    assert store._lock_release(ours, 5)
+    until(lambda: theirs.held or theirs.ended)
+    assert theirs.held, theirs.said
+    waits = store._lock_claim("n", two, 5)
+    assert waits.ahead == "n/.lock"
+    woken = threading.Event()
+    feed = store._watch(WatchSpec(key("n/.lock")), woken.set, 5)
+    assert store._lock_claim("n", two, 5).ahead == "n/.lock"
+    woken.clear()
+    assert theirs.finish() == 0
+    assert woken.wait(5)
+    until(lambda: store._lock_claim("n", two, 5).ahead is None, within=5)
+    again = store._lock_claim("n", two, 5)
+    assert again.fence > ours.fence
+    assert store._lock_release(again, 5)
+    feed.close()
+
+
+# -- the pieces ------------------------------------------------------------------------------------
+
+
+def test_a_poll_that_fails_oddly_tells_its_watches(
+    store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong in its thread, a watch does not go quiet."""
+    woken = threading.Event()
+    feed = store._watch(WatchSpec(key("k")), woken.set, 5)
+    until(lambda: in_step(store))
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("oddly")
+
+    monkeypatch.setattr(Poll, "_apply", fails)
+    store.store("k", "v")
+    assert woken.wait(10)
+    with pytest.raises(kvi.KviError, match="RuntimeError: oddly"):
+        feed.poll(5)
+    feed.close()
