@@ -5,7 +5,15 @@ from __future__ import annotations
 import grpc
 import kvi
 import pytest
-from kvi_etcd.errors import AnswerTooLarge, Fault, classify, translate
+from kvi_etcd.errors import (
+    AnswerTooLarge,
+    Fault,
+    FutureRevision,
+    LeaseExists,
+    classify,
+    refusal,
+    translate,
+)
 
 C = grpc.StatusCode
 
@@ -140,3 +148,48 @@ def test_only_unreached_moves_on() -> None:
     ]
     assert classify(C.UNAVAILABLE, "etcdserver: invalid auth token") is Fault.LOGIN
     assert classify(C.INVALID_ARGUMENT, "etcdserver: revision of auth store is old") is Fault.LOGIN
+
+
+@pytest.mark.parametrize(
+    ("code", "detail", "expected"),
+    [
+        (C.FAILED_PRECONDITION, "etcdserver: lease already exists", LeaseExists),
+        (C.NOT_FOUND, "etcdserver: requested lease not found", kvi.LeaseLost),
+        (
+            C.OUT_OF_RANGE,
+            "etcdserver: mvcc: required revision is a future revision",
+            FutureRevision,
+        ),
+        (
+            C.OUT_OF_RANGE,
+            "etcdserver: mvcc: required revision has been compacted",
+            kvi.Compacted,
+        ),
+    ],
+)
+def test_answers_that_leases_and_watches_read(
+    code: grpc.StatusCode, detail: str, expected: type[kvi.KviError]
+) -> None:
+    """Refusals that mean something to leases and watches have classes of their own."""
+    assert type(translate(RpcError(code, detail), write=True)) is expected
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("etcdserver: permission denied", kvi.PermissionDenied),
+        (
+            "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+            kvi.PermissionDenied,
+        ),
+        ("etcdserver: invalid auth token", kvi.AuthenticationFailed),
+        ("etcdserver: revision of auth store is old", kvi.AuthenticationFailed),
+        ("rpc error: code = Unauthenticated desc = x", kvi.AuthenticationFailed),
+        ("etcdserver: user name is empty", kvi.AuthenticationFailed),
+        ("mvcc: watcher duplicate ID provided", kvi.Unavailable),
+        ("", kvi.Unavailable),
+    ],
+)
+def test_refusal(reason: str, expected: type[kvi.KviError]) -> None:
+    """Why etcd cancelled a watch is read off its reason; what is not known may pass."""
+    assert type(refusal(reason)) is expected

@@ -11,7 +11,7 @@ from pathlib import Path
 import kvi
 import pytest
 from google.protobuf import descriptor_pb2
-from kvi.model import KeyValue, Scan, Span, Txn
+from kvi.model import Event, EventType, KeyValue, Scan, Span, Txn
 from kvi_etcd import wire
 from kvi_etcd import wire_pb2 as pb
 
@@ -145,3 +145,108 @@ def test_messages_are_made_from_the_proto(tmp_path: Path) -> None:
         for field in message.field:
             field.ClearField("json_name")  # derived; only descriptor sets spell it out
     assert committed == compiled, "run: make proto"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            pb.Event(kv=pb.KeyValue(key=b"k", value=b"v", mod_revision=7, version=1)),
+            Event(EventType.PUT, "k", b"v", 7),
+        ),
+        (
+            pb.Event(
+                kv=pb.KeyValue(key=b"k", value=b"w", mod_revision=8, version=2),
+                prev_kv=pb.KeyValue(
+                    key=b"k", value=b"v", create_revision=7, mod_revision=7, version=1, lease=5
+                ),
+            ),
+            Event(EventType.PUT, "k", b"w", 8, KeyValue("k", b"v", 7, 7, 1, 5)),
+        ),
+        (  # what was before has been compacted
+            pb.Event(kv=pb.KeyValue(key=b"k", value=b"w", mod_revision=8, version=2)),
+            Event(EventType.PUT, "k", b"w", 8),
+        ),
+        (
+            pb.Event(
+                type=pb.Event.DELETE,
+                kv=pb.KeyValue(key=b"k", mod_revision=9),
+                prev_kv=pb.KeyValue(key=b"k", create_revision=7, mod_revision=7, version=1),
+            ),
+            Event(EventType.DELETE, "k", None, 9, KeyValue("k", b"", 7, 7, 1)),
+        ),
+        (
+            pb.Event(type=pb.Event.DELETE, kv=pb.KeyValue(key=b"k", mod_revision=9)),
+            Event(EventType.DELETE, "k", None, 9),
+        ),
+    ],
+)
+def test_events(change: pb.Event, expected: Event) -> None:
+    """A change of etcd is an event of kvi, of all its fields."""
+    (event,) = wire.events([change])
+    assert event == expected
+    assert type(event) is Event
+
+
+def test_event_of_a_foreign_key() -> None:
+    """A key that is not UTF-8 is named."""
+    change = pb.Event(kv=pb.KeyValue(key=b"\xff", mod_revision=7, version=1))
+    with pytest.raises(kvi.InvalidKey, match="xff"):
+        wire.events([change])
+
+
+@pytest.mark.parametrize(
+    ("span", "key", "end"),
+    [
+        (Span("k", "k\0"), b"k", b""),  # etcd finds watches of single keys by the key
+        (Span("k", "l"), b"k", b"l"),
+        (Span.of_prefix(""), b"\0", b"\0"),
+    ],
+)
+def test_create_request(span: Span, key: bytes, end: bytes) -> None:
+    """A watch has an id, says when it is alive, and tells what was before."""
+    low, high = wire.key_range(span)
+    create = wire.create_request(3, low, high, 7, fragment=False).create_request
+    assert (create.key, create.range_end) == (key, end)
+    assert (create.watch_id, create.start_revision) == (3, 7)
+    assert create.progress_notify
+    assert create.prev_kv
+
+
+def test_claim() -> None:
+    """A claim is read off one answer: a new key's create revision is the answer's own."""
+    ours, first, alien = 0xB, 0xA, 0xC
+    queue = pb.ResponseOp(
+        response_range=pb.RangeResponse(
+            kvs=[
+                pb.KeyValue(key=b"L/a", create_revision=5, lease=first),
+                pb.KeyValue(key=b"L/b", create_revision=9, lease=ours),
+                pb.KeyValue(key=b"L/c", create_revision=6),  # kept by no lease: no contender
+                pb.KeyValue(key=b"L/\xff", create_revision=7, lease=alien),
+            ]
+        )
+    )
+    header = pb.ResponseHeader(revision=9)
+    put = pb.ResponseOp(response_put=pb.PutResponse())
+    new = pb.TxnResponse(header=header, succeeded=True, responses=[put, queue])
+    claim = wire.claim("L", ours, new)
+    assert (claim.key, claim.fence, claim.ahead, claim.revision) == ("L/b", 9, "L/a", 9)
+    own = pb.ResponseOp(
+        response_range=pb.RangeResponse(
+            kvs=[pb.KeyValue(key=b"L/b", create_revision=9, lease=ours)]
+        )
+    )
+    later = pb.ResponseHeader(revision=20)
+    old = pb.TxnResponse(header=later, succeeded=False, responses=[own, queue])
+    assert wire.claim("L", ours, old) == claim._replace(revision=20)
+
+
+@pytest.mark.parametrize("lease", [0, -1, 2**63, 2**200])
+def test_leases_that_cannot_be(lease: int) -> None:
+    """What is no id of etcd's is a lease that is gone."""
+    for request in (
+        lambda: wire.put_request("k", b"", lease),
+        lambda: wire.claim_request("L", lease),
+    ):
+        with pytest.raises(kvi.LeaseLost):
+            request()

@@ -363,6 +363,7 @@ class _Attempt:
             except Compacted:
                 stale = True  # only a new claim tells who is ahead by now
             except _PASSING as error:
+                self._awake.clear()  # before the check, so that no call of `shut` is missed
                 self._check(lease)
                 _log.debug("waiting for the lock %r: %s", self._name, error)
                 self._awake.wait(min(pause * random.uniform(0.5, 1), max(0.0, self._left())))  # noqa: S311
@@ -375,13 +376,13 @@ class _Attempt:
         assert ahead is not None  # else there is nothing to wait for
         history = store.capabilities.watch_history
         spec = WatchSpec(Span(ahead, ahead + "\0"), claim.revision + 1 if history else None)
-        with closing(store._watch(spec, self._awake.set, store._timeout)) as feed:
+        with closing(store._watch(spec, self._awake.set, self._patience())) as feed:
             # Without history, the key may have gone before the watch began.
             due = monotonic() + self._recheck if history else 0.0
             while True:
+                self._awake.clear()  # before the check, so that no call of `shut` is missed
                 self._check(lease)
-                self._awake.clear()
-                batch = feed.poll(store._timeout)
+                batch = feed.poll(self._patience())
                 if batch is not None:
                     if any(e.type is not EventType.PUT or not history for e in batch.events):
                         return self._look(lease)

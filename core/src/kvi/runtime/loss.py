@@ -52,13 +52,15 @@ class Loss:
         """
         deadline = inf if timeout is None else monotonic() + timeout
         while not self.is_set():
+            ended = self._ended  # before the next question: closing ends it, and is told as such
             if self._closed():
                 raise Closed("the handle is closed; open a new one")
             with self._changed:
                 left = deadline - monotonic()
-                if self._lost or self._ended or left <= 0:
+                if self._lost or ended or left <= 0:
                     return self._lost
-                self._changed.wait(min(left, _PROBE))
+                if not self._ended:
+                    self._changed.wait(min(left, _PROBE))
         return True
 
     def add_callback(self, callback: Callable[[], object]) -> None:

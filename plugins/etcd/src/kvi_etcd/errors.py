@@ -89,6 +89,14 @@ class AnswerTooLarge(Unavailable):
     """The answer to a read was larger than this client receives; the store asks for less."""
 
 
+class FutureRevision(Unavailable):
+    """A read at a revision that the store has not reached yet."""
+
+
+class LeaseExists(Unavailable):
+    """A lease with the id that this client chose is there already."""
+
+
 def translate(error: grpc.RpcError, *, write: bool) -> KviError:
     """The error of kvi for ``error``; ``write``: the request would change the store."""
     code, detail = error.code(), error.details() or ""
@@ -146,6 +154,10 @@ def _final(code: grpc.StatusCode, detail: str) -> KviError:
         return AuthenticationFailed("this etcd has no users; leave out user:password@")
     if "lease not found" in text:
         return LeaseLost("the lease is not alive; grant a new one")
+    if "lease already exists" in text:
+        return LeaseExists("there is a lease with this id already")
+    if "is a future revision" in text:
+        return FutureRevision("etcd has not reached this revision yet")
     if "has been compacted" in text:
         return Compacted("etcd has compacted the revision that this read began at; read again")
     if "too large" in text or "larger than max" in text:
@@ -153,3 +165,13 @@ def _final(code: grpc.StatusCode, detail: str) -> KviError:
     if code is _Code.INVALID_ARGUMENT:
         return InvalidArgument(f"etcd refused the request: {detail}")
     return Unavailable(f"etcd cannot serve this: {code.name} {detail}")
+
+
+def refusal(reason: str) -> KviError:
+    """The error of kvi for a watch that etcd cancelled, from the reason it gave."""
+    text = reason.lower()
+    if "permission denied" in text:
+        return PermissionDenied(f"the etcd user may not watch this: {reason}")
+    if "unauthenticated" in text or "user name" in text or any(part in text for part in _LOGIN):
+        return AuthenticationFailed(f"etcd does not accept the login of the watch: {reason}")
+    return Unavailable(f"etcd cancelled the watch: {reason or 'it gave no reason'}")

@@ -19,16 +19,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from kvi.backend.history import HistoryFeed
 from kvi.capabilities import Capabilities
 from kvi.errors import PermissionDenied
+from kvi.feed import Feed, Wake, WatchSpec
 from kvi.interface import BaseKvi
-from kvi.model import Get, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import Claim, Get, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 
-from kvi_etcd import wire
+from kvi_etcd import leases, wire
 from kvi_etcd import wire_pb2 as pb
 from kvi_etcd.errors import AnswerTooLarge
+from kvi_etcd.leases import MAX_TTL, MIN_TTL
 from kvi_etcd.paging import MOST, PageSize
 from kvi_etcd.transport import Connection, Credentials, Tls
+from kvi_etcd.watches import Watches
 
 CAPABILITIES = Capabilities(
     shared=True,
@@ -38,12 +42,15 @@ CAPABILITIES = Capabilities(
     lock_fair=True,
     key_version=True,
     atomic_range_delete="any",
-    lease_min_ttl=2,
+    lease_min_ttl=MIN_TTL,
     lease_expiry_factor=1,
+    lease_max_ttl=MAX_TTL,
     max_txn_ops=128,
     max_key=65_536,
     max_value=1_440_000,  # a cas names its key twice: 2 × 64 KiB more are still under 1.5 MiB
 )
+
+JOIN_TIMEOUT = 5.0  # seconds; the reader of the watches has nothing left to wait for
 
 _abandoned: list[object] = []
 
@@ -69,6 +76,7 @@ class EtcdKvi(BaseKvi):
     ) -> None:
         super().__init__(uri, CAPABILITIES, timeout=timeout)
         self._connection = Connection(endpoints, tls, credentials)
+        self._watches = Watches(self._connection)
 
     def _native(self) -> Any:
         """The ``etcd3.Etcd3Client`` of the current endpoint."""
@@ -103,17 +111,39 @@ class EtcdKvi(BaseKvi):
         answer = self._connection.call("txn", request, timeout, write=write)
         return wire.txn_result(txn, answer)
 
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        def open_changes(span: Span, start: int | None, timeout: float) -> Feed:
+            return self._watches.open(span, start, wake, timeout)
+
+        return HistoryFeed(self, spec, open_changes, timeout)
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        return leases.grant(self._connection, ttl, timeout)
+
+    def _lease_renew(self, lease: int, timeout: float) -> float:
+        return leases.renew(self._connection, lease, timeout)
+
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        leases.revoke(self._connection, lease, timeout)
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        request = wire.claim_request(name, lease)
+        answer = self._connection.call("txn", request, timeout, write=True)
+        return wire.claim(name, lease, answer)
+
     def _ping(self, timeout: float) -> None:
         request = pb.RangeRequest(key=b"\0", count_only=True)  # linearizable, and reads no value
         with suppress(PermissionDenied):  # it is the answer of a store that serves
             self._connection.call("range", request, timeout, write=False)
 
     def _close(self) -> None:
+        self._watches.close()
         self._connection.close()
+        self._watches.join(JOIN_TIMEOUT)
 
     def _forked(self) -> None:
         # Freeing a channel would touch threads and sockets that only the parent has.
-        _abandoned.extend(self._connection.abandon())
+        _abandoned.append((self._watches.abandon(), self._connection.abandon()))
 
     # -- ranges: see the module's theory ----------------------------------------------------------
 

@@ -23,9 +23,11 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, Self
 
@@ -37,16 +39,21 @@ from kvi_etcd.errors import Fault, classify, translate
 from kvi_etcd.forks import ForkGate
 
 Method = Callable[..., Any]
+Token = tuple[tuple[str, str], ...]  # as metadata of a call
 
 _gate = ForkGate()
 _STUBS = "etcd3.etcdrpc"
 
-MAX_PAGE = 32 * 1024 * 1024  # bytes: bounds what one page of a range may hold in memory
+# bytes: bounds what one page of a range, or one answer of a watch, may hold in memory
+MAX_PAGE = 32 * 1024 * 1024
 
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
-            "name": [{"service": "etcdserverpb.KV", "method": "Range"}],
+            "name": [
+                {"service": "etcdserverpb.KV", "method": "Range"},
+                {"service": "etcdserverpb.Watch", "method": "Watch"},
+            ],
             "maxResponseMessageBytes": MAX_PAGE,
         }
     ]
@@ -58,6 +65,8 @@ _OPTIONS = (
     ("grpc.max_send_message_length", -1),  # what is too large for etcd is refused before
     ("grpc.keepalive_time_ms", 10_000),  # etcd drops clients that ping more often than every 5 s
     ("grpc.keepalive_timeout_ms", 5_000),
+    # for gRPC's own ping, which measures the line: while it waits, no keepalive is sent
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.use_local_subchannel_pool", 1),  # close() closes this handle's connection and no other
     ("grpc.enable_retries", 0),  # whether to send again is decided here
@@ -186,6 +195,11 @@ def _client(host: str, port: int, tls: Tls | None) -> Any:
     )
 
 
+def _sized(raw: bytes) -> tuple[pb.WatchResponse, int]:
+    """A message of a watch, and the bytes it came in: asking it for its size encodes it again."""
+    return pb.WatchResponse.FromString(raw), len(raw)
+
+
 class Link:
     """A client of one endpoint, and the methods that the store calls.
 
@@ -195,7 +209,20 @@ class Link:
         fresh: no call has come through yet.
     """
 
-    __slots__ = ("authenticate", "client", "delete", "fresh", "metadata", "put", "range", "txn")
+    __slots__ = (
+        "authenticate",
+        "client",
+        "delete",
+        "fresh",
+        "grant",
+        "keep_alive",
+        "metadata",
+        "put",
+        "range",
+        "revoke",
+        "txn",
+        "watch",
+    )
 
     def __init__(self, client: Any) -> None:
         self.client = client
@@ -204,9 +231,24 @@ class Link:
         self.put: Method = stub.Put
         self.delete: Method = stub.DeleteRange
         self.txn: Method = stub.Txn
-        auth = sys.modules[_STUBS].AuthStub(client.channel)
-        self.authenticate: Method = auth.Authenticate
-        self.metadata: tuple[tuple[str, str], ...] | None = None
+        stubs, channel = sys.modules[_STUBS], client.channel
+        self.authenticate: Method = stubs.AuthStub(channel).Authenticate
+        lease = stubs.LeaseStub(channel)
+        self.grant: Method = lease.LeaseGrant
+        self.revoke: Method = lease.LeaseRevoke
+        # A stream with one request and one answer is, on the wire, a plain call; as such it needs
+        # no thread and has a deadline.
+        self.keep_alive: Method = channel.unary_unary(
+            "/etcdserverpb.Lease/LeaseKeepAlive",
+            request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
+            response_deserializer=pb.LeaseKeepAliveResponse.FromString,
+        )
+        self.watch: Method = channel.stream_stream(
+            "/etcdserverpb.Watch/Watch",
+            request_serializer=pb.WatchRequest.SerializeToString,
+            response_deserializer=_sized,
+        )
+        self.metadata: Token | None = None
         self.fresh = True
 
     def forget(self, refused: object) -> None:
@@ -241,6 +283,53 @@ class Pending:
             self._future.cancel()
 
 
+class Stream:
+    """One call with many requests and many answers, under way.
+
+    `send` and `end` never wait and may be called by any thread; one thread takes the answers.
+
+    Attributes:
+        link: whose it is.
+        token: what it goes by, to its end; ``None`` without a user.
+    """
+
+    __slots__ = ("_call", "_requests", "link", "token")
+
+    def __init__(self, link: Link, token: Token | None) -> None:
+        self.link = link
+        self.token = token
+        self._requests: SimpleQueue[object] = SimpleQueue()
+        # hasleader: a member cut off from the others ends the stream, instead of going quiet
+        self._call = link.watch(
+            iter(self._requests.get, None),
+            metadata=(("hasleader", "true"), *(token or ())),
+        )
+
+    def send(self, request: object) -> None:
+        """Let ``request`` go out after those before it; lost if the stream has ended."""
+        self._requests.put(request)
+
+    def answers(self) -> Iterator[tuple[pb.WatchResponse, int]]:
+        """Each answer and its size in bytes, until the stream ends, which is always an error."""
+        try:
+            yield from self._call
+            raise Unavailable("etcd ended the stream")
+        except grpc.RpcError as error:
+            raise translate(error, write=False) from error
+        finally:
+            self._requests.put(None)  # or gRPC's sending thread would wait for ever
+
+    def first(self) -> None:
+        """Wait until the server has taken the call, or `answers` has an error to tell."""
+        with _gate, suppress(grpc.RpcError):
+            self._call.initial_metadata()
+
+    def end(self) -> None:
+        """Give it up; `answers` raises."""
+        self._requests.put(None)
+        self._call.cancel()
+
+
 class Connection:
     """Calls to one cluster over one of its endpoints; see the module's theory.
 
@@ -270,34 +359,63 @@ class Connection:
         if link.fresh:
             with _gate:
                 return self._first(link, method, request, deadline, write)
+        token = link.metadata
+        if token is None and self._credentials is not None:
+            return self._insist(link, method, request, deadline, write, None, None)
         try:
-            return getattr(link, method)(request, timeout, link.metadata)
+            return getattr(link, method)(request, timeout, token)
         except grpc.RpcError as error:
-            return self._insist(link, method, request, deadline, write, error)
+            return self._insist(link, method, request, deadline, write, error, token)
         except ValueError as error:
             raise self._shut(error) from error
 
     def _first(self, link: Link, method: str, request: object, deadline: float, write: bool) -> Any:
-        answer = self._insist(link, method, request, deadline, write, None)
+        answer = self._insist(link, method, request, deadline, write, None, None)
         link.fresh = False
         return answer
 
     def begin(self, method: str, request: object, timeout: float) -> Pending:
         """Send a request that only reads, and go on; the answer is asked for later."""
         link = self._link or self._current()
-        future = None
-        if self._credentials is None or link.metadata is not None:
+        future, token = None, link.metadata
+        if self._credentials is None or token is not None:
             try:
-                future = getattr(link, method).future(request, timeout, link.metadata)
+                future = getattr(link, method).future(request, timeout, token)
             except ValueError as error:
                 raise self._shut(error) from error
 
         def insist(error: grpc.RpcError | None) -> Any:
             # A deadline of its own: its user may have taken long over what came before.
             deadline = time.monotonic() + timeout
-            return self._insist(link, method, request, deadline, False, error)
+            return self._insist(link, method, request, deadline, False, error, token)
 
         return Pending(future, insist)
+
+    def stream(self, timeout: float) -> Stream:
+        """Open a stream of watches at the current endpoint; a login before it is bounded."""
+        link = self._link or self._current()
+        try:
+            token = link.metadata
+            if token is None and self._credentials is not None:
+                with _gate:
+                    token = self._token(link, time.monotonic() + timeout)
+            return Stream(link, token)
+        except grpc.RpcError as error:
+            if classify(error.code(), error.details() or "") is Fault.UNREACHED:
+                self._move_on(link)
+            raise translate(error, write=False) from error
+        except ValueError as error:
+            raise self._shut(error) from error
+
+    def leave(self, stream: Stream) -> None:
+        """The endpoint of ``stream`` failed it: use the next one, unless that happened already."""
+        with suppress(Unavailable):  # closed
+            self._move_on(stream.link)
+
+    def renew_login(self, stream: Stream) -> bool:
+        """Let the next stream have a new token; false if that is no use, for there is no user."""
+        stream.link.forget(stream.token)
+        return self._credentials is not None
 
     @property
     def client(self) -> Any:
@@ -328,10 +446,13 @@ class Connection:
         deadline: float,
         write: bool,
         error: grpc.RpcError | None,
+        token: Token | None,
     ) -> Any:
-        """Send the request after a first ``error``, or a login: move on or log in where needed."""
+        """Send the request after a first ``error``, or a login: move on or log in where needed.
+
+        ``token`` is what it was sent with, if it was.
+        """
         others, logins, sent = len(self._endpoints) - 1, 1, error is not None
-        used = link.metadata  # what the server refused, if it did
         while True:
             if error is not None:
                 fault = classify(error.code(), error.details() or "")
@@ -340,7 +461,7 @@ class Connection:
                     link = self._move_on(link)
                 elif fault is Fault.LOGIN and self._credentials is not None and logins:
                     logins -= 1
-                    link.forget(used)
+                    link.forget(token)
                 else:
                     raise translate(error, write=write and sent) from error
             remaining = deadline - time.monotonic()
@@ -348,11 +469,10 @@ class Connection:
                 raise Timeout("no etcd endpoint answered in time") from error
             try:
                 sent = False
-                if self._credentials is not None and link.metadata is None:
-                    self._login(link, self._credentials, deadline)
-                    remaining = max(0.001, deadline - time.monotonic())
-                sent, used = True, link.metadata
-                return getattr(link, method)(request, remaining, used)
+                token = self._token(link, deadline)
+                remaining = max(0.001, deadline - time.monotonic())
+                sent = True
+                return getattr(link, method)(request, remaining, token)
             except grpc.RpcError as again:
                 error = again
             except ValueError as closed:
@@ -379,17 +499,22 @@ class Connection:
         self._link = link
         return link
 
-    def _login(self, link: Link, credentials: Credentials, deadline: float) -> None:
-        """Get a token for ``link``, unless another thread does; raises gRPC's errors."""
+    def _token(self, link: Link, deadline: float) -> Token | None:
+        """What goes with a call over ``link``, after a login if need be; raises gRPC's errors."""
+        token, credentials = link.metadata, self._credentials
+        if token is not None or credentials is None:
+            return token
         if not self._logging_in.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise Timeout("the login did not end in time")
         try:
-            if link.metadata is None:
+            token = link.metadata  # of another thread that logged in meanwhile
+            if token is None:
                 request = pb.AuthenticateRequest(
                     name=credentials.name, password=credentials.password
                 )
                 answer = link.authenticate(request, max(0.001, deadline - time.monotonic()))
-                link.metadata = link.client.metadata = (("token", answer.token),)
+                token = link.metadata = link.client.metadata = (("token", answer.token),)
+            return token
         finally:
             self._logging_in.release()
 

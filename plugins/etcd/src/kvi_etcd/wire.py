@@ -8,14 +8,19 @@ key, ``\0``; and a ``range_end`` of ``\0`` means "to the end", which is how an o
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from kvi.errors import InvalidKey, LeaseLost, ValueTooLarge
 from kvi.model import (
     MAX_NUMBER,
+    Claim,
     Compare,
     Delete,
+    Event,
+    EventType,
     Get,
     KeyValue,
+    LeaseRef,
     Operation,
     Operator,
     Put,
@@ -25,6 +30,7 @@ from kvi.model import (
     Txn,
     TxnResult,
 )
+from kvi.policy.lock import place, queue_key, queue_span
 
 from kvi_etcd import wire_pb2 as pb
 
@@ -114,9 +120,16 @@ def range_request(
 
 def put_request(key: str, value: bytes, lease: int | None) -> pb.PutRequest:
     """A write of one entry."""
-    if lease is not None and lease > MAX_NUMBER:  # etcd's ids have 64 bits
+    return pb.PutRequest(
+        key=key.encode(), value=value, lease=0 if lease is None else lease_id(lease)
+    )
+
+
+def lease_id(lease: int) -> int:
+    """``lease``, if it can be the id of one; raises `LeaseLost`."""
+    if not 0 < lease <= MAX_NUMBER:
         raise LeaseLost("no lease with this id is alive; grant a new one")
-    return pb.PutRequest(key=key.encode(), value=value, lease=lease or 0)
+    return lease
 
 
 def txn_request(txn: Txn) -> pb.TxnRequest:
@@ -150,6 +163,7 @@ def _operation(op: Operation) -> pb.RequestOp:
     match op:
         case Put(key, value, lease):
             assert isinstance(value, bytes)  # core encoded it
+            assert not isinstance(lease, LeaseRef)  # core took its id
             return pb.RequestOp(request_put=put_request(key, value, lease))
         case Get(key):
             return pb.RequestOp(request_range=pb.RangeRequest(key=key.encode()))
@@ -172,3 +186,79 @@ def txn_result(txn: Txn, answer: pb.TxnResponse) -> TxnResult:
             case Delete():
                 results.append(result.response_delete_range.deleted > 0)
     return TxnResult(answer.succeeded, revision, tuple(results))
+
+
+def claim_request(name: str, lease: int) -> pb.TxnRequest:
+    """Create the key of a contender for a lock, or find it; and read the queue, all in one."""
+    key = queue_key(name, lease).encode()
+    low, high = key_range(queue_span(name))
+    queue = pb.RequestOp(request_range=pb.RangeRequest(key=low, range_end=high, keys_only=True))
+    put = pb.PutRequest(key=key, lease=lease_id(lease))
+    return pb.TxnRequest(
+        compare=[pb.Compare(target=pb.Compare.CREATE, key=key, create_revision=0)],
+        success=[pb.RequestOp(request_put=put), queue],
+        failure=[pb.RequestOp(request_range=pb.RangeRequest(key=key)), queue],
+    )
+
+
+def claim(name: str, lease: int, answer: pb.TxnResponse) -> Claim:
+    """Where the claim stands that `claim_request` asked for."""
+    first, queue = answer.responses
+    revision = answer.header.revision
+    created = revision if answer.succeeded else first.response_range.kvs[0].create_revision
+    listing = _contenders(queue.response_range.kvs)
+    return place(name, lease, created, listing, revision)
+
+
+def _contenders(kvs: Iterable[pb.KeyValue]) -> list[KeyValue]:
+    """The entries of a queue; those whose key is not UTF-8 are none of ours."""
+    listing = []
+    for kv in kvs:
+        with suppress(InvalidKey):
+            listing.append(entry(kv, keys_only=True))
+    return listing
+
+
+def create_request(
+    watch: int, low: bytes, high: bytes, start: int, *, fragment: bool
+) -> pb.WatchRequest:
+    """Begin to watch ``[low, high)`` from revision ``start`` on, under the id ``watch``."""
+    return pb.WatchRequest(
+        create_request=pb.WatchCreateRequest(
+            key=low,
+            range_end=b"" if high == low + b"\0" else high,
+            start_revision=start,
+            watch_id=watch,
+            prev_kv=True,
+            progress_notify=True,
+            fragment=fragment,
+        )
+    )
+
+
+def cancel_request(watch: int) -> pb.WatchRequest:
+    """End the watch with this id."""
+    return pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch))
+
+
+def events(changes: Iterable[pb.Event]) -> list[Event]:
+    """The events of kvi for changes that a watch told."""
+    # Spelled out, past Event's own constructor: this is most of what a change costs.
+    new, put, delete = tuple.__new__, EventType.PUT, EventType.DELETE
+    found: list[Event] = []
+    for change in changes:
+        kv = change.kv
+        version = kv.version
+        previous = None
+        if version != 1:  # else it was created
+            before = change.prev_kv
+            if before.mod_revision:  # else it has been compacted
+                previous = entry(before)
+        try:
+            key = kv.key.decode()
+        except UnicodeDecodeError:
+            key = _key(kv.key)  # names it
+        # a delete is the one change that leaves no version
+        fields = (put, key, kv.value) if version else (delete, key, None)
+        found.append(new(Event, (*fields, kv.mod_revision, previous, False, None)))
+    return found

@@ -1,0 +1,77 @@
+"""Leases: granted under an id that this client chose, kept alive by plain calls.
+
+*Granting.* An id of our own makes a grant recognisable: sent again after a lost answer, "already
+exists" means that it had worked. So a grant is sent again, within its deadline, until its fate is
+known. What is left of one whose fate stays unknown is a lease that nobody renews.
+
+*Renewing.* etcd has a stream for it, of any number of requests and answers. A stream with one of
+each is a plain call on the wire (`kvi_etcd.transport.Link`), and as such has all that calls have:
+a deadline, a login, another endpoint, and nothing that a restart of the server could break.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from contextlib import suppress
+
+from kvi.errors import LeaseLost, OutcomeUnknown, Timeout, Unavailable
+from kvi.model import MAX_NUMBER, Grant
+
+from kvi_etcd import wire_pb2 as pb
+from kvi_etcd.errors import LeaseExists
+from kvi_etcd.transport import Connection
+from kvi_etcd.wire import lease_id
+
+MIN_TTL = 2  # seconds: what etcd, with its default election time-out, grants at the least
+MAX_TTL = 9_000_000_000  # seconds: etcd takes no more
+PAUSE = 0.05  # seconds between a grant whose answer was lost and the next
+
+
+def grant(connection: Connection, ttl: float, timeout: float) -> Grant:
+    """Grant a lease of at least ``ttl`` seconds."""
+    deadline = time.monotonic() + timeout
+    seconds = max(MIN_TTL, math.ceil(ttl))
+    lost: OutcomeUnknown | None = None
+    lease = _new_id()
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise lost or Timeout("the lease could not be granted in time")
+        request = pb.LeaseGrantRequest(TTL=seconds, ID=lease)
+        try:
+            answer = connection.call("grant", request, left, write=True)
+            return Grant(answer.ID, float(answer.TTL))
+        except LeaseExists:
+            if lost is None:  # another's
+                lease = _new_id()
+                continue
+            with suppress(LeaseLost, Unavailable, Timeout):  # it tells what was granted
+                return Grant(lease, renew(connection, lease, max(0.001, left)))
+        except OutcomeUnknown as error:
+            lost = error
+        except (Unavailable, Timeout):
+            if lost is None:
+                raise
+        time.sleep(max(0.0, min(PAUSE, deadline - time.monotonic())))
+
+
+def renew(connection: Connection, lease: int, timeout: float) -> float:
+    """Let the time of ``lease`` begin anew; its ttl in seconds."""
+    request = pb.LeaseKeepAliveRequest(ID=lease_id(lease))
+    answer = connection.call("keep_alive", request, timeout, write=False)
+    if answer.TTL <= 0:
+        raise LeaseLost("the lease has ended; grant a new one")
+    return float(answer.TTL)
+
+
+def revoke(connection: Connection, lease: int, timeout: float) -> None:
+    """End ``lease``, if it has not ended."""
+    with suppress(LeaseLost):
+        request = pb.LeaseRevokeRequest(ID=lease_id(lease))
+        connection.call("revoke", request, timeout, write=True)
+
+
+def _new_id() -> int:
+    return secrets.randbelow(MAX_NUMBER) + 1
