@@ -375,6 +375,28 @@ def test_compacted_up_to_what_was_seen(
         assert [event.type for event in consumer.events] == [EventType.PUT, EventType.DELETE]
 
 
+def test_store_that_went_back(proxy: TcpProxy, store: kvi.Kvi, writer: kvi.Kvi) -> None:
+    """Another history under the same address, as after a restored backup, gives a RESYNC."""
+    with EtcdServer() as restored, kvi.open(restored.uri) as other:
+        other.store("old", "from the backup")
+        for number in range(20):
+            writer.store("k", str(number))
+        with Consumer(store, everything()) as consumer:
+            consumer.wait_for(writer.store("k", "last"))
+            waiting = store._watch(
+                WatchSpec(everything(), (consumer.revision or 0) + 1000), nothing, 5
+            )
+            proxy.target = restored.port
+            proxy.cut()
+            until(lambda: consumer.events[-1].type is EventType.RESYNC)
+            event = consumer.events[-1]
+            assert event.snapshot is not None
+            assert [(e.key, e.text) for e in event.snapshot] == [("old", "from the backup")]
+            consumer.wait_for(other.store("new", "after it"))
+            assert waiting.poll(1) is None, "what waits for the future has lost nothing"
+            waiting.close()
+
+
 def test_start_in_the_past(server: EtcdServer, store: kvi.Kvi, writer: kvi.Kvi) -> None:
     """A start is inclusive; one that is compacted, or would lose its delete, is Compacted."""
     first = writer.store("k", "1")

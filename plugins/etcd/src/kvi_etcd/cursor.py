@@ -16,6 +16,11 @@ revision of a fragment are complete, and those of the last are kept until the re
 revision in the header of an answer with changes is where the store is, not how far the answer goes
 (it ends after a thousand revisions). Only an answer without changes, a progress report, says that
 there are none up to its revision.
+
+*A store that went back.* Restored from a backup, etcd counts on from an older revision, and a watch
+that waits for a newer one would be quiet for long and then have missed changes. So the cursor
+remembers which revision the store has ``proven`` to have reached; a linearizable answer below that
+says that this is another history. (Below what a caller asked to wait for, it says nothing.)
 """
 
 from __future__ import annotations
@@ -64,12 +69,14 @@ class Cursor:
 
     Attributes:
         seen: everything up to this revision has been taken.
+        proven: the store has been at this revision.
     """
 
-    __slots__ = ("_part", "_part_size", "_start", "seen")
+    __slots__ = ("_part", "_part_size", "_start", "proven", "seen")
 
-    def __init__(self, seen: int) -> None:
+    def __init__(self, seen: int, *, future: bool = False) -> None:
         self.seen = seen
+        self.proven = 0 if future else seen
         self._start = 0
         self._part: list[pb.Event] = []
         self._part_size = 0
@@ -90,7 +97,7 @@ class Cursor:
         if not changes:
             if self._part or answer.fragment or answer.header.revision <= self.seen:
                 return None
-            self.seen = answer.header.revision
+            self.seen = self.proven = answer.header.revision
             return Chunk((), self.seen, 0)
         seen = self.seen
         if changes[0].kv.mod_revision <= seen:
@@ -103,7 +110,7 @@ class Cursor:
             changes, size = self._keep_last(changes, size)
         if not changes:
             return None
-        self.seen = changes[-1].kv.mod_revision
+        self.seen = self.proven = changes[-1].kv.mod_revision
         return Chunk(changes, self.seen, size + EVENT_BYTES * len(changes))
 
     def _keep_last(self, changes: Sequence[pb.Event], size: int) -> tuple[Sequence[pb.Event], int]:

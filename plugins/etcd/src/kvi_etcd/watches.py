@@ -100,12 +100,14 @@ class Changes(Feed):
         "weight",
     )
 
-    def __init__(self, watches: Watches, span: Span, seen: int, wake: Wake, *, ahead: bool) -> None:
+    def __init__(
+        self, watches: Watches, span: Span, seen: int, wake: Wake, *, ahead: bool, future: bool
+    ) -> None:
         self.watches = watches
         self.low, self.high = wire.key_range(span)
         self.wake = wake
         self.revision = seen
-        self.cursor = Cursor(seen)
+        self.cursor = Cursor(seen, future=future)
         self.ahead = ahead  # the next create asks for the future
         self.state = State.WANTED
         self.id = 0
@@ -167,6 +169,7 @@ class Watches:
         self._last_id = 0
         self._total = 0  # weight of all buffers
         self._heard = 0  # answers on the present stream
+        self._doubtful: Changes | None = None  # told by a server that seems to be behind it
         self._trouble: KviError | None = None  # why there is no stream, or the last one ended
         self._run: _Run | None = None
         self._threads: list[threading.Thread] = []
@@ -181,8 +184,8 @@ class Watches:
         `Timeout`, after which nothing is left behind.
         """
         deadline = time.monotonic() + timeout
-        seen, ahead = self._place(span, start, timeout)
-        watch = Changes(self, span, seen, wake, ahead=ahead)
+        seen, present = self._place(span, start, timeout)
+        watch = Changes(self, span, seen, wake, ahead=seen >= present, future=seen > present)
         opened = watch.opened
         assert opened is not None
         with self._lock:
@@ -207,8 +210,8 @@ class Watches:
             raise Unavailable(f"the watch could not begin in time: {trouble.message}") from trouble
         raise Timeout("etcd did not begin the watch in time")
 
-    def _place(self, span: Span, start: int | None, timeout: float) -> tuple[int, bool]:
-        """The revision to begin behind, and whether that is the present or the future."""
+    def _place(self, span: Span, start: int | None, timeout: float) -> tuple[int, int]:
+        """The revision to begin behind, and that of the store, at the most, at this moment."""
         low, _ = wire.key_range(span)
         # revision 1 is that of the empty store, and 0 would mean the latest
         at = 0 if start is None else max(start - 1, 1)
@@ -221,9 +224,9 @@ class Watches:
                 "read the present state and watch from there"
             ) from error
         except FutureRevision:
-            return at, True
+            return at, at - 1
         present = int(answer.header.revision)
-        return (at, at >= present) if at else (present, True)
+        return at or present, present
 
     def take(self, watch: Changes) -> list[Chunk] | None:
         """What ``watch`` has kept, about `BATCH` events of it; ``None`` if nothing."""
@@ -389,6 +392,8 @@ class Watches:
                 for answer, size in stream.answers():
                     delay = BACKOFF_MIN
                     self._hear(run, stream, answer, size)
+                    if self._doubtful is not None:
+                        self._look_back(run, self._doubtful)
             except _Anew:
                 wait = False
             except AnswerTooLarge:
@@ -461,6 +466,21 @@ class Watches:
             else:
                 raise refusal(answer.cancel_reason)
 
+    def _look_back(self, run: _Run, doubtful: Changes) -> None:
+        """Ask whether the store has gone back, or only the member that serves the stream lags."""
+        request = pb.RangeRequest(key=doubtful.low, count_only=True)
+        answer = self._connection.call("range", request, LOGIN_TIMEOUT, write=False)
+        with self._lock:
+            self._doubtful = None
+            if run is not self._run:
+                return
+            for watch in list(self._all):
+                if answer.header.revision < watch.cursor.proven:
+                    if watch.state in (State.ASKED, State.RUNNING):
+                        self._leave_server(watch)
+                    gone = "etcd has gone back to an older revision: its data was restored"
+                    self._fail(watch, Compacted(gone))
+
     def _answered(self, stream: Stream, answer: pb.WatchResponse, *, refused: bool) -> None:
         """The oldest create has been answered."""
         if not self._asked:
@@ -483,6 +503,8 @@ class Watches:
             self._want(watch)
         else:
             self._trouble = None
+            if answer.header.revision < watch.cursor.proven:
+                self._doubtful = watch
             watch.state = State.RUNNING
             watch.doubted = False
             if watch.opened is not None:
