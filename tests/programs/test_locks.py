@@ -116,7 +116,7 @@ def torture(uri: str, size: Size, folder: Path) -> None:
         try:
             while any(worker.is_alive() for worker in workers):
                 assert time.monotonic() - begin < size.patience, "the workers do not get on"
-                workers[0].join(1)
+                time.sleep(1)  # between two faults
                 if kills + pauses >= size.faults:
                     continue
                 victim = _holder(store, workers)
