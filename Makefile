@@ -11,8 +11,8 @@ SERVERS := $(BIN)/python -m tests.servers
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/ready ## one small program on SQLite, then on real etcd and Consul servers
-	@$(SERVERS) -- $(BIN)/python -m docs.examples.shared_settings.demo
+demo: .venv/ready ## two small programs on SQLite, and on real etcd and Consul servers
+	@$(SERVERS) -- $(BIN)/python -m docs.examples.demo
 
 test: lint types ## everything that must hold, on real etcd and Consul servers
 	$(SERVERS) -- $(PYTEST) -n 2 --dist loadgroup

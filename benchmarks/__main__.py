@@ -21,52 +21,62 @@ from benchmarks import machine
 from benchmarks.measure import QUICK, THOROUGH, Effort
 from benchmarks.report import Report, Row, show
 
-STORES = ("start", "memory", "sqlite", "etcd", "consul")
-_VERSIONS: dict[str, Callable[[str], str]] = {
+PARTS = ("start", "memory", "sqlite", "etcd", "consul", "locks", "watches")
+_SERVERS: dict[str, Callable[[str], str]] = {
     "etcd": machine.etcd_version,
     "consul": machine.consul_version,
 }
+_ON_ALL = ("locks", "watches")  # they take all the servers there are
 
 
 def main(argv: list[str]) -> int:
     """Measure what was asked for, print the table, write the JSON."""
     options = _parse(argv)
     effort = QUICK if options.quick else THOROUGH
-    chosen = options.only or STORES
+    chosen = options.only or PARTS
     report = Report(machine=machine.versions())
     with ExitStack() as stack:
-        uris = {"etcd": os.environ.get("KVI_TEST_ETCD")} if not options.fsync else {}
-        uris["consul"] = os.environ.get("KVI_TEST_CONSUL")
-        if options.fsync and "etcd" in chosen:
-            from tests.servers import EtcdServer
+        uris = {}
+        for name in _SERVERS:
+            if name not in chosen and not set(_ON_ALL) & set(chosen):
+                continue
+            uri = os.environ.get(f"KVI_TEST_{name.upper()}")
+            if name == "etcd" and options.fsync:
+                from tests.servers import EtcdServer
 
-            uris["etcd"] = stack.enter_context(EtcdServer()).uri
-        for store in chosen:
+                uri = stack.enter_context(EtcdServer()).uri
+            if uri:
+                uris[name] = uri
+                report.machine.append(f"server: {_SERVERS[name](uri)}")
+            else:
+                report.notes.append(
+                    f"{name} was left out: KVI_TEST_{name.upper()} is not set; "
+                    "run under python -m tests.servers"
+                )
+        for part in chosen:
             try:
-                for row in _rows(store, effort, uris, report):
+                for row in _rows(part, effort, uris):
                     report.rows.append(row)
                     print(f"measured: {row.store}, {row.case}", file=sys.stderr, flush=True)
             except (ImportError, kvi.UnknownBackend) as error:
-                report.notes.append(f"{store} was left out: {error}")
+                report.notes.append(f"{part} was left out: {error}")
     show(report)
     if options.json:
         options.json.write_text(json.dumps(report.as_json(), indent=1))
     return 0
 
 
-def _rows(store: str, effort: Effort, uris: dict[str, str | None], report: Report) -> Iterator[Row]:
-    # A module is imported only if its store is asked for: it may need packages of that store.
-    rows = importlib.import_module(f"benchmarks.{store}").rows
-    if store not in _VERSIONS:
-        yield from rows(effort)
-    elif uri := uris.get(store):
-        report.machine.append(f"server: {_VERSIONS[store](uri)}")
-        yield from rows(effort, uri)
+def _rows(part: str, effort: Effort, uris: dict[str, str]) -> Iterator[Row]:
+    if part in _SERVERS and part not in uris:
+        return
+    # A module is imported only if its part is asked for: it may need packages of a store.
+    rows = importlib.import_module(f"benchmarks.{part}").rows
+    if part in _ON_ALL:
+        yield from rows(effort, uris)
+    elif part in _SERVERS:
+        yield from rows(effort, uris[part])
     else:
-        report.notes.append(
-            f"{store} was left out: KVI_TEST_{store.upper()} is not set; "
-            "run under python -m tests.servers"
-        )
+        yield from rows(effort)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -76,7 +86,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="few and short rounds, less data")
     parser.add_argument(
-        "--only", action="append", choices=STORES, help="this part only; may be given again"
+        "--only", action="append", choices=PARTS, help="this part only; may be given again"
     )
     parser.add_argument(
         "--fsync", action="store_true", help="start an etcd that syncs each write to disk, use it"

@@ -23,7 +23,7 @@ _KEY, _VALUE = "benchmark/single", b"2500"
 _PREFIX, _ENTRIES = "benchmark/many/", 1_000
 
 
-class _Http:
+class Http:
     """The floor."""
 
     def __init__(self, uri: str) -> None:
@@ -58,7 +58,7 @@ class _Http:
 
 def rows(effort: Effort, uri: str) -> Iterator[Row]:
     """Get, store, and a range."""
-    with kvi.open(uri) as store, closing(_Http(uri)) as floor:
+    with kvi.open(uri) as store, closing(Http(uri)) as floor:
         store.store(_KEY, _VALUE)
         for number in range(_ENTRIES):
             floor.store(f"{_PREFIX}{number:04}", _VALUE)

@@ -12,7 +12,8 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -41,15 +42,16 @@ _MANY_VALUE = bytes(range(256)) * 4
 _THREADS = 32
 _PAGE = 3000  # entries of 1 KB, near the most that a default channel can receive, is the fastest
 _GROWTH = 60_000_000
+_COMMITTED = 0.3  # seconds in which etcd has committed what was written
 _BATCH = 128  # operations: etcd's default --max-txn-ops
 
 
 class Stub:
     """The floor: bare calls, nothing around them."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, options: Sequence[tuple[str, object]] = ()) -> None:
         host, port = address(uri)
-        self._channel = grpc.insecure_channel(f"{host}:{port}")
+        self._channel = grpc.insecure_channel(f"{host}:{port}", options)
         self._range: Callable[[pb.RangeRequest], pb.RangeResponse] = self._method(
             "Range", pb.RangeRequest, pb.RangeResponse
         )
@@ -58,6 +60,17 @@ class Stub:
         )
         self._txn: Callable[[pb.TxnRequest], pb.TxnResponse] = self._method(
             "Txn", pb.TxnRequest, pb.TxnResponse
+        )
+        self._grant: Callable[[pb.LeaseGrantRequest], pb.LeaseGrantResponse] = self._method(
+            "LeaseGrant", pb.LeaseGrantRequest, pb.LeaseGrantResponse, "Lease"
+        )
+        self._revoke: Callable[[pb.LeaseRevokeRequest], object] = self._method(
+            "LeaseRevoke", pb.LeaseRevokeRequest, pb.LeaseRevokeResponse, "Lease"
+        )
+        self._watch = self._channel.stream_stream(
+            "/etcdserverpb.Watch/Watch",
+            request_serializer=pb.WatchRequest.SerializeToString,
+            response_deserializer=pb.WatchResponse.FromString,
         )
 
     def get(self, key: str) -> bytes:
@@ -80,22 +93,49 @@ class Stub:
             revision, more = answer.header.revision, answer.more
         return size
 
-    def fill(self, prefix: str, number: int) -> None:
-        """Store ``number`` entries of 1 KB."""
+    def fill(self, prefix: str, number: int, value: bytes = _MANY_VALUE) -> None:
+        """Store ``number`` entries, and let the server settle."""
         for first in range(0, number, _BATCH):
             names = range(first, min(first + _BATCH, number))
-            puts = (
-                pb.PutRequest(key=f"{prefix}{name:08}".encode(), value=_MANY_VALUE)
-                for name in names
-            )
+            puts = (pb.PutRequest(key=f"{prefix}{name:08}".encode(), value=value) for name in names)
             self._txn(pb.TxnRequest(success=[pb.RequestOp(request_put=put) for put in puts]))
+        self.settle()
+
+    def grant(self, ttl: int) -> int:
+        return self._grant(pb.LeaseGrantRequest(TTL=ttl)).ID
+
+    def revoke(self, lease: int) -> None:
+        self._revoke(pb.LeaseRevokeRequest(ID=lease))
+
+    def settle(self) -> None:
+        """Let the server forget how much was written at once.
+
+        For every read of every client etcd 3.4 copies its buffer of what is not committed, which
+        stays as large as it ever was until a commit without any key. After a great many writes that
+        takes longer than all the rest.
+        """
+        for _ in range(2):
+            time.sleep(_COMMITTED)
+            self.revoke(self.grant(60))
+        time.sleep(_COMMITTED)
+
+    def watch(self, *keys: bytes, end: bytes = b"", start: int = 0, previous: bool = False) -> Any:
+        """A stream of changes from ``start`` on, or from now; returns once the server knows."""
+        creates = (
+            pb.WatchCreateRequest(key=key, range_end=end, start_revision=start, prev_kv=previous)
+            for key in keys
+        )
+        answers = self._watch(pb.WatchRequest(create_request=create) for create in creates)
+        for _ in keys:
+            next(answers)
+        return answers
 
     def close(self) -> None:
         self._channel.close()
 
-    def _method(self, name: str, request: Any, answer: Any) -> Any:
+    def _method(self, name: str, request: Any, answer: Any, service: str = "KV") -> Any:
         return self._channel.unary_unary(
-            f"/etcdserverpb.KV/{name}",
+            f"/etcdserverpb.{service}/{name}",
             request_serializer=request.SerializeToString,
             response_deserializer=answer.FromString,
         )
@@ -130,6 +170,7 @@ def rows(effort: Effort, uri: str) -> Iterator[Row]:
             yield _range(effort, uri, store, floor)
         finally:
             store.delete_range(prefix="benchmark/", timeout=60)
+            floor.settle()
 
 
 def _peers(uri: str) -> Iterator[tuple[str, Callable[..., object], Callable[..., object]]]:

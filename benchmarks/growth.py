@@ -19,7 +19,7 @@ from benchmarks.etcd import Stub, etcd3_client, read_all
 from benchmarks.machine import address, installed
 from benchmarks.measure import FLOOR, KVI
 
-_STATUS = Path("/proc/self/status")
+STATUS = Path("/proc/self/status")
 
 
 def measure(name: str, uri: str, prefix: str) -> tuple[int, str]:
@@ -38,28 +38,29 @@ def measure(name: str, uri: str, prefix: str) -> tuple[int, str]:
             return 0, "not installed"
         store.get(prefix)
         stub.store(prefix + "0", b"")
-        before = _memory("VmRSS")
+        before = memory("VmRSS")
         try:
             readers[name]()
         except Exception as error:  # noqa: BLE001  (whatever a peer fails with is its result)
             code = getattr(error, "code", None)
             return 0, f"fails ({code().name if callable(code) else type(error).__name__})"
-        return _memory("VmHWM") - before, ""
+        return memory("VmHWM") - before, ""
 
 
 def _peer(client: Any, prefix: str) -> Callable[[], int]:
     return lambda: sum(len(value) for value, _ in client.get_prefix(prefix))
 
 
-def _memory(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
+def memory(field: str) -> int:
+    """A figure of this process, in bytes."""
+    for line in STATUS.read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise LookupError(field)
 
 
 if __name__ == "__main__":
-    if _STATUS.exists():
+    if STATUS.exists():
         grown, wrong = measure(*sys.argv[1:4])
     else:
         grown, wrong = 0, "not measured here"

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sqlite3
 import urllib.request
 from collections.abc import Iterable
@@ -20,6 +21,7 @@ PEERS = {
     "etcd3gw": "etcd3gw",
     "opendal": "opendal",
     "consul": "python-consul",
+    "tooz": "tooz",
 }
 
 
@@ -60,6 +62,16 @@ def address(uri: str) -> tuple[str, int]:
     if parts.hostname is None or parts.port is None:
         raise SystemExit(f"a benchmark needs scheme://host:port, not {uri}")
     return parts.hostname, parts.port
+
+
+def handled(uri: str) -> dict[str, int]:
+    """How many messages of clients an etcd has received, by method; by its own count."""
+    found = re.findall(
+        r'^grpc_server_msg_received_total\{grpc_method="(\w+)".*\} (\S+)$',
+        _fetch(uri, "/metrics"),
+        re.M,
+    )
+    return {method: int(float(count)) for method, count in found}
 
 
 def etcd_version(uri: str) -> str:

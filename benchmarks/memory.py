@@ -16,7 +16,7 @@ _KEY, _VALUE = "service/settings/timeout", b"2500"
 _SPAN = 100
 
 
-class _Dict:
+class Dict:
     """The floor of single keys: a dict under an RLock."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ def rows(effort: Effort) -> Iterator[Row]:
 
 
 def _single(effort: Effort, store: kvi.Kvi) -> Iterator[Row]:
-    floor = _Dict()
+    floor = Dict()
     floor.store(_KEY, _VALUE)
     store.store(_KEY, _VALUE)
     gets: dict[str, Run] = {FLOOR: calls(floor.get, _KEY), KVI: calls(store.get, _KEY)}

@@ -21,7 +21,7 @@ _KEY, _VALUE = "service/settings/timeout", b"2500"
 _ENTRIES, _SPAN = 1_000, 100
 
 
-class _Raw:
+class Raw:
     """The floor."""
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +56,7 @@ def rows(effort: Effort) -> Iterator[Row]:
         path = Path(folder)
         with (
             kvi.open(f"sqlite:{path / 'kvi.db'}") as store,
-            closing(_Raw(path / "raw.db")) as floor,
+            closing(Raw(path / "raw.db")) as floor,
         ):
             for put in (store.store, floor.store):
                 put(_KEY, _VALUE)

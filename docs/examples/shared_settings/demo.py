@@ -7,27 +7,22 @@ run is a process of its own; what is left to compare is the figures that it wrot
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import sqlite3
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
 
 from docs.examples.shared_settings.program import CODE
 from docs.examples.shared_settings.report import milliseconds
+from docs.examples.stores import found, names_a_store
 
 PROGRAM = "docs.examples.shared_settings"
-STORES = ("sqlite", "etcd", "consul")
-SERVERS = {"etcd": "KVI_TEST_ETCD", "consul": "KVI_TEST_CONSUL"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,42 +38,20 @@ def main(options: list[str]) -> int:
     console = Console(highlight=False)
     runs, wrong = [], 0
     with tempfile.TemporaryDirectory(prefix="kvi-demo-") as folder:
-        uris = {"sqlite": "sqlite:" + quote(str(Path(folder) / "settings.db"))}
-        for scheme, variable in SERVERS.items():
-            if variable in os.environ:
-                uris[scheme] = os.environ[variable]
-            else:
-                console.print(f"{scheme} is left out: {variable} is not set")
-        for scheme, uri in uris.items():
-            store = _name(scheme, uri)
-            console.rule(f"[bold]{store}[/]", align="left")
+        for store in found(Path(folder), console):
+            console.rule(f"[bold]{store.title}[/]", align="left")
             figures = Path(folder) / "figures.json"
-            arguments = ["-m", PROGRAM, "--uri", uri, *options]
+            arguments = ["-m", PROGRAM, "--uri", store.uri, *options]
             console.print(f"$ python {shlex.join(arguments)}\n", soft_wrap=True)
             command = [sys.executable, *arguments, "--json", str(figures)]
             code = subprocess.run(command).returncode
             wrong = max(wrong, code)
             if code <= 1:  # the program ran to its end, right or wrong
-                runs.append(Run(store, json.loads(figures.read_text())))
+                runs.append(Run(store.title, json.loads(figures.read_text())))
             console.print()
     if runs:
         _compare(console, runs)
     return wrong
-
-
-def _name(scheme: str, uri: str) -> str:
-    """The store and its version, as it tells itself."""
-    address = uri.partition("://")[2]
-    if scheme == "etcd":
-        return f"etcd {_ask(f'http://{address}/version')['etcdserver']}"
-    if scheme == "consul":
-        return f"Consul {_ask(f'http://{address}/v1/agent/self')['Config']['Version']}"
-    return f"SQLite {sqlite3.sqlite_version}"
-
-
-def _ask(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return json.load(answer)
 
 
 def _compare(console: Console, runs: list[Run]) -> None:
@@ -105,7 +78,7 @@ def _compare(console: Console, runs: list[Run]) -> None:
     claims = {
         f"The same code ran each time: {', '.join(CODE)}, {len(text.splitlines())} lines, "
         f"sha256 {runs[0].figures['code']}…": len({run.figures["code"] for run in runs}) == 1,
-        "The name of no store stands in it.": not any(name in text.lower() for name in STORES),
+        "The name of no store stands in it.": not names_a_store(text),
         "Each run imported the plugin that its URI names, and no other: "
         + ", ".join(" ".join(run.figures["loaded"]) for run in runs): all(
             len(run.figures["loaded"]) == 1 for run in runs

@@ -28,6 +28,14 @@ def test_bad_input_is_a_value_error() -> None:
     assert bad == {"InvalidArgument", "InvalidKey", "InvalidOption", "ValueTooLarge"}
 
 
+def test_what_can_be_caught_together() -> None:
+    """A lost lease is a lock not held, a parent's handle is closed; all else stands alone."""
+    assert issubclass(kvi.LeaseLost, kvi.NotHeld)
+    assert issubclass(kvi.UsedAfterFork, kvi.Closed)
+    parents = {base for cls in ALL for base in cls.__mro__[1:] if base in ALL}
+    assert parents == {kvi.KviError, kvi.InvalidArgument, kvi.NotHeld, kvi.Closed}
+
+
 def test_long_keys_are_shortened_in_text_only() -> None:
     """A long key does not flood the log; the attribute has it whole."""
     error = kvi.Timeout("late", operation="get", key="k" * 5000)

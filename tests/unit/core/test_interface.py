@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
+import textwrap
 import threading
 from dataclasses import replace
 from typing import Any
@@ -168,3 +171,48 @@ def test_import_surface() -> None:
     assert len(kvi.__all__) <= 40
     for name in kvi.__all__:
         assert hasattr(kvi, name)
+
+
+def test_import_is_lean() -> None:
+    """What leases, locks and watches need is imported by the first who uses them, or their types.
+
+    Neither ``import kvi`` nor reading and writing costs it; the clock alone comes with memory.
+    """
+    program = """
+        import sys
+
+        def loaded():
+            return {
+                name for name in sys.modules
+                if name.startswith(("kvi.recipes", "kvi.runtime", "kvi.feed"))
+            } - {"kvi.runtime", "kvi.runtime.clock"}
+
+        import kvi
+        assert not any(name.startswith("kvi.runtime") for name in sys.modules)
+        assert not loaded()
+        with kvi.open("mem:") as store, store.namespace("n") as view:
+            view.store("k", "v"); view.get("k"); list(view.range()); view.tas("k", "v", None)
+        assert not loaded(), loaded()
+        import threading
+        assert threading.active_count() == 1
+        for name in ("Lease", "Lock", "TempKey", "Watch"):
+            assert getattr(kvi, name).__name__ == name
+            assert getattr(kvi, name).__module__.startswith("kvi.recipes.")
+        with kvi.open("mem:") as store:
+            assert type(store.lock()) is kvi.Lock
+            assert type(store.lease(60)) is kvi.Lease
+            assert type(store.temp_key("k")) is kvi.TempKey
+            assert type(store.watch("k")) is kvi.Watch
+        try:
+            kvi.Nothing
+        except AttributeError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("module 'kvi' has no attribute 'Nothing'\n", "")

@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import kvi
 import pytest
 
+from tests.support.forking import in_child, refuses
+
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning"),
 ]
-
-
-def in_child(work: Callable[[], object], seconds: float = 30.0) -> int:
-    """Fork; the child runs ``work`` and ends at once. The exit code: 0 if it returned, else 1."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:  # noqa: BLE001  (pytest must not run on here)
-            os.write(2, f"in the child: {error!r}\n".encode())
-        finally:
-            os._exit(1)
-    deadline = time.monotonic() + seconds
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            raise AssertionError("the child hangs")
-        time.sleep(0.002)
-
-
-def refuses(call: Callable[[], object]) -> None:
-    with pytest.raises(kvi.UsedAfterFork):
-        call()
 
 
 def test_parents_handle_is_refused_in_the_child(store: kvi.Kvi) -> None:

@@ -18,8 +18,8 @@ from kvi.model import Span
 from kvi_sqlite import cursor as cursors
 from kvi_sqlite import schema, watching
 
+from tests.support.forking import in_child
 from tests.support.waiting import until
-from tests.unit.sqlite.test_fork import in_child
 from tests.unit.sqlite.workers import finish, start, write_numbers
 
 EVERYTHING = Span()

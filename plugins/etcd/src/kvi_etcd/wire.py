@@ -249,15 +249,18 @@ def events(changes: Iterable[pb.Event]) -> list[Event]:
     for change in changes:
         kv = change.kv
         version = kv.version
-        previous = None
-        if version != 1:  # else it was created
-            before = change.prev_kv
-            if before.mod_revision:  # else it has been compacted
-                previous = entry(before)
         try:
             key = kv.key.decode()
         except UnicodeDecodeError:
             key = _key(kv.key)  # names it
+        previous = None
+        if version != 1:  # else it was created
+            old = change.prev_kv
+            revision = old.mod_revision
+            if revision:  # else it has been compacted
+                lease = old.lease or None
+                of_old = (key, old.value, revision, old.create_revision, old.version, lease)
+                previous = new(KeyValue, of_old)
         # a delete is the one change that leaves no version
         fields = (put, key, kv.value) if version else (delete, key, None)
         found.append(new(Event, (*fields, kv.mod_revision, previous, False, None)))
