@@ -490,7 +490,11 @@ class Kvi(ABC):
     def close(self) -> None:
         """End the handle: every call from now on, or blocked now, raises `Closed`.
 
-        Closing again does nothing. In a forked child it does nothing to the parent's handle.
+        Releases its locks and revokes its leases, as far as the store answers within the time-out,
+        and ends its watches, threads and connections. Closing again does nothing. In a forked child
+        it does nothing to the parent's handle. From a signal handler, raise an exception instead
+        (``sys.exit()`` does) and close where it ends: the handler may have interrupted a call of
+        the same thread that holds what closing needs.
         """
         if self._shut is not None or not self._latch.acquire(blocking=False):
             return
@@ -627,7 +631,7 @@ class Kvi(ABC):
                 runtime = self._runtime
                 if runtime is None:
                     runtime = self._runtime = Runtime(threads, owner=owner)
-            if self._shut is not None:  # closed meanwhile, perhaps without seeing it
+            if self.closed:  # meanwhile, perhaps without seeing the runtime
                 runtime.settle(0)
                 runtime.end()
         return runtime

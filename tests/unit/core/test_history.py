@@ -50,9 +50,9 @@ class Store:
     def __init__(self, keys: int, revision: int = 100) -> None:
         self.revision = revision
         self.entries = [KeyValue(f"a{n:03}", b"", n + 1, n + 1) for n in range(keys)]
-        self.opening: deque[kvi.KviError | None] = deque()
-        self.paging: deque[kvi.KviError | None] = deque()
-        self.ranging: deque[kvi.KviError | None] = deque()
+        self.opening: deque[BaseException | None] = deque()
+        self.paging: deque[BaseException | None] = deque()
+        self.ranging: deque[BaseException | None] = deque()
         self.listings = 0
         self.opened: list[Changes] = []
         self.items: deque[Batch | kvi.KviError] = deque()
@@ -85,7 +85,7 @@ class Store:
         return HistoryFeed(self, WatchSpec(SPAN, start, initial), self.open, 5)  # type: ignore[arg-type]
 
     @staticmethod
-    def _may_fail(failures: deque[kvi.KviError | None]) -> None:
+    def _may_fail(failures: deque[BaseException | None]) -> None:
         failure = failures.popleft() if failures else None
         if failure is not None:
             raise failure
@@ -112,7 +112,7 @@ def read(feed: Feed) -> list[Batch]:
     while True:
         try:
             batch = feed.poll(5)
-        except kvi.Unavailable:
+        except (kvi.Unavailable, KeyboardInterrupt):
             continue
         if batch is None:
             return batches
@@ -162,11 +162,12 @@ def test_initial_state(keys: int) -> None:
 
 @pytest.mark.parametrize("failing", range(8))
 @pytest.mark.parametrize("times", [1, 3])
-def test_page_that_fails(failing: int, times: int) -> None:
+@pytest.mark.parametrize("fault", [kvi.Unavailable("out of reach"), KeyboardInterrupt()])
+def test_page_that_fails(failing: int, times: int, fault: BaseException) -> None:
     """A page that fails is raised, and read again at the next poll: no gap, no duplicate."""
     store = Store(3 * PAGE + 2)
     feed = store.feed(initial=True)
-    store.paging += [None] * failing + [kvi.Unavailable("out of reach")] * times
+    store.paging += [None] * failing + [fault] * times
     store.items.append(Batch([put(101)], 101))
     pages = read(feed)
     keys = [event.key for page in pages[:-1] for event in page.events]

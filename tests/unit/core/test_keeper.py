@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 
+import kvi
 import pytest
 from kvi.runtime import keeper as module
 from kvi.runtime.clock import now
@@ -35,7 +36,7 @@ def keeper() -> Iterator[Keeper]:
     yield keeper
     keeper.stop()
     keeper.join(20)
-    assert keeper._thread is None
+    assert not keeper._threads
 
 
 def test_in_the_order_of_time(keeper: Keeper) -> None:
@@ -76,18 +77,18 @@ def test_called_again(keeper: Keeper) -> None:
 def test_thread_ends_with_the_last(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
     """Soon after the last lease the thread is gone; the next one starts another."""
     monkeypatch.setattr(module, "LINGER", 0.01)
-    assert keeper._thread is None
+    assert not keeper._threads
     for _ in range(3):
         fake = Fake()
         keeper.keep(fake, now())
         until(lambda: fake.steps == 1)  # noqa: B023  (it returns before the next)
-        until(lambda: keeper._thread is None)
+        until(lambda: not keeper._threads)
     forgotten = Fake()
     keeper.keep(forgotten, now() + 3600)
-    assert keeper._thread is not None
+    assert keeper._threads
     forgotten.ended = True
     keeper.forget()
-    until(lambda: keeper._thread is None)
+    until(lambda: not keeper._threads)
     assert not forgotten.steps
 
 
@@ -101,7 +102,7 @@ def test_forgotten_ones_do_not_pile_up(keeper: Keeper) -> None:
         keeper.forget()
     assert len(keeper._due) <= 2
     assert any(kept is fakes[0] for _, _, kept in keeper._due)
-    thread = keeper._thread
+    (thread,) = keeper._threads
     assert thread is not None
     assert thread.is_alive()
 
@@ -137,9 +138,9 @@ def test_stop(keeper: Keeper) -> None:
     keeper.join(0)
     go.set()
     keeper.join(20)
-    assert keeper._thread is None
+    assert not keeper._threads
     keeper.keep(waiting, now())
-    assert keeper._thread is None
+    assert not keeper._threads
     assert (running.steps, waiting.steps) == (1, 0)
 
 
@@ -157,7 +158,7 @@ def test_joined_by_itself(keeper: Keeper) -> None:
 
 
 def test_no_thread_can_be_started(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the limit of threads the caller is told; the next one to be kept tries again."""
+    """At the limit of threads the caller is told, and nothing is kept; the next one tries again."""
 
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -165,8 +166,27 @@ def test_no_thread_can_be_started(keeper: Keeper, monkeypatch: pytest.MonkeyPatc
     first, second = Fake(), Fake()
     with monkeypatch.context() as limited:
         limited.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(kvi.Unavailable, match="thread"):
             keeper.keep(first, now())
     keeper.join(1)
     keeper.keep(second, now())
-    until(lambda: first.steps and second.steps)
+    until(lambda: second.steps)
+    assert not first.steps
+
+
+def test_late_ones_are_served_at_once(keeper: Keeper) -> None:
+    """What is late does not wait for one renewal after the other: more threads help, and end."""
+    go, together = threading.Event(), threading.Barrier(3)
+
+    def meet() -> None:
+        together.wait(20)
+
+    fakes = [Fake(meet) for _ in range(3)]
+    first = Fake(lambda: go.wait(20) and None)
+    keeper.keep(first, now())
+    until(lambda: not keeper._due)
+    for fake in fakes:
+        keeper.keep(fake, now() - 1)
+    go.set()
+    until(lambda: all(fake.steps for fake in fakes))
+    until(lambda: len(keeper._threads) <= 1)

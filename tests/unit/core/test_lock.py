@@ -273,6 +273,25 @@ def test_failures_while_waiting(
     behind.lock.release()
 
 
+def test_unknown_claim_while_waiting(store: Faulty, peer: kvi.Kvi, holder: Lock) -> None:
+    """A lease with a claim that may still come to stand goes to no other lock, held or not."""
+    waiter = waiting(store, peer)
+    store.before["claim"] = fails(kvi.OutcomeUnknown, times=1)
+    holder.release()
+    assert waiter.end() is True
+    assert waiter.lock.held
+    waiter.lock.release()
+    until(lambda: store.calls["revoke"] == 1)
+    assert not store._running()._idle
+    assert holder.acquire(0)
+    waiter = waiting(store, peer, timeout=1)
+    store.before["claim"] = fails(kvi.OutcomeUnknown)
+    holder.release()
+    assert waiter.end() is False
+    until(lambda: store.calls["revoke"] == 2)
+    assert not store._running()._idle
+
+
 @pytest.mark.parametrize("error", [kvi.PermissionDenied, KeyboardInterrupt, ValueError])
 @pytest.mark.parametrize("name", ["watch", "claim"])
 def test_errors_that_end_the_wait(
@@ -334,7 +353,7 @@ def test_interrupt_right_after_the_claim(store: Faulty, peer: kvi.Kvi) -> None:
                 "_enter": Lock,
                 "_check": module._Attempt,
             }[name]
-            patch.setattr(owner, name, lambda *_: fails(KeyboardInterrupt)())
+            patch.setattr(owner, name, lambda *_, **__: fails(KeyboardInterrupt)())
             with pytest.raises(KeyboardInterrupt):
                 lock.acquire()
         assert not lock.held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import kvi
 import pytest
@@ -193,7 +194,7 @@ def test_close_is_whole_after_an_interrupt(store: Faulty) -> None:
         store.close()
     assert closed == [True]
     assert inner.closed
-    until(lambda: threads.keeper._thread is None)
+    until(lambda: not threads.keeper._threads)
     store.close()
 
 
@@ -236,13 +237,13 @@ def test_threads_are_shared_and_end(store: Faulty) -> None:
     with view.watch("k", callback=lambda *_: called.set()), store.lease(60):
         view.store("k", b"")
         assert called.wait(20)
-        assert threads.keeper._thread is not None
+        assert threads.keeper._threads
         view.close()
         assert view._running() not in threads.runtimes
         assert threads.dispatcher._threads
         store.close()
     assert not threads.dispatcher._threads
-    assert threads.keeper._thread is None
+    assert not threads.keeper._threads
     for handle in (store, view):
         with pytest.raises(kvi.Closed):
             handle.lease(60)
@@ -274,4 +275,30 @@ def test_runtime_made_while_closing(store: Faulty) -> None:
     go.set()
     thread.join(20)
     assert errors == [kvi.Closed]
-    assert store._running().threads.keeper._thread is None
+    assert not store._running().threads.keeper._threads
+
+
+def test_one_lease_that_cannot_be_revoked(store: Faulty, peer: kvi.Kvi) -> None:
+    """A lease whose end is refused does not keep the others from being revoked."""
+    for number in range(3):
+        store.store(f"k{number}", b"", lease=store.lease(60))
+    store.before["revoke"] = fails(kvi.PermissionDenied, times=1)
+    store.close()
+    assert peer.count() == 1
+
+
+def test_view_first_used_while_its_parent_closes(store: Faulty) -> None:
+    """What a view begins once its parent is closed is ended with it."""
+    view = store.namespace("view")
+    store.close()
+    assert view._running()._settled
+
+
+def test_time_out_of_a_temporary_key(store: Faulty, peer: kvi.Kvi) -> None:
+    """Granting and storing have one time-out together; after it nothing is stored."""
+    store.after["grant"] = lambda: time.sleep(0.05)
+    with pytest.raises(kvi.Timeout):
+        store.temp_key("k", timeout=0.01)
+    assert store.calls["put"] == 0
+    until(lambda: store.calls["revoke"] == 1)
+    assert peer.get("k") is None

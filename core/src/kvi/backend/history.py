@@ -18,9 +18,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import islice
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from kvi.errors import Compacted, KviError
+from kvi.errors import Compacted, Timeout
 from kvi.feed import Batch, Feed, WatchSpec
 from kvi.model import Event, EventType, KeyValue, RangeResult, Scan, Span
 
@@ -43,6 +44,7 @@ class HistoryFeed(Feed):
     def __init__(
         self, store: Kvi, spec: WatchSpec, open_changes: OpenChanges, timeout: float
     ) -> None:
+        deadline = monotonic() + timeout
         self._store = store
         self._span = spec.span
         self._open = open_changes
@@ -57,15 +59,16 @@ class HistoryFeed(Feed):
             return
         changes: Feed | None = None
         while changes is None:
-            self._listing = store._range(Scan(spec.span), timeout)
+            self._listing = store._range(Scan(spec.span), _left(deadline))
             with suppress(Compacted):  # between the two calls; a later listing is as good
-                changes = self._follow(self._revision_of(self._listing) + 1, timeout)
+                changes = self._follow(self._revision_of(self._listing) + 1, _left(deadline))
 
     def poll(self, timeout: float) -> Batch | None:
         """Return the next events."""
         try:
-            if self._listing is not None:
-                return self._page(self._listing)
+            listing = self._listing
+            if listing is not None:
+                return self._page(listing)
             changes = self._changes
             if changes is not None:
                 return changes.poll(timeout)
@@ -77,23 +80,25 @@ class HistoryFeed(Feed):
         """End it."""
         with self._lock:
             self._closed = True
+            self._listing = self._entries = None  # it may keep a snapshot of the store
         self._drop()
 
     def _page(self, listing: RangeResult) -> Batch:
-        if self._entries is None:  # at first, or again after a page that failed
-            self._entries = islice(iter(listing), self._listed, None)
-        try:
-            entries = list(islice(self._entries, PAGE))
-        except KviError:
-            self._entries = None
-            raise
-        self._listed += len(entries)
-        last = len(entries) < PAGE
-        if last:
-            self._listing = self._entries = None
+        entries = self._entries
+        if entries is None:  # at first, or again after a page that failed
+            entries = islice(iter(listing), self._listed, None)
+        # If it fails here, or is interrupted, the page is read again.
+        self._entries = None
         put = EventType.PUT
-        events = [Event(put, e.key, e.value, e.revision, None, True) for e in entries]
-        return Batch(events, listing.revision if last else None)
+        page = [Event(put, e.key, e.value, e.revision, None, True) for e in islice(entries, PAGE)]
+        last = len(page) < PAGE
+        with self._lock:
+            self._listed += len(page)
+            if last:
+                self._listing = None
+            elif not self._closed:
+                self._entries = entries
+        return Batch(page, listing.revision if last else None)
 
     def _resync(self, timeout: float) -> Batch | None:
         while True:
@@ -130,3 +135,10 @@ class HistoryFeed(Feed):
     def _revision_of(listing: RangeResult) -> int:
         assert listing.revision is not None  # a store with history has snapshots
         return listing.revision
+
+
+def _left(deadline: float) -> float:
+    left = deadline - monotonic()
+    if left <= 0:
+        raise Timeout("the time was up before the watch had begun")
+    return left

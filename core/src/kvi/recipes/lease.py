@@ -65,7 +65,11 @@ class Lease(LeaseRef):
         lease = cls(store, grant.id, grant.ttl, sent, keep_alive=keep_alive)
         if not runtime.add_lease(lease):  # closed meanwhile: it ends by itself
             raise store._refusal()
-        runtime.threads.keeper.keep(lease, lease._next_step())
+        try:
+            runtime.threads.keeper.keep(lease, lease._next_step())
+        except Unavailable:
+            lease._revoke_quietly(timeout)
+            raise
         return lease
 
     @property

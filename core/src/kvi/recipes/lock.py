@@ -22,8 +22,9 @@ state          guarantee                                   left by
 =============  ==========================================  =====================================
 
 *What may not be left behind.* A claim whose fate is unknown is withdrawn with its lease: the lease
-is given up at once, revoked as soon as the store can be reached, and never used again. Only after a
-release that surely worked the lease goes to the next lock.
+is given up, at once or after the lock that it came to hold, revoked as soon as the store can be
+reached, and never used again. Only one whose every claim has an answer goes on to the next lock,
+after a release that surely worked.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class Lock:
         self._state = _State.FREE
         self._claim: Claim | None = None
         self._lease: Lease | None = None
+        self._reusable = False  # whether the lease may go to another lock
         self._lost: Loss | None = None
 
     @property
@@ -132,7 +134,7 @@ class Lock:
                 claim = attempt.run()
                 if claim is not None:
                     assert attempt.lease is not None
-                    self._enter(claim, attempt.lease)
+                    self._enter(claim, attempt.lease, reusable=not attempt.doubt)
                     return True
             except BaseException:  # an interrupt may come at any moment
                 self._claim = self._lease = None
@@ -162,7 +164,7 @@ class Lock:
                     return
                 if self._state is not _State.HELD:
                     raise NotHeld("this object does not hold the lock; acquire it first")
-                claim, lease = self._claim, self._lease
+                claim, lease, reusable = self._claim, self._lease, self._reusable
                 assert claim is not None  # while it is HELD
                 assert lease is not None
                 alive = lease.alive
@@ -180,7 +182,10 @@ class Lock:
             if not stood:
                 lease._abandon()  # somebody meddled: whatever it still holds shall go
                 raise LeaseLost("the lock was lost before it was released: its key was changed")
-            store._running().give_idle(lease, self._ttl)
+            if reusable:
+                store._running().give_idle(lease, self._ttl)
+            else:
+                lease._abandon()
         except KviError as error:
             raise store._placed(error, "release", self._name)
 
@@ -252,7 +257,7 @@ class Lock:
     def __repr__(self) -> str:
         return f"<Lock {self._name!r} {'held' if self.held else 'not held'} {self._store.uri}>"
 
-    def _enter(self, claim: Claim, lease: Lease) -> None:
+    def _enter(self, claim: Claim, lease: Lease, *, reusable: bool) -> None:
         store = self._store
         lost = Loss(
             store._running().threads.dispatcher.call,
@@ -263,6 +268,7 @@ class Lock:
         lease.lost.add_callback(lost._set)
         with self._mutex:
             self._claim, self._lease, self._lost = claim, lease, lost
+            self._reusable = reusable
             self._state = _State.HELD
 
     def _drop(self) -> None:
@@ -287,7 +293,13 @@ class Lock:
 
 
 class _Attempt:
-    """One attempt at a lock, by one thread; it waits for nothing but ``_awake``."""
+    """One attempt at a lock, by one thread; it waits for nothing but ``_awake``.
+
+    Attributes:
+        lease: that the claim stands on, or may.
+        doubt: a claim's fate is unknown: it may come to stand later, as long as its lease lives.
+
+    """
 
     def __init__(self, store: Kvi, name: str, ttl: float, wait: float | None) -> None:
         self._store = store
@@ -297,7 +309,8 @@ class _Attempt:
         self._once = wait == 0
         self._deadline = inf if wait is None else monotonic() + wait
         self._awake = threading.Event()
-        self.lease: Lease | None = None  # that the claim stands on, or may
+        self.doubt = False
+        self.lease: Lease | None = None
         self._recheck = _LOOK_AGAIN if store.capabilities.lock_fair else _LOOK_AGAIN_UNFAIR
 
     def shut(self) -> None:
@@ -315,6 +328,7 @@ class _Attempt:
             while True:
                 idle = self.lease = self._runtime.take_idle(self._ttl)
                 lease = self.lease = self._grant() if idle is None else idle
+                self.doubt = False
                 try:
                     claim = self._through(lease)
                     if claim is not None:
@@ -337,11 +351,12 @@ class _Attempt:
             self._runtime.discard_waiting(self)
 
     def _grant(self) -> Lease:
-        return Lease._grant(self._store, self._ttl, self._patience(), keep_alive=True)
+        return Lease._grant(self._store, self._ttl, self._store._timeout, keep_alive=True)
 
     def _through(self, lease: Lease) -> Claim | None:
         """Claim, and wait until the claim is first; ``None``, and no claim, if time is up."""
-        claim = self._look(lease)
+        # The wait bounds the waiting; whether there is anything to wait for is asked in full time.
+        claim = self._store._lock_claim(self._name, lease.id, self._store._timeout)
         if claim.ahead is None:
             return claim
         lease.lost.add_callback(self._awake.set)
@@ -363,6 +378,7 @@ class _Attempt:
             except Compacted:
                 stale = True  # only a new claim tells who is ahead by now
             except _PASSING as error:
+                self.doubt = self.doubt or isinstance(error, OutcomeUnknown)
                 self._awake.clear()  # before the check, so that no call of `shut` is missed
                 self._check(lease)
                 _log.debug("waiting for the lock %r: %s", self._name, error)
@@ -405,9 +421,11 @@ class _Attempt:
         try:
             self._store._lock_release(claim, min(self._store._timeout, _WITHDRAWAL))
         except KviError:
+            self.doubt = True
+        self.lease = None
+        if self.doubt:
             lease._abandon()
         else:
-            self.lease = None
             self._runtime.give_idle(lease, self._ttl)
 
     def _check(self, lease: Lease) -> None:
@@ -419,9 +437,7 @@ class _Attempt:
         return self._deadline - monotonic()
 
     def _patience(self) -> float:
-        """Seconds for one call; one that tries once has the store's whole time-out."""
-        if self._once:
-            return self._store._timeout
+        """Seconds for one call while waiting."""
         return max(_LEAST, min(self._store._timeout, self._left()))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+from time import monotonic
 from typing import TYPE_CHECKING, Self
 
+from kvi.errors import Timeout
 from kvi.recipes.lease import Lease
 
 if TYPE_CHECKING:
@@ -34,9 +36,13 @@ class TempKey:
     def _create(cls, store: Kvi, key: str, value: bytes | None, ttl: float, timeout: float) -> Self:
         if value is None:
             value = f"{socket.gethostname()} {os.getpid()}".encode()
+        deadline = monotonic() + timeout
         lease = Lease._grant(store, ttl, timeout, keep_alive=True)
         try:
-            store._put(key, value, lease.id, timeout)
+            left = deadline - monotonic()
+            if left <= 0:
+                raise Timeout("the time was up before the key was stored")
+            store._put(key, value, lease.id, left)
         except BaseException:
             lease._abandon()
             raise

@@ -1,11 +1,15 @@
-"""The thread that keeps leases alive.
+"""The threads that keep leases alive.
 
 One thread serves all leases of a handle and its views: it sleeps until the next one is due, renews
-it, and asks it when it is due again. A renewal that hangs holds up the others for at most
-`kvi.policy.lease.MOST_PATIENCE`. Whether a lease is alive never depends on this thread: that is
-computed from the clock. It only makes the loss known to those who wait for it.
+it, and asks it when it is due again. Renewals take a round trip each, so that one after the other
+may be too slow for hundreds of leases, or while some of them hang: whoever takes one that is late,
+with more due behind it, starts another thread, up to `MOST_THREADS`, and these end once nothing is
+late any more. A renewal that hangs ends after `kvi.policy.lease.MOST_PATIENCE`.
 
-The thread is a daemon. It starts with the first lease and ends soon after the last, or by `stop`.
+Whether a lease is alive never depends on these threads: that is computed from the clock. They only
+make the loss known to those who wait for it.
+
+They are daemons. The first starts with the first lease and ends soon after the last, or by `stop`.
 """
 
 from __future__ import annotations
@@ -14,11 +18,16 @@ import heapq
 import itertools
 import logging
 import threading
+from contextlib import suppress
+from time import monotonic
 from typing import Protocol
 
+from kvi.errors import Unavailable
 from kvi.runtime.clock import now
 
 _log = logging.getLogger("kvi")
+MOST_THREADS = 8
+LATE = 0.1  # seconds behind its time
 LINGER = 1.0  # seconds that the thread outlives the last lease: often the next one comes soon
 _LONGEST = 3600.0  # seconds of one sleep, which no platform finds too long
 
@@ -41,21 +50,27 @@ class Keeper:
         self._changed = threading.Condition(threading.Lock())
         self._due: list[tuple[float, int, Kept]] = []
         self._numbers = itertools.count()
-        self._thread: threading.Thread | None = None
+        self._threads: set[threading.Thread] = set()
         self._ended = 0  # of those in the heap, about
         self._stopped = False
 
     def keep(self, kept: Kept, due: float) -> None:
-        """Call ``kept.step`` at ``due``; after `stop`, never."""
+        """Call ``kept.step`` at ``due``; after `stop`, never.
+
+        Raises `Unavailable` if there is no thread for it, and none can be started.
+        """
         with self._changed:
             if self._stopped:
                 return
+            if not self._threads:
+                try:
+                    self._start()
+                except RuntimeError as error:
+                    raise Unavailable(
+                        f"no thread can be started to keep leases alive: {error}"
+                    ) from error
             heapq.heappush(self._due, (due, next(self._numbers), kept))
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="kvi-keeper", daemon=True)
-                thread.start()
-                self._thread = thread
-            elif self._due[0][2] is kept:
+            if self._due[0][2] is kept:
                 self._changed.notify()
 
     def forget(self) -> None:
@@ -74,13 +89,19 @@ class Keeper:
         with self._changed:
             self._stopped = True
             self._due.clear()
-            self._changed.notify()
+            self._changed.notify_all()
 
     def join(self, timeout: float) -> None:
-        """After `stop`: wait for the thread, unless it is the one that calls this."""
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
+        """After `stop`: wait for the threads, except the one that calls this."""
+        deadline = monotonic() + timeout
+        for thread in list(self._threads):
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - monotonic()))
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="kvi-keeper", daemon=True)
+        thread.start()
+        self._threads.add(thread)
 
     def _run(self) -> None:
         while (kept := self._next()) is not None:
@@ -93,6 +114,8 @@ class Keeper:
                 with self._changed:
                     if not self._stopped:
                         heapq.heappush(self._due, (due, next(self._numbers), kept))
+                        if len(self._threads) > 1 and self._due[0][2] is kept:
+                            self._changed.notify()
 
     def _next(self) -> Kept | None:
         with self._changed:
@@ -100,9 +123,20 @@ class Keeper:
                 if self._due:
                     left = self._due[0][0] - now()
                     if left <= 0:
-                        return heapq.heappop(self._due)[2]
+                        kept = heapq.heappop(self._due)[2]
+                        if left < -LATE:
+                            self._get_help()
+                        return kept
+                    if len(self._threads) > 1:
+                        break  # nothing is due: one thread is enough
                     self._changed.wait(min(left, _LONGEST))
-                elif not self._changed.wait(LINGER) and not self._due:
+                elif len(self._threads) > 1 or (not self._changed.wait(LINGER) and not self._due):
                     break
-            self._thread = None
+            self._threads.discard(threading.current_thread())
             return None
+
+    def _get_help(self) -> None:
+        """What is due comes late: start another thread if more is due."""
+        if self._due and self._due[0][0] <= now() and len(self._threads) < MOST_THREADS:
+            with suppress(RuntimeError):  # then as fast as it goes
+                self._start()

@@ -68,6 +68,8 @@ class Loss:
 
         It may call any method of the store. What it raises is logged.
         """
+        if self._closed():
+            return  # nothing can be lost any more; in a forked child the lock may be held forever
         with self._changed:
             if not self._lost:
                 if not self._ended:

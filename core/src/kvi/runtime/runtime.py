@@ -16,18 +16,20 @@ alive meanwhile, and revoked after `IDLE` seconds without use.
 
 from __future__ import annotations
 
+import logging
 import threading
-from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
-from kvi.errors import KviError
+from kvi.errors import KviError, OutcomeUnknown, Timeout, Unavailable
 from kvi.runtime.clock import now
 from kvi.runtime.dispatcher import Dispatcher
 from kvi.runtime.keeper import Keeper
 
 if TYPE_CHECKING:
     from kvi.recipes.lease import Lease
+
+_log = logging.getLogger("kvi")
 
 IDLE = 30.0  # seconds that an unused lease is kept for the next lock
 MOST_IDLE = 16  # leases; what locks that were held at once leave behind is not kept forever
@@ -112,6 +114,8 @@ class Runtime:
                 if not idle:
                     return None
                 lease, _ = idle.pop()
+                if not idle:
+                    del self._idle[ttl]
             if lease.alive:
                 return lease
             lease._abandon()
@@ -120,19 +124,20 @@ class Runtime:
         """Keep a lease without keys for the next lock."""
         lease.lost._forget()  # else the call-backs of all locks that ever had it pile up
         with self._lock:
-            idle = self._idle.setdefault(ttl, [])
-            if not self._settled and len(idle) < MOST_IDLE:
-                idle.append((lease, now()))
+            if not self._settled and sum(map(len, self._idle.values())) < MOST_IDLE:
+                self._idle.setdefault(ttl, []).append((lease, now()))
                 return
         lease._abandon()
 
     def is_surplus(self, lease: Lease) -> bool:
         """Whether a lease has been idle for too long; then it is idle no more, but to be ended."""
         with self._lock:
-            for idle in self._idle.values():
+            for ttl, idle in self._idle.items():
                 for position, (kept, since) in enumerate(idle):
                     if kept is lease and now() - since > IDLE:
                         del idle[position]
+                        if not idle:
+                            del self._idle[ttl]
                         return True
         return False
 
@@ -151,12 +156,16 @@ class Runtime:
             for other in list(self.threads.runtimes - {self}):
                 other.settle(max(0.0, deadline - monotonic()))
         alive = [lease for lease in leases if lease._shut()]
-        with suppress(KviError):  # the first that fails says that the others would too
-            for lease in (*alive, *leaving):
-                left = deadline - monotonic()
-                if left <= 0:
-                    break
+        for lease in (*alive, *leaving):
+            left = deadline - monotonic()
+            if left <= 0:
+                break
+            try:
                 lease._revoke_now(left)
+            except (Unavailable, Timeout, OutcomeUnknown):
+                break  # the others would fare no better
+            except KviError as error:
+                _log.warning("a lease could not be revoked, it ends by itself: %s", error)
 
     def end(self) -> None:
         """After `settle`: let the threads go; they end with the handle that has them."""

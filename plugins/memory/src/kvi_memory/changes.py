@@ -48,24 +48,23 @@ class MemoryChanges(Feed):
         events: list[Event] = []
         state = self._state
         with state.lock:
-            while self._first is not None:
-                history = state.history
-                index = self._index()
-                last = min(index + MOST_COMMITS, len(history))
-                while index < last and len(events) < MOST_EVENTS:
-                    revision, changes = history[index]
-                    for key, old, new in changes:
-                        if key in span:
-                            if new is None:
-                                events.append(Event(delete, key, None, revision, old))
-                            else:
-                                events.append(Event(put, key, new.value, revision, old))
-                    index += 1
-                self._told = history[index - 1][0]
-                self._first = self._told + 1 if index < len(history) else None
-                if events:
-                    break
-        return Batch(events, self._told) if events else None
+            if self._first is None:
+                return None
+            history = state.history
+            index = self._index()
+            last = min(index + MOST_COMMITS, len(history))
+            while index < last and len(events) < MOST_EVENTS:
+                revision, changes = history[index]
+                for key, old, new in changes:
+                    if key in span:
+                        if new is None:
+                            events.append(Event(delete, key, None, revision, old))
+                        else:
+                            events.append(Event(put, key, new.value, revision, old))
+                index += 1
+            self._told = history[index - 1][0]
+            self._first = self._told + 1 if index < len(history) else None
+            return Batch(events, self._told)
 
     def close(self) -> None:
         """End it."""

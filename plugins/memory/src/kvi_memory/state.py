@@ -29,7 +29,7 @@ from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from kvi.errors import LeaseLost
+from kvi.errors import LeaseLost, Unavailable
 from kvi.model import KeyValue
 from kvi.policy.interest import Interests
 from kvi.policy.txn import Change
@@ -122,7 +122,11 @@ class MemoryState:
         while (lease := int.from_bytes(os.urandom(8)) >> 2) in self._leases or not lease:
             pass
         self._leases[lease] = _Lease(ttl)
-        self.reap()
+        try:
+            self.reap()
+        except Unavailable:
+            del self._leases[lease]
+            raise
         return lease
 
     def alive(self, lease: int) -> _Lease:
@@ -160,10 +164,15 @@ class MemoryState:
         if self._reaper is not None:
             self._reaper.notify()
             return
-        self._reaper = threading.Condition(self.lock)
-        threading.Thread(
-            target=self._run_reaper, args=(self._reaper,), name="kvi-memory-leases", daemon=True
-        ).start()
+        changed = threading.Condition(self.lock)
+        thread = threading.Thread(
+            target=self._run_reaper, args=(changed,), name="kvi-memory-leases", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise Unavailable(f"no thread can be started to end leases in time: {error}") from error
+        self._reaper = changed
 
     def _run_reaper(self, changed: threading.Condition) -> None:
         with changed:
@@ -209,13 +218,17 @@ def _before_fork() -> None:
         _fork.enter_context(state.lock)
 
 
+def _after_fork() -> None:
+    _fork.pop_all().close()  # apart from the stack, which the next fork may be filling already
+
+
 def _after_fork_in_child() -> None:
     for state in _states.values():
         state.forked()
-    _fork.close()
+    _after_fork()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_before_fork, after_in_parent=_fork.close, after_in_child=_after_fork_in_child
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
     )

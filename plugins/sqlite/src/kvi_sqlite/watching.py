@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from time import monotonic
@@ -210,16 +209,15 @@ class Watcher:
                 due = None
                 try:
                     changed, due = self._look()
+                    if due is not None and due <= now():
+                        due = None  # if the sweep fails, it is tried again after the interval
+                        self._access.sweep(monotonic() + BROOM)
                     failing = False
                 except Exception as error:  # noqa: BLE001  (the watches must not go quiet)
                     if not failing and not self._pool.closing:
                         known = isinstance(error, KviError)
                         _log.warning("watches wait: %s", error, exc_info=not known)
                     failing = True
-                if due is not None and due <= now():
-                    due = None  # if the sweep fails, it is tried again after the interval
-                    with suppress(KviError):
-                        self._access.sweep(monotonic() + BROOM)
                 interval = pace(interval, changed)
         finally:
             turn.unlisten(look_now)
