@@ -239,6 +239,8 @@ class TestLeases:
             assert seen - granted <= bound + 1, "the lease ended too late"
             assert {event.key for event in events[3:]} == {"a", "b"}
             assert {event.type for event in events[3:]} == {kvi.EventType.DELETE}
+            if store.capabilities.watch_history:
+                assert events[3].revision == events[4].revision, "its keys vanish together"
             assert peer.get("a") is None
             assert not lease.alive
             assert lease.lost.wait(10)

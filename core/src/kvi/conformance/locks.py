@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 
@@ -10,7 +11,7 @@ import pytest
 
 import kvi
 from kvi.conformance.concurrency import run_clients
-from kvi.conformance.fixtures import snapshot
+from kvi.conformance.fixtures import NAMESPACE, snapshot
 
 SHORT = 0.05  # seconds that a waiter waits in vain
 
@@ -365,6 +366,55 @@ class TestLocks:
         assert len({lease_of(store, name) for name in ("a", "b", "c")}) == 3
         for lock in locks:
             lock.release()
+
+    def test_waits_longer_than_the_time_out(self, store: kvi.Kvi, via: str, kvi_uri: str) -> None:
+        """The handle's time-out bounds single calls, not the wait; ``None`` waits without end."""
+        with kvi.open(kvi_uri, timeout=1) as hasty:
+            view = hasty.namespace(NAMESPACE) if via == "namespace" else hasty
+            lock, waiter = store.lock("jobs"), view.lock("jobs")
+            assert lock.acquire()
+            timer = threading.Timer(1.5, lock.release)
+            timer.start()
+            assert waiter.acquire(None)
+            timer.join()
+            waiter.release()
+
+    def test_hardly_any_time(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A wait so short that the store cannot answer within it still gets a free lock."""
+        assert store.lock("jobs").acquire(1e-6)
+        assert not peer.lock("jobs").acquire(1e-6)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads of pytest and the client
+    def test_fork(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """In a child nothing of its parent's is held or alive; what it does touches nothing."""
+        with store.lease(60) as lease, store.watch("k") as watch, store.lock("jobs") as lock:
+            store.store("leased", b"", lease=lease)
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    lost = lock.lost.is_set() or lease.lost.is_set()
+                    status = 2 if lock.held or lease.alive or watch.active or lost else 3
+                    lock.release()
+                    lease.revoke()
+                    watch.cancel()
+                    store.close()
+                    try:
+                        watch.next()
+                    except kvi.UsedAfterFork:
+                        status = 0 if status == 3 else status
+                finally:
+                    os._exit(status)
+            _, status = os.waitpid(child, 0)
+            assert os.waitstatus_to_exitcode(status) == 0
+            assert lock.held
+            assert lease.alive
+            assert not peer.lock("jobs").acquire(0)
+            assert peer.txn(when=[lock.guard], then=[kvi.Put("k", b"parent")])
+            assert watch.next(20).value == b"parent"
+            assert peer.get("leased")
+        assert not peer.count(prefix="jobs/")
 
     def test_in_a_namespace(self, store: kvi.Kvi) -> None:
         """The lock of a view is that of the name below it."""

@@ -602,6 +602,45 @@ class TestConsumers:
             take(other, 1)
         assert calls == ["begin", "end"]
 
+    def test_cancel_of_a_stuck_callback(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Cancel comes back soon from a call-back that does not, and no other begins."""
+        running, release = threading.Event(), threading.Event()
+        calls: list[bytes | None] = []
+
+        def callback(event: kvi.Event, data: object) -> None:
+            calls.append(event.value)
+            running.set()
+            release.wait(60)
+
+        watch = peer.watch("k", callback=callback)
+        try:
+            store.store("k", b"1")
+            assert running.wait(WAIT)
+            store.store("k", b"2")
+            watch.cancel()  # if it waited for the call-back, that would wait for `release`
+        finally:
+            release.set()
+        with peer.watch("k") as other:
+            store.store("k", b"3")
+            take(other, 1)
+        assert calls == [b"1"]
+
+    def test_callback_closes_the_handle(self, store: kvi.Kvi, kvi_uri: str) -> None:
+        """A call-back may close the handle that it runs for."""
+        done = threading.Event()
+        other = kvi.open(kvi_uri)
+        lease = other.lease(60)
+
+        def callback(event: kvi.Event, data: object) -> None:
+            other.close()
+            done.set()
+
+        other.watch(prefix="", callback=callback)
+        store.store("k", b"1")
+        assert done.wait(WAIT)
+        assert other.closed
+        assert not lease.alive
+
     def test_stuck_callbacks_hold_up_nobody(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Call-backs that never come back delay no other's."""
         release, seen = threading.Event(), threading.Event()
