@@ -39,7 +39,7 @@ from sortedcontainers import SortedDict
 if TYPE_CHECKING:
     from kvi_memory.changes import MemoryChanges
 
-HISTORY = 10_000  # commits: minutes of a busy store
+HISTORY = 50_000  # commits: a watch may fall seconds behind writers of its own process
 HISTORY_BYTES = 64 * 1024 * 1024  # a bound on what old values may hold
 
 
