@@ -293,6 +293,40 @@ def test_watches_that_begin_among_writers_miss_nothing(store: kvi.Kvi) -> None:
     assert {mirror.resyncs for mirror in mirrors} == {0}
 
 
+def test_a_watch_that_begins_while_a_look_comes_in(
+    store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first change is told, though the look that shows it passed the key before it came."""
+    store.store("a", "1")
+    others = [store._watch(WatchSpec(key(name)), nothing, 5) for name in "bcdefgh"]
+    assert prefixes(store) == {""}  # of nobody who follows "a"
+    until(lambda: in_step(store))
+    passed, entered = threading.Event(), threading.Event()
+    baseline, finish = watches.Watches.baseline, watches._Seen.finish
+
+    def read(self: watches.Watches, span: Span, timeout: float, *, keep: bool) -> Any:
+        found = baseline(self, span, timeout, keep=keep)
+        store.store("a", "2")
+        assert passed.wait(10)
+        return found
+
+    def wait(self: watches._Seen, index: int) -> None:
+        passed.set()
+        assert entered.wait(10)
+        finish(self, index)
+
+    monkeypatch.setattr(watches.Watches, "baseline", read)
+    monkeypatch.setattr(watches._Seen, "finish", wait)
+    feed = store._watch(WatchSpec(key("a")), nothing, 5)
+    monkeypatch.undo()
+    entered.set()
+    assert [(e.key, e.value) for e in heard(feed).events] == [("a", b"2")]
+    store.store("a", "3")
+    assert [(e.key, e.value) for e in heard(feed).events] == [("a", b"3")]
+    for each in (feed, *others):
+        each.close()
+
+
 def test_watches_without_a_beginning_see_what_comes_after(store: kvi.Kvi) -> None:
     """From the moment that a watch is made, the last state of a key is told."""
     with Writers(store, [f"k{n}" for n in range(5)], 2):
@@ -1123,3 +1157,26 @@ def test_a_poll_that_fails_oddly_tells_its_watches(
     with pytest.raises(kvi.KviError, match="RuntimeError: oddly"):
         feed.poll(5)
     feed.close()
+
+
+def test_a_watch_whose_thread_cannot_be_started(
+    store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is `Unavailable`; the next one hears of changes, and the handle can be closed."""
+    start = threading.Thread.start
+
+    def fails(thread: threading.Thread) -> None:
+        if thread.name == "kvi-consul-watch":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fails)
+        with pytest.raises(kvi.Unavailable, match="can't start new thread"):
+            store.watch("k")
+    assert prefixes(store) == set()
+    with store.watch("k") as watch:
+        store.store("k", "v")
+        assert watch.next(10).value == b"v"
+        store.close()
+    until(lambda: threads() == 0, within=2)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Self
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
 
 import grpc
 import kvi
 import pytest
 from kvi.feed import Batch, Feed, WatchSpec
 from kvi.model import Event, EventType, Span
-from kvi_etcd import cursor, watches, wire
+from kvi_etcd import cursor, forks, transport, watches, wire
 from kvi_etcd import wire_pb2 as pb
 
 from tests.servers import EtcdServer, find_etcdctl
@@ -322,6 +326,57 @@ def test_second_endpoint(server: EtcdServer, proxy: TcpProxy, writer: kvi.Kvi) -
         assert store.get("k") is not None
 
 
+def place(store: kvi.Kvi) -> int:
+    """Which endpoint the handle is at."""
+    return int(store._connection._at)  # type: ignore[attr-defined]
+
+
+def test_endings_do_not_move_the_handle(server: EtcdServer) -> None:
+    """Cancelled watches and vain waits stay at the endpoint that works; so leases live on."""
+    with TcpProxy(server.port) as hole:
+        hole.stall()
+        uri = f"etcd://{server.host}:{server.port},127.0.0.1:{hole.port}"
+        with kvi.open(uri, timeout=2) as store, kvi.open(server.uri) as other:
+            lease = store.lease(3)
+            with other.lock("jobs"):
+                begin = time.monotonic()
+                for turn in range(5):
+                    watch = store.watch("k")
+                    store.store("k", f"{turn}")
+                    assert watch.next(2).value == f"{turn}".encode()
+                    watch.cancel()
+                    assert not store.lock("jobs").acquire(0.1)
+                    time.sleep(0.1)  # the reader comes to its end
+                    assert store.get("k") is not None
+                    assert place(store) == 0
+                assert time.monotonic() - begin < 4
+                until(lambda: time.monotonic() - begin > 4, within=6)
+            assert lease.alive
+            lease.revoke()
+
+
+def test_silent_endpoint_is_left(server: EtcdServer) -> None:
+    """A watch that gets no answer moves the handle on; one that hardly waited for it does not."""
+    with TcpProxy(server.port) as hole:
+        uri = f"etcd://127.0.0.1:{hole.port},{server.host}:{server.port}"
+        with kvi.open(uri, timeout=2) as store:
+            store.ping()
+            hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+            span = Span("k", "k\0")
+            with pytest.MonkeyPatch.context() as patch:
+                # the reads before the watches are not what this is about
+                patch.setattr(hub, "_place", lambda *_: (1, 1))
+                hole.stall()
+                for timeout, expected in ((0.2, 0), (1.5, 1)):
+                    with pytest.raises((kvi.Unavailable, kvi.Timeout)):
+                        hub.open(span, None, nothing, timeout)
+                    assert place(store) == expected
+            feed = store._watch(WatchSpec(span), nothing, 2)
+            store.store("k", "1")
+            assert len(drained(feed, bool)) == 1
+            feed.close()
+
+
 # -- history that is gone --------------------------------------------------------------------------
 
 
@@ -395,6 +450,97 @@ def test_store_that_went_back(proxy: TcpProxy, store: kvi.Kvi, writer: kvi.Kvi) 
             consumer.wait_for(other.store("new", "after it"))
             assert waiting.poll(1) is None, "what waits for the future has lost nothing"
             waiting.close()
+
+
+class Older:
+    """Lets creates look as if a member answered that is behind, and hears what is asked then."""
+
+    def __init__(self, store: kvi.Kvi, patch: pytest.MonkeyPatch) -> None:
+        self.asked: list[bytes] = []
+        self.refused: set[bytes] = set()
+        self.meanwhile: Callable[[], object] = nothing
+        connection: transport.Connection = store._connection  # type: ignore[attr-defined]
+        hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+        self._call, self._hear = connection.call, hub._hear
+        patch.setattr(connection, "call", self.call)
+        patch.setattr(hub, "_hear", self.hear)
+
+    def hear(self, run: Any, stream: Any, answer: Any, size: int) -> None:
+        """What the reader does with an answer."""
+        if answer.created:
+            answer.header.revision = 1
+        self._hear(run, stream, answer, size)
+
+    def call(self, method: str, request: Any, timeout: float, *, write: bool) -> Any:
+        """A call; those of the reader are recorded."""
+        if threading.current_thread().name != "kvi-etcd-watches":
+            return self._call(method, request, timeout, write=write)
+        self.asked.append(request.key)
+        if request.key in self.refused:
+            raise kvi.PermissionDenied("not this key")
+        answer = self._call(method, request, timeout, write=write)
+        self.meanwhile()
+        return answer
+
+
+def test_doubt_about_one_key(
+    store: kvi.Kvi, writer: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that may not be asked for a watch's key ends that watch, and no other."""
+    before = running_threads()
+    writer.store("a", "0")
+    older = Older(store, monkeypatch)
+    older.refused = {b"a"}
+
+    def refused() -> None:
+        with pytest.raises(kvi.PermissionDenied, match="not this key"):
+            drained(store._watch(WatchSpec(Span("a", "a\0")), nothing, 5), bool)
+
+    refused()
+    with Consumer(store, Span("b", "b\0")) as consumer:
+        refused()
+        consumer.wait_for(writer.store("b", "1"))
+        refused()
+        consumer.wait_for(writer.store("b", "2"))
+        assert consumer.error is None
+        assert consumer.values() == [b"1", b"2"]
+    assert older.asked == [b"a", b"b", b"a", b"a"]
+    store.close()
+    until(lambda: running_threads() == before, within=5)
+
+
+def test_doubt_is_about_those_before(
+    store: kvi.Kvi, writer: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the store answered says nothing about a watch that was opened after it."""
+    writer.store("a", "0")
+    older = Older(store, monkeypatch)
+    hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+    later: list[Feed | kvi.KviError] = []
+
+    def open_later() -> None:
+        try:
+            later.append(store._watch(WatchSpec(Span("b", "b\0")), nothing, 10))
+        except kvi.KviError as error:
+            later.append(error)
+
+    def move_on() -> None:
+        older.meanwhile = nothing
+        for number in range(5):
+            writer.store("a", f"{number}")
+        threading.Thread(target=open_later).start()
+        until(lambda: len(hub._all) == 2)
+
+    older.meanwhile = move_on
+    first = store._watch(WatchSpec(Span("a", "a\0")), nothing, 5)
+    until(lambda: later)
+    feed = later[0]
+    assert isinstance(feed, Feed)
+    assert older.asked == [b"a", b"b"]
+    revision = writer.store("b", "1")
+    assert told(drained(feed, bool)) == [(revision, "b")], "and no RESYNC before it"
+    first.close()
+    feed.close()
 
 
 def test_start_in_the_past(server: EtcdServer, store: kvi.Kvi, writer: kvi.Kvi) -> None:
@@ -594,7 +740,224 @@ def test_answers_too_large(
     assert asked[-1] is True
 
 
+def test_interrupted_while_decoding(
+    store: kvi.Kvi, writer: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a poll was interrupted over comes with the next, once."""
+    hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        feed = store._watch(WatchSpec(everything()), nothing, 5)
+        stack.callback(feed.close)
+        for number in range(5):
+            writer.store("k", f"{number}")
+        (watch,) = hub._all
+        until(lambda: watch.events == 5)
+
+        def interrupted(*_: object) -> list[Event]:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(wire, "events", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                feed.poll(1)
+        assert watch.events == 5
+        batch = feed.poll(1)
+        assert batch is not None
+        assert [event.value for event in batch.events] == [b"0", b"1", b"2", b"3", b"4"]
+        assert feed.poll(1) is None
+        assert (hub._total, watch.events, watch.weight) == (0, 0, 0)
+
+
+def test_closed_while_decoding(
+    store: kvi.Kvi, writer: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watch that is closed amid a poll is not counted twice."""
+    hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+    feed = store._watch(WatchSpec(everything()), nothing, 5)
+    writer.store("k", "1")
+    until(lambda: hub._total)
+    decode = wire.events
+
+    def and_close(*arguments: Any) -> list[Event]:
+        feed.close()
+        return decode(*arguments)
+
+    monkeypatch.setattr(wire, "events", and_close)
+    batch = feed.poll(1)
+    assert batch is not None
+    assert len(batch.events) == 1
+    assert hub._total == 0
+
+
+def test_foreign_keys_are_left_out(
+    store: kvi.Kvi, writer: kvi.Kvi, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Changes of keys that are not UTF-8 are skipped, with one warning; the watch goes on."""
+    client = writer.client
+    with caplog.at_level(logging.WARNING, "kvi"), Consumer(store, everything()) as consumer:
+        writer.store("k", "1")
+        client.put(b"k\xff", b"x")
+        client.put(b"l\xff", b"x")
+        writer.store("k", "2")
+        client.delete(b"k\xff")
+        consumer.wait_for(writer.store("k", "3"))
+        assert consumer.values() == [b"1", b"2", b"3"]
+        assert consumer.error is None
+    (record,) = [record for record in caplog.records if record.name == "kvi"]
+    assert r"b'k\xff'" in record.getMessage()
+
+
 # -- the handle ------------------------------------------------------------------------------------
+
+
+def test_no_thread_to_be_had(server: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watch that gets no thread is Unavailable; the next one works, and close() does anyway."""
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "kvi-etcd-watches":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    for again in (True, False):
+        with kvi.open(server.uri) as store:
+            store.ping()
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", refused)
+                begin = time.monotonic()
+                for _ in range(2):
+                    with pytest.raises(kvi.Unavailable, match="thread"):
+                        store._watch(WatchSpec(everything()), nothing, 5)
+                assert time.monotonic() - begin < 1
+            assert not store._watches._all  # type: ignore[attr-defined]
+            if again:
+                with Consumer(store, everything()) as consumer:
+                    consumer.wait_for(store.store("k", "1"))
+
+
+OURS = {str(Path(str(module.__file__))) for module in (watches, transport, forks)}
+
+
+class AtCall:
+    """Does something at one call that this thread makes in the plugin, as a signal handler would.
+
+    CPython runs handlers behind calls, where functions begin, and where loops turn.
+    """
+
+    def __init__(self, number: int, handler: Callable[[], object]) -> None:
+        self._left = number
+        self._handler = handler
+        self.done = False
+
+    def __enter__(self) -> Self:
+        sys.setprofile(self._profile)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(None)
+
+    def _profile(self, frame: FrameType, event: str, _: object) -> None:
+        if frame.f_code.co_filename in OURS and event in ("call", "return", "c_return"):
+            if not self._left:
+                sys.setprofile(None)
+                self.done = True
+                self._handler()
+            self._left -= 1
+
+
+def begin_watch(store: kvi.Kvi) -> Callable[[], object]:
+    """The first watch, at the first call of the handle."""
+    return lambda: store._watch(WatchSpec(everything()), nothing, 5)
+
+
+def begin_another(store: kvi.Kvi) -> Callable[[], object]:
+    """A watch beside another one, on its stream."""
+    store._watch(WatchSpec(everything()), nothing, 5)
+    return begin_watch(store)
+
+
+def poll(store: kvi.Kvi) -> Callable[[], object]:
+    """Take what has come, from a full buffer."""
+    feed = store._watch(WatchSpec(everything()), nothing, 5)
+    store.store("k", "1")
+    hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+    until(lambda: hub._total)
+    with hub._lock:
+        (watch,) = hub._all
+        hub._leave_server(watch)
+        watch.state = watches.State.FULL
+    return lambda: feed.poll(5)
+
+
+def end_watch(store: kvi.Kvi) -> Callable[[], object]:
+    """End the last watch."""
+    return store._watch(WatchSpec(everything()), nothing, 5).close
+
+
+@pytest.mark.parametrize("ending", ["handle", "watches"])
+@pytest.mark.parametrize("work", [begin_watch, begin_another, poll, end_watch])
+def test_ended_by_a_signal_handler(
+    server: EtcdServer, work: Callable[[kvi.Kvi], Callable[[], object]], ending: str
+) -> None:
+    """Wherever it interrupts, a handler that ends watches or the handle does so for good."""
+    before = running_threads()
+    number = 0
+    problems: list[BaseException] = []
+
+    def interrupted() -> bool:
+        store = kvi.open(server.uri)
+        hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+        action = work(store)
+        begun = list(hub._all)
+
+        def end_watches() -> None:
+            for watch in begun:
+                watch.close()
+
+        begin = time.monotonic()
+        handler = store.close if ending == "handle" else end_watches
+        with AtCall(number, handler) as handled, suppress(kvi.KviError):
+            action()
+        if handled.done:
+            assert not hub._all.intersection(begun)
+            if ending == "handle":
+                assert (hub._run, hub._all, hub._wanted) == (None, set(), {})
+        for watch in list(hub._all):
+            watch.close()
+        assert (hub._run, hub._total, hub._wanted) == (None, 0, {})
+        store.close()
+        assert time.monotonic() - begin < 3
+        return handled.done
+
+    def everywhere() -> None:
+        nonlocal number
+        try:
+            while interrupted():
+                number += 1
+        except BaseException as problem:  # noqa: BLE001  (of the thread, for the test)
+            problems.append(problem)
+
+    thread = threading.Thread(target=everywhere, daemon=True)
+    thread.start()
+    thread.join(100)
+    assert not thread.is_alive(), f"deadlock at call {number}"
+    assert problems == [], f"at call {number}"
+    assert number > 10
+    until(lambda: running_threads() == before, within=5)
+
+
+def test_close_under_the_lock(server: EtcdServer, writer: kvi.Kvi) -> None:
+    """A handler that interrupts a frame with the lock does not wait for the reader, who would."""
+    before = running_threads()
+    store = kvi.open(server.uri)
+    store._watch(WatchSpec(everything()), nothing, 5)
+    begin = time.monotonic()
+    with store._watches._lock:  # type: ignore[attr-defined]
+        writer.store("k", "1")
+        time.sleep(0.1)  # the reader waits for the lock
+        store.close()
+    assert time.monotonic() - begin < 2
+    until(lambda: running_threads() == before, within=5)
 
 
 def test_many_watches(server: EtcdServer, writer: kvi.Kvi) -> None:

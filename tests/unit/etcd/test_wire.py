@@ -183,16 +183,22 @@ def test_messages_are_made_from_the_proto(tmp_path: Path) -> None:
 )
 def test_events(change: pb.Event, expected: Event) -> None:
     """A change of etcd is an event of kvi, of all its fields."""
-    (event,) = wire.events([change])
+    skipped: list[bytes] = []
+    (event,) = wire.events([change], skipped.append)
     assert event == expected
+    assert skipped == []
     assert type(event) is Event
 
 
 def test_event_of_a_foreign_key() -> None:
-    """A key that is not UTF-8 is named."""
-    change = pb.Event(kv=pb.KeyValue(key=b"\xff", mod_revision=7, version=1))
-    with pytest.raises(kvi.InvalidKey, match="xff"):
-        wire.events([change])
+    """A key that is not UTF-8 is skipped and named; the others are told."""
+    changes = [
+        pb.Event(kv=pb.KeyValue(key=key, mod_revision=7, version=1))
+        for key in (b"a", b"\xff", b"b")
+    ]
+    skipped: list[bytes] = []
+    assert [event.key for event in wire.events(changes, skipped.append)] == ["a", "b"]
+    assert skipped == [b"\xff"]
 
 
 @pytest.mark.parametrize(

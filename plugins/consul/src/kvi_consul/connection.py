@@ -17,7 +17,7 @@ an interrupt, a reader who has seen enough) also ends the connection.
 
 `abort` may be called by any thread: it shuts the socket down, which wakes the thread that waits
 on it; that thread closes it. Closing it from outside could hand its number to another file while
-it is still being read.
+it is still being read. It takes no lock, so a signal handler may call it as well.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ import ssl
 import threading
 from collections.abc import Iterator
 from time import monotonic
+
+from kvi_consul.flag import Flag
 
 _RECEIVE = 1 << 16  # bytes asked for at once: more than the answer to any point operation
 _LONGEST_HEAD = 1 << 16
@@ -70,7 +72,7 @@ class Connection:
     def __init__(self) -> None:
         self._sock: socket.socket | None = None
         self._aborted = False
-        self._waiting: threading.Event | None = None
+        self._waiting: Flag | None = None
         self._poll: select.poll | None = None
         self._buffer = b""  # received and not consumed yet
         self._chunked = False
@@ -127,7 +129,7 @@ class Connection:
         with contextlib.suppress(socket.gaierror):
             return _look_up(host, port, socket.AI_NUMERICHOST)
         found: list[list[_Address] | OSError] = []
-        done = self._waiting = threading.Event()
+        done = self._waiting = Flag()
 
         def look() -> None:
             try:
@@ -136,7 +138,10 @@ class Connection:
                 found.append(error)
             done.set()
 
-        threading.Thread(target=look, name="kvi-consul-resolve", daemon=True).start()
+        try:
+            threading.Thread(target=look, name="kvi-consul-resolve", daemon=True).start()
+        except RuntimeError as error:  # of the system's limits
+            raise OSError(f"the host name cannot be resolved: {error}") from error
         self._check_aborted()
         done.wait(_positive(deadline - monotonic()))
         self._waiting = None

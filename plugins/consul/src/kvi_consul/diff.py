@@ -149,10 +149,9 @@ class Pending:
         self._changes[change.key] = change
         self._size += _size(change)
 
-    def take(self) -> list[Event]:
-        """Everything, in the order of revisions; it is empty then."""
-        changes, self._changes, self._size = self._changes, {}, 0
-        return [change.event() for change in sorted(changes.values(), key=_revision)]
+    def events(self) -> list[Event]:
+        """Everything, in the order of revisions."""
+        return [change.event() for change in sorted(self._changes.values(), key=_revision)]
 
 
 def _size(change: Change) -> int:

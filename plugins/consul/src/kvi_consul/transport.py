@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from kvi_consul.connection import Connection
 from kvi_consul.errors import Broken
+from kvi_consul.flag import Flag
 
 MOST = 64  # connections open at once
 IDLE = 16  # connections kept while nobody uses them
@@ -45,7 +46,9 @@ class Call:
     """A request that another thread may `end` early: it fails then, also if it has yet to begin."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler may end it while its own thread does, or uses it; both set
+        # the same things whatever the other has set.
+        self._lock = threading.RLock()
         self._connection: Connection | None = None
         self.ended = False
 
@@ -114,7 +117,7 @@ class Transport:
         self._fixed = f"Host: {name}\r\n".encode()
         if token is not None:
             self._fixed += b"X-Consul-Token: " + token.encode() + b"\r\n"
-        self.closing = threading.Event()
+        self.closing = Flag()
         self._reset()
 
     def _reset(self) -> None:
@@ -167,7 +170,11 @@ class Transport:
             self._release(connection, call)
 
     def close(self) -> None:
-        """Close all connections and wake every thread that waits for one or on one."""
+        """Close all connections and wake every thread that waits for one or on one.
+
+        From a signal handler as well: a request of the thread that it interrupted fails when that
+        goes on, or, if it was about to begin, ends by its time-out.
+        """
         self.closing.set()
         with self._free:
             for connection in self._busy:

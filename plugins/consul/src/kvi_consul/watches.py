@@ -26,6 +26,35 @@ A baseline that equals the poll's last look makes the feed FOLLOWING at once. Ot
 query is ended early, and it looks without waiting. So nothing falls between baseline and changes,
 nothing comes twice, and no clock or index decides it.
 
+*Why nothing is lost.* Of a FOLLOWING feed holds: the poll's last look K shows, of the feed's keys,
+what the feed was told, what is pending included. A look L is out between `Poll._aim`, which says
+what it is compared with, and `Poll._apply`, which takes it over in place of K; meanwhile the lock
+is free. K does not change while L is out: only `_apply` replaces it. What else may happen then:
+
+=====================================  =========================================================
+while L is out a feed                  then
+=====================================  =========================================================
+was FOLLOWING all the time             it is told each difference between K and L: `_Seen.see`
+                                       keeps what some FOLLOWING feed spans, and `finish` all
+                                       that is gone
+was JOINING when L was asked for       L is later than its baseline: it is told the differences
+                                       between the two, and is FOLLOWING
+begins to be JOINING                   L may be older than its baseline: it has no part in L, and
+                                       the next look, without waiting, is compared with it
+begins to be FOLLOWING (`_newly`)      its baseline equals K, but L may be older than that, may
+                                       not have looked at all its keys (an exact one), and
+                                       entries that nobody followed then may have been dropped.
+                                       If K and L show the same of its keys, it is FOLLOWING L as
+                                       it did K. Else it has no part in L: it is JOINING, with
+                                       what K shows of its keys
+leaves, or is BEHIND                   nothing is kept for it
+moves to another poll (`inherit`)      the poll is over, and L is dropped. The new one takes over
+                                       K, with which its own first look is compared
+=====================================  =========================================================
+
+If L is dropped for a fault, K stays, and with it whoever follows. If L shows that the history was
+replaced, all feeds are BEHIND, as a baseline may be of either history.
+
 *Few polls.* There are at most `MOST_POLLS` of a handle, whatever the number of its watches. When a
 feed's prefix is not covered, `kvi_consul.cover` chooses the prefixes anew; polls whose prefix is no
 longer among them end, and others begin, which inherit feeds and looks from them. What the old ones
@@ -35,7 +64,22 @@ poll that some feeds have left chooses anew before its next look, so that a wide
 *Threads.* One lock guards all state: polls, feeds, what is pending. A poll's thread is the only one
 to look for it, and decides nothing without the lock; a poll that was taken from `_polls` is *over*,
 and what its thread still hears is dropped. Consumers' threads read baselines. ``wake`` is called
-outside of the lock.
+outside of the lock. A thread that cannot be started is an `Unavailable` of who needs the poll, and
+everything else stays as it was.
+
+*Signals.* A handler may close the handle while its own thread is in here, so the lock is
+re-entrant. `Watches.end` may thus come between any two steps of a critical section. It only sets
+``_ended``, which nothing takes back, and stirs the polls; as `Watches.current` looks at it, every
+poll is over then, also one that the interrupted section is about to make, whose thread ends at its
+first step. The `close` of feeds may come in between as well: ``_polls`` is replaced as a whole and
+never changed, and feeds are listed in one step. At worst a poll then goes on for nothing until the
+handle is closed.
+
+*Interrupts.* An exception such as `KeyboardInterrupt` may end a consumer's call anywhere. A batch
+is noted in the feed (``_held``) in the same step that takes its events from where they were, and
+forgotten in the last step before it is returned; if the call ended before, the next one returns it.
+A feed is BEHIND until its RESYNC is noted and it has joined a poll; whatever an interrupted attempt
+has left is undone by the next. Only an assignment counts as one step.
 
 *Faults.* Anything that may pass (no connection, no leader, an answer that is none) is tried again
 after a back-off, by a look without waiting. A dead connection shows by the end of the wait, which
@@ -48,20 +92,22 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from copy import copy
+from itertools import chain, islice
 from time import monotonic
 from typing import Any, NamedTuple
 
 from kvi.errors import KviError, Timeout, Unavailable
 from kvi.feed import Batch, Feed, Wake, WatchSpec
-from kvi.model import Event, EventType, Span
+from kvi.model import Event, EventType, KeyValue, Span
 from kvi.policy.interest import Interests, only_key
 
 from kvi_consul import diff, errors, wire
 from kvi_consul.cover import ancestor, cover, covering
 from kvi_consul.diff import Change, Look, Pending, Stamps
 from kvi_consul.errors import Broken
+from kvi_consul.flag import Flag
 from kvi_consul.pages import Pages
 from kvi_consul.transport import Call, Transport
 
@@ -108,19 +154,26 @@ class ConsulFeed(Feed):
         self.prefix = ancestor(spec.span.common_prefix)
         self.wake = wake
         # Guarded by the lock of `watches`:
-        self.home: Poll | None = None
         self.pending = Pending()
         self.told = 0  # everything up to it is pending or was handed out
         self.behind = False
         self.error: KviError | None = None
         self.closed = False
 
+        # The consumer's own:
+        self._held: Batch | None = None  # taken, and not returned yet
+        self._initial: _Initial | None = None  # what is left of the initial state
+
         baseline = watches.baseline(self.span, timeout, keep=spec.initial)
-        # The consumer's own: what is left of the initial state.
-        self._initial = _initial(baseline) if spec.initial else None
-        if not spec.initial:
+        if spec.initial:
+            self._initial = _Initial(baseline)
+        else:
             self.revision = baseline.revision
-        watches.enter(self, baseline)
+        try:
+            watches.enter(self, baseline)
+        except BaseException:
+            watches.leave(self)
+            raise
 
     def poll(self, timeout: float) -> Batch | None:
         """Return the next events."""
@@ -128,15 +181,17 @@ class ConsulFeed(Feed):
             if self.error is not None:
                 raise self.error
             behind = self.behind
-            if not behind and self._initial is None:
-                return Batch(self.pending.take(), self.told) if self.pending else None
+            if not behind and self._held is None and self._initial is None and self.pending:
+                batch, empty = Batch(self.pending.events(), self.told), Pending()
+                self._held, self.pending = batch, empty
         if behind:
-            return self._resync(timeout)
-        assert self._initial is not None
-        batch = next(self._initial)
-        if batch.revision is not None:
-            self._initial = None
-        return batch
+            self._resync(timeout)
+        elif self._held is None and self._initial is not None:
+            batch, left = self._initial.page()
+            self._held, self._initial = batch, left
+        # Between these steps there is no call, nor a jump back, where an interrupt could come.
+        held, self._held = self._held, None
+        return held
 
     def close(self) -> None:
         """End it."""
@@ -147,26 +202,38 @@ class ConsulFeed(Feed):
         self.behind = True
         self.pending = Pending()
 
-    def _resync(self, timeout: float) -> Batch:
-        self._initial = None
+    def _resync(self, timeout: float) -> None:
+        self._held = self._initial = None
         baseline = self._watches.baseline(self.span, timeout, keep=True)
-        self._watches.enter(self, baseline)
-        snapshot = [entry for page in baseline.pages.forward(None) for entry in page]
+        snapshot = list(chain.from_iterable(baseline.pages.forward(None)))
         event = Event(EventType.RESYNC, "", None, baseline.revision, snapshot=snapshot)
-        return Batch((event,), baseline.revision)
+        self._held = Batch((event,), baseline.revision)
+        self._watches.enter(self, baseline)  # if it fails, the feed is BEHIND as before
 
 
-def _initial(baseline: Baseline) -> Iterator[Batch]:
-    """The baseline as events; the last batch has the revision."""
-    events: list[Event] = []
-    for page in baseline.pages.forward(None):
-        for entry in page:
-            if len(events) == _PAGE:
-                yield Batch(events, None)
-                events = []
-            event = Event(EventType.PUT, entry.key, entry.value, entry.revision, None, True)
-            events.append(event)
-    yield Batch(events, baseline.revision)
+class _Initial:
+    """A baseline as events, from some entry on. It is never changed."""
+
+    def __init__(
+        self, baseline: Baseline, told: int = 0, entries: Iterator[KeyValue] | None = None
+    ) -> None:
+        self._baseline = baseline
+        self._told = told  # entries that were
+        self._entries = entries  # those behind them, for the first who asks
+
+    def page(self) -> tuple[Batch, _Initial | None]:
+        """Some events, of which the last have the revision, and what is left then."""
+        # If it fails or is interrupted, whoever asks again reads them again.
+        entries, self._entries = self._entries, None
+        if entries is None:
+            pages = self._baseline.pages.forward(None)
+            entries = islice(chain.from_iterable(pages), self._told, None)
+        put = EventType.PUT
+        page = [Event(put, e.key, e.value, e.revision, None, True) for e in islice(entries, _PAGE)]
+        told = self._told + len(page)
+        if told >= self._baseline.pages.count:
+            return Batch(page, self._baseline.revision), None
+        return Batch(page, None), _Initial(self._baseline, told, entries)
 
 
 class _Seen:
@@ -209,6 +276,14 @@ class _Seen:
             self.late[feed] += [Change(k, True, None, index) for k in diff.missing(stamps, now)]
 
 
+def _within(span: Span, stamps: Stamps) -> Stamps:
+    """Those of ``stamps`` whose keys are in ``span``."""
+    key = only_key(span)
+    if key is None:
+        return {key: stamp for key, stamp in stamps.items() if key in span}
+    return {key: stamps[key]} if key in stamps else {}
+
+
 class _Aim(NamedTuple):
     """What a look is for: a poll's state at the moment before it is asked for."""
 
@@ -224,9 +299,11 @@ class Poll:
 
     def __init__(self, watches: Watches, prefix: str) -> None:
         self.prefix = prefix
+        self.members: dict[ConsulFeed, None] = {}  # each is in one of the two below
         self.following: Interests[ConsulFeed] = Interests()
         self.joining: dict[ConsulFeed, Stamps] = {}
         self.left = False  # feeds have left since the prefixes were chosen
+        self._newly: set[ConsulFeed] = set()  # FOLLOWING only since the look that is out
         self._known: Stamps = {}  # the last look; replaced as a whole, never changed
         self._covered: tuple[str, ...] = ()  # prefixes below which it knows all keys
         self._exact = False  # the last look was at the key that is the prefix only
@@ -235,26 +312,22 @@ class Poll:
         self._watches = watches
         self._call: Call | None = None
         self._waiting = False  # for a change, with ``_call``
-        self._stirred = threading.Event()  # ends a pause
+        self._stirred = Flag()  # ends a pause
 
     # -- under the lock ---------------------------------------------------------------------------
 
     def feeds(self) -> list[ConsulFeed]:
         """All its feeds."""
-        return [*self.following, *self.joining]
+        return list(self.members)  # one step, see the module about signals
 
     def admit(self, feed: ConsulFeed, stamps: Stamps) -> None:
         """A feed joins, with its baseline."""
-        feed.home = self
-        key = only_key(feed.span)
-        if key is not None:
-            stamp = self._known.get(key)
-            mine = {} if stamp is None else {key: stamp}
-        else:
-            mine = {key: stamp for key, stamp in self._known.items() if key in feed.span}
+        self.members[feed] = None
         knows = covering(self._covered, feed.prefix) is not None
-        if (knows or (self._exact and key == self.prefix)) and stamps == mine:
+        knows = knows or (self._exact and only_key(feed.span) == self.prefix)
+        if knows and stamps == _within(feed.span, self._known):
             self.following.add(feed.span, feed)
+            self._newly.add(feed)
             return
         self.joining[feed] = stamps
         self._stirred.set()
@@ -263,8 +336,9 @@ class Poll:
 
     def dismiss(self, feed: ConsulFeed) -> None:
         """A feed leaves."""
-        feed.home = None
         self.left = True
+        self.members.pop(feed, None)
+        self._newly.discard(feed)
         if self.joining.pop(feed, None) is None:
             self.following.discard(feed.span, feed)
 
@@ -273,12 +347,14 @@ class Poll:
         inside = self.prefix
         for feed in other.feeds():
             if feed.prefix.startswith(inside):
-                feed.home = self
-                if feed in other.joining:
-                    self.joining[feed] = other.joining[feed]
-                else:
+                self.members[feed] = None
+                stamps = other.joining.get(feed)
+                if stamps is None:
                     self.following.add(feed.span, feed)
-        self._known |= {k: s for k, s in other._known.items() if k.startswith(inside)}
+                else:
+                    self.joining[feed] = stamps
+        known = {k: s for k, s in other._known.items() if k.startswith(inside)}
+        self._known = self._known | known
         self._covered += tuple(
             max(where, inside, key=len)
             for where in other._covered
@@ -293,6 +369,7 @@ class Poll:
 
     def _aim(self) -> tuple[_Aim, Call]:
         self._stirred.clear()
+        self._newly.clear()
         exact = all(only_key(feed.span) == self.prefix for feed in self.feeds())
         same = exact == self._exact and (exact or self._covered == (self.prefix,))
         index = self._index if same and not self.joining else None
@@ -310,14 +387,19 @@ class Poll:
         self._index = None if fell else seen.index
         rewound = seen.look.rewound
         self._high = seen.index if rewound else max(seen.index, aim.high or 0)
-        joined = [feed for feed in seen.late if self.joining.get(feed) is aim.joining[feed]]
         touched: dict[ConsulFeed, None] = {}
         if rewound:
-            for feed in (*self.following, *joined):
+            for feed in self.feeds():
                 self.dismiss(feed)
                 feed.lose()
                 touched[feed] = None
             return list(touched)
+        joined = [feed for feed in seen.late if self.joining.get(feed) is aim.joining[feed]]
+        for feed in self._newly:
+            before = _within(feed.span, aim.known)
+            if before != _within(feed.span, self._known):
+                self.following.discard(feed.span, feed)
+                self.joining[feed] = before
         for change in seen.changes:
             for feed in self.following.matching((change.key,)):
                 feed.pending.add(change)
@@ -364,7 +446,8 @@ class Poll:
         while True:
             with watches.lock:
                 if self.left:
-                    watches.choose()
+                    with suppress(Unavailable):  # the prefixes stay as they are until next time
+                        watches.choose()
                 if not watches.current(self):
                     return []
                 aim, call = self._aim()
@@ -411,9 +494,9 @@ class Watches:
         self._reset()
 
     def _reset(self) -> None:
-        # Re-entrant: a signal handler may close the handle while its own thread is in here.
-        self.lock = threading.RLock()
-        self._polls: dict[str, Poll] = {}  # none of their prefixes covers another
+        self.lock = threading.RLock()  # see the module about signals
+        # None of their prefixes covers another; replaced as a whole, never changed.
+        self._polls: dict[str, Poll] = {}
         self._threads: list[threading.Thread] = []
         self._ended = False
 
@@ -425,15 +508,15 @@ class Watches:
         """End all polls."""
         with self.lock:
             self._ended = True
-            polls, self._polls = self._polls, {}
-            for poll in polls.values():
+            for poll in self._polls.values():
                 poll.end()
 
     def join(self) -> None:
         """Wait, not for long, until the threads of all polls are gone."""
         deadline = monotonic() + _JOIN
         for thread in self._threads:
-            thread.join(max(deadline - monotonic(), 0.0))
+            if thread is not threading.current_thread():  # which may run a finalizer that closes
+                thread.join(max(deadline - monotonic(), 0.0))
 
     def forked(self) -> None:
         """In a child: forget the parent's polls."""
@@ -450,76 +533,96 @@ class Watches:
             raise errors.of_nonsense(self._transport.where, write=False) from error
 
     def enter(self, feed: ConsulFeed, baseline: Baseline) -> None:
-        """Let a feed follow what changes from its baseline on."""
+        """Let a feed follow what changes from its baseline on.
+
+        Raises `Unavailable` if no thread can look for it; the feed is as it was then.
+        """
         with self.lock:
             if feed.closed:
                 return
             if self._ended:
                 raise Unavailable("the handle was closed")
-            feed.behind = False
-            feed.told = baseline.revision
-            where = covering(self._polls, feed.prefix)
+            polls = self._polls
+            where = covering(polls, feed.prefix)
             if where is None:
-                self.choose(feed.prefix)
-                where = covering(self._polls, feed.prefix)
+                polls = self.choose(feed.prefix)
+                where = covering(polls, feed.prefix)
                 assert where is not None  # it was chosen so
-            self._polls[where].admit(feed, baseline.stamps)
+            elif feed.behind:
+                polls[where].dismiss(feed)  # should an attempt before have been interrupted
+            feed.pending, feed.told = Pending(), baseline.revision
+            polls[where].admit(feed, baseline.stamps)
+            feed.behind = False
 
     def leave(self, feed: ConsulFeed) -> None:
         """A feed is closed."""
         with self.lock:
             feed.closed = True
             feed.pending = Pending()
-            poll = feed.home
-            if poll is not None and self.current(poll):
-                poll.dismiss(feed)
-                self.drop_if_empty(poll)
+            polls = self._polls
+            where = covering(polls, feed.prefix)
+            if where is not None and not self._ended:
+                polls[where].dismiss(feed)
+                self.drop_if_empty(polls[where])
 
     # -- for polls; all but `look` and `fail` under the lock --------------------------------------
 
     def current(self, poll: Poll) -> bool:
         """Whether a poll is not over."""
-        return self._polls.get(poll.prefix) is poll
+        return not self._ended and self._polls.get(poll.prefix) is poll
 
     def drop_if_empty(self, poll: Poll) -> None:
         """End a poll that no feed needs."""
-        if not poll.joining and not len(poll.following):
-            del self._polls[poll.prefix]
+        if not poll.members:
+            self._polls = {w: other for w, other in self._polls.items() if other is not poll}
             poll.end()
 
-    def choose(self, newcomer: str | None = None) -> None:
-        """Choose the prefixes of the polls anew, for all feeds and a newcomer's prefix."""
+    def choose(self, newcomer: str | None = None) -> dict[str, Poll]:
+        """Choose the prefixes of the polls anew, for all feeds and a newcomer's prefix.
+
+        Returns what `_polls` is then. Raises `Unavailable` if a thread cannot be started; all is
+        as it was then.
+        """
         before = self._polls
         prefixes = {feed.prefix for poll in before.values() for feed in poll.feeds()}
         if newcomer is not None:
             prefixes.add(newcomer)
         wanted = cover(prefixes, MOST_POLLS)
-        self._polls = {where: before.get(where) or Poll(self, where) for where in wanted}
-        over = [poll for where, poll in before.items() if where not in self._polls]
-        for where, poll in self._polls.items():
+        chosen = {where: before.get(where) or Poll(self, where) for where in wanted}
+        new = [poll for where, poll in chosen.items() if where not in before]
+        over = [poll for where, poll in before.items() if where not in chosen]
+        for poll in new:
+            self._start(poll)  # what it does first is to wait for the lock, and see if it is chosen
+        for poll in new:
+            for other in over:
+                poll.inherit(other)
+        self._polls = chosen
+        for poll in chosen.values():
             poll.left = False
-            if where not in before:
-                for other in over:
-                    poll.inherit(other)
-                self._start(poll)
         for poll in over:
             poll.end()
+        return chosen
 
     def _start(self, poll: Poll) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         thread = threading.Thread(target=poll.run, name="kvi-consul-watch", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise Unavailable(
+                f"no thread could be started for the watch ({error}); let others end, and try again"
+            ) from error
         self._threads.append(thread)
-        thread.start()
 
     def fail(self, poll: Poll, error: KviError) -> list[ConsulFeed]:
         """End the feeds of a poll with an error; they are to be woken."""
         with self.lock:
             if not self.current(poll):
                 return []
-            del self._polls[poll.prefix]
+            self._polls = {w: other for w, other in self._polls.items() if other is not poll}
             feeds = poll.feeds()
             for feed in feeds:
-                feed.home, feed.error = None, copy(error)  # each gets a place of its own
+                feed.error = copy(error)  # each gets a place of its own
             return feeds
 
     def look(

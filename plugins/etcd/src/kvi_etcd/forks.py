@@ -3,7 +3,9 @@
 A fork while another thread is at one of these crashes the child inside gRPC, and now and then
 breaks the parent's new connection. (gRPC's own fork handlers give up when they meet such a thread.)
 Calls over channels that stand are no trouble. So a fork first waits, for at most `PATIENCE`, until
-no thread is at one of these, and those that come meanwhile wait until the fork is over.
+no thread is at one of these, and those that come meanwhile wait until the fork is over. A thread
+that is at one of these already, or forks itself, never waits: a part of it may be kept apart once
+more, and a signal handler may come at any point.
 
 The handlers must be registered after gRPC's, for the last registered runs first before a fork.
 """
@@ -20,7 +22,10 @@ PATIENCE = 1.0  # seconds: a call that connects to a dead server must not hold a
 
 
 class ForkGate:
-    """A context manager around what a fork must not interrupt; many threads may be inside."""
+    """A context manager around what a fork must not interrupt; many threads may be inside.
+
+    Re-entrant, also for signal handlers.
+    """
 
     def __init__(self) -> None:
         self._reset()
@@ -30,15 +35,16 @@ class ForkGate:
             )
 
     def _reset(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._inside = 0
-        self._forking = False
+        self._changed = threading.Condition(threading.RLock())
+        self._inside: dict[int, int] = {}  # thread → how many times
+        self._forking: int | None = None  # the thread that forks
 
     def __enter__(self) -> None:
+        me = threading.get_ident()
         with self._changed:
-            while self._forking:
+            while self._forking not in (None, me) and me not in self._inside:
                 self._changed.wait()
-            self._inside += 1
+            self._inside[me] = self._inside.get(me, 0) + 1
 
     def __exit__(
         self,
@@ -46,18 +52,24 @@ class ForkGate:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        me = threading.get_ident()
         with self._changed:
-            self._inside -= 1
-            self._changed.notify_all()
+            left = self._inside.get(me, 1) - 1  # a child has forgotten where its parent was
+            if left:
+                self._inside[me] = left
+            else:
+                self._inside.pop(me, None)
+                self._changed.notify_all()
 
     def _close(self) -> None:
+        me = threading.get_ident()
         with self._changed:
-            while self._forking:  # another thread's fork
+            while self._forking not in (None, me):  # another thread's fork
                 self._changed.wait()
-            self._forking = True
-            self._changed.wait_for(lambda: not self._inside, PATIENCE)
+            self._forking = me
+            self._changed.wait_for(lambda: not self._inside.keys() - {me}, PATIENCE)
 
     def _open(self) -> None:
         with self._changed:
-            self._forking = False
+            self._forking = None
             self._changed.notify_all()

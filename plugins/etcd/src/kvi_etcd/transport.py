@@ -11,9 +11,11 @@ at most once around; nothing else is sent twice, except a call that the server r
 token, after a new login. All of it is bounded by the call's deadline.
 
 *Threads.* A call runs on the caller's thread. One lock guards the making of links and the choice of
-the current one, and nothing waits under it, so that `close` never waits either. Another is held
-during a login, so that a hundred callers with an expired token log in once. Making a link, its
-first call and its end are kept apart from forks; see `kvi_etcd.forks`.
+the current one, and nothing waits under it, so that `close` waits for nothing but a fork. It is
+re-entrant, for a signal handler may close the handle under it: whether it is closed is looked at
+behind the making of a link. Another lock is held during a login, so that a hundred callers with an
+expired token log in once. Making a link, its first call and its end are kept apart from forks; see
+`kvi_etcd.forks`.
 """
 
 from __future__ import annotations
@@ -345,7 +347,7 @@ class Connection:
         self._endpoints = list(endpoints)
         self._tls = tls
         self._credentials = credentials
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._logging_in = threading.Lock()
         self._links: dict[int, Link] = {}
         self._at = 0  # the index of the current endpoint
@@ -435,7 +437,7 @@ class Connection:
         """In a forked child: forget the parent's channels; returns them, never to be freed."""
         abandoned = tuple(self._links.values())
         self._links, self._link = {}, None
-        self._lock, self._logging_in = threading.Lock(), threading.Lock()
+        self._lock, self._logging_in = threading.RLock(), threading.Lock()
         return abandoned
 
     def _insist(
@@ -479,24 +481,28 @@ class Connection:
                 raise self._shut(closed) from closed
 
     def _current(self) -> Link:
-        with self._lock:
+        with _gate, self._lock:
             return self._use(self._at)
 
     def _move_on(self, failed: Link) -> Link:
         """The link of the next endpoint, or the current one if another thread moved already."""
-        with self._lock:
+        with _gate, self._lock:
             if self._link is failed:
                 self._at = (self._at + 1) % len(self._endpoints)
             return self._use(self._at)
 
     def _use(self, at: int) -> Link:
-        if self._closed:
+        """The link of endpoint ``at``, now the current one; under the lock, behind the gate."""
+        link = None if self._closed else self._links.get(at) or self._new(at)
+        if link is None or self._closed:
             raise Unavailable("the connection is closed")
-        link = self._links.get(at)
-        if link is None:
-            with _gate:
-                link = self._links[at] = Link(_client(*self._endpoints[at], self._tls))
         self._link = link
+        return link
+
+    def _new(self, at: int) -> Link:
+        link = self._links[at] = Link(_client(*self._endpoints[at], self._tls))
+        if self._closed:  # by a signal handler just now, which may not have seen it
+            link.client.close()
         return link
 
     def _token(self, link: Link, deadline: float) -> Token | None:

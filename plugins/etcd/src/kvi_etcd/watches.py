@@ -7,6 +7,13 @@ has two more threads, one that sends and one that receives. All of them end with
 *One lock* guards everything here. Nothing waits under it: requests are queued, and what a stream
 does not send is asked for again on the next one.
 
+*Signal handlers* may end a watch, or the handle, amid anything that the main thread does here, also
+under the lock, which is re-entrant for them. What they end stays ended, for whoever holds the lock
+is ready to find it so: collections that it may be walking over are replaced and not emptied, sums
+change without a call in between, and whether the handle is closed, or the watch gone, is looked at
+behind the last step, not before the first. The reader meets no handlers. As it cannot end while the
+interrupted thread holds the lock, a handler does not wait for it then.
+
 *A watch* is in one of these states:
 
 ============  =====================================================  ===========================
@@ -25,7 +32,8 @@ state         guarantee                                              left by
 
 The end of the stream, for whatever reason, makes ASKED and RUNNING watches WANTED: each goes on at
 its cursor, on the next stream, and finds nothing missing and nothing twice (`kvi_etcd.cursor`).
-gRPC's keepalive ends a stream whose connection is dead, the server ends one that has no leader.
+gRPC's keepalive ends a stream whose connection is dead, the server ends one that has no leader. The
+handle moves to its next endpoint then, but not for a stream that was ended here.
 
 *Creates* are answered in the order in which they were sent, and a refused one may be answered
 without its id. So the oldest is meant, always; ``_asked`` keeps the order, also of those that were
@@ -46,12 +54,16 @@ by ``_run`` being another one; the next watch then starts a new run, and never w
 from __future__ import annotations
 
 import enum
+import logging
 import random
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from itertools import islice
+from queue import Empty, SimpleQueue
 
-from kvi.errors import Compacted, KviError, Timeout, Unavailable
+from kvi.errors import AuthenticationFailed, Compacted, KviError, Timeout, Unavailable
 from kvi.feed import Batch, Feed, Wake
 from kvi.model import Event, Span
 
@@ -64,7 +76,10 @@ from kvi_etcd.transport import Connection, Stream
 WINDOW = 64  # creates under way: enough to hide the round trip when thousands are to be resumed
 BATCH = 1000  # events that a poll stops at
 LOGIN_TIMEOUT = 5.0
+SILENCE = 0.5  # seconds without an answer to a create, before a stream is taken for dead
 BACKOFF_MIN, BACKOFF_MAX = 0.05, 1.0
+
+_log = logging.getLogger("kvi")
 
 
 class State(enum.Enum):
@@ -82,6 +97,7 @@ class Changes(Feed):
 
     __slots__ = (
         "ahead",
+        "asked",
         "buffer",
         "cursor",
         "doubted",
@@ -96,6 +112,7 @@ class Changes(Feed):
         "revision",
         "state",
         "wake",
+        "warned",
         "watches",
         "weight",
     )
@@ -111,27 +128,43 @@ class Changes(Feed):
         self.ahead = ahead  # the next create asks for the future
         self.state = State.WANTED
         self.id = 0
-        self.heard = 0  # answers on the stream when it was asked for
+        self.asked = 0.0  # when, by the monotonic clock
+        self.heard = 0  # answers on the stream at that time
         self.doubted = False  # a refusal was not believed yet
         self.error: KviError | None = None
-        self.opened: threading.Event | None = threading.Event()
+        # gets a word once it is known whether it could begin; an Event would not do, for a signal
+        # handler that sets it deadlocks with the interrupted thread that is about to wait for it
+        self.opened: SimpleQueue[None] | None = SimpleQueue()
         self.idle = True  # its consumer found nothing and must be woken
         self.buffer: deque[Chunk] = deque()
         self.events = self.weight = 0  # in the buffer
+        self.warned = False
 
     def poll(self, timeout: float) -> Batch | None:
-        """Return what has arrived; never waits."""
-        chunks = self.watches.take(self)
+        """Return what has arrived; never waits.
+
+        What cannot be decoded, or is interrupted meanwhile, stays for the next call.
+        """
+        chunks = self.watches.first(self)
         if chunks is None:
             return None
         events: list[Event] = []
         for chunk in chunks:
-            events += wire.events(chunk.changes)
+            events += wire.events(chunk.changes, self._skip)
+        self.watches.drop(self, chunks)
         return Batch(events, chunks[-1].revision)
 
     def close(self) -> None:
         """End it."""
         self.watches.discard(self)
+
+    def _skip(self, key: bytes) -> None:
+        """A change of a ``key`` of another program: no event of kvi can tell of it."""
+        if not self.warned:
+            self.warned = True
+            _log.warning(
+                "a watch leaves out the changes of keys that are not UTF-8; the first is %r", key
+            )
 
 
 class _Run:
@@ -161,9 +194,9 @@ class Watches:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._all: set[Changes] = set()
-        self._wanted: dict[Changes, None] = {}  # in order
+        self._wanted: OrderedDict[Changes, None] = OrderedDict()
         self._asked: deque[Changes] = deque()
         self._by_id: dict[int, Changes] = {}  # ASKED and RUNNING
         self._last_id = 0
@@ -188,23 +221,32 @@ class Watches:
         watch = Changes(self, span, seen, wake, ahead=seen >= present, future=seen > present)
         opened = watch.opened
         assert opened is not None
-        with self._lock:
-            if self._closed:
-                raise Unavailable("the connection is closed")
-            self._all.add(watch)
-            self._want(watch)
-        if opened.wait(max(0.0, deadline - time.monotonic())):
+        try:
+            self._enter(watch)
+            opened.get(timeout=max(0.0, deadline - time.monotonic()))
             if watch.error is not None:
                 raise watch.error
             watch.opened = None
             return watch
+        except Empty:
+            pass
+        except BaseException:
+            self.discard(watch)
+            raise
         with self._lock:
             # A stream that has been silent since is taken for dead, before gRPC finds out.
-            silent = watch.state is State.ASKED and watch.heard == self._heard
-            stream = self._run.stream if silent and self._run is not None else None
+            silent = (
+                watch.state is State.ASKED
+                and watch.heard == self._heard
+                and time.monotonic() - watch.asked >= SILENCE
+            )
+            run = self._run
+            stream = run.stream if silent and run is not None else None
             trouble = self._trouble
         self.discard(watch)
         if stream is not None:
+            # Not left to the reader: if this was the last watch, it does not look at it any more.
+            self._connection.leave(stream)
             stream.end()
         if trouble is not None:
             raise Unavailable(f"the watch could not begin in time: {trouble.message}") from trouble
@@ -228,40 +270,68 @@ class Watches:
         present = int(answer.header.revision)
         return at or present, present
 
-    def take(self, watch: Changes) -> list[Chunk] | None:
-        """What ``watch`` has kept, about `BATCH` events of it; ``None`` if nothing."""
+    def _enter(self, watch: Changes) -> None:
+        """Add ``watch``, and begin a run if there is none; leaves nothing behind if it fails."""
         with self._lock:
-            buffer = watch.buffer
-            if not buffer:
+            try:
+                self._all.add(watch)
+                self._want(watch)
+                if self._run is None and not self._closed:
+                    self._begin_run()
+                if self._closed:  # before, or by a signal handler just now
+                    raise Unavailable("the connection is closed")
+            except BaseException:
+                self.discard(watch)
+                raise
+
+    def first(self, watch: Changes) -> list[Chunk] | None:
+        """What ``watch`` has kept, about `BATCH` events of it; ``None`` if nothing.
+
+        It stays kept, until it is given to `drop`.
+        """
+        with self._lock:
+            chunks = list(islice(watch.buffer, BATCH))
+            if not chunks:
                 if watch.error is not None and not self._closed:
                     raise watch.error
                 watch.idle = True
                 return None
-            chunks = []
-            events = 0
-            while buffer and events < BATCH:
-                chunk = buffer.popleft()
-                chunks.append(chunk)
-                events += len(chunk.changes)
-                watch.weight -= chunk.weight
-                self._total -= chunk.weight
-            watch.events -= events
+        events = 0
+        for number, chunk in enumerate(chunks, 1):
+            events += len(chunk.changes)
+            if events >= BATCH:
+                del chunks[number:]
+                break
+        return chunks
+
+    def drop(self, watch: Changes, chunks: list[Chunk]) -> None:
+        """Keep ``chunks`` no longer, which `first` gave; does nothing if ``watch`` was closed."""
+        events = sum(len(chunk.changes) for chunk in chunks)
+        weight = sum(chunk.weight for chunk in chunks)
+        with self._lock:
+            buffer = watch.buffer
+            if not buffer:
+                return
+            for _ in chunks:
+                buffer.popleft()
+            if watch.buffer is buffer:
+                watch.events -= events
+                watch.weight -= weight
+                self._total -= weight
             if not buffer and watch.state is State.FULL:
                 self._want(watch)
-            return chunks
 
     def discard(self, watch: Changes) -> None:
         """End ``watch``, and the stream if it was the last."""
         with self._lock:
-            self._total -= watch.weight
-            watch.buffer.clear()
-            watch.events = watch.weight = 0
+            weight, watch.weight, watch.events = watch.weight, 0, 0
+            self._total -= weight
+            watch.buffer = deque()
             self._leave_server(watch)
             watch.state = State.ENDED
             self._all.discard(watch)
-            run = None if self._all else self._retire()
-        if run is not None:
-            run.end()
+            if not self._all:
+                self._retire(end=True)
 
     # -- for the handle ---------------------------------------------------------------------------
 
@@ -269,64 +339,92 @@ class Watches:
         """End all watches and the stream, without waiting for the threads."""
         with self._lock:
             self._closed = True
-            run = self._retire()
+            self._retire(end=True)
             watches, self._all = self._all, set()
-            self._wanted.clear()
+            self._wanted = OrderedDict()
             for watch in watches:
                 watch.state = State.ENDED
-                if watch.opened is not None and watch.error is None:
+                opened = watch.opened
+                if opened is not None and watch.error is None:
                     watch.error = Unavailable("the connection is closed")
-                    watch.opened.set()
-        if run is not None:
-            run.end()
+                    opened.put(None)
 
     def join(self, timeout: float) -> None:
-        """After `close`: wait until the readers have ended."""
+        """After `close`: wait until the readers have ended, unless they cannot before we go on."""
+        if self._held():
+            return
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def abandon(self) -> object:
         """In a forked child: let go of the parent's stream; returns it, never to be freed."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         abandoned = self._run, self._threads
         self._run, self._threads, self._closed = None, [], True
-        self._all, self._wanted, self._by_id = set(), {}, {}
+        self._all, self._wanted, self._by_id = set(), OrderedDict(), {}
         return abandoned
+
+    def _held(self) -> bool:
+        """Whether this thread holds the lock: then it is in a signal handler."""
+        try:
+            threading.Condition(self._lock).notify(0)
+        except RuntimeError:
+            return False
+        return True
 
     # -- under the lock ---------------------------------------------------------------------------
 
     def _want(self, watch: Changes) -> None:
         watch.state = State.WANTED
         self._wanted[watch] = None
-        if self._run is None:
-            self._run = run = _Run()
-            thread = threading.Thread(
-                target=self._read, args=(run,), name="kvi-etcd-watches", daemon=True
-            )
-            self._threads = [old for old in self._threads if old.is_alive()]
-            self._threads.append(thread)
-            thread.start()
-        else:
-            self._ask(self._run)
+        self._end_if_closed(watch)
+        run = self._run
+        if run is not None:
+            self._ask(run)
 
-    def _retire(self) -> _Run | None:
-        """Have no run any more; what its stream still says is not heard."""
+    def _end_if_closed(self, watch: Changes) -> None:
+        """Behind what changes the state of ``watch``: a signal handler may have closed it amid."""
+        if watch not in self._all:
+            self._leave_server(watch)
+            watch.state = State.ENDED
+
+    def _begin_run(self) -> None:
+        """Begin one; if it fails, whoever called ends it with the watch that it was for."""
+        self._run = run = _Run()
+        thread = threading.Thread(
+            target=self._read, args=(run,), name="kvi-etcd-watches", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise Unavailable(f"no thread can be started for the watches: {error}") from error
+        self._threads = [*(old for old in self._threads if old.is_alive()), thread]
+
+    def _retire(self, *, end: bool = False) -> None:
+        """Have no run any more; what its stream still says is not heard.
+
+        ``end`` tells its reader. That is done under the lock as well: a signal handler that comes
+        before it must know that the reader is not going to end.
+        """
         run, self._run = self._run, None
-        self._asked.clear()
-        self._by_id.clear()
-        self._trouble = None
-        return run
+        self._asked, self._by_id = deque(), {}
+        self._trouble = self._doubtful = None
+        if end and run is not None:
+            run.end()
 
     def _ask(self, run: _Run) -> None:
         """Send creates for those wanted, as many as the window allows."""
         stream = run.stream
-        while stream is not None and self._wanted and len(self._asked) < WINDOW:
-            watch = next(iter(self._wanted))
-            del self._wanted[watch]
+        while stream is not None and len(self._asked) < WINDOW:
+            try:
+                watch, _ = self._wanted.popitem(last=False)
+            except KeyError:
+                return
             self._last_id += 1
             watch.id = self._last_id
             watch.state = State.ASKED
+            watch.asked = time.monotonic()
             watch.heard = self._heard
             self._asked.append(watch)
             self._by_id[watch.id] = watch
@@ -335,14 +433,16 @@ class Watches:
             stream.send(
                 wire.create_request(watch.id, watch.low, watch.high, start, fragment=run.fragment)
             )
+            self._end_if_closed(watch)
 
     def _leave_server(self, watch: Changes) -> None:
         """Let the server forget ``watch``, whatever it knows of it."""
         self._wanted.pop(watch, None)
         if watch.state in (State.ASKED, State.RUNNING):
             self._by_id.pop(watch.id, None)
-            if self._run is not None and self._run.stream is not None:
-                self._run.stream.send(wire.cancel_request(watch.id))
+            stream = None if self._run is None else self._run.stream
+            if stream is not None:
+                stream.send(wire.cancel_request(watch.id))
 
     def _fail(self, watch: Changes, error: KviError) -> None:
         """End ``watch`` by ``error``, which its consumer meets behind what is kept."""
@@ -351,15 +451,18 @@ class Watches:
         self._all.discard(watch)
         watch.state = State.ENDED
         watch.error = error
-        if watch.opened is not None:
-            watch.opened.set()
+        opened = watch.opened
+        if opened is not None:
+            opened.put(None)
         self._rouse(watch)
 
-    def _fail_all(self, error: KviError) -> None:
-        for watch in list(self._all):
-            own = type(error)(error.message)  # each is told where it happened
-            own.__cause__ = error.__cause__
-            self._fail(watch, own)
+    def _fail_those(self, watches: Iterable[Changes], error: KviError) -> None:
+        for watch in watches:
+            if watch in self._all:
+                own = type(error)(error.message)  # each is told where it happened
+                own.__cause__ = error.__cause__
+                self._leave_server(watch)
+                self._fail(watch, own)
 
     def _rouse(self, watch: Changes) -> None:
         if watch.idle:
@@ -377,7 +480,7 @@ class Watches:
             with self._lock:
                 if run is self._run:
                     self._retire()
-                    self._fail_all(failure)
+                    self._fail_those(list(self._all), failure)
 
     def _stay_connected(self, run: _Run) -> None:
         delay = BACKOFF_MIN
@@ -399,8 +502,7 @@ class Watches:
             except AnswerTooLarge:
                 wait, fragment = False, True
             except KviError as error:
-                self._miss(run, error)
-                if stream is not None:
+                if self._miss(run, error) and stream is not None:
                     self._connection.leave(stream)
             finally:
                 self._lose(run)
@@ -422,13 +524,19 @@ class Watches:
             self._ask(run)
             return bool(self._asked)
 
-    def _miss(self, run: _Run, error: KviError) -> None:
-        """There is no stream, because of ``error``: what will not pass ends the watches."""
+    def _miss(self, run: _Run, error: KviError) -> bool:
+        """There is no stream, because of ``error``: what will not pass ends the watches.
+
+        Returns whether the endpoint is to blame. It is not once the run is another's: then the
+        stream was ended here.
+        """
         with self._lock:
-            if run is self._run:
-                self._trouble = error
-                if not isinstance(error, (Unavailable, Timeout)):
-                    self._fail_all(error)
+            if run is not self._run:
+                return False
+            self._trouble = error
+            if not isinstance(error, (Unavailable, Timeout)):
+                self._fail_those(list(self._all), error)
+            return True
 
     def _lose(self, run: _Run) -> None:
         """The stream is gone: all that it carried is wanted again."""
@@ -438,6 +546,7 @@ class Watches:
                 return
             self._asked.clear()
             self._by_id.clear()
+            self._doubtful = None
             for watch in self._all:
                 if watch.state in (State.ASKED, State.RUNNING):
                     watch.state = State.WANTED
@@ -467,19 +576,28 @@ class Watches:
                 raise refusal(answer.cancel_reason)
 
     def _look_back(self, run: _Run, doubtful: Changes) -> None:
-        """Ask whether the store has gone back, or only the member that serves the stream lags."""
-        request = pb.RangeRequest(key=doubtful.low, count_only=True)
-        answer = self._connection.call("range", request, LOGIN_TIMEOUT, write=False)
+        """Ask whether the store has gone back, or only the member that serves the stream lags.
+
+        The answer is for all watches that were there before the question. A refusal is for the
+        doubtful one alone, for it was its key that was asked for.
+        """
         with self._lock:
-            self._doubtful = None
-            if run is not self._run:
-                return
-            for watch in list(self._all):
-                if answer.header.revision < watch.cursor.proven:
-                    if watch.state in (State.ASKED, State.RUNNING):
-                        self._leave_server(watch)
-                    gone = "etcd has gone back to an older revision: its data was restored"
-                    self._fail(watch, Compacted(gone))
+            before = [(watch, watch.cursor.proven) for watch in self._all]
+        request = pb.RangeRequest(key=doubtful.low, count_only=True)
+        error: KviError
+        try:
+            answer = self._connection.call("range", request, LOGIN_TIMEOUT, write=False)
+        except (Unavailable, Timeout, AuthenticationFailed):
+            raise  # nothing about this key
+        except KviError as refused:
+            error, failed = refused, [doubtful]
+        else:
+            error = Compacted("etcd has gone back to an older revision: its data was restored")
+            failed = [watch for watch, proven in before if answer.header.revision < proven]
+        with self._lock:
+            if run is self._run:
+                self._doubtful = None
+                self._fail_those(failed, error)
 
     def _answered(self, stream: Stream, answer: pb.WatchResponse, *, refused: bool) -> None:
         """The oldest create has been answered."""
@@ -507,8 +625,9 @@ class Watches:
                 self._doubtful = watch
             watch.state = State.RUNNING
             watch.doubted = False
-            if watch.opened is not None:
-                watch.opened.set()
+            opened = watch.opened
+            if opened is not None:
+                opened.put(None)
 
     def _keep(self, watch: Changes, answer: pb.WatchResponse, size: int) -> None:
         events = watch.events + len(answer.events)

@@ -7,7 +7,7 @@ key, ``\0``; and a ``range_end`` of ``\0`` means "to the end", which is how an o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from kvi.errors import InvalidKey, LeaseLost, ValueTooLarge
@@ -241,8 +241,8 @@ def cancel_request(watch: int) -> pb.WatchRequest:
     return pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch))
 
 
-def events(changes: Iterable[pb.Event]) -> list[Event]:
-    """The events of kvi for changes that a watch told."""
+def events(changes: Iterable[pb.Event], skip: Callable[[bytes], object]) -> list[Event]:
+    """The events of kvi for changes that a watch told; keys that are not UTF-8 go to ``skip``."""
     # Spelled out, past Event's own constructor: this is most of what a change costs.
     new, put, delete = tuple.__new__, EventType.PUT, EventType.DELETE
     found: list[Event] = []
@@ -252,7 +252,8 @@ def events(changes: Iterable[pb.Event]) -> list[Event]:
         try:
             key = kv.key.decode()
         except UnicodeDecodeError:
-            key = _key(kv.key)  # names it
+            skip(kv.key)
+            continue
         previous = None
         if version != 1:  # else it was created
             old = change.prev_kv

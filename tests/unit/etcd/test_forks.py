@@ -1,0 +1,139 @@
+"""The gate that keeps forks away from channels that are being made."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from kvi_etcd import forks, transport
+
+from tests.support.waiting import until
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> forks.ForkGate:
+    """A gate that no real fork comes to."""
+    monkeypatch.delattr("os.register_at_fork", raising=False)
+    return forks.ForkGate()
+
+
+def in_thread(work: object) -> threading.Thread:
+    """Run it, daemonic, so that a deadlock fails the test and no more."""
+    thread = threading.Thread(target=work, daemon=True)  # type: ignore[arg-type]
+    thread.start()
+    return thread
+
+
+def test_a_fork_waits_for_those_inside(gate: forks.ForkGate) -> None:
+    """Until the last one has left, who may enter again meanwhile; others wait for the fork."""
+    order: list[str] = []
+    inside, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with gate:
+            inside.set()
+            go_on.wait(10)
+            with gate:
+                order.append("nested")
+            order.append("left")
+
+    def fork() -> None:
+        gate._close()
+        order.append("fork")
+        gate._open()
+
+    def late() -> None:
+        with gate:
+            order.append("late")
+
+    worker = in_thread(work)
+    assert inside.wait(10)
+    begin = time.monotonic()
+    forker = in_thread(fork)
+    until(lambda: gate._forking is not None)
+    other = in_thread(late)
+    go_on.set()
+    for thread in (worker, forker, other):
+        thread.join(10)
+    assert order == ["nested", "left", "fork", "late"]
+    assert time.monotonic() - begin < forks.PATIENCE / 2
+
+
+def test_a_fork_does_not_wait_for_ever(
+    gate: forks.ForkGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who stays inside holds it for a moment only."""
+    monkeypatch.setattr(forks, "PATIENCE", 0.05)
+    end = threading.Event()
+    inside = threading.Event()
+
+    def work() -> None:
+        with gate:
+            inside.set()
+            end.wait(10)
+
+    worker = in_thread(work)
+    assert inside.wait(10)
+    gate._close()
+    gate._open()
+    end.set()
+    worker.join(10)
+
+
+def test_handlers_inside(gate: forks.ForkGate) -> None:
+    """What runs on the forking thread, or on one that changes the gate, does not wait for it."""
+
+    def work() -> None:
+        gate._close()
+        with gate:
+            pass
+        gate._open()
+        with gate._changed, gate:
+            pass
+        with gate:
+            gate._close()
+            gate._open()
+
+    begin = time.monotonic()
+    worker = in_thread(work)
+    worker.join(10)
+    assert not worker.is_alive()
+    assert time.monotonic() - begin < forks.PATIENCE / 2
+    assert gate._inside == {}
+
+
+def test_a_child_begins_anew(gate: forks.ForkGate) -> None:
+    """A fork amid a block leaves a gate that works, also when the child leaves that block."""
+    with gate:
+        gate._close()
+        gate._reset()
+    with gate:
+        pass
+    assert gate._inside == {}
+
+
+def test_nobody_waits_for_a_fork_under_the_lock() -> None:
+    """Whoever would make a link during a fork waits without the lock of the connection."""
+    connection = transport.Connection([("127.0.0.1", 1)], None, None)
+    forking, go_on = threading.Event(), threading.Event()
+    clients: list[object] = []
+
+    def fork() -> None:
+        transport._gate._close()
+        forking.set()
+        go_on.wait(10)
+        transport._gate._open()
+
+    forker = in_thread(fork)
+    assert forking.wait(10)
+    caller = in_thread(lambda: clients.append(connection.client))
+    time.sleep(0.1)
+    assert connection._lock.acquire(timeout=1)
+    connection._lock.release()
+    assert clients == []
+    go_on.set()
+    for thread in (forker, caller):
+        thread.join(10)
+    assert len(clients) == 1
+    connection.close()
