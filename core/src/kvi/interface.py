@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from kvi.recipes.lock import Lock
     from kvi.recipes.temp_key import TempKey
     from kvi.recipes.watch import Watch
-    from kvi.runtime.runtime import Runtime, Threads
+    from kvi.runtime.runtime import Runtime
 
 __all__ = ["BaseKvi", "Kvi"]
 
@@ -624,23 +624,22 @@ class Kvi(ABC):
         """What keeps this handle's leases, locks and watches going; made at the first use."""
         runtime = self._runtime
         if runtime is None:
-            from kvi.runtime.runtime import Runtime
+            from kvi.runtime.runtime import Runtime, Threads
 
-            threads, owner = self._threads()
+            parent = self._parent_runtime()
+            threads = Threads() if parent is None else parent.threads
             with _runtimes:
                 runtime = self._runtime
                 if runtime is None:
-                    runtime = self._runtime = Runtime(threads, owner=owner)
+                    runtime = self._runtime = Runtime(threads, parent)
             if self.closed:  # meanwhile, perhaps without seeing the runtime
                 runtime.settle(0)
                 runtime.end()
         return runtime
 
-    def _threads(self) -> tuple[Threads, bool]:
-        """The threads for this handle, and whether they are its own."""
-        from kvi.runtime.runtime import Threads
-
-        return Threads(), True
+    def _parent_runtime(self) -> Runtime | None:
+        """For a view: the runtime of the handle below, whose threads it uses."""
+        return None
 
     def _forked(self) -> None:  # noqa: B027  (most backends have nothing to do)
         """In a child after a fork: let go of threads' state, without touching what is shared."""

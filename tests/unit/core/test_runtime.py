@@ -239,7 +239,7 @@ def test_threads_are_shared_and_end(store: Faulty) -> None:
         assert called.wait(20)
         assert threads.keeper._threads
         view.close()
-        assert view._running() not in threads.runtimes
+        assert view._running() not in store._running()._views
         assert threads.dispatcher._threads
         store.close()
     assert not threads.dispatcher._threads
@@ -302,3 +302,21 @@ def test_time_out_of_a_temporary_key(store: Faulty, peer: kvi.Kvi) -> None:
     assert store.calls["put"] == 0
     until(lambda: store.calls["revoke"] == 1)
     assert peer.get("k") is None
+
+
+def test_views_of_views(store: Faulty, peer: kvi.Kvi) -> None:
+    """Closing a view ends what was begun through the views on it, and nothing else."""
+    outer = store.namespace("a")
+    inner = outer.namespace("b")
+    lock, watch = inner.lock("jobs"), inner.watch("k")
+    assert lock.acquire()
+    member = inner.temp_key("member", ttl=60)
+    other = store.temp_key("other", ttl=60)
+    outer.close()
+    assert not member.alive
+    assert not lock.held
+    assert peer.get("a/b/member") is None
+    assert peer.lock("a/b/jobs").acquire(0)
+    with pytest.raises(kvi.Closed):
+        watch.next(0)
+    assert other.alive

@@ -10,7 +10,7 @@ from kvi.model import Claim, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnR
 
 if TYPE_CHECKING:
     from kvi.feed import Feed, Wake, WatchSpec
-    from kvi.runtime.runtime import Threads
+    from kvi.runtime.runtime import Runtime
 
 
 class Forwarding(Kvi):
@@ -77,8 +77,8 @@ class Forwarding(Kvi):
     def _lock_release(self, claim: Claim, timeout: float) -> bool:
         return self._inner._lock_release(claim, timeout)
 
-    def _threads(self) -> tuple[Threads, bool]:
-        return self._inner._running().threads, False
+    def _parent_runtime(self) -> Runtime | None:
+        return self._inner._running()
 
     def _ping(self, timeout: float) -> None:
         self._inner._ping(timeout)

@@ -159,33 +159,35 @@ class Lock:
             return  # `close` released it; in a forked child it is not ours
         try:
             seconds = store._seconds(timeout)
-            with self._mutex:
-                if self._state is _State.RELEASED:
-                    return
-                if self._state is not _State.HELD:
-                    raise NotHeld("this object does not hold the lock; acquire it first")
-                claim, lease, reusable = self._claim, self._lease, self._reusable
-                assert claim is not None  # while it is HELD
-                assert lease is not None
-                alive = lease.alive
-                self._drop()
-                self._state = _State.RELEASED
-            if not alive:
-                raise LeaseLost(
-                    "the lock was lost before it was released: its lease was not renewed in time"
-                )
+            lease: Lease | None = None
             try:
-                stood = store._lock_release(claim, seconds)
-            except BaseException:
-                lease._abandon()
+                with self._mutex:
+                    if self._state is _State.RELEASED:
+                        return
+                    if self._state is not _State.HELD:
+                        raise NotHeld("this object does not hold the lock; acquire it first")
+                    claim, lease, reusable = self._claim, self._lease, self._reusable
+                    assert claim is not None  # while it is HELD
+                    assert lease is not None
+                    alive = lease.alive
+                    self._drop()
+                    self._state = _State.RELEASED
+                if not alive:
+                    raise LeaseLost(
+                        "the lock was lost before it was released: "
+                        "its lease was not renewed in time"
+                    )
+                if not store._lock_release(claim, seconds):
+                    raise LeaseLost("the lock was lost before it was released: its key was changed")
+                if reusable:
+                    store._running().give_idle(lease, self._ttl)
+                else:
+                    lease._abandon()
+            except BaseException:  # an error, an interrupt, or somebody meddled
+                if lease is not None:
+                    self._state = _State.RELEASED
+                    lease._abandon()  # whatever it still holds shall go
                 raise
-            if not stood:
-                lease._abandon()  # somebody meddled: whatever it still holds shall go
-                raise LeaseLost("the lock was lost before it was released: its key was changed")
-            if reusable:
-                store._running().give_idle(lease, self._ttl)
-            else:
-                lease._abandon()
         except KviError as error:
             raise store._placed(error, "release", self._name)
 

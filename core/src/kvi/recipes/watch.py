@@ -79,7 +79,9 @@ class Watch:
         self._runtime = store._running()
         self._kinds = kinds
         self._task = None if callback is None else _Delivery(self, callback, user_data)
-        self._changed = threading.Condition(threading.Lock())
+        # Held as a plain lock: `with` on a condition can be interrupted between taking and holding.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._feed: Feed | None = None
         self._ready: deque[Event] = deque()
         self._signal = True
@@ -217,7 +219,7 @@ class Watch:
         """The feed's ``wake``: a poll would find something."""
         if self._signal and self._task is None:
             return  # set already, and not yet seen by the one who polls
-        with self._changed:
+        with self._lock:
             self._signal = True
             # All: the one who is told may be about to give up, and the others would sleep on.
             self._changed.notify_all()
@@ -232,7 +234,7 @@ class Watch:
         while True:
             if store.closed:
                 raise store._refusal()
-            with self._changed:
+            with self._lock:
                 if self._ready:
                     return self._ready.popleft()
                 self._refuse_ended()
@@ -275,7 +277,7 @@ class Watch:
         except BaseException as error:
             # A mistake of the backend, or an interrupt: nothing was taken.
             again = 0.0
-            with self._changed:
+            with self._lock:
                 self._polling, self._signal = False, True
                 self._changed.notify_all()
             if isinstance(error, Exception):
@@ -283,7 +285,7 @@ class Watch:
                 failure.__cause__ = error
             else:
                 raise
-        with self._changed:
+        with self._lock:
             self._polling = False
             if again is not None:
                 self._signal, self._not_before = True, monotonic() + again
@@ -311,7 +313,7 @@ class Watch:
 
     def _fail(self, error: KviError) -> None:
         error.located("watch", None, self._store.uri)
-        with self._changed:
+        with self._lock:
             if self._ended:
                 return  # cancelled or closed meanwhile, which may be why
             self._error = error
@@ -321,7 +323,7 @@ class Watch:
             _log.error("a watch has ended: %s", error)
 
     def _end(self) -> None:
-        with self._changed:
+        with self._lock:
             self._ended = True
             self._ready.clear()
             self._changed.notify_all()
@@ -355,21 +357,21 @@ class _Delivery(Task):
     def run(self) -> float | None:
         """Deliver a portion."""
         watch = self._watch
-        with watch._changed:
+        with watch._lock:
             if watch._ended:
                 return None
             self._runner = threading.get_ident()
         try:
             return self._deliver(watch)
         finally:
-            with watch._changed:
+            with watch._lock:
                 self._runner = None
                 watch._changed.notify_all()
 
     def wait(self, timeout: float) -> None:
         """Until no call-back runs, at most ``timeout`` seconds; not for oneself."""
         watch = self._watch
-        with watch._changed:
+        with watch._lock:
             watch._changed.wait_for(
                 lambda: self._runner is None or self._runner == threading.get_ident(), timeout
             )
@@ -377,7 +379,7 @@ class _Delivery(Task):
     def _deliver(self, watch: Watch) -> float | None:
         end = monotonic() + _PORTION_TIME
         for _ in range(_PORTION):
-            with watch._changed:
+            with watch._lock:
                 event = watch._ready.popleft() if watch._ready else None
                 if event is None:
                     if watch._ended:

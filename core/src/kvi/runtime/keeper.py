@@ -47,7 +47,9 @@ class Keeper:
     """Calls the steps of leases in time. Safe for threads."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
+        # Held as a plain lock: `with` on a condition can be interrupted between taking and holding.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._due: list[tuple[float, int, Kept]] = []
         self._numbers = itertools.count()
         self._threads: set[threading.Thread] = set()
@@ -59,7 +61,7 @@ class Keeper:
 
         Raises `Unavailable` if there is no thread for it, and none can be started.
         """
-        with self._changed:
+        with self._lock:
             if self._stopped:
                 return
             if not self._threads:
@@ -75,7 +77,7 @@ class Keeper:
 
     def forget(self) -> None:
         """One of those kept has ended. The heap is cleaned once half of it is waste."""
-        with self._changed:
+        with self._lock:
             self._ended += 1
             if self._ended * 2 > len(self._due):
                 self._due = [entry for entry in self._due if not entry[2].ended]
@@ -86,7 +88,7 @@ class Keeper:
 
     def stop(self) -> None:
         """Do nothing more; a renewal that runs now is not waited for."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
             self._due.clear()
             self._changed.notify_all()
@@ -111,14 +113,14 @@ class Keeper:
                 _log.exception("a lease could not be kept")
                 due = None
             if due is not None:
-                with self._changed:
+                with self._lock:
                     if not self._stopped:
                         heapq.heappush(self._due, (due, next(self._numbers), kept))
                         if len(self._threads) > 1 and self._due[0][2] is kept:
                             self._changed.notify()
 
     def _next(self) -> Kept | None:
-        with self._changed:
+        with self._lock:
             while not self._stopped:
                 if self._due:
                     left = self._due[0][0] - now()

@@ -18,7 +18,16 @@ class Loss:
     Safe for threads. Made by kvi: ``lease.lost``, ``temp_key.lost``, ``lock.lost``.
     """
 
-    __slots__ = ("_call", "_callbacks", "_changed", "_closed", "_ended", "_lost", "_probe")
+    __slots__ = (
+        "_call",
+        "_callbacks",
+        "_changed",
+        "_closed",
+        "_ended",
+        "_lock",
+        "_lost",
+        "_probe",
+    )
 
     def __init__(
         self,
@@ -30,7 +39,9 @@ class Loss:
         self._call = call
         self._probe = probe
         self._closed = closed
-        self._changed = threading.Condition(threading.Lock())
+        # Held as a plain lock: `with` on a condition can be interrupted between taking and holding.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._callbacks: list[Callable[[], object]] = []
         self._lost = False
         self._ended = False
@@ -55,7 +66,7 @@ class Loss:
             ended = self._ended  # before the next question: closing ends it, and is told as such
             if self._closed():
                 raise Closed("the handle is closed; open a new one")
-            with self._changed:
+            with self._lock:
                 left = deadline - monotonic()
                 if self._lost or ended or left <= 0:
                     return self._lost
@@ -70,7 +81,7 @@ class Loss:
         """
         if self._closed():
             return  # nothing can be lost any more; in a forked child the lock may be held forever
-        with self._changed:
+        with self._lock:
             if not self._lost:
                 if not self._ended:
                     self._callbacks.append(callback)
@@ -78,7 +89,7 @@ class Loss:
         self._call(callback)
 
     def _set(self) -> None:
-        with self._changed:
+        with self._lock:
             if self._lost or self._ended:
                 return
             self._lost = True
@@ -89,12 +100,12 @@ class Loss:
 
     def _forget(self) -> None:
         """Forget the call-backs: what is held goes to another holder."""
-        with self._changed:
+        with self._lock:
             self._callbacks = []
 
     def _end(self) -> None:
         """What was held is given up: from now on nothing can be lost."""
-        with self._changed:
+        with self._lock:
             if not self._lost:
                 self._ended = True
             self._callbacks = []

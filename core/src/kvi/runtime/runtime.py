@@ -2,8 +2,8 @@
 
 *Ownership.* A handle has one `Threads` (a dispatcher for call-backs, a keeper for leases), shared
 by the views on it, and one `Runtime`; so has each view. A runtime knows what was begun through its
-handle and has not ended. Closing a view settles its runtime; closing the handle settles all of
-them and stops the threads.
+handle and has not ended. Closing a view settles its runtime and those of the views on it; closing
+the handle settles all of them and stops the threads.
 
 *Settling* wakes everybody who waits, then revokes the leases, and with them releases the locks and
 deletes the temporary keys. It is done before the backend closes, as long as the time-out lasts; a
@@ -49,7 +49,6 @@ class Threads:
     def __init__(self) -> None:
         self.dispatcher = Dispatcher()
         self.keeper = Keeper()
-        self.runtimes: set[Runtime] = set()
 
     def stop(self) -> None:
         """End them and wait for that, except the thread that calls this."""
@@ -63,16 +62,18 @@ class Threads:
 class Runtime:
     """What was begun through one handle or view. Safe for threads."""
 
-    def __init__(self, threads: Threads, *, owner: bool) -> None:
+    def __init__(self, threads: Threads, parent: Runtime | None) -> None:
         self.threads = threads
-        self._owner = owner
+        self._parent = parent
+        self._views: set[Runtime] = set()
         self._lock = threading.Lock()
         self._settled = False
         self._leases: set[Lease] = set()
         self._leaving: set[Lease] = set()  # given up, and the store does not know it yet
         self._waiting: set[Wakeable] = set()
         self._idle: dict[float, list[tuple[Lease, float]]] = {}  # with the time of giving back
-        threads.runtimes.add(self)
+        if parent is not None:
+            parent._views.add(self)
 
     def add_lease(self, lease: Lease) -> bool:
         """Know a lease until it ends; false if the handle has been closed."""
@@ -152,9 +153,8 @@ class Runtime:
             self._idle.clear()
         for one in waiting:
             one.shut()
-        if self._owner:
-            for other in list(self.threads.runtimes - {self}):
-                other.settle(max(0.0, deadline - monotonic()))
+        for view in list(self._views):
+            view.settle(max(0.0, deadline - monotonic()))
         alive = [lease for lease in leases if lease._shut()]
         for lease in (*alive, *leaving):
             left = deadline - monotonic()
@@ -169,6 +169,7 @@ class Runtime:
 
     def end(self) -> None:
         """After `settle`: let the threads go; they end with the handle that has them."""
-        self.threads.runtimes.discard(self)
-        if self._owner:
+        if self._parent is None:
             self.threads.stop()
+        else:
+            self._parent._views.discard(self)
