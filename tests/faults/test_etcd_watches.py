@@ -367,9 +367,10 @@ def test_silent_endpoint_is_left(server: EtcdServer) -> None:
                 # the reads before the watches are not what this is about
                 patch.setattr(hub, "_place", lambda *_: (1, 1))
                 hole.stall()
-                for timeout, expected in ((0.2, 0), (1.5, 1)):
+                for silence, expected in ((3600, 0), (0.1, 1)):
+                    patch.setattr(watches, "SILENCE", silence)
                     with pytest.raises((kvi.Unavailable, kvi.Timeout)):
-                        hub.open(span, None, nothing, timeout)
+                        hub.open(span, None, nothing, 1)
                     assert place(store) == expected
             feed = store._watch(WatchSpec(span), nothing, 2)
             store.store("k", "1")
