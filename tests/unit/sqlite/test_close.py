@@ -202,19 +202,19 @@ def test_turn_is_first_come_first_served() -> None:
     """Threads get the turn in the order in which they asked for it."""
     turn = Turn()
     far = time.monotonic() + 30
-    turn.take("me", far)
+    turn.take("me", "mine", far)
     order: list[int] = []
 
     def ask(number: int) -> None:
-        turn.take("me", far)
+        turn.take("me", number, far)
         order.append(number)
-        turn.leave()
+        turn.leave(number)
 
     calls = []
     for number in range(10):
         calls.append(Call(lambda number=number: ask(number)))  # type: ignore[misc]
         until(lambda expected=number + 1: len(turn._waiting) == expected, "in line")  # type: ignore[misc]
-    turn.leave()
+    turn.leave("mine")
     for call in calls:
         call.join(10)
     assert order == list(range(10))
@@ -223,9 +223,12 @@ def test_turn_is_first_come_first_served() -> None:
 def test_turn_not_had_in_time_is_given_up() -> None:
     """A waiter whose time is up leaves the line, and the turn goes past it."""
     turn = Turn()
-    turn.take("me", 0)
+    turn.take("me", "first", 0)
     with pytest.raises(kvi.Timeout):
-        turn.take("me", time.monotonic() + 0.01)
+        turn.take("me", "second", time.monotonic() + 0.01)
     assert not turn._waiting
-    turn.leave()
-    turn.take("me", 0)
+    turn.leave("second")  # which never had it
+    with pytest.raises(kvi.Timeout):
+        turn.take("me", "third", 0)
+    turn.leave("first")
+    turn.take("me", "fourth", 0)

@@ -245,8 +245,9 @@ class Pool:
         may undo it too.
         """
         turn = self._turn or self.turn
-        turn.take(self, deadline)
+        token = object()
         try:
+            turn.take(self, token, deadline)
             connection = self._begin(deadline, synced)
             committing = False
             try:
@@ -272,7 +273,7 @@ class Pool:
                     tell()
             return result
         finally:
-            turn.leave()
+            turn.leave(token)
 
     def _begin(self, deadline: float, synced: bool) -> Connection:
         pause: Pause | None = None

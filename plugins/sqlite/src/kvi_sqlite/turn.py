@@ -27,10 +27,11 @@ from kvi_sqlite.errors import CLOSED
 
 
 class _Waiter:
-    __slots__ = ("granted", "owner", "sleep")
+    __slots__ = ("granted", "owner", "sleep", "token")
 
-    def __init__(self, owner: object) -> None:
+    def __init__(self, owner: object, token: object) -> None:
         self.owner = owner
+        self.token = token
         self.granted = False
         self.sleep = threading.Lock()
         self.sleep.acquire()
@@ -44,35 +45,40 @@ class Turn:
     def __init__(self) -> None:
         self.listeners: tuple[Callable[[], object], ...] = ()  # replaced, never changed
         self._lock = threading.Lock()
-        self._held = False
+        self._held: object = None  # the token of who has the turn
         self._waiting: deque[_Waiter] = deque()
 
-    def take(self, owner: object, deadline: float) -> None:
-        """Wait for the turn; raises `Timeout`, or `Unavailable` after `call_off` of ``owner``."""
+    def take(self, owner: object, token: object, deadline: float) -> None:
+        """Wait for the turn; raises `Timeout`, or `Unavailable` after `call_off` of ``owner``.
+
+        Whatever it raises, an interrupt too: `leave` with the same ``token`` undoes it.
+        """
         with self._lock:
-            if not self._held:
-                self._held = True
+            if self._held is None:
+                self._held = token
                 return
-            waiter = _Waiter(owner)
+            waiter = _Waiter(owner, token)
             self._waiting.append(waiter)
         try:
             woken = waiter.sleep.acquire(timeout=max(0.0, deadline - monotonic()))
         except BaseException:  # a signal handler raised
-            if self._withdraw(waiter):
-                self.leave()
+            self._withdraw(waiter)
             raise
         if not self._withdraw(waiter):
             raise Unavailable(CLOSED) if woken else Timeout("other threads kept writing")
 
-    def leave(self) -> None:
-        """Hand the turn to the next in line. Only for its holder."""
+    def leave(self, token: object) -> None:
+        """Hand the turn to the next in line, if it was taken with ``token``; else do nothing."""
         with self._lock:
+            if self._held is not token:
+                return
             if self._waiting:
                 waiter = self._waiting.popleft()
+                self._held = waiter.token
                 waiter.granted = True
                 waiter.sleep.release()
             else:
-                self._held = False
+                self._held = None
 
     def call_off(self, owner: object) -> None:
         """Wake those who wait for ``owner``, without the turn."""
