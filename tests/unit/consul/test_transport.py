@@ -13,6 +13,7 @@ from typing import Any
 import kvi
 import pytest
 from kvi_consul.client import ConsulClient
+from kvi_consul.connection import Connection
 from kvi_consul.errors import Broken
 from kvi_consul.store import ConsulKvi
 from kvi_consul.transport import IDLE, MOST, Answer, Call, Transport
@@ -389,6 +390,21 @@ def test_closing_wakes_calls_that_wait_for_an_answer(servers: Make) -> None:
 def test_closing_wakes_calls_that_connect(unanswering: int) -> None:
     """The same while the connection is being made."""
     blocked_calls_wake(unanswering)
+
+
+def test_aborting_just_before_connecting(unanswering: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An abort that finds a socket which has not begun to connect yet is not lost."""
+    connection = Connection()
+
+    class Late(socket.socket):
+        def connect_ex(self, address: Any, /) -> int:
+            connection.abort()
+            return super().connect_ex(address)
+
+    monkeypatch.setattr(socket, "socket", Late)
+    with pytest.raises(ConnectionAbortedError):
+        connection.connect("127.0.0.1", unanswering, None, time.monotonic() + 20)
+    connection.close()
 
 
 def test_closing_wakes_calls_that_wait_for_a_connection(servers: Make) -> None:

@@ -23,6 +23,8 @@ it is still being read. It takes no lock, so a signal handler may call it as wel
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
 import select
 import socket
@@ -35,6 +37,7 @@ from kvi_consul.flag import Flag
 
 _RECEIVE = 1 << 16  # bytes asked for at once: more than the answer to any point operation
 _LONGEST_HEAD = 1 << 16
+_CONNECTING = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR}
 _LONGEST_WAIT = 1e6  # seconds; the system counts the milliseconds of a wait in 31 bits
 # A host that vanished is noticed within 11 seconds, while a blocking query waits in silence.
 _KEEPALIVE = [
@@ -104,9 +107,17 @@ class Connection:
 
     def _connect(self, sock: socket.socket, address: object, seconds: float) -> None:
         self._sock = sock
-        self._check_aborted()  # after the assignment: abort() either sees the socket or is seen
-        sock.settimeout(_positive(seconds))
-        sock.connect(address)  # type: ignore[arg-type]  # as getaddrinfo gave it
+        sock.setblocking(False)
+        fault = sock.connect_ex(address)  # type: ignore[arg-type]  # as getaddrinfo gave it
+        # Not before: a socket that has not begun to connect cannot be shut down, so abort() either
+        # finds one that has, or is seen here.
+        self._check_aborted()
+        if fault in _CONNECTING:
+            _await_writable(sock, seconds)
+            self._check_aborted()
+            fault = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if fault:
+            raise OSError(fault, os.strerror(fault))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE:
@@ -304,6 +315,18 @@ class Connection:
         sock, self._sock, self._poll = self._sock, None, None
         if sock is not None:
             sock.close()
+
+
+def _await_writable(sock: socket.socket, seconds: float) -> None:
+    seconds = _positive(seconds)
+    if hasattr(select, "poll"):  # no limit to the number of the file
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        ready = bool(poll.poll(seconds * 1000))
+    else:  # Windows tells a refused connection as an exception
+        ready = any(select.select([], [sock], [sock], seconds))
+    if not ready:
+        raise TimeoutError("timed out")
 
 
 _Address = tuple[int, int, int, object]  # family, kind, protocol, and where
