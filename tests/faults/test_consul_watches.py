@@ -409,6 +409,23 @@ def test_odd_keys_are_watched_as_any_other(store: kvi.Kvi) -> None:
             mirror.close()
 
 
+@pytest.mark.parametrize("above", ["", "a", "a/b", "a/b/"])
+@pytest.mark.parametrize("count", [1, 3, 200])
+def test_a_deleted_tree_is_told_below_it(store: kvi.Kvi, above: str, count: int) -> None:
+    """Who watches a folder within a tree is told its deletion, also where Consul's index falls."""
+    store.store("a/b/old", b"")
+    store.delete("a/b/old")  # Consul keeps this grave, and falls back to it
+    store.store("other", b"")
+    keys = [f"a/b/{number:03}" for number in range(count)]
+    for key in keys:
+        store.store(key, b"")
+    with store.watch(prefix="a/b/") as watch:
+        assert store.delete_range(prefix=above) == count + (not above)
+        events = [watch.next(30) for _ in keys]
+    assert {event.type for event in events} == {kvi.EventType.DELETE}
+    assert sorted(event.key for event in events) == keys
+
+
 def test_the_mark_above_a_namespace_is_not_watched(store: kvi.Kvi) -> None:
     """The key ``ns/`` of other tools belongs to no watch of the namespace ``ns``."""
     view = store.namespace("ns")

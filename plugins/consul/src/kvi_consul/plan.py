@@ -20,7 +20,8 @@ READ         gets of the compared keys           decide; done if the branch only
                                                  read, else COMMIT
 COMMIT       checks that the compared keys are   applied: done. A check failed: READ
              unchanged, and the branch
-LOOK         gets of keys held by sessions       back to DIRECT or COMMIT
+LOOK         gets of keys that sessions (may)    back to DIRECT or COMMIT
+             hold
 ===========  ==================================  ================================================
 
 In every state a key that is read or deleted without a compare is first believed to be there
@@ -29,9 +30,11 @@ In every state a key that is read or deleted without a compare is first believed
 
 A delete is two operations, ``get`` (or a check that implies it) and ``delete``, because a
 ``delete`` or ``delete-cas`` of a missing key succeeds and would not tell who deleted it. A put
-without a lease on a key that a session holds must end that hold; where the plan knows of the
-session it unlocks in the same transaction, elsewhere the answer shows it (`Plan.held`) and the
-caller frees the key in a second one.
+without a lease on a key that a session holds must end that hold. A branch of several writes, which
+must have one revision, is preceded by a LOOK at the keys that it makes permanent, and unlocks those
+that a session holds as it writes them. A single write saves the look: the answer shows the session
+(`Plan.held`), and the caller frees the key in a second transaction. So it does where a session
+came between the look and the write.
 """
 
 from __future__ import annotations
@@ -170,6 +173,7 @@ class Planner:
         self._here: dict[str, bool] = {}  # beliefs
         self._holders: dict[str, str] = {}  # sessions that stood in the way of a lock
         self._look: set[str] = set()
+        self._looked: set[str] = set()
         self._known: dict[str, KeyValue | None] = {}
         self._conditions = _direct(txn.when)
         self._succeeded, self._branch = True, txn.then
@@ -182,7 +186,19 @@ class Planner:
         """What to send next."""
         return self._plan
 
+    def drafts(self) -> list[Plan]:
+        """Plans as the branches will need them, as far as that is known before anything is sent."""
+        return [
+            _Composer(self._here, {}, {}, self._draw).compose(True, branch, {})
+            for branch in (self._txn.then, self._txn.otherwise)
+            if not all(isinstance(op, Get) for op in branch)
+        ]
+
     def _prepare(self) -> None:
+        if self._conditions is not None:
+            fresh = self._to_free() - self._looked
+            self._look |= fresh
+            self._looked |= fresh
         if self._conditions is None:
             self._plan = self._gets(self._to_read())
         elif self._look:
@@ -191,6 +207,13 @@ class Planner:
             self._plan = _Composer(self._here, self._holders, self._known, self._draw).compose(
                 self._succeeded, self._branch, self._conditions
             )
+
+    def _to_free(self) -> set[str]:
+        """The keys that several writes at once make permanent, unless what holds them is known."""
+        if sum(not isinstance(op, Get) for op in self._branch) < 2:
+            return set()
+        puts = {op.key for op in self._branch if isinstance(op, Put) and op.lease is None}
+        return puts - self._known.keys()
 
     def _gets(self, keys: Iterable[str]) -> Plan:
         composer = _Composer(self._here, {}, {}, self._draw)
@@ -253,6 +276,9 @@ class Planner:
             if role is Role.HERE or role is Role.GONE:
                 expected &= key not in self._here
                 self._here[key] = role is Role.GONE
+                if role is Role.HERE and key in self._look:  # and so nothing holds it
+                    self._look.discard(key)
+                    self._holders.pop(key, None)
             elif refusal is Refusal.HELD:
                 expected &= key not in self._holders
                 self._look.add(key)
@@ -384,15 +410,17 @@ class _Composer:
         assert isinstance(value, bytes)  # checked arguments
         known = self._known.get(key)
         holder = self._holders.get(key)
-        if known is not None:
-            holder = None if known.lease is None else wire.session_of(known.lease)
-        if op.lease is None:
-            if known is not None and holder is not None:
-                last = Op("unlock", key, value, session=holder, flags=flags)
-            else:
-                last = self._as_cas(op, flags) or Op("set", key, value, flags=flags)
-            merged = last.verb == "cas"
-            position = self._plan.add(last, Role.COMPARE if merged else Role.WRITE)
+        if key in self._known:
+            lease = None if known is None else known.lease
+            holder = None if lease is None else wire.session_of(lease)
+        if op.lease is None and holder is not None:
+            position = self._plan.add(
+                Op("unlock", key, value, session=holder, flags=flags), Role.FREE
+            )
+        elif op.lease is None:
+            cas = self._as_cas(op, flags)
+            put = cas or Op("set", key, value, flags=flags)
+            position = self._plan.add(put, Role.WRITE if cas is None else Role.COMPARE)
         else:
             assert isinstance(op.lease, int)  # checked arguments
             session = wire.session_of(op.lease)
@@ -408,7 +436,9 @@ class _Composer:
     def _as_cas(self, op: Put, flags: int | None = None) -> Op | None:
         """Put and condition in one operation, where Consul can say it."""
         check, known = self._conditions.get(op.key), self._known.get(op.key)
-        if op.lease is not None or check is None or (known is not None and known.lease is not None):
+        if op.lease is not None or check is None or op.key in self._holders:
+            return None
+        if known is not None and known.lease is not None:
             return None
         if check.verb not in ("check-not-exists", "check-index"):
             return None

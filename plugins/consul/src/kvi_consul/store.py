@@ -20,7 +20,7 @@ import os
 import random
 import threading
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
@@ -35,6 +35,7 @@ from kvi.policy.lock import single_key
 
 from kvi_consul import errors, sessions, wire
 from kvi_consul.errors import Broken, Refusal
+from kvi_consul.graves import GRAVES_AT_ONCE, Graves
 from kvi_consul.pages import Pages
 from kvi_consul.plan import Held, Hidden, Planner
 from kvi_consul.transport import Transport
@@ -140,6 +141,9 @@ class ConsulKvi(BaseKvi):
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
         deadline = monotonic() + timeout
         planner = Planner(txn, _nonce)
+        if not planner.plan.writes:  # it begins with questions: what is too large is not even asked
+            for draft in planner.drafts():
+                self._sized(wire.encode(draft.ops))
         while True:
             plan = planner.plan
             write = plan.writes
@@ -272,12 +276,15 @@ class ConsulKvi(BaseKvi):
         """
         if not span.start and span.end is None:
             deadline = monotonic() + timeout
-            number = self._count(span, timeout)
+            graves = Graves()
+            for key in self._list("?keys", timeout):
+                graves.add(key)
             head = self._transport.head("DELETE", f"/v1/kv/?recurse&{self._query}")
             status, body = self._exchange(head, b"", deadline, write=True)
             if status != 200:
                 raise errors.of_status(status, self._text(body), write=True)
-            return number
+            self._mark(graves, deadline)
+            return graves.count
         if span.prefix is not None:
             return self._delete_tree(span, span.prefix, timeout)
         return super()._delete_range(span, timeout)
@@ -292,9 +299,9 @@ class ConsulKvi(BaseKvi):
         """
         tree = (Op("get-tree", prefix), Op("delete-tree", prefix))
         stranger = prefix if prefix not in span else prefix[:-1] if prefix[-1] == "\0" else ""
-        if not stranger:
-            return sum(1 for _ in self._txn_items(tree, timeout, write=True))
         deadline = monotonic() + timeout
+        if not stranger:
+            return self._delete_all(span, tree, deadline)
         ops: tuple[Op, ...] = (Op("check-not-exists", stranger), *tree)
         for tries in itertools.count(1):
             left = deadline - monotonic()
@@ -304,10 +311,45 @@ class ConsulKvi(BaseKvi):
                     "was up; nothing was deleted: try again"
                 )
             try:
-                return sum(kv["Key"] in span for kv in self._txn_items(ops, left, write=True))
+                return self._delete_all(span, ops, deadline)
             except _Refused:
                 ops = self._kept(stranger, tree, deadline)
         raise AssertionError("unreachable")
+
+    def _delete_all(self, span: Span, ops: tuple[Op, ...], deadline: float) -> int:
+        """Delete a tree by ``ops``, which show it first; how many keys of ``span`` there were."""
+        graves = Graves()
+        for kv in self._txn_items(ops, deadline - monotonic(), write=True):
+            if kv["Key"] in span:
+                graves.add(kv["Key"])
+        self._mark(graves, deadline)
+        return graves.count
+
+    def _mark(self, graves: Graves, deadline: float) -> None:
+        """Let Consul tell those who wait for a prefix within a tree that it was deleted.
+
+        It notes the deletion of a tree under the tree's own prefix only (and of the whole store
+        nowhere), so the index of a prefix within falls back to that of an older deletion there, and
+        its blocking queries sleep on until their wait is over. A key that is written and deleted
+        again, unseen in one transaction, brings the index forward. Should it fail, watches learn
+        of the deletion once they have waited.
+        """
+        keys = graves.keys
+        with suppress(KviError):
+            while keys and monotonic() < deadline:
+                some, keys = keys[:GRAVES_AT_ONCE], keys[GRAVES_AT_ONCE:]
+                self._apply(
+                    tuple(
+                        op
+                        for key in some
+                        for op in (
+                            Op("check-not-exists", key),
+                            Op("set", key, b"", flags=_nonce()),
+                            Op("delete", key),
+                        )
+                    ),
+                    deadline,
+                )
 
     def _kept(self, key: str, ops: tuple[Op, ...], deadline: float) -> tuple[Op, ...]:
         """``ops``, which delete ``key``, so that it is afterwards as it is now."""
@@ -410,16 +452,29 @@ class ConsulKvi(BaseKvi):
             raise errors.of_nonsense(self._transport.where, write=True) from error
 
     def _lease_renew(self, lease: int, timeout: float) -> float:
-        session = wire.session_of(lease)
-        status, body = self._session(f"renew/{session}", b"", monotonic() + timeout, write=False)
-        if status == 404 and session.encode() in body:
-            raise errors.of_refusal(Refusal.SESSION, "")
+        session, deadline = wire.session_of(lease), monotonic() + timeout
+        while True:
+            status, body = self._session(f"renew/{session}", b"", deadline, write=False)
+            if status != 404 or session.encode() not in body:
+                break
+            # A server that has just begun to lead denies sessions that it has not come to know yet
+            # from its log. A consistent read waits for that.
+            if not self._is_alive(session, deadline):
+                raise errors.of_refusal(Refusal.SESSION, "")
         if status != 200:
             raise errors.of_status(status, self._text(body), write=False)
         try:
             return sessions.decode_ttl(body) or float(CAPABILITIES.lease_max_ttl or 0)
         except _BAD as error:
             raise errors.of_nonsense(self._transport.where, write=False) from error
+
+    def _is_alive(self, session: str, deadline: float) -> bool:
+        """Whether Consul has this session, by a read that is linearizable."""
+        head = self._transport.head("GET", f"/v1/session/info/{session}?{self._query}")
+        status, body = self._exchange(head, b"", deadline, write=False)
+        if status != 200:
+            raise errors.of_status(status, self._text(body), write=False)
+        return session.encode() in body
 
     def _lease_revoke(self, lease: int, timeout: float) -> None:
         session = wire.session_of(lease)
