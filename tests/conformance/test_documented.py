@@ -11,6 +11,8 @@ from urllib.parse import quote
 import pytest
 from kvi.conformance import *  # noqa: F403
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
 
 

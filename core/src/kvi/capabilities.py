@@ -24,7 +24,9 @@ class Capabilities:
         lock_fair: locks are granted first come, first served.
         key_version: entries count their writes in ``version``.
         atomic_range_delete: which `Kvi.delete_range` is one atomic step: ``"any"``, only one by
-            ``"prefix"``, or ``"no"``.
+            ``"prefix"``, or ``"no"``. A step by prefix may write a key beside it again, as it was:
+            the key ``NAME/`` when the whole namespace ``NAME`` is deleted, and the key before
+            the last character of a prefix that ends in NUL.
         lease_min_ttl: the shortest time to live of a lease in seconds; shorter ones are raised
             to it. 0 means any.
         lease_max_ttl: the longest time to live of a lease in seconds; ``None`` for any.

@@ -10,7 +10,8 @@ every error its place (operation, key, URI) on the way out.
 
 A backend implements nine primitives on `BaseKvi` (``_get``, ``_range``, ``_txn``, ``_watch``,
 ``_lease_grant``, ``_lease_renew``, ``_lease_revoke``, ``_ping``, ``_close``) and gets everything
-else; it overrides the others for speed or atomicity. A wrapper extends `Kvi` itself, where every
+else; it overrides the others for speed or atomicity, and ``_forked`` to close in a child process
+what it must not share with its parent. A wrapper extends `Kvi` itself, where every
 primitive is abstract, so that one it forgets is a type error.
 
 What a primitive may rely on, and must do:

@@ -91,12 +91,12 @@ def test_two_claims(install: Install) -> None:
 
 def test_import_failure(install: Install) -> None:
     """A plugin that fails to import is an error chained to its cause."""
-    install("broken", "import no_such_module_anywhere\n")
+    install("unimportable", "import no_such_module_anywhere\n")
     with pytest.raises(kvi.BackendLoadError, match="no_such_module_anywhere") as caught:
-        kvi.open("broken:")
+        kvi.open("unimportable:")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
     assert isinstance(
-        next(b.error for b in kvi.backends() if b.scheme == "broken"), kvi.BackendLoadError
+        next(b.error for b in kvi.backends() if b.scheme == "unimportable"), kvi.BackendLoadError
     )
 
 

@@ -1,7 +1,8 @@
 """Watches on a store that keeps its history: what every such backend shares.
 
-The backend gives a `Changes` source per watch, which reads the history from a revision on and
-raises `Compacted` once that is gone. `HistoryFeed` adds the initial state and the resync::
+The backend gives a function, `OpenChanges`, that opens a source of the changes from a revision on,
+which raises `Compacted` once they are gone. `HistoryFeed` adds the initial state and the resync,
+for which the store's ranges must be snapshots (`snapshot_range`)::
 
     initial=True:   LISTING ──last page handed out──► FOLLOWING
     otherwise:      FOLLOWING
@@ -15,11 +16,11 @@ for yet is in the store, not in memory.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from kvi.errors import Compacted, Timeout
 from kvi.feed import Batch, Feed, WatchSpec
@@ -30,10 +31,23 @@ if TYPE_CHECKING:
 
 __all__ = ["HistoryFeed", "OpenChanges"]
 
-# (span, start, timeout) → a feed of the changes from revision ``start`` on (``None``: from now on),
-# whose ``revision`` is ``start - 1`` (or the present one). It, or its ``poll`` later, raises
-# `Compacted` if they are gone.
-OpenChanges = Callable[[Span, int | None, float], Feed]
+
+class OpenChanges(Protocol):
+    """Opens a source of a watch's changes; again whenever the watch starts over."""
+
+    def __call__(self, span: Span, start: int | None, timeout: float, /) -> Feed:
+        """Return a feed of the changes from revision `start` on (`None`: from now on).
+
+        Its `revision` is `start - 1`, or the present one. `start` may lie in the future. Of the
+        feed only `poll`, `revision` and `close` are used; it calls the watch's `wake` itself, as
+        `Feed` says, since it is what knows of changes.
+
+        Raises:
+            Compacted: the store no longer has these changes. `poll` of the feed may raise it later,
+                when they went while nobody read them: the watch is then told the present state.
+
+        """
+
 
 PAGE = 500  # events of the initial state in a batch
 

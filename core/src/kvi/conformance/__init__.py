@@ -5,54 +5,53 @@ nothing else uses meanwhile, and an import::
 
     import urllib.parse
     import pytest
-    from kvi.conformance import *  # noqa: F403
+    from kvi.conformance import *
 
     @pytest.fixture
     def kvi_uri(tmp_path):
         return "sqlite:" + urllib.parse.quote(f"{tmp_path}/store.db")
 
-Every test runs three times: on a handle, through a namespace whose surroundings must stay as they
+Or derives a class of their own from some of these, with the fixture in it (and imports the module,
+not the class, which pytest would run as well)::
+
+    import kvi.conformance
+
+    class TestAcmeLocks(kvi.conformance.TestLocks):
+        @pytest.fixture
+        def kvi_uri(self):
+            return "acme://127.0.0.1:7000"
+
+Or writes nothing, and gives the URI on the command line: `python -m kvi.conformance URI` runs the
+suite and reports rule by rule; `pytest -p kvi.conformance.plugin --pyargs kvi.conformance
+--kvi-uri URI` runs it with all that pytest can do.
+
+Most tests run three times: on a handle, through a namespace whose surroundings must stay as they
 are, and with two handles of which one writes and the other reads (so two opens of the URI must be
-the same store). What a capability denies is
-expected to be refused or to behave as declared; nothing is skipped. The store is emptied before
-each test.
+the same store). Those that must wait for something wait side by side. The store is emptied before
+each test. What a capability denies is expected to be refused or to behave as declared; what is
+known to fail is named with its reason (see `kvi.conformance.rules`); nothing is skipped because it
+failed. If the author's file can stop, pause and cut off the server, the tests of
+`kvi.conformance.faults` do that (see `kvi.conformance.server`).
+
+A test that fails names the rules of `kvi.conformance.contract` that it checks and shows the calls
+that broke them.
 """
 
+from typing import Any
+
 try:
+    import hypothesis  # noqa: F401
     import pytest
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "the conformance suite needs pytest: pip install 'kvi-core[conformance]'", name="pytest"
+        f"the conformance suite needs {error.name}: pip install 'kvi-core[conformance]'",
+        name=error.name,
     ) from error
 
-pytest.register_assert_rewrite(
-    *(
-        f"{__name__}.{part}"
-        for part in (
-            "concurrency",
-            "fixtures",
-            "handles",
-            "keys",
-            "leases",
-            "locks",
-            "ranges",
-            "txns",
-            "watches",
-            "writes",
-        )
-    )
-)
-
-from kvi.conformance.concurrency import TestConcurrency  # noqa: E402
-from kvi.conformance.fixtures import peer, root, store, via  # noqa: E402
-from kvi.conformance.handles import TestHandles, TestNamespaces, TestOptions  # noqa: E402
-from kvi.conformance.keys import TestKeys, TestRevisions, TestValues  # noqa: E402
-from kvi.conformance.leases import TestLeases, TestTempKeys  # noqa: E402
-from kvi.conformance.locks import TestLocks  # noqa: E402
-from kvi.conformance.ranges import TestRange  # noqa: E402
-from kvi.conformance.txns import TestCompares, TestTransactions  # noqa: E402
-from kvi.conformance.watches import TestConsumers, TestHistory, TestWatches  # noqa: E402
-from kvi.conformance.writes import TestCas, TestDelete, TestStore, TestTas  # noqa: E402
+# What asserts something. It must not be imported before: pytest explains the assertions only of
+# what is imported after this. So the names below are looked up when they are asked for.
+REWRITTEN = tuple(f"{__name__}.{part}" for part in ("clients", "faults", "suite", "waiting"))
+pytest.register_assert_rewrite(*REWRITTEN)
 
 __all__ = [
     "TestCas",
@@ -61,10 +60,12 @@ __all__ = [
     "TestConsumers",
     "TestDelete",
     "TestHandles",
+    "TestHistories",
     "TestHistory",
     "TestKeys",
     "TestLeases",
     "TestLocks",
+    "TestModel",
     "TestNamespaces",
     "TestOptions",
     "TestRange",
@@ -75,8 +76,13 @@ __all__ = [
     "TestTransactions",
     "TestValues",
     "TestWatches",
-    "peer",
-    "root",
-    "store",
-    "via",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The test classes of `kvi.conformance.suite`."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from kvi.conformance import suite
+
+    return getattr(suite, name)

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 import kvi
-from kvi.conformance.fixtures import snapshot
+from kvi.conformance.contract import rule
+from kvi.conformance.neighbours import snapshot
+from kvi.conformance.rules import Rules
 
 CALLS: list[tuple[str, Callable[[kvi.Kvi], object]]] = [
     ("get", lambda s: s.get("k")),
@@ -31,9 +33,10 @@ CALLS: list[tuple[str, Callable[[kvi.Kvi], object]]] = [
 ]
 
 
-class TestOptions:
+class TestOptions(Rules):
     """URIs and options are checked at open."""
 
+    @rule("handle.options")
     @pytest.mark.parametrize(
         ("option", "value"),
         [
@@ -57,6 +60,7 @@ class TestOptions:
         with pytest.raises(kvi.InvalidOption, match=option):
             kvi.open(kvi_uri, **{option: value})
 
+    @rule("namespace.nested", "handle.options")
     def test_option_in_uri_or_keyword(self, kvi_uri: str, root: kvi.Kvi) -> None:
         """Every scheme takes ?namespace=a, in the URI or as keyword, not in both."""
         mark = "&" if "?" in kvi_uri else "?"
@@ -70,6 +74,7 @@ class TestOptions:
         with pytest.raises(kvi.InvalidOption, match="timeout"):
             kvi.open(f"{kvi_uri}{mark}timeout=4", timeout=4)
 
+    @rule("handle.timeout")
     @pytest.mark.parametrize("timeout", [0, -1, "5", float("nan"), float("inf"), True], ids=repr)
     def test_bad_timeout_of_a_call(self, store: kvi.Kvi, peer: kvi.Kvi, timeout: Any) -> None:
         """A timeout= that is no positive number of seconds is InvalidArgument; nothing is sent."""
@@ -90,6 +95,7 @@ class TestOptions:
                 call()
         assert snapshot(peer) == {}
 
+    @rule("handle.timeout")
     def test_timeout_of_a_call(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Every call takes timeout=."""
         store.store("k", b"v", timeout=3)
@@ -100,6 +106,7 @@ class TestOptions:
         assert store.delete("k", timeout=3)
         store.ping(timeout=3)
 
+    @rule("error.place")
     def test_errors_tell_where_and_pickle(self, store: kvi.Kvi) -> None:
         """Every error carries operation, key and redacted uri, and survives pickling."""
         with pytest.raises(kvi.KviError) as caught:
@@ -112,15 +119,28 @@ class TestOptions:
         assert (copy.operation, copy.key, copy.uri) == ("store", "k", store.uri)
 
 
-class TestHandles:
+class TestHandles(Rules):
     """A handle is a context manager, safe for threads, and closes for good."""
 
+    @rule("handle.ping")
     def test_ping(self, store: kvi.Kvi) -> None:
         """Ping of a store that answers returns, and changes nothing."""
         before = snapshot(store)
         store.ping()
         assert snapshot(store) == before
 
+    @rule("handle.ping")
+    def test_ping_is_no_write(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Ping makes no revision, and no event."""
+        store.store("k", b"1")
+        before = peer.range().revision
+        with peer.watch(prefix="") as watch:
+            store.ping()
+            assert peer.range().revision == before
+            store.store("k", b"2")
+            assert watch.next(20).key == "k"
+
+    @rule("handle.closed")
     @pytest.mark.parametrize(("name", "call"), CALLS, ids=[name for name, _ in CALLS])
     def test_closed_handle_refuses(
         self, store: kvi.Kvi, root: kvi.Kvi, kvi_uri: str, name: str, call: Any
@@ -139,6 +159,7 @@ class TestHandles:
         assert snapshot(root) == before
         store.ping()
 
+    @rule("handle.store")
     def test_data_survives_close(self, kvi_uri: str, root: kvi.Kvi) -> None:
         """What was stored is there for the next open."""
         with kvi.open(kvi_uri) as handle:
@@ -147,6 +168,7 @@ class TestHandles:
             assert handle.get("k").revision == revision  # type: ignore[union-attr]
             assert handle.store("k", b"w") > revision
 
+    @rule("handle.closed")
     def test_close_in_the_middle_of_a_range(self, store: kvi.Kvi, kvi_uri: str) -> None:
         """A range that needs another page of a closed handle raises Closed, it does not end."""
         for first in range(0, 1500, 50):
@@ -166,6 +188,7 @@ class TestHandles:
         with pytest.raises(kvi.Closed):
             handle.range()
 
+    @rule("handle.threads")
     def test_threads_share_a_handle(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Any number of threads may use one handle at once."""
         failures: list[BaseException] = []
@@ -190,6 +213,7 @@ class TestHandles:
         assert not failures
         assert peer.count() == 8 * 25
 
+    @rule("handle.fork")
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads of pytest and the client
     def test_fork(self, store: kvi.Kvi, peer: kvi.Kvi, kvi_uri: str) -> None:
@@ -225,10 +249,12 @@ class TestHandles:
         store.store("k", b"still open")
         assert peer.get("k").value == b"still open"  # type: ignore[union-attr]
 
+    @rule("handle.uri")
     def test_repr_tells_the_store(self, store: kvi.Kvi) -> None:
         """Repr names the store by its redacted URI."""
         assert store.uri in repr(store)
 
+    @rule("handle.capabilities")
     def test_capabilities_are_sound(self, store: kvi.Kvi) -> None:
         """Declared limits keep the contract's own bounds."""
         capabilities = store.capabilities
@@ -240,9 +266,10 @@ class TestHandles:
         assert capabilities.lease_min_ttl >= 0
 
 
-class TestNamespaces:
+class TestNamespaces(Rules):
     """Two namespaces never see each other."""
 
+    @rule("namespace.apart")
     def test_views_are_apart(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A namespace puts its name before every key; a never sees ab, nor the other way round."""
         with store.namespace("a") as a, store.namespace("ab") as ab, store.namespace("a/b") as deep:
@@ -256,6 +283,7 @@ class TestNamespaces:
             assert a.delete_range(prefix="") == 2
             assert snapshot(peer) == {"ab/k": b"in ab"}
 
+    @rule("namespace.relative")
     def test_everything_is_relative(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Keys in results, ranges, transactions and errors are those of the view."""
         view = store.namespace("deep/down")
@@ -271,6 +299,21 @@ class TestNamespaces:
             view.txn(then=[kvi.Delete("c"), kvi.Delete("c")])
         assert caught.value.key == "c"
 
+    @rule("namespace.relative")
+    def test_events_are_relative(self, store: kvi.Kvi) -> None:
+        """The state, the events and the entries before them have the view's own keys."""
+        store.store("deep/k", b"1")
+        with store.namespace("deep") as view, view.watch(prefix="", initial=True) as watch:
+            assert watch.next(20).key == "k"
+            store.store("deeper/k", b"outside")
+            store.store("deep/k", b"2")
+            event = watch.next(20)
+            assert (event.key, event.value) == ("k", b"2")
+            assert event.previous is None or event.previous.key == "k"
+            store.delete("deep/k")
+            assert watch.next(20).key == "k"
+
+    @rule("namespace.apart")
     def test_folder_mark_is_no_key(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A key that equals the namespace's prefix belongs to the parent, not to the view."""
         store.store("a/", b"mark")
@@ -281,12 +324,14 @@ class TestNamespaces:
         assert view.delete_range(prefix="") == 1
         assert snapshot(peer) == {"a/": b"mark"}
 
+    @rule("namespace.nested")
     def test_namespaces_nest(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A namespace of a namespace is the joined one."""
         store.namespace("a").namespace("b").store("k", b"v")
         assert snapshot(store.namespace("a/b")) == {"k": b"v"}
         assert list(snapshot(peer)) == ["a/b/k"]
 
+    @rule("namespace.closed")
     def test_closing_views(self, store: kvi.Kvi, kvi_uri: str) -> None:
         """Closing a view leaves its parent open; closing the parent closes its views."""
         view = store.namespace("a")
@@ -303,12 +348,14 @@ class TestNamespaces:
         with pytest.raises(kvi.Closed):
             view.get("k")
 
+    @rule("namespace.names")
     @pytest.mark.parametrize("name", ["", "/a", "a/", "/", "\ud800", 7, None], ids=repr)
     def test_bad_name(self, store: kvi.Kvi, name: str) -> None:
         """A name that is empty, no text, or has a slash at an end is InvalidOption."""
         with pytest.raises(kvi.InvalidOption, match="namespace"):
             store.namespace(name)
 
+    @rule("namespace.names")
     def test_name_of_odd_text(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A namespace may be any text; its end is found on the right byte."""
         for name in ("ü", "..", "a//b", "\x7f", "\0", "\U0010ffff", "p%41"):
@@ -319,6 +366,7 @@ class TestNamespaces:
             assert list(snapshot(peer)) == [f"{name}/k"]
             assert view.delete_range(prefix="") == 1
 
+    @rule("namespace.names")
     def test_longest_key_shrinks(self, store: kvi.Kvi) -> None:
         """The name counts into max_key, and must leave 4,096 bytes."""
         limit = store.capabilities.max_key

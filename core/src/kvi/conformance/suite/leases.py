@@ -8,7 +8,10 @@ import threading
 import pytest
 
 import kvi
-from kvi.conformance.fixtures import snapshot
+from kvi.conformance.contract import rule
+from kvi.conformance.neighbours import snapshot
+from kvi.conformance.rules import Rules
+from kvi.conformance.waiting import side_by_side, until
 from kvi.runtime.clock import now
 
 LONG = 60.0  # seconds: nothing of a test outlives it
@@ -21,9 +24,19 @@ def unknown_lease(store: kvi.Kvi) -> int:
     return lease.id
 
 
-class TestLeases:
+def _refused(store: kvi.Kvi, lease: kvi.Lease) -> bool:
+    """Whether the store has ended a lease, which its holder may count as lost a moment before."""
+    try:
+        store.store("d", b"", lease=lease.id)
+    except kvi.LeaseLost:
+        return True
+    return False
+
+
+class TestLeases(Rules):
     """Leases that are granted, renewed and revoked."""
 
+    @rule("lease.ttl")
     def test_grant(self, store: kvi.Kvi) -> None:
         """A lease has an id above 0 and a ttl not below what was asked; it is alive at once."""
         with store.lease(LONG) as lease:
@@ -32,12 +45,20 @@ class TestLeases:
             assert lease.alive
             assert not lease.lost.is_set()
 
+    @rule("lease.ttl")
     def test_shortest(self, store: kvi.Kvi) -> None:
         """A ttl below the store's minimum is raised to it, never refused, never shortened."""
         with store.lease(0.5) as lease:
             assert lease.ttl >= max(0.5, store.capabilities.lease_min_ttl)
             assert lease.ttl <= max(1.0, store.capabilities.lease_min_ttl)
 
+    @rule("lease.ttl")
+    def test_fraction(self, store: kvi.Kvi) -> None:
+        """A ttl of broken seconds is not cut down to whole ones."""
+        with store.lease(LONG + 1.7) as lease:
+            assert lease.ttl >= LONG + 1.7
+
+    @rule("lease.invalid")
     @pytest.mark.parametrize("ttl", [0, -1, math.nan, math.inf, "10", None, True])
     def test_bad_ttl(self, store: kvi.Kvi, ttl: object) -> None:
         """A ttl that is not a positive number is an InvalidArgument, for leases, keys and locks."""
@@ -50,6 +71,7 @@ class TestLeases:
             store.lock("k", ttl=ttl)  # type: ignore[arg-type]
         assert snapshot(store) == before
 
+    @rule("lease.invalid")
     def test_longest(self, store: kvi.Kvi) -> None:
         """A ttl above the store's maximum is an InvalidArgument; the maximum is granted."""
         longest = store.capabilities.lease_max_ttl
@@ -61,6 +83,7 @@ class TestLeases:
         with store.lease(longest, keep_alive=False) as lease:
             assert lease.ttl >= longest
 
+    @rule("lease.last-write")
     def test_keys_name_it(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Store, cas and txn take a lease or its id, and entries show the id."""
         with store.lease(LONG) as lease:
@@ -75,6 +98,7 @@ class TestLeases:
             assert [entry.lease for entry in peer.range(keys_only=True)] == [lease.id] * 5
             assert peer.txn([kvi.Key("a").lease == lease, kvi.Key("b").lease == lease.id])
 
+    @rule("lease.keys", "lease.revoke")
     def test_revoke_takes_its_keys(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Revoking deletes all keys of the lease and nothing else; it is no loss."""
         store.store("other", b"stays")
@@ -94,6 +118,7 @@ class TestLeases:
         lease.revoke()
         assert not lease.lost.wait(0)
 
+    @rule("lease.revoke")
     def test_block(self, store: kvi.Kvi) -> None:
         """The end of a with block revokes; the block's own exception comes through."""
         with pytest.raises(ZeroDivisionError), store.lease(LONG) as lease:  # noqa: PT012
@@ -102,6 +127,7 @@ class TestLeases:
         assert store.get("k") is None
         assert not lease.alive
 
+    @rule("lease.last-write")
     def test_store_without_lease_is_permanent(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A write without lease frees the key from the lease that it had."""
         with store.lease(LONG) as lease:
@@ -112,6 +138,7 @@ class TestLeases:
             assert peer.get("a").lease is None  # type: ignore[union-attr]
         assert snapshot(peer) == {"a": b"2", "b": b"2"}
 
+    @rule("lease.last-write", "lease.keys")
     def test_another_lease_takes_over(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A key that is stored with another lease vanishes with that one only."""
         with store.lease(LONG) as second:
@@ -122,6 +149,7 @@ class TestLeases:
             assert peer.get("k").text == "2"  # type: ignore[union-attr]
         assert peer.get("k") is None
 
+    @rule("lease.last-write")
     def test_again_with_the_same_lease(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A key may be stored again, and deleted and created again, with its own lease."""
         with store.lease(LONG) as lease:
@@ -132,6 +160,7 @@ class TestLeases:
             assert peer.get("k").lease == lease.id  # type: ignore[union-attr]
         assert peer.get("k") is None
 
+    @rule("lease.gone")
     def test_gone(self, store: kvi.Kvi) -> None:
         """A write that names a lease that is gone raises LeaseLost, and nothing of it is done."""
         store.store("k", b"old")
@@ -147,6 +176,7 @@ class TestLeases:
             store.txn(then=[kvi.Put("a", b"1"), kvi.Put("b", b"2", gone), kvi.Delete("k")])
         assert snapshot(store) == before
 
+    @rule("lease.gone")
     @pytest.mark.parametrize("lease", [2**63 - 1, 2**64, 2**128 - 1, 2**200])
     def test_never_granted(self, store: kvi.Kvi, lease: int) -> None:
         """An id that no store of this kind ever gave out is a LeaseLost as well."""
@@ -154,6 +184,7 @@ class TestLeases:
             store.store("k", b"", lease=lease)
         assert store.get("k") is None
 
+    @rule("lease.gone")
     def test_object_that_is_gone(self, store: kvi.Kvi) -> None:
         """A Lease that was revoked is refused as its id is."""
         lease = store.lease(LONG)
@@ -164,12 +195,14 @@ class TestLeases:
             lease.renew()
         assert store.get("k") is None
 
+    @rule("lease.alive")
     def test_renew(self, store: kvi.Kvi) -> None:
         """Renewing by hand returns the ttl and moves the end on."""
         with store.lease(LONG, keep_alive=False) as lease:
             assert lease.renew() == lease.ttl
             assert lease.alive
 
+    @rule("lease.lost")
     def test_revoked_by_another(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A lease that somebody else ended is found lost at its renewal, and stays so."""
         called = threading.Event()
@@ -186,6 +219,24 @@ class TestLeases:
         assert again.wait(10), "a call-back that is added after the loss is called too"
         lease.revoke()
 
+    @rule("lease.lost")
+    def test_own_end_is_no_loss(self, store: kvi.Kvi) -> None:
+        """Neither `revoke()` nor the end of a block or of a handle is told as a loss."""
+        called = threading.Event()
+        view = store.namespace("view")
+        revoked, left, closed = store.lease(LONG), store.lease(LONG), view.lease(LONG)
+        for lease in (revoked, left, closed):
+            lease.lost.add_callback(called.set)
+        revoked.revoke()
+        with left:
+            pass
+        view.close()
+        for lease in (revoked, left, closed):
+            assert not lease.alive
+            assert not lease.lost.is_set()
+        assert not called.wait(0.02)
+
+    @rule("lease.revoke", "handle.close-frees")
     def test_close_revokes(self, store: kvi.Kvi, kvi_uri: str) -> None:
         """Closing a handle revokes its leases, kept alive or not; that is no loss."""
         with kvi.open(kvi_uri) as other:
@@ -202,6 +253,7 @@ class TestLeases:
             with pytest.raises(kvi.Closed):
                 lease.renew()
 
+    @rule("lease.revoke", "namespace.closed")
     def test_view_has_leases_of_its_own(self, store: kvi.Kvi) -> None:
         """Closing a view revokes what was granted through it, and leaves the parent's alone."""
         with store.lease(LONG) as outer:
@@ -215,6 +267,8 @@ class TestLeases:
             assert outer.alive
             assert outer.renew()
 
+    @rule("lease.not-early", "lease.not-late", "lease.keys", "lease.lost", "lease.kept-alive")
+    @side_by_side
     def test_expiry(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Unrenewed, a lease ends not before its ttl and not after the declared bound.
 
@@ -254,17 +308,50 @@ class TestLeases:
             assert kept.alive
             assert not kept.lost.is_set()
             assert peer.get("kept")
-            if store.capabilities.lease_min_ttl < 1:  # a write after the end, and before any sweep
+            if store.capabilities.lease_min_ttl < 1:  # the first write after its end is refused
                 short = store.lease(0.05, keep_alive=False)
-                assert short.lost.wait(10)
-                with pytest.raises(kvi.LeaseLost):
-                    store.store("d", b"", lease=short.id)
-                assert peer.get("d") is None
+                until(lambda: _refused(store, short), within=bound + 1)
+                until(lambda: peer.get("d") is None)
+
+    @rule("lease.not-early", "lease.alive")
+    @side_by_side
+    def test_renewed_by_hand(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A lease that is renewed lives its ttl from then on, and by the clock no longer."""
+        lease = store.lease(0.5, keep_alive=False)
+        store.store("k", b"", lease=lease)
+        with peer.watch("k") as watch:
+            half = now() + lease.ttl / 2
+            until(lambda: now() >= half, within=60)
+            sent = now()
+            lease.renew()
+            renewed = now()
+            assert lease.alive
+            event = watch.next(120)
+            assert event.type is kvi.EventType.DELETE
+            assert now() - sent >= lease.ttl, "the lease ended too early"
+            assert not lease.alive
+            assert now() >= renewed
+        assert peer.get("k") is None
+
+    @rule("lease.kept-alive")
+    @side_by_side
+    def test_kept_alive(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A lease outlives its ttl many times while it is kept alive, and so do its keys."""
+        with store.lease(0.5) as lease, store.temp_key("member", ttl=0.5) as member:
+            revision = store.store("k", b"", lease=lease)
+            end = now() + 2 * lease.ttl + 1
+            while now() < end:
+                assert lease.alive
+                assert member.alive
+                assert not lease.lost.wait(lease.ttl / 10)
+            assert peer.get("k").revision == revision  # type: ignore[union-attr]
+            assert peer.get("member")
 
 
-class TestTempKeys:
+class TestTempKeys(Rules):
     """Keys that live as long as their process."""
 
+    @rule("temp-key.lives")
     def test_lives_until_closed(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A temporary key is there until it is closed, with the value given; again is nothing."""
         key = store.temp_key("member", b"me", ttl=LONG)
@@ -277,12 +364,14 @@ class TestTempKeys:
         assert not key.lost.is_set()
         key.close()
 
+    @rule("temp-key.lives")
     def test_value_is_chosen(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Without a value the library chooses one."""
         with store.temp_key("member"):
             assert peer.get("member").value  # type: ignore[union-attr]
         assert peer.get("member") is None
 
+    @rule("temp-key.lives")
     def test_replaces(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """It replaces what was under the key."""
         store.store("member", b"permanent")
@@ -290,12 +379,14 @@ class TestTempKeys:
             assert peer.get("member").text == "temporary"  # type: ignore[union-attr]
         assert peer.get("member") is None
 
+    @rule("temp-key.own")
     def test_what_others_put_there_stays(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Closing deletes the key only if it is still the temporary one."""
         with store.temp_key("member", b"mine"):
             peer.store("member", b"theirs")
         assert peer.get("member").text == "theirs"  # type: ignore[union-attr]
 
+    @rule("temp-key.lives", "handle.close-frees")
     def test_handle_closes_it(self, store: kvi.Kvi, kvi_uri: str) -> None:
         """Closing the handle deletes its temporary keys."""
         with kvi.open(kvi_uri) as other:
@@ -306,6 +397,7 @@ class TestTempKeys:
         with kvi.open(kvi_uri) as other:
             assert other.get("conformance/ns/member") is None
 
+    @rule("key.invalid")
     def test_bad_key(self, store: kvi.Kvi) -> None:
         """A bad key or value is refused before a lease is granted."""
         with pytest.raises(kvi.InvalidKey):
@@ -313,3 +405,28 @@ class TestTempKeys:
         with pytest.raises(kvi.InvalidArgument):
             store.temp_key("k", 5)  # type: ignore[arg-type]
         assert store.count() == 0
+
+    @rule("temp-key.crash")
+    @side_by_side
+    def test_loss_is_told(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A temporary key whose lease was taken away is lost, says so, and is not stored again."""
+        key = store.temp_key("member", b"me", ttl=0.5)
+        peer._lease_revoke(peer.get("member").lease, 5)  # type: ignore[union-attr, arg-type]
+        assert key.lost.wait(60)
+        assert not key.alive
+        assert peer.get("member") is None
+        peer.store("member", b"another")
+        key.close()
+        assert peer.get("member").text == "another"  # type: ignore[union-attr]
+
+    @rule("temp-key.crash", "lease.not-late")
+    @side_by_side
+    def test_vanishes_after_a_crash(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A temporary key that nobody renews vanishes within the declared bound."""
+        lease = store.lease(0.5, keep_alive=False)  # as a crashed process leaves it
+        store.store("member", b"me", lease=lease)
+        bound = store.capabilities.lease_expiry_factor * lease.ttl + 1
+        with peer.watch("member") as watch:
+            # Beside the bound, the watch and a busy machine need their moment.
+            assert watch.next(bound + 5).type is kvi.EventType.DELETE
+        assert peer.get("member") is None

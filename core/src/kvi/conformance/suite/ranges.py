@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 import kvi
+from kvi.conformance.contract import rule
+from kvi.conformance.rules import Rules
 
 KEYS = ["a", "a/", "a/1", "a/2", "a0", "b", "b/1", "ü", "😀"]
 
@@ -33,7 +35,7 @@ BOUNDS: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 
-class TestRange:
+class TestRange(Rules):
     """range reads [start, end) or a prefix, in order, lazily, at one revision."""
 
     @pytest.fixture
@@ -43,6 +45,7 @@ class TestRange:
             store.store(key, key)
         return peer
 
+    @rule("range.bounds")
     @pytest.mark.parametrize(("bounds", "expected"), BOUNDS, ids=lambda case: ascii(case)[:40])
     def test_bounds(self, filled: kvi.Kvi, bounds: dict[str, Any], expected: list[str]) -> None:
         """Exactly the keys of [start, end), sorted by UTF-8 bytes, both ways; count agrees."""
@@ -51,6 +54,7 @@ class TestRange:
         assert [entry.key for entry in filled.range(**bounds, reverse=True)] == expected[::-1]
         assert filled.count(**bounds) == len(expected)
 
+    @rule("range.limit")
     @pytest.mark.parametrize("limit", [0, 1, 3, 9, 10, 10_000, 2**70])
     def test_limit(self, filled: kvi.Kvi, limit: int) -> None:
         """At most limit entries, the first ones in the direction of reading; 0 is empty."""
@@ -59,6 +63,7 @@ class TestRange:
         assert backward == KEYS[::-1][:limit]
         assert [e.key for e in filled.range("a/1", "b/1", limit=limit)] == KEYS[2:6][:limit]
 
+    @rule("range.keys-only")
     def test_keys_only(self, filled: kvi.Kvi) -> None:
         """keys_only leaves values None and all else as it is."""
         whole = list(filled.range())
@@ -67,6 +72,7 @@ class TestRange:
         with pytest.raises(kvi.InvalidArgument, match="keys_only"):
             _ = bare[0].text
 
+    @rule("range.invalid")
     @pytest.mark.parametrize(
         "arguments",
         [
@@ -88,6 +94,7 @@ class TestRange:
         with pytest.raises(kvi.InvalidArgument):
             store.range(**arguments)
 
+    @rule("range.invalid", "key.length")
     def test_bound_longer_than_a_key(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A bound just behind the longest key works; a longer one is refused, not sent."""
         limit = store.capabilities.max_key
@@ -104,12 +111,14 @@ class TestRange:
                     call()
         assert peer.count() == 1
 
+    @rule("range.long")
     def test_same_twice(self, filled: kvi.Kvi) -> None:
         """A result can be iterated again, and by two iterators at once."""
         result = filled.range()
         assert [entry.key for entry in result] == KEYS
         assert [a.key for a, b in zip(result, result, strict=True) if a == b] == KEYS
 
+    @rule("range.snapshot")
     def test_revision(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Where snapshot_range, .revision is that of the last write, also of an empty result."""
         revision = store.store("k", b"")
@@ -119,6 +128,7 @@ class TestRange:
         assert peer.range("y", "x").revision == expected
         assert peer.range(limit=0).revision == expected
 
+    @rule("range.snapshot", "range.long")
     @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
     def test_snapshot(self, store: kvi.Kvi, peer: kvi.Kvi, reverse: bool) -> None:
         """All pages of a long range are of one revision, whatever is written meanwhile.
@@ -147,6 +157,7 @@ class TestRange:
             steady = {f"k{i:05}" for i in range(number) if i % 7 and not 1000 <= i < 1100}
             assert steady <= set(keys)
 
+    @rule("range.limit", "range.long")
     def test_long_limit(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A limit beyond one page delivers exactly so many, from either end."""
         keys = [f"k{i:05}" for i in range(1200)]
@@ -158,6 +169,7 @@ class TestRange:
         assert peer.count() == 1200
         assert peer.count("k00100", "k00300") == 200
 
+    @rule("range.long", "value.length")
     def test_large_values(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Pages hold however large the values are: 40 of the largest come through."""
         size = min(store.capabilities.max_value or 1_000_000, 1_500_000)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 import kvi
-from kvi.conformance.fixtures import snapshot
+from kvi.conformance.contract import rule
+from kvi.conformance.neighbours import snapshot
+from kvi.conformance.rules import Rules
 
 ODD_KEYS = [
     "/x",
@@ -47,9 +49,10 @@ ODD_KEYS = [
 ]
 
 
-class TestKeys:
+class TestKeys(Rules):
     """Every key round-trips exactly, and what is no key is refused before anything is sent."""
 
+    @rule("key.exact")
     @pytest.mark.parametrize("key", ODD_KEYS, ids=lambda key: ascii(key[:12]))
     def test_odd_key_round_trips(self, store: kvi.Kvi, peer: kvi.Kvi, key: str) -> None:
         """A key of any text round-trips exactly, and no operation on it touches another key."""
@@ -68,6 +71,7 @@ class TestKeys:
         assert peer.get(key) is None
         assert snapshot(peer) == {"neighbour": b"untouched"}
 
+    @rule("key.exact", "range.bounds", "delete-range.bounds")
     @pytest.mark.parametrize("prefix", ODD_KEYS, ids=lambda key: ascii(key[:12]))
     def test_odd_prefix_is_exact(self, store: kvi.Kvi, peer: kvi.Kvi, prefix: str) -> None:
         """Range, count and delete by a prefix of any text take its keys, and no other."""
@@ -80,6 +84,7 @@ class TestKeys:
         assert store.delete_range(prefix=prefix) == len(inside)
         assert snapshot(peer) == {key: key.encode() for key in sorted(keys - set(inside))}
 
+    @rule("key.exact", "key.order")
     def test_odd_keys_live_side_by_side(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Keys that differ in any byte are different keys, and sort by their UTF-8 bytes."""
         for number, key in enumerate(ODD_KEYS):
@@ -92,6 +97,16 @@ class TestKeys:
             assert entry is not None
             assert entry.text == str(number)
 
+    @rule("key.order")
+    def test_order_is_by_bytes_alone(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Neither case, nor accents, nor the value of numbers have a say in the order of keys."""
+        keys = ["10", "9", "B", "Z", "_", "a", "a b", "a-b", "aB", "ab", "b", "z", "Ä", "é"]
+        for key in reversed(keys):
+            store.store(key, b"")
+        assert [entry.key for entry in peer.range()] == keys
+        assert [entry.key for entry in peer.range("B", "b")] == keys[2:10]
+
+    @rule("key.invalid")
     @pytest.mark.parametrize(
         "key", ["", "\ud800", "a\udfffb", b"bytes", None, 7, ["list"]], ids=repr
     )
@@ -116,6 +131,7 @@ class TestKeys:
             assert isinstance(caught.value, ValueError)
         assert snapshot(store) == before
 
+    @rule("key.length")
     def test_longest_key(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A key of max_key bytes works, one byte more is refused before anything is sent."""
         limit = store.capabilities.max_key
@@ -132,9 +148,10 @@ class TestKeys:
         assert [entry.key for entry in peer.range()] == [longest]
 
 
-class TestValues:
+class TestValues(Rules):
     """Values are bytes; text is encoded as UTF-8; an empty value is a value."""
 
+    @rule("value.exact")
     @pytest.mark.parametrize(
         "value", [b"", b"\0", b"\xff\xfe", bytes(range(256)), b"x" * 10_000], ids=len
     )
@@ -148,6 +165,7 @@ class TestValues:
         assert peer.txn(then=[kvi.Get("k")]).results == (entry,)
         assert peer.txn([kvi.Key("k").value == value]).succeeded
 
+    @rule("value.exact")
     def test_text_is_utf8(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A str is stored as its UTF-8 bytes, and compares as them; .text and .json() read it."""
         store.store("k", '{"größe": 1}')
@@ -159,6 +177,7 @@ class TestValues:
         assert store.tas("k", '{"größe": 1}', "ü")
         assert peer.get("k").text == "ü"  # type: ignore[union-attr]
 
+    @rule("value.exact")
     def test_empty_value_is_a_value(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """b"" exists: get gives an entry, tas on absence fails, tas on b"" succeeds."""
         store.store("k", b"")
@@ -168,6 +187,7 @@ class TestValues:
         assert not store.tas("k", None, b"x")
         assert store.tas("k", b"", b"x")
 
+    @rule("value.invalid")
     @pytest.mark.parametrize("value", [None, 7, 1.5, ["list"], "\ud800"], ids=repr)
     def test_no_value_is_refused(self, store: kvi.Kvi, value: bytes) -> None:
         """What is neither bytes nor encodable text raises InvalidArgument; nothing changes."""
@@ -179,6 +199,7 @@ class TestValues:
             store.txn(then=[kvi.Put("other", b""), kvi.Put("k", value)])
         assert snapshot(store) == before
 
+    @rule("value.length")
     def test_largest_value(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A value of max_value bytes works; one more raises ValueTooLarge, nothing is sent."""
         limit = store.capabilities.max_value
@@ -199,6 +220,7 @@ class TestValues:
             assert peer.get("k") == entry
             assert peer.get("other") is None
 
+    @rule("key.length", "value.length")
     def test_longest_key_with_largest_value(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """max_key and max_value hold together."""
         limits = store.capabilities
@@ -209,9 +231,10 @@ class TestValues:
         assert peer.get(key).value == value  # type: ignore[union-attr]
 
 
-class TestRevisions:
+class TestRevisions(Rules):
     """One integer for the whole store; every committed write transaction gets a larger one."""
 
+    @rule("revision.grows")
     def test_every_write_has_a_larger_revision(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Writes to any keys, of any kind, get growing revisions."""
         seen = [store.store("a", b"1"), store.store("b", b"1"), store.store("a", b"1")]
@@ -223,6 +246,25 @@ class TestRevisions:
         seen.append(store.txn(then=[kvi.Put("c", b""), kvi.Put("d", b"")]).revision or 0)
         assert seen == sorted(set(seen))
 
+    @rule("revision.grows")
+    def test_deletes_have_revisions(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """What deletes something gets a larger revision too, as events tell."""
+        last = max([store.store(key, b"1") for key in ("a", "b", "c", "d")])
+        with peer.watch(prefix="") as watch:
+            for delete in (
+                lambda: store.delete("a"),
+                lambda: store.delete_range(prefix="b"),
+                lambda: store.tas("c", b"1", None),
+                lambda: store.txn(then=[kvi.Delete("d")]),
+            ):
+                assert delete()
+                revision = watch.next(20).revision
+                assert revision > last
+                assert peer.range().revision in (revision, None)
+                last = revision
+        assert store.store("a", b"1") > last
+
+    @rule("revision.entry")
     def test_entry_tells_its_revisions(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Revision is of the last change, create_revision of the first, version counts writes."""
         created = store.store("k", b"1")
@@ -234,6 +276,7 @@ class TestRevisions:
         assert list(peer.range("k", "k\0")) == [expected]
         assert peer.txn(then=[kvi.Get("k")]).results == (expected,)
 
+    @rule("store.same-value")
     def test_same_value_is_a_new_revision(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Storing the value that is there already is a write: a larger revision on the entry."""
         first = store.store("k", b"same")
@@ -245,6 +288,7 @@ class TestRevisions:
         assert third is not None
         assert third > second
 
+    @rule("revision.created")
     def test_rewritten_key_has_a_new_creation(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Delete and re-create gives a larger create_revision, and version 1."""
         created = store.store("k", b"1")
@@ -256,6 +300,7 @@ class TestRevisions:
         assert entry.create_revision == again > created
         assert entry.version == (1 if store.capabilities.key_version else None)
 
+    @rule("txn.atomic")
     def test_entries_of_one_transaction_share_its_revision(
         self, store: kvi.Kvi, peer: kvi.Kvi
     ) -> None:

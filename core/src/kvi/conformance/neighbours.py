@@ -1,10 +1,9 @@
-"""The stores that the tests work on: emptied, and through one of three ways."""
+"""What stands around a namespace that tests work in, and must stay as it is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import pytest
+from contextlib import contextmanager
 
 import kvi
 
@@ -20,23 +19,9 @@ NEIGHBOURS = {
 }
 
 
-@pytest.fixture(params=["handle", "namespace", "two handles"])
-def via(request: pytest.FixtureRequest) -> str:
-    """How a test reaches its store."""
-    return str(request.param)
-
-
-@pytest.fixture
-def root(kvi_uri: str) -> Iterator[kvi.Kvi]:
-    """A handle on the whole store, which is empty at the start."""
-    with kvi.open(kvi_uri) as handle:
-        handle.delete_range(prefix="")
-        yield handle
-
-
-@pytest.fixture
-def store(root: kvi.Kvi, via: str) -> Iterator[kvi.Kvi]:
-    """The store that a test writes to, empty at the start."""
+@contextmanager
+def within(root: kvi.Kvi, via: str) -> Iterator[kvi.Kvi]:
+    """A view among neighbours, whose surroundings must stay as they are; or the store itself."""
     if via != "namespace":
         yield root
         return
@@ -51,19 +36,6 @@ def store(root: kvi.Kvi, via: str) -> Iterator[kvi.Kvi]:
             if not (entry.key.startswith(f"{NAMESPACE}/") and entry.key != f"{NAMESPACE}/")
         }
         assert around == NEIGHBOURS, "keys outside of the namespace were changed through it"
-
-
-@pytest.fixture
-def peer(store: kvi.Kvi, via: str, kvi_uri: str) -> Iterator[kvi.Kvi]:
-    """The store that a test reads from: ``store`` itself, or another handle on the same data."""
-    if via != "two handles":
-        yield store
-        return
-    with kvi.open(kvi_uri) as handle:
-        store.store("mark", b"")
-        assert handle.get("mark"), "two opens of one URI must be the same store"
-        store.delete("mark")
-        yield handle
 
 
 def snapshot(store: kvi.Kvi) -> dict[str, bytes | None]:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 import kvi
-from kvi.conformance.fixtures import snapshot
+from kvi.conformance.contract import rule
+from kvi.conformance.neighbours import snapshot
+from kvi.conformance.rules import Rules
 
 Condition = Callable[[kvi.Key], kvi.Compare]
 
@@ -30,9 +32,10 @@ VALUE_CASES: list[tuple[str, bytes | None, bytes, bool]] = [
 ]
 
 
-class TestCompares:
+class TestCompares(Rules):
     """when: compares of value, revision, create_revision, version, lease, existence."""
 
+    @rule("txn.values")
     @pytest.mark.parametrize(("operator", "stored", "operand", "holds"), VALUE_CASES, ids=repr)
     def test_values(
         self, store: kvi.Kvi, operator: str, stored: bytes | None, operand: bytes, holds: bool
@@ -42,6 +45,18 @@ class TestCompares:
             store.store("k", stored)
         assert store.txn([kvi.Key("k").value.compare(operator, operand)]).succeeded is holds
 
+    @rule("txn.values")
+    def test_values_of_any_length(self, store: kvi.Kvi) -> None:
+        """The first byte that differs decides, not length, case or the value of numbers."""
+        ascending = [b"", b"\0", b"10", b"9", b"B", b"a", b"aa", b"b", b"b\0", b"\xc3\xa4", b"\xff"]
+        for position, value in enumerate(ascending):
+            store.store("k", value)
+            stored = kvi.Key("k").value
+            assert store.txn([stored > lower for lower in ascending[:position]])
+            assert store.txn([stored < higher for higher in ascending[position + 1 :]])
+            assert store.txn([stored != o for o in ascending if o != value] + [stored == value])
+
+    @rule("txn.numbers", "txn.version")
     @pytest.mark.parametrize("operator", ["=", "!=", "<", ">"])
     @pytest.mark.parametrize("target", ["revision", "create_revision", "version", "lease"])
     def test_numbers(self, store: kvi.Kvi, peer: kvi.Kvi, target: str, operator: str) -> None:
@@ -65,6 +80,19 @@ class TestCompares:
             }[operator]
             assert store.txn([compare]).succeeded is expected, (number, operator, operand)
 
+    @rule("txn.numbers")
+    def test_numbers_of_any_length(self, store: kvi.Kvi) -> None:
+        """Numbers compare by what they are worth, not digit by digit."""
+        store.store("other", b"")
+        revision = store.store("k", b"")
+        more_digits = 10 ** len(str(revision))
+        less_digits = more_digits // 10 - 1
+        for number in (kvi.Key("k").revision, kvi.Key("k").create_revision):
+            assert store.txn([number < more_digits, number > less_digits])
+            assert not store.txn([number > more_digits])
+            assert not store.txn([number < less_digits])
+
+    @rule("txn.numbers", "txn.version")
     @pytest.mark.parametrize("target", ["revision", "create_revision", "version", "lease"])
     def test_numbers_of_a_missing_key(self, store: kvi.Kvi, target: str) -> None:
         """A missing key compares as revision, create revision, version and lease 0."""
@@ -81,6 +109,7 @@ class TestCompares:
         assert not store.txn([compare(">", 0)])
         assert not store.txn([compare("<", 0)])
 
+    @rule("txn.existence")
     def test_existence(self, store: kvi.Kvi) -> None:
         """Exists and absent tell whether the key is there, also with an empty value."""
         store.store("k", b"")
@@ -89,6 +118,7 @@ class TestCompares:
         assert store.txn([kvi.Key("missing").absent])
         assert not store.txn([kvi.Key("missing").exists])
 
+    @rule("txn.branches")
     def test_all_must_hold(self, store: kvi.Kvi) -> None:
         """The compares are joined by "and"; none at all is true."""
         store.store("a", b"1")
@@ -100,6 +130,7 @@ class TestCompares:
         assert not store.txn([kvi.Key("a").value == b"1", kvi.Key("a").value == b"2"])
         assert store.txn([kvi.Key("a").value > b"0", kvi.Key("a").value < b"2"])
 
+    @rule("txn.refused")
     @pytest.mark.parametrize("operator", ["<=", ">=", "~", "", "===", None, 1], ids=repr)
     def test_unknown_operator(self, store: kvi.Kvi, peer: kvi.Kvi, operator: str) -> None:
         """An operator other than = != < > is InvalidArgument; neither branch runs."""
@@ -110,12 +141,14 @@ class TestCompares:
             kvi.Key("k").revision.compare(operator, 1)
         assert snapshot(peer) == {"k": b"v"}
 
+    @rule("txn.values")
     def test_compare_made_by_hand(self, store: kvi.Kvi) -> None:
         """A Compare made of plain text means what it says."""
         store.store("k", b"v")
         assert store.txn([kvi.Compare("k", "value", "=", "v")])  # type: ignore[arg-type]
         assert not store.txn([kvi.Compare("k", "value", "!=", b"v")])  # type: ignore[arg-type]
 
+    @rule("txn.refused")
     def test_wrong_operands(self, store: kvi.Kvi) -> None:
         """A value compares with bytes or text, the others with integers from 0 on."""
         for make in (
@@ -131,9 +164,10 @@ class TestCompares:
                 make()
 
 
-class TestTransactions:
+class TestTransactions(Rules):
     """txn: one branch, whole, at one revision."""
 
+    @rule("txn.branches")
     def test_branches(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Then runs if the compares hold, otherwise runs if not, never both."""
         store.store("k", b"1")
@@ -145,6 +179,7 @@ class TestTransactions:
         assert (done.succeeded, bool(done)) == (False, False)
         assert snapshot(peer) == {"e": b"", "k": b"2", "t": b""}
 
+    @rule("txn.results")
     def test_results(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """One result per operation: entry or None, the revision, whether the key was there."""
         store.store("a", b"1")
@@ -164,6 +199,7 @@ class TestTransactions:
         assert done.results == (before_a, None, done.revision, True, False, done.revision)
         assert peer.get("a").revision == done.revision  # type: ignore[union-attr]
 
+    @rule("txn.order")
     def test_get_sees_the_writes_before_it(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Operations run in order: a Get sees the Put and Delete before it, not those behind."""
         store.store("a", b"1")
@@ -185,6 +221,7 @@ class TestTransactions:
         assert results[2] == peer.get("a")
         assert results[7] == peer.get("new")
 
+    @rule("txn.revision")
     def test_revision_of_a_commit(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Revision is that of the commit, or the store's present one if nothing was written.
 
@@ -201,6 +238,7 @@ class TestTransactions:
         third = store.txn(then=[kvi.Delete("k")]).revision
         assert (told and third is not None and third > second) or third is None
 
+    @rule("txn.revision", "delete.tells")
     def test_nothing_written_makes_no_revision(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Reads, failed compares and deletes of nothing leave revision and entries as they are."""
         store.store("k", b"v")
@@ -210,6 +248,7 @@ class TestTransactions:
         store.txn()
         assert (peer.range().revision, list(peer.range())) == before
 
+    @rule("txn.refused")
     @pytest.mark.parametrize(
         "branch",
         [
@@ -232,6 +271,7 @@ class TestTransactions:
         assert caught.value.key == "k"
         assert snapshot(peer) == {"k": b"v"}
 
+    @rule("txn.branches")
     def test_same_key_in_both_branches(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Each branch may write a key that the other writes, and that is compared."""
         store.store("k", b"1")
@@ -239,6 +279,7 @@ class TestTransactions:
             store.txn([kvi.Key("k").value == b"1"], [kvi.Put("k", b"2")], [kvi.Put("k", b"3")])
             assert snapshot(peer) == {"k": expected}
 
+    @rule("txn.refused")
     def test_too_many_operations(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Exactly max_txn_ops compares and operations work, one more is refused unsent."""
         limit = store.capabilities.max_txn_ops
@@ -264,6 +305,7 @@ class TestTransactions:
                     store.txn(when, then, otherwise)
             assert peer.count() == 0
 
+    @rule("txn.refused")
     @pytest.mark.parametrize(
         "arguments",
         [
@@ -288,6 +330,7 @@ class TestTransactions:
             store.txn(**arguments)
         assert snapshot(peer) == {}
 
+    @rule("txn.short")
     def test_transaction_of_one_line(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """transaction(key, op, value, then pair, else pair) stores one pair and tells which."""
         store.store("k", b"5")
@@ -298,3 +341,18 @@ class TestTransactions:
             assert (peer.get(yes) is not None, peer.get(no) is not None) == (expected, not expected)
         assert store.transaction("missing", "!=", b"5", "yes", b"", "no", b"") is False
         assert peer.get("no") is not None
+
+    @rule("txn.short")
+    def test_transaction_compares(self, store: kvi.Kvi) -> None:
+        """`<` asks whether the stored value is less than the one given, `>` whether it is more."""
+        store.store("k", b"5")
+        for operator, value, expected in (
+            ("<", b"6", True),
+            ("<", b"4", False),
+            (">", b"4", True),
+            (">", b"6", False),
+            ("=", b"4", False),
+            ("!=", b"4", True),
+        ):
+            done = store.transaction("k", operator, value, "yes", b"", "no", b"")
+            assert done is expected, (operator, value)

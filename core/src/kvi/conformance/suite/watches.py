@@ -10,8 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 import kvi
-from kvi.conformance.concurrency import run_clients
-from kvi.conformance.locks import until
+from kvi.conformance.clients import run_clients
+from kvi.conformance.contract import rule
+from kvi.conformance.rules import Rules
+from kvi.conformance.waiting import side_by_side, until
 
 PUT, DELETE = kvi.EventType.PUT, kvi.EventType.DELETE
 WAIT = 20.0  # seconds within which what was written is seen
@@ -34,9 +36,10 @@ def nothing_more(watch: kvi.Watch, store: kvi.Kvi, marker: str) -> None:
     assert (event.key, event.value) == (marker, b"marker"), "an event too much"
 
 
-class TestWatches:
+class TestWatches(Rules):
     """What a watch sees."""
 
+    @rule("watch.selects", "watch.event")
     def test_key(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A watch of one key sees its creation, changes and deletion, and no other key's."""
         with peer.watch("k") as watch:
@@ -61,6 +64,7 @@ class TestWatches:
             if event.previous is not None:
                 assert (event.previous.key, event.previous.value) == ("k", value)
 
+    @rule("watch.selects")
     def test_prefix(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A watch of a prefix sees the keys that start with it."""
         with peer.watch(prefix="a/") as watch:
@@ -70,6 +74,7 @@ class TestWatches:
             assert {event.key for event in seen} == {"a/", "a/b", "a/b/c"}
             nothing_more(watch, store, "a/z")
 
+    @rule("watch.selects")
     def test_bounds(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A watch of bounds sees ``[start, end)``; either may be open; the empty prefix is all."""
         keys = ["a", "b", "c", "d"]
@@ -86,6 +91,7 @@ class TestWatches:
             assert {event.key for event in take(downwards, 1)} == {"a"}
             assert {event.key for event in take(everything, 4)} == set(keys)
 
+    @rule("watch.selects")
     def test_empty_bounds(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Bounds that hold no key make a watch that sees nothing, and can be cancelled."""
         with peer.watch(start="b", end="a") as watch:
@@ -93,6 +99,7 @@ class TestWatches:
             with pytest.raises(kvi.Timeout):
                 watch.next(0.05)
 
+    @rule("watch.selects", "key.exact")
     def test_odd_keys(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Keys with slashes, dots, spaces, NUL, newlines and emoji are watched like others."""
         keys = ["/", "//a", "a/./b", "..", "a b", "?#%41", "\0", "a\0", "a\nb", "😀", "ü/é"]
@@ -103,6 +110,7 @@ class TestWatches:
             assert brief(take(watch, 1)) == [("PUT", key, key.encode())]
             watch.cancel()
 
+    @rule("watch.event", "value.exact")
     def test_values(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Empty, binary and large values arrive whole."""
         large = bytes(range(256)) * 1000
@@ -111,6 +119,7 @@ class TestWatches:
                 store.store("k", value)
                 assert take(watch, 1)[0].value == value
 
+    @rule("store.same-value", "watch.event")
     def test_same_value_is_an_event(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A write of the same value is a change, and so is an event."""
         with peer.watch("k") as watch:
@@ -119,6 +128,7 @@ class TestWatches:
                 (event,) = take(watch, 1)
                 assert (event.value, event.revision) == (b"same", revision)
 
+    @rule("watch.writes-only")
     def test_nothing_happened(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Deleting nothing, failed compares and reads make no events."""
         store.store("k", b"1")
@@ -130,6 +140,7 @@ class TestWatches:
             store.get("k")
             nothing_more(watch, store, "z")
 
+    @rule("watch.from-now", "watch.event")
     def test_every_kind_of_write(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Tas, cas, txn and delete_range are seen like store and delete."""
         with peer.watch(prefix="") as watch:
@@ -142,12 +153,14 @@ class TestWatches:
             store.delete_range(prefix="")
             assert sorted(brief(take(watch, 2))) == [("DELETE", "b", None), ("DELETE", "c", None)]
 
+    @rule("watch.from-now")
     def test_only_from_now_on(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """What was written before the watch began is not seen."""
         store.store("k", b"before")
         with peer.watch("k") as watch:
             nothing_more(watch, store, "k")
 
+    @rule("watch.many")
     def test_many_watches_of_one_key(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Each watch gets every event."""
         watches = [peer.watch("k") for _ in range(10)]
@@ -157,6 +170,7 @@ class TestWatches:
             assert brief(take(watch, 1)) == [("PUT", "k", b"1")]
             watch.cancel()
 
+    @rule("watch.types")
     def test_kinds(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """``events=`` keeps only the kinds given, as one or several."""
         store.store("k", b"0")
@@ -172,6 +186,7 @@ class TestWatches:
             store.store("k", b"2")
             assert brief(take(puts, 1)) == [("PUT", "k", b"2")]
 
+    @rule("watch.last-state")
     def test_deleted_and_created(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """The last state of a key is always told, in the end."""
         with peer.watch("k") as watch:
@@ -185,6 +200,17 @@ class TestWatches:
             while watch.next(WAIT).type is not DELETE:
                 pass
 
+    @rule("watch.last-state")
+    def test_nothing_old_behind_the_last(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """After the last state of a key none of the earlier ones is told, nor that one again."""
+        with peer.watch(prefix="k") as watch:
+            for number in range(10):
+                store.store("k", str(number))
+            while watch.next(WAIT).value != b"9":
+                pass
+            nothing_more(watch, store, "kz")
+
+    @rule("watch.initial")
     def test_initial(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """``initial=True`` delivers the present state in key order, then the changes."""
         for key in ("b", "a/2", "c", "a/1"):
@@ -203,6 +229,7 @@ class TestWatches:
         assert [event.initial for event in seen] == [True] * 4 + [False]
         assert [event.revision for event in seen] == [before[e.key] for e in seen[:4]] + [revision]
 
+    @rule("watch.initial")
     def test_initial_of_nothing(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """``initial=True`` on keys that are not there begins with the first change."""
         with peer.watch("k", initial=True) as watch:
@@ -212,6 +239,7 @@ class TestWatches:
             (event,) = take(watch, 1)
             assert not event.initial
 
+    @rule("watch.initial")
     def test_initial_of_many(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A state of many pages comes whole, in order, once, with the changes behind it."""
         keys = [f"k{number:04}" for number in range(1200)]
@@ -224,13 +252,15 @@ class TestWatches:
         assert all(event.initial for event in seen[:-1])
         assert seen[-1].value == b"2"
 
+    @rule("watch.initial")
     def test_initial_without_gap(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """While others write, the state and the changes after it join without gap or duplicate."""
         stop = threading.Event()
 
         def write() -> None:
             number = 0
-            while not stop.is_set():
+            # Paced: a store with a short history may answer a torrent by RESYNC.
+            while not stop.wait(0.001):
                 number += 1
                 store.store("k", str(number))
             store.store("k", b"end")
@@ -250,6 +280,7 @@ class TestWatches:
             stop.set()
             thread.join(WAIT)
 
+    @rule("watch.history", "watch.last-state")
     def test_concurrent_writers(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Several writers: every change once, in order; or newer states and the last."""
         writes: dict[int, tuple[str, bytes]] = {}
@@ -276,9 +307,10 @@ class TestWatches:
             assert own == sorted(set(own)), "states of a key go forward only"
 
 
-class TestHistory:
+class TestHistory(Rules):
     """What watches promise where ``watch_history``, and refuse elsewhere."""
 
+    @rule("watch.from-revision")
     def test_from_revision(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """``from_revision`` starts at that revision, inclusive; without history it is refused."""
         revisions = [store.store("k", str(number)) for number in range(5)]
@@ -298,6 +330,7 @@ class TestHistory:
             assert [event.revision for event in seen[:3]] == revisions[2:]
             nothing_more(watch, store, "k")
 
+    @rule("watch.from-revision")
     def test_from_a_future_revision(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A revision that is not there yet is waited for; what comes before it is not told."""
         if not store.capabilities.watch_history:
@@ -308,6 +341,7 @@ class TestHistory:
             seen = take(watch, sum(revision >= start for revision in revisions))
             assert [event.revision for event in seen] == [r for r in revisions if r >= start]
 
+    @rule("watch.history", "watch.revision")
     def test_one_revision_together(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """The changes of a transaction come together, and ``revision`` moves on with the last."""
         if not store.capabilities.watch_history:
@@ -329,6 +363,7 @@ class TestHistory:
             assert take(watch, 1)[0].revision == after
             assert watch.revision == after
 
+    @rule("watch.revision")
     def test_resume(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A new watch from ``revision + 1`` loses and repeats nothing."""
         if not store.capabilities.watch_history:
@@ -345,6 +380,7 @@ class TestHistory:
         watch.cancel()
         assert seen == expected
 
+    @rule("watch.revision", "watch.initial")
     def test_revision_of_the_initial_state(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """``revision`` is None until the initial state was told, then that state's."""
         store.store("a", b"")
@@ -359,6 +395,7 @@ class TestHistory:
             assert watch.revision is not None
             assert watch.revision >= last
 
+    @rule("watch.revision", "watch.types")
     def test_revision_past_what_is_filtered(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Events that ``events=`` leaves out count as told."""
         if not store.capabilities.watch_history:
@@ -369,12 +406,14 @@ class TestHistory:
             (event,) = take(watch, 1)
             assert watch.revision == event.revision
 
+    @rule("watch.from-revision")
     @pytest.mark.parametrize("revision", [0, -1, 1.5, "1", True, 2**70])
     def test_bad_revision(self, store: kvi.Kvi, revision: object) -> None:
         """A from_revision that is none is an InvalidArgument."""
         with pytest.raises((kvi.InvalidArgument, kvi.NotSupported)):
             store.watch("k", from_revision=revision)  # type: ignore[arg-type]
 
+    @rule("watch.compacted")
     def test_compacted(self, store: kvi.Kvi) -> None:
         """A from_revision that is gone is Compacted; one that is there is not."""
         if not store.capabilities.watch_history:
@@ -384,9 +423,10 @@ class TestHistory:
             assert take(watch, 1)[0].revision == revision
 
 
-class TestConsumers:
+class TestConsumers(Rules):
     """Iterating, waiting, call-backs, cancelling."""
 
+    @rule("watch.next")
     def test_next_waits(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """``next`` waits for an event; when the time is up it raises Timeout and loses nothing."""
         with peer.watch("k") as watch:
@@ -398,6 +438,7 @@ class TestConsumers:
             assert watch.next().value == b"1"
             timer.join()
 
+    @rule("watch.next")
     @pytest.mark.parametrize("timeout", [-1, math.nan, "1"])
     def test_bad_time_out(self, store: kvi.Kvi, timeout: object) -> None:
         """A negative time-out of ``next`` is an InvalidArgument; the watch goes on."""
@@ -406,6 +447,7 @@ class TestConsumers:
                 watch.next(timeout)  # type: ignore[arg-type]
             assert watch.active
 
+    @rule("watch.next", "watch.cancel")
     def test_iterates(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A watch is an iterator, which ends after cancel."""
         with peer.watch("k") as watch:
@@ -419,6 +461,7 @@ class TestConsumers:
                 watch.next(1)
             watch.cancel()
 
+    @rule("watch.cancel")
     def test_cancel_wakes(self, store: kvi.Kvi) -> None:
         """Cancel wakes who waits for the next event, and comes back within a second."""
         watch = store.watch("k")
@@ -435,6 +478,7 @@ class TestConsumers:
             assert not thread.is_alive()
         assert sorted(ended, key=str) == sorted([[], kvi.Closed], key=str)
 
+    @rule("watch.cancel")
     def test_nothing_after_cancel(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """No event is delivered once cancel has returned, not even one that was there."""
         watch = peer.watch("k")
@@ -447,6 +491,7 @@ class TestConsumers:
         assert list(watch) == []
         assert not watch.active
 
+    @rule("handle.close-wakes")
     def test_close_wakes(self, store: kvi.Kvi, kvi_uri: str) -> None:
         """Closing the handle wakes who waits, with Closed, iterating too."""
         other = kvi.open(kvi_uri)
@@ -475,6 +520,7 @@ class TestConsumers:
         with pytest.raises(kvi.Closed):
             other.watch("k")
 
+    @rule("namespace.closed")
     def test_view_closes_its_watches(self, store: kvi.Kvi) -> None:
         """Closing a view ends the watches made through it, and no others."""
         with store.watch(prefix="view/") as outer:
@@ -489,6 +535,7 @@ class TestConsumers:
             store.store("view/k", b"2")
             assert brief(take(outer, 1)) == [("PUT", "view/k", b"2")]
 
+    @rule("watch.callback")
     def test_callback(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A call-back gets each event and the user's data, in order, on another thread."""
         seen: list[tuple[kvi.Event, object, int]] = []
@@ -510,6 +557,7 @@ class TestConsumers:
         with pytest.raises(kvi.InvalidArgument, match="call-back"):
             watch.next(0)
 
+    @rule("watch.callback")
     def test_callback_ends_its_watch(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A call-back that returns False ends its watch; other values do not."""
         seen: list[kvi.Event] = []
@@ -528,6 +576,7 @@ class TestConsumers:
         assert len(seen) == 5
         assert not watch.active
 
+    @rule("watch.callback")
     def test_callback_that_ends_on_delete(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """The origin's form: watch until the key is deleted."""
         kinds: list[kvi.EventType] = []
@@ -543,6 +592,7 @@ class TestConsumers:
         until(lambda: not watch.active)
         assert kinds == [PUT, DELETE]
 
+    @rule("watch.callback")
     def test_callback_that_raises(
         self, store: kvi.Kvi, peer: kvi.Kvi, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -560,6 +610,7 @@ class TestConsumers:
         assert seen == [b"0", b"1", b"2"]
         assert "ZeroDivisionError" in caplog.text
 
+    @rule("watch.callback")
     def test_callback_uses_the_store(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A call-back may read, write, lock, watch, and cancel its own watch."""
         done = threading.Event()
@@ -579,6 +630,7 @@ class TestConsumers:
         assert done.wait(WAIT)
         assert not watch.active
 
+    @rule("watch.cancel", "watch.callback")
     def test_no_callback_after_cancel(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Cancel waits for the call-back that runs, and none begins after it."""
         running, release = threading.Event(), threading.Event()
@@ -602,6 +654,8 @@ class TestConsumers:
             take(other, 1)
         assert calls == ["begin", "end"]
 
+    @rule("watch.cancel", "watch.slow")
+    @side_by_side
     def test_cancel_of_a_stuck_callback(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Cancel comes back soon from a call-back that does not, and no other begins."""
         running, release = threading.Event(), threading.Event()
@@ -625,6 +679,7 @@ class TestConsumers:
             take(other, 1)
         assert calls == [b"1"]
 
+    @rule("watch.callback", "handle.closed")
     def test_callback_closes_the_handle(self, store: kvi.Kvi, kvi_uri: str) -> None:
         """A call-back may close the handle that it runs for."""
         done = threading.Event()
@@ -641,6 +696,7 @@ class TestConsumers:
         assert other.closed
         assert not lease.alive
 
+    @rule("watch.slow")
     def test_stuck_callbacks_hold_up_nobody(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Call-backs that never come back delay no other's."""
         release, seen = threading.Event(), threading.Event()
@@ -660,6 +716,7 @@ class TestConsumers:
         finally:
             release.set()
 
+    @rule("watch.slow")
     def test_consumer_that_never_reads(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A watch that nobody reads holds up neither writers nor other watches."""
         with peer.watch(prefix="") as idle, peer.watch(prefix="") as busy:
@@ -669,6 +726,7 @@ class TestConsumers:
                 pass
             assert idle.next(WAIT).key.startswith("k")
 
+    @rule("watch.selects")
     def test_nothing_to_watch(self, store: kvi.Kvi) -> None:
         """A watch needs exactly one of key, prefix and bounds."""
         for given in (
@@ -683,12 +741,14 @@ class TestConsumers:
             with pytest.raises(kvi.InvalidArgument):
                 store.watch(**given)
 
+    @rule("watch.types")
     @pytest.mark.parametrize("events", ["MOVED", [], ["PUT", "x"], 5, [None]])
     def test_unknown_kind(self, store: kvi.Kvi, events: object) -> None:
         """A kind of event that is none is an InvalidArgument, and so is none at all."""
         with pytest.raises(kvi.InvalidArgument, match="EventType"):
             store.watch("k", events=events)  # type: ignore[arg-type]
 
+    @rule("watch.callback", "watch.initial")
     def test_other_bad_arguments(self, store: kvi.Kvi) -> None:
         """A call-back that is none, and a start in the past with the present state, are refused."""
         with pytest.raises(kvi.InvalidArgument, match="callback"):

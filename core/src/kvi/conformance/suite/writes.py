@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 
 import kvi
-from kvi.conformance.fixtures import snapshot
+from kvi.conformance.contract import rule
+from kvi.conformance.neighbours import snapshot
+from kvi.conformance.rules import Rules
 
 
-class TestStore:
+class TestStore(Rules):
     """store creates or replaces, and tells the revision."""
 
+    @rule("store.replaces", "revision.entry")
     def test_create_and_replace(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Store makes the key exist with this value, whatever was there."""
         assert peer.get("k") is None
@@ -23,12 +26,14 @@ class TestStore:
         assert entry is not None
         assert (entry.value, entry.revision, entry.create_revision) == (b"2", second, first)
 
+    @rule("get.absent")
     def test_absence_is_none(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Get of a missing key is None, also of a parent or child of a key that is there."""
         store.store("a/b", b"")
         for key in ("a", "a/", "a/b/", "a/b/c", "A/b"):
             assert peer.get(key) is None
 
+    @rule("lease.gone")
     def test_lease_that_is_gone(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """lease= of a lease that is not alive raises LeaseLost and nothing is written."""
         store.store("k", b"before")
@@ -42,6 +47,7 @@ class TestStore:
                 call()
         assert snapshot(peer) == {"k": b"before"}
 
+    @rule("value.exact")
     def test_kinds_of_bytes_and_text(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """bytearray, memoryview and subclasses count for what they hold, and come back plain."""
 
@@ -58,6 +64,7 @@ class TestStore:
         assert store.tas("k", bytearray(b"1"), memoryview(b"2"))  # type: ignore[arg-type]
         assert snapshot(peer) == {"k": b"2"}
 
+    @rule("value.invalid")
     @pytest.mark.parametrize("lease", [0, -1, True, "7", 1.5], ids=repr)
     def test_no_lease_id(self, store: kvi.Kvi, peer: kvi.Kvi, lease: int) -> None:
         """What cannot be the id of a lease raises InvalidArgument; nothing is written."""
@@ -67,10 +74,41 @@ class TestStore:
             store.txn(then=[kvi.Put("k", b"x", lease=lease)])
         assert peer.get("k") is None
 
+    @rule("get.linearizable", "get.absent")
+    def test_read_at_once(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """What any write has done, or left undone, the other handle reads next."""
 
-class TestDelete:
+        def seen() -> bytes | None:
+            entry = peer.get("k")
+            return None if entry is None else entry.value
+
+        for _ in range(3):
+            assert seen() is None
+            store.store("k", b"")
+            assert seen() == b""
+            revision = store.store("k", b"1")
+            assert seen() == b"1"
+            assert not store.tas("k", b"0", b"refused")
+            assert seen() == b"1"
+            assert store.tas("k", b"1", b"2")
+            assert seen() == b"2"
+            assert store.cas("k", revision, b"refused") is None
+            assert seen() == b"2"
+            assert store.txn(then=[kvi.Put("k", b"3")])
+            assert seen() == b"3"
+            assert not store.txn([kvi.Key("k").absent], [kvi.Put("k", b"refused")])
+            assert seen() == b"3"
+            assert store.delete("k")
+            assert seen() is None
+            store.store("k", b"4")
+            assert seen() == b"4"
+            assert store.delete_range(prefix="k") == 1
+
+
+class TestDelete(Rules):
     """delete and delete_range tell what they deleted."""
 
+    @rule("delete.tells")
     def test_delete_tells_whether_the_key_was_there(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """True only if it existed; deleting nothing is no error and makes no revision."""
         store.store("k", b"v")
@@ -81,6 +119,7 @@ class TestDelete:
         assert store.delete("never") is False
         assert peer.range().revision == before
 
+    @rule("delete.exact")
     def test_delete_leaves_children(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Delete touches this key only."""
         for key in ("a", "a/b", "ab"):
@@ -88,6 +127,7 @@ class TestDelete:
         assert store.delete("a")
         assert list(snapshot(peer)) == ["a/b", "ab"]
 
+    @rule("delete-range.bounds")
     @pytest.mark.parametrize(
         ("bounds", "left"),
         [
@@ -113,6 +153,7 @@ class TestDelete:
         assert store.delete_range(**bounds) == len(keys) - len(left)
         assert list(snapshot(peer)) == left
 
+    @rule("delete-range.unbounded")
     def test_delete_range_needs_a_bound(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Without any bound it is refused, with the way to say "everything" in the text."""
         store.store("k", b"")
@@ -122,6 +163,7 @@ class TestDelete:
             store.delete_range("a", prefix="a")
         assert peer.count() == 1
 
+    @rule("delete-range.bounds")
     def test_delete_range_of_many(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """More keys than fit a transaction are all deleted and counted."""
         for number in range(150):
@@ -131,10 +173,22 @@ class TestDelete:
         assert store.delete_range(prefix="many/") == 50
         assert list(snapshot(peer)) == ["other"]
 
+    @rule("delete-range.bounds")
+    def test_delete_range_of_a_page_and_more(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """One call deletes more keys than a transaction takes operations, and counts them all."""
+        number = (store.capabilities.max_txn_ops or 1000) + 30
+        keys = [f"many/{i:04}" for i in range(number)]
+        for first in range(0, number, 50):
+            store.txn(then=[kvi.Put(key, b"") for key in keys[first : first + 50]])
+        store.store("other", b"")
+        assert store.delete_range(prefix="many/") == number
+        assert list(snapshot(peer)) == ["other"]
 
-class TestTas:
+
+class TestTas(Rules):
     """tas: test and set, atomic, on the value."""
 
+    @rule("tas.table")
     @pytest.mark.parametrize(
         ("stored", "test", "new", "done"),
         [
@@ -173,9 +227,10 @@ class TestTas:
         assert (entry.value if entry else None) == (new if done else stored)
 
 
-class TestCas:
+class TestCas(Rules):
     """cas: set only if the key has this revision."""
 
+    @rule("cas.revision")
     def test_sets_at_the_revision_only(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """The new revision if the key's is the one given, else None and no change."""
         first = store.store("k", b"1")
@@ -189,6 +244,7 @@ class TestCas:
         assert entry is not None
         assert (entry.value, entry.revision) == (b"2", second)
 
+    @rule("cas.revision")
     def test_zero_means_absent(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Revision 0 creates the key only if it is not there."""
         created = store.cas("k", 0, b"1")
@@ -198,6 +254,7 @@ class TestCas:
         assert store.cas("missing", created, b"2") is None
         assert snapshot(peer) == {"k": b"1"}
 
+    @rule("cas.revision", "revision.created")
     def test_not_fooled_by_a_new_life(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A key deleted and re-created with the same value does not have its old revision."""
         first = store.store("k", b"same")
@@ -206,6 +263,7 @@ class TestCas:
         assert store.cas("k", first, b"x") is None
         assert snapshot(peer) == {"k": b"same"}
 
+    @rule("cas.revision")
     @pytest.mark.parametrize(
         "revision", [-1, 1.5, "1", None, True, 2**63, pytest.param(-(10**5000), id="huge")]
     )

@@ -6,38 +6,19 @@ Threads with a handle each stand for the clients; the totals are exact or the st
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import kvi
+from kvi.conformance.clients import run_clients
+from kvi.conformance.contract import rule
+from kvi.conformance.rules import Rules
 
 CLIENTS, ROUNDS = 4, 25
 
 
-def run_clients(work: Callable[[int], None], clients: int = CLIENTS) -> None:
-    """Run ``work(number)`` in so many threads at once; re-raise the first failure."""
-    failures: list[BaseException] = []
-    start = threading.Barrier(clients)
-
-    def body(number: int) -> None:
-        try:
-            start.wait(30)
-            work(number)
-        except BaseException as error:  # noqa: BLE001  (raised again below)
-            failures.append(error)
-
-    threads = [threading.Thread(target=body, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(100)
-    assert not any(thread.is_alive() for thread in threads), "a client did not end"
-    if failures:
-        raise failures[0]
-
-
-class TestConcurrency:
+class TestConcurrency(Rules):
     """Clients that race for the same keys."""
 
+    @rule("tas.atomic")
     def test_tas_loses_nothing(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Increments by tas from several clients add up exactly."""
         store.store("counter", b"0")
@@ -53,6 +34,7 @@ class TestConcurrency:
         run_clients(work)
         assert peer.get("counter").text == str(CLIENTS * ROUNDS)  # type: ignore[union-attr]
 
+    @rule("cas.atomic")
     def test_cas_loses_nothing(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Increments by cas add up, with values that come back to what they were."""
         store.store("toggle", b"0")
@@ -70,6 +52,7 @@ class TestConcurrency:
         run_clients(work)
         assert peer.get("toggle").text == str(sum(won) % 2)  # type: ignore[union-attr]
 
+    @rule("txn.atomic")
     def test_txn_moves_whole(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Transfers between two keys keep their sum, and no reader sees one half done."""
         store.txn(then=[kvi.Put("a", b"100"), kvi.Put("b", b"100")])
@@ -100,6 +83,7 @@ class TestConcurrency:
         assert peer.get("a").text == str(100 - moved)  # type: ignore[union-attr]
         assert peer.get("b").text == str(100 + moved)  # type: ignore[union-attr]
 
+    @rule("tas.atomic")
     def test_create_has_one_winner(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Of several clients that create the same absent key, exactly one does."""
         winners: list[tuple[int, int]] = []
@@ -115,6 +99,7 @@ class TestConcurrency:
         for turn, number in winners:
             assert peer.get(f"k{turn}").text == str(number)  # type: ignore[union-attr]
 
+    @rule("delete.tells")
     def test_delete_has_one_winner(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Of several clients that delete the same key, exactly one is told that it was there."""
         for turn in range(ROUNDS):
@@ -130,6 +115,7 @@ class TestConcurrency:
         run_clients(work)
         assert sorted(deleted) == list(range(ROUNDS))
 
+    @rule("delete-range.atomic")
     def test_range_delete_is_atomic_as_declared(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Deletes by prefix take all or nothing of what one transaction wrote together."""
         if store.capabilities.atomic_range_delete == "no":
@@ -150,6 +136,30 @@ class TestConcurrency:
 
         run_clients(work, clients=3)
 
+    @rule("delete-range.atomic")
+    def test_range_delete_is_not_seen_half_done(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Where atomic, nobody who reads meanwhile sees some of the keys gone and some not."""
+        if store.capabilities.atomic_range_delete == "no":
+            return  # each key goes by itself, as the test before expects
+        keys = [f"p/{i}" for i in range(10)]
+        stop = threading.Event()
+
+        def work(number: int) -> None:
+            if number == 0:
+                try:
+                    for _ in range(ROUNDS):
+                        store.txn(then=[kvi.Put(key, b"") for key in keys])
+                        assert store.delete_range(prefix="p/") == len(keys)
+                finally:
+                    stop.set()
+                return
+            while not stop.is_set():
+                there = peer.txn(then=[kvi.Get(key) for key in keys]).results
+                assert sum(entry is not None for entry in there) in (0, len(keys))
+
+        run_clients(work, clients=3)
+
+    @rule("range.snapshot")
     def test_range_is_one_snapshot(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Where snapshot_range, a range never mixes two transactions' writes."""
         keys = [f"s/{i}" for i in range(8)]

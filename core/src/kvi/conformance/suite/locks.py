@@ -5,23 +5,17 @@ from __future__ import annotations
 import math
 import os
 import threading
-import time
 
 import pytest
 
 import kvi
-from kvi.conformance.concurrency import run_clients
-from kvi.conformance.fixtures import NAMESPACE, snapshot
+from kvi.conformance.clients import run_clients
+from kvi.conformance.contract import rule
+from kvi.conformance.neighbours import snapshot
+from kvi.conformance.rules import Rules
+from kvi.conformance.waiting import Reopen, side_by_side, until
 
 SHORT = 0.05  # seconds that a waiter waits in vain
-
-
-def until(condition: object, *, within: float = 20) -> None:
-    """Return as soon as ``condition()`` is true; fail after ``within`` seconds."""
-    deadline = time.monotonic() + within
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        time.sleep(0.005)
 
 
 def lease_of(store: kvi.Kvi, name: str) -> int:
@@ -31,9 +25,10 @@ def lease_of(store: kvi.Kvi, name: str) -> int:
     return entry.lease
 
 
-class TestLocks:
+class TestLocks(Rules):
     """Mutual exclusion, and honesty about its loss."""
 
+    @rule("lock.exclusive")
     def test_block(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A with block runs with the lock held, and others do not get it meanwhile."""
         with store.lock("jobs", timeout=5) as held:
@@ -48,11 +43,13 @@ class TestLocks:
         assert other.acquire(0)
         other.release()
 
+    @rule("lock.names")
     def test_default_name(self, store: kvi.Kvi) -> None:
         """Without a name all use the same lock."""
         with store.lock():
             assert not store.lock("default").acquire(0)
 
+    @rule("lock.timeout")
     def test_time_out_never_enters(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A with block whose lock is not to be had raises LockTimeout and is not entered."""
         with store.lock("jobs"):
@@ -61,6 +58,7 @@ class TestLocks:
             with pytest.raises(kvi.LockTimeout), peer.lock("jobs", timeout=0):
                 pytest.fail("entered without the lock")
 
+    @rule("lock.no-ghost")
     def test_leaves_nothing_behind(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Neither a holder nor a waiter that gave up leaves a key behind."""
         store.store("jobs", b"data beside")
@@ -75,12 +73,14 @@ class TestLocks:
                 pass
         assert snapshot(store) == before
 
+    @rule("lock.timeout")
     def test_own_time_out(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Without a time-out of its own, acquire takes the lock's."""
         with store.lock("jobs"):
             assert not peer.lock("jobs", timeout=SHORT).acquire()
             assert not peer.lock("jobs", timeout=0).acquire()
 
+    @rule("lock.invalid")
     @pytest.mark.parametrize("timeout", [-1, -0.001, math.nan, "5", True])
     def test_bad_time_out(self, store: kvi.Kvi, timeout: object) -> None:
         """A negative time-out, or one that is no number, is an InvalidArgument."""
@@ -91,12 +91,14 @@ class TestLocks:
             lock.acquire(timeout)  # type: ignore[arg-type]
         assert store.count() == 0
 
+    @rule("lock.invalid")
     @pytest.mark.parametrize("name", ["", None, 5, "\ud800"])
     def test_bad_name(self, store: kvi.Kvi, name: object) -> None:
         """A name that is no key is an InvalidKey."""
         with pytest.raises(kvi.InvalidKey):
             store.lock(name)  # type: ignore[arg-type]
 
+    @rule("lock.names")
     @pytest.mark.parametrize(
         "name", ["/", "a//b", "..", "a b", "ü€😀", "#?%41", "a\nb", "x" * 4000]
     )
@@ -109,6 +111,7 @@ class TestLocks:
         with peer.lock(name, timeout=5):
             pass
 
+    @rule("lock.names")
     def test_names_below_are_other_locks(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """``a``, ``a/b`` and ``a/b/c`` never wait for each other, whoever comes first."""
         with store.lock("a"), peer.lock("a/b", timeout=0), store.lock("a/b/c", timeout=0):
@@ -116,6 +119,7 @@ class TestLocks:
         with store.lock("a/0"), peer.lock("a", timeout=0):
             assert not peer.lock("a/0").acquire(0)
 
+    @rule("lock.names")
     def test_data_below_is_no_lock(self, store: kvi.Kvi) -> None:
         """Keys below the name that are data do not hold the lock, whatever they are called."""
         with store.lease(60) as lease:
@@ -125,6 +129,7 @@ class TestLocks:
             with store.lock("jobs", timeout=0) as lock:
                 assert lock.held
 
+    @rule("lock.not-reentrant")
     def test_not_re_entrant(self, store: kvi.Kvi) -> None:
         """A second acquire through the same object raises AlreadyHeld and changes nothing."""
         lock = store.lock("jobs")
@@ -139,6 +144,7 @@ class TestLocks:
         assert lock.acquire(0), "after its release the object can be used again"
         lock.release()
 
+    @rule("lock.owner")
     def test_release_by_a_non_owner(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Who does not hold the lock cannot release it: NotHeld, and the holder keeps it."""
         with store.lock("jobs") as lock:
@@ -151,6 +157,7 @@ class TestLocks:
             assert lock.held
             assert not peer.lock("jobs").acquire(0)
 
+    @rule("lock.owner")
     def test_release_again(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A second release does nothing, also when another holds the lock by then."""
         lock = store.lock("jobs")
@@ -161,12 +168,14 @@ class TestLocks:
             assert other.held
             assert not store.lock("jobs").acquire(0)
 
+    @rule("lock.owner")
     def test_released_within_the_block(self, store: kvi.Kvi) -> None:
         """A lock that was released within its block does not mind the end of it."""
         with store.lock("jobs") as lock:
             lock.release()
             assert not lock.held
 
+    @rule("lock.owner")
     def test_released_by_another_thread(self, store: kvi.Kvi) -> None:
         """A lock belongs to its object, not to a thread."""
         lock = store.lock("jobs")
@@ -177,6 +186,7 @@ class TestLocks:
         assert not lock.held
         assert store.lock("jobs").acquire(0)
 
+    @rule("lock.fence")
     def test_fences_grow(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Each holder's fence is larger than that of every holder before."""
         fences = []
@@ -186,6 +196,7 @@ class TestLocks:
                 assert lock.fence == fences[-1], "it stays the same while the lock is held"
         assert fences == sorted(set(fences))
 
+    @rule("lock.guard")
     def test_guard(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """The guard lets a holder write, and no one who was a holder."""
         first = store.lock("jobs")
@@ -202,6 +213,7 @@ class TestLocks:
             assert not store.txn(when=[old], then=[kvi.Put("k", b"late")])
         assert store.get("k").text == "2"  # type: ignore[union-attr]
 
+    @rule("lock.guard", "lock.fence")
     def test_nothing_of_a_lock_not_held(self, store: kvi.Kvi) -> None:
         """Before and after it is held a lock has neither guard nor fence, and is not lost."""
         lock = store.lock("jobs")
@@ -215,6 +227,7 @@ class TestLocks:
             with lock:
                 pass
 
+    @rule("lock.waits")
     def test_handed_to_a_waiter(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A waiter gets the lock when it is released."""
         lock = store.lock("jobs")
@@ -233,6 +246,7 @@ class TestLocks:
         assert waiter.held
         waiter.release()
 
+    @rule("lock.fair", "lock.waits")
     def test_first_come_first_served(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Where ``lock_fair``, waiters get the lock in the order in which they came."""
         order: list[int] = []
@@ -254,6 +268,7 @@ class TestLocks:
             thread.join(60)
         assert order == [0, 1, 2, 3] if fair else sorted(order) == [0, 1, 2, 3]
 
+    @rule("lock.no-ghost")
     def test_waiter_that_gave_up_never_wins(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """After waiters timed out the lock goes to those who still want it."""
         with store.lock("jobs"):
@@ -261,6 +276,7 @@ class TestLocks:
         with peer.lock("jobs", timeout=0) as lock:
             assert lock.held
 
+    @rule("handle.close-wakes", "handle.close-frees")
     def test_close_wakes_waiters_and_frees(self, store: kvi.Kvi, kvi_uri: str) -> None:
         """Closing a handle ends its waiting with Closed, and releases what it held."""
         root = kvi.open(kvi_uri)
@@ -293,6 +309,8 @@ class TestLocks:
         with kvi.open(kvi_uri) as other:
             assert other.lock("conformance/ns/b").acquire(0)
 
+    @rule("lock.lost")
+    @side_by_side
     def test_lost(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A lock whose lease was taken away is reported lost, is not held, and cannot write."""
         called = threading.Event()
@@ -318,6 +336,7 @@ class TestLocks:
             assert not lock.lost.is_set(), "each holding has a loss of its own"
         assert store.get("k") is None
 
+    @rule("lock.lost")
     def test_lost_within_the_block(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """The end of a block raises LeaseLost after a loss, but never masks the block's error."""
         with pytest.raises(kvi.LeaseLost), store.lock("jobs") as lock:
@@ -329,6 +348,8 @@ class TestLocks:
         with store.lock("jobs", timeout=5) as lock:
             assert lock.held
 
+    @rule("lock.crash", "lock.fence", "lock.guard")
+    @side_by_side
     def test_crashed_holder(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A holder that renews no more frees the lock within the declared bound."""
         lease = store.lease(0.5, keep_alive=False)
@@ -340,6 +361,7 @@ class TestLocks:
             assert lock.fence > claim.fence
             assert not store.txn(when=[claim.guard], then=[kvi.Put("k", b"late")])
 
+    @rule("lock.exclusive", "lock.fence")
     def test_excludes(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Increments that nothing else guards add up, and fences tell the order of the holders."""
         store.store("counter", b"0")
@@ -358,6 +380,7 @@ class TestLocks:
         assert sorted(seen) == seen
         assert len({fence for fence, _ in seen}) == 20
 
+    @rule("lock.names")
     def test_objects_at_once(self, store: kvi.Kvi) -> None:
         """Several locks of one handle are held at once, each with a lease of its own."""
         locks = [store.lock(name) for name in ("a", "b", "c")]
@@ -367,11 +390,12 @@ class TestLocks:
         for lock in locks:
             lock.release()
 
-    def test_waits_longer_than_the_time_out(self, store: kvi.Kvi, via: str, kvi_uri: str) -> None:
+    @rule("lock.waits")
+    @side_by_side
+    def test_waits_longer_than_the_time_out(self, store: kvi.Kvi, reopen: Reopen) -> None:
         """The handle's time-out bounds single calls, not the wait; ``None`` waits without end."""
-        with kvi.open(kvi_uri, timeout=1) as hasty:
-            view = hasty.namespace(NAMESPACE) if via == "namespace" else hasty
-            lock, waiter = store.lock("jobs"), view.lock("jobs")
+        with reopen(timeout=1) as hasty:
+            lock, waiter = store.lock("jobs"), hasty.lock("jobs")
             assert lock.acquire()
             timer = threading.Timer(1.5, lock.release)
             timer.start()
@@ -379,11 +403,13 @@ class TestLocks:
             timer.join()
             waiter.release()
 
+    @rule("lock.timeout")
     def test_hardly_any_time(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A wait so short that the store cannot answer within it still gets a free lock."""
         assert store.lock("jobs").acquire(1e-6)
         assert not peer.lock("jobs").acquire(1e-6)
 
+    @rule("handle.fork")
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads of pytest and the client
     def test_fork(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
@@ -416,6 +442,7 @@ class TestLocks:
             assert peer.get("leased")
         assert not peer.count(prefix="jobs/")
 
+    @rule("namespace.relative", "namespace.closed")
     def test_in_a_namespace(self, store: kvi.Kvi) -> None:
         """The lock of a view is that of the name below it."""
         with store.namespace("view") as view:

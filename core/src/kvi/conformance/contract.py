@@ -1,0 +1,234 @@
+"""The contract as a list of rules, each with a name.
+
+`SECTIONS` is what every backend promises, sentence by sentence, in the order of the documentation.
+Each test of the suite says with `rule` which of them it checks; the report of a run, and the table
+in the documentation, go by these names. A rule that depends on a capability names it: where a
+backend declares that it lacks it, the tests expect the refusal, or the behaviour, that is declared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+_Test = TypeVar("_Test", bound=Callable[..., object])
+
+
+class Rule(NamedTuple):
+    """One promise. `needs` is the capability without which it does not hold, if there is one."""
+
+    name: str
+    text: str
+    needs: str | None = None
+
+
+class Section(NamedTuple):
+    """Promises about one subject."""
+
+    title: str
+    rules: tuple[Rule, ...]
+
+
+SECTIONS = (
+    Section(
+        "Handles",
+        (
+            Rule("handle.store", "Two opens of one URI are the same store, and closing a handle loses nothing."),
+            Rule("handle.open", "Opening does not wait for a server that is away; the first operation does, within its time-out."),
+            Rule("handle.options", "An unknown option or a bad value is `InvalidOption`, which names it."),
+            Rule("handle.timeout", "Every call takes `timeout=`, bounds itself by it, and refuses a bad one before anything is sent."),
+            Rule("handle.ping", "`ping()` asks the store now, and changes nothing."),
+            Rule("handle.threads", "Any number of threads may use one handle at once."),
+            Rule("handle.closed", "After `close()` every call that would touch the store raises `Closed`; closing again does nothing."),
+            Rule("handle.close-wakes", "Blocked calls wake with `Closed` when their handle is closed."),
+            Rule("handle.close-frees", "`close()` releases the handle's locks and revokes its leases."),
+            Rule("handle.fork", "A forked child's use of its parent's handle raises `UsedAfterFork`; the parent's handle, leases and locks are untouched."),
+            Rule("handle.uri", "A handle, its views and its errors show the store's redacted URI."),
+            Rule("handle.capabilities", "Declared limits keep the contract's own bounds."),
+        ),
+    ),
+    Section(
+        "Namespaces",
+        (
+            Rule("namespace.apart", "Two namespaces never see each other, and `a` never sees `ab`, nor the key `a/` itself."),
+            Rule("namespace.relative", "Results, ranges, events, locks and errors of a view have the view's own keys."),
+            Rule("namespace.nested", "A namespace of a namespace is the joined one; the option `namespace` says the same."),
+            Rule("namespace.names", "Any text is a name, but not an empty one or one with a slash at an end; a name counts into `max_key`."),
+            Rule("namespace.closed", "Closing a view leaves its parent open; closing the parent closes its views."),
+        ),
+    ),
+    Section(
+        "Keys, values, revisions",
+        (
+            Rule("key.exact", "Every key of any text round-trips exactly, and is no other key."),
+            Rule("key.order", "Keys sort by their UTF-8 bytes."),
+            Rule("key.invalid", "What is empty, no text or no UTF-8 is `InvalidKey`; nothing is sent."),
+            Rule("key.length", "Keys of `max_key` bytes work, longer ones are refused before anything is sent."),
+            Rule("value.exact", "Any bytes come back as they were stored; text is its UTF-8 bytes; `b\"\"` is a value."),
+            Rule("value.invalid", "What is neither bytes nor text is `InvalidArgument`; nothing is sent."),
+            Rule("value.length", "Values of `max_value` bytes work, longer ones are `ValueTooLarge` before anything is sent."),
+            Rule("revision.grows", "Every write that commits gets a larger revision than all before it, over the whole store."),
+            Rule("revision.entry", "An entry tells the revision of its last change and of its creation, and how often it was written since."),
+            Rule("revision.created", "Deleting and creating a key again gives it a new `create_revision`."),
+        ),
+    ),
+    Section(
+        "Reading",
+        (
+            Rule("get.absent", "`get` of a missing key is `None`, never an error; of a key that is there never `None`."),
+            Rule("get.linearizable", "`get` sees every write that was acknowledged before it began, by whichever handle, and nothing that was not written."),
+            Rule("range.bounds", "`range` gives exactly the keys of the half-open `[start, end)` or of the prefix, in order, from either end; `count` agrees."),
+            Rule("range.limit", "`limit` keeps the first entries in the direction of reading; 0 is none."),
+            Rule("range.keys-only", "`keys_only` leaves values out and all else as it is."),
+            Rule("range.invalid", "A negative limit, a prefix together with bounds, or bounds that are no text are refused."),
+            Rule("range.long", "A range of any length and any size of values comes whole, page by page, and can be iterated again."),
+            Rule("range.snapshot", "All pages of a range are of one revision, its `.revision`.", "snapshot_range"),
+        ),
+    ),
+    Section(
+        "Writing",
+        (
+            Rule("store.replaces", "`store` creates or replaces, and returns the new revision."),
+            Rule("store.same-value", "Storing the value that is there is a write: a new revision and an event."),
+            Rule("delete.tells", "`delete` is true only if the key was there; deleting nothing is no error and no revision."),
+            Rule("delete.exact", "`delete` takes its key, and no other."),
+            Rule("delete-range.bounds", "`delete_range` takes exactly the keys of its bounds, however many, and returns how many."),
+            Rule("delete-range.unbounded", "`delete_range` without any bound is refused."),
+            Rule("delete-range.atomic", "`delete_range` is one step, as far as declared.", "atomic_range_delete"),
+            Rule("tas.table", "`tas` sets only what has the value tested; `None` is absent, and a missing key matches nothing else."),
+            Rule("tas.atomic", "Of several who test and set at once, each sees the others' whole effect: nothing is lost, one wins."),
+            Rule("cas.revision", "`cas` sets only if the key's revision is the one given (0: absent), also over a new life of the key."),
+            Rule("cas.atomic", "Of several who set by one revision, one wins."),
+        ),
+    ),
+    Section(
+        "Transactions",
+        (
+            Rule("txn.branches", "`then` runs if all compares hold, `otherwise` runs if not, never both."),
+            Rule("txn.values", "Values compare as bytes; a value compare of a missing key is false, `!=` too."),
+            Rule("txn.numbers", "Revision, create revision, version and lease compare as numbers; those of a missing key are 0."),
+            Rule("txn.version", "A key's version can be compared.", "key_version"),
+            Rule("txn.existence", "`exists` and `absent` tell whether the key is there, also with an empty value."),
+            Rule("txn.order", "Operations run in order: a `Get` sees the writes before it."),
+            Rule("txn.results", "There is one result per operation: entry or `None`, revision, whether the key was there."),
+            Rule("txn.revision", "`TxnResult.revision` is that of the commit; if nothing was written, the store's present one where the store tells."),
+            Rule("txn.atomic", "A branch applies whole, at one revision, or not at all, and nobody sees a part of it."),
+            Rule("txn.refused", "One key written twice, an unknown operator, too many operations: an error, before anything is sent."),
+            Rule("txn.short", "`transaction` stores one pair or the other, by one compare, and tells which."),
+        ),
+    ),
+    Section(
+        "Leases and temporary keys",
+        (
+            Rule("lease.ttl", "The ttl granted is never shorter than asked; below the store's minimum it is the minimum."),
+            Rule("lease.invalid", "A ttl that is not positive, no number, or above the store's maximum is `InvalidArgument`."),
+            Rule("lease.keys", "The keys stored with a lease vanish together, with delete events, once it ends, and no others."),
+            Rule("lease.last-write", "A key belongs to the lease of its last write; one written without lease is permanent."),
+            Rule("lease.not-early", "A lease ends no earlier than its ttl after its last renewal was sent; renewed, it lives on."),
+            Rule("lease.not-late", "A lease that nobody renews ends within `lease_expiry_factor` times its ttl and a second."),
+            Rule("lease.kept-alive", "A lease is kept alive in the background until it is closed or revoked."),
+            Rule("lease.alive", "`alive` is computed by the clock: it is false once the ttl has passed without renewal."),
+            Rule("lease.lost", "A loss is told by `lost` and its call-backs; one's own `revoke()` or `close()` is none."),
+            Rule("lease.gone", "A write with a lease that is gone raises `LeaseLost`, and nothing of it is done."),
+            Rule("lease.revoke", "`revoke()`, the end of a `with` block and closing the handle end a lease at once."),
+            Rule("temp-key.lives", "A temporary key replaces what was there, and is gone once it or its handle is closed."),
+            Rule("temp-key.crash", "A temporary key vanishes when its holder renews it no more."),
+            Rule("temp-key.own", "Closing a temporary key leaves what others have put in its place."),
+        ),
+    ),
+    Section(
+        "Locks",
+        (
+            Rule("lock.exclusive", "A lock has one holder at a time, among threads, handles and processes."),
+            Rule("lock.timeout", "A waiter whose time is up gets `False`, or `LockTimeout`, and its block is never entered."),
+            Rule("lock.waits", "A wait may be longer than the handle's time-out; the lock goes to a waiter once it is free."),
+            Rule("lock.no-ghost", "A waiter that gave up leaves nothing behind that could win later."),
+            Rule("lock.fair", "First come, first served.", "lock_fair"),
+            Rule("lock.crash", "A holder that crashes frees its lock after its ttl."),
+            Rule("lock.fence", "Each holder's fence is larger than those of all before."),
+            Rule("lock.guard", "The guard lets the holder write, and nobody who was one."),
+            Rule("lock.lost", "A lock that was lost is not held, says so, and its release raises `LeaseLost`, which never masks the block's own exception."),
+            Rule("lock.owner", "Only the holder can release; releasing again does nothing, what is not held raises `NotHeld`."),
+            Rule("lock.not-reentrant", "A second `acquire` through the same object raises `AlreadyHeld`."),
+            Rule("lock.names", "Every key is the name of a lock, and of no other; data below a name is no lock."),
+            Rule("lock.invalid", "A bad name or time-out is refused before anything is sent."),
+        ),
+    ),
+    Section(
+        "Watches",
+        (
+            Rule("watch.selects", "A watch sees the keys of its key, prefix or bounds, and no others; one of them must be given."),
+            Rule("watch.from-now", "Every change after `watch()` has returned is seen, and none before."),
+            Rule("watch.event", "An event tells type, key, value, revision, and the entry before where the store knows it."),
+            Rule("watch.writes-only", "What changes nothing makes no event."),
+            Rule("watch.types", "`events=` keeps only the types given."),
+            Rule("watch.last-state", "Per key ever newer states that really existed, and always the last one."),
+            Rule("watch.history", "Every change, once, in revision order, the changes of one revision together.", "watch_history"),
+            Rule("watch.from-revision", "`from_revision` starts in the past, inclusive, or waits for the future.", "watch_history"),
+            Rule("watch.compacted", "A `from_revision` that the store no longer has is `Compacted`.", "watch_history"),
+            Rule("watch.revision", "`revision` moves on with the last change of a revision: a new watch from the next one loses and repeats nothing.", "watch_history"),
+            Rule("watch.initial", "`initial=True` delivers the present state in key order, then the changes, without gap or duplicate."),
+            Rule("watch.next", "`next` waits for an event, raises `Timeout` if none came, and loses nothing."),
+            Rule("watch.cancel", "`cancel()` returns within a second, wakes who waits, and nothing is delivered after it."),
+            Rule("watch.callback", "A call-back gets the events one at a time, in order, may use the store, and ends its watch by `False`; an exception in it is logged."),
+            Rule("watch.slow", "A consumer that does not read, or a call-back that does not return, holds up nobody else."),
+            Rule("watch.many", "Each of many watches gets every event."),
+            Rule("watch.survives", "A watch survives lost connections and restarts without loss or duplicate."),
+            Rule("watch.resync", "A watch whose history is gone delivers `RESYNC` with the whole present state, and goes on."),
+        ),
+    ),
+    Section(
+        "As a whole",
+        (
+            Rule("program.model", "Any program of these operations, through any handles, gives what the contract says."),
+        ),
+    ),
+    Section(
+        "Errors and faults",
+        (
+            Rule("error.place", "Every error carries `operation`, `key` and `uri`, and pickles."),
+            Rule("error.typed", "A store that is away raises `Unavailable`, `Timeout` or `OutcomeUnknown`, within the time-out, and nothing native."),
+            Rule("error.acknowledged", "Nothing acknowledged is ever lost."),
+            Rule("error.certain", "What was reported as not applied never shows up."),
+            Rule("error.recovers", "A handle works again once its store does."),
+        ),
+    ),
+)  # fmt: skip
+
+
+def rules() -> Iterator[Rule]:
+    """All rules, in the order of the documentation."""
+    for section in SECTIONS:
+        yield from section.rules
+
+
+RULES: dict[str, Rule] = {rule.name: rule for rule in rules()}
+
+
+def rule(*names: str) -> Callable[[_Test], _Test]:
+    """Say which rules a test checks, or all tests of a class.
+
+    Raises:
+        ValueError: a name is no rule of the contract.
+
+    """
+    for name in names:
+        if name not in RULES:
+            raise ValueError(f"{name} is no rule of the contract: see kvi.conformance.contract")
+
+    def decorate(test: _Test) -> _Test:
+        test.kvi_rules = names  # type: ignore[attr-defined]
+        return test
+
+    return decorate
+
+
+def fits(name: str, rule: str) -> bool:
+    """Whether a rule is meant by a name: its own, or what stands before its dot."""
+    return rule == name or rule.startswith(f"{name}.")
+
+
+def rules_of(test: object) -> tuple[str, ...]:
+    """The names of the rules that a test checks."""
+    names: tuple[str, ...] = getattr(test, "kvi_rules", ())
+    return names

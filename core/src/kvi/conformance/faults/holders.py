@@ -1,0 +1,271 @@
+"""Leases and locks while the server is away, and when the program that holds them is killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+import kvi
+from kvi.conformance.contract import rule
+from kvi.conformance.faults.away import (
+    BACK,
+    CALL,
+    ENDS,
+    LONG,
+    MARGIN,
+    Faulty,
+    at_once,
+    away,
+    eventually,
+    need,
+    need_fault,
+    opened,
+    strike,
+)
+from kvi.conformance.faults.counting import Counting
+from kvi.conformance.faults.ordeal import TURNS
+from kvi.conformance.server import Server
+from kvi.conformance.waiting import until
+from kvi.runtime.clock import now
+
+OUTLIVES = 8.0  # seconds: the ttl of what is to outlive a restart of the server
+SHORT = 3.0  # seconds: the ttl of what need not
+
+PROGRAM = """
+import sys, kvi
+ttl = float(sys.argv[2])
+with kvi.open(sys.argv[1], timeout=30) as handle:
+    store = handle.namespace(sys.argv[3])
+    lock = store.lock("jobs", ttl=ttl)
+    lock.acquire()
+    member = store.temp_key("member", ttl=ttl)
+    print(lock.fence, flush=True)
+    for number in range(10**9):
+        puts = [kvi.Put(f"w/{number}/{part}", str(number)) for part in "ab"]
+        print(number, store.txn(then=puts).revision, flush=True)
+"""
+
+
+class Program:
+    """Another program, which holds the lock ``jobs`` and a temporary key, and writes until killed.
+
+    Attributes:
+        fence: of its lock.
+        acknowledged: what it had told of its writes when it was killed: number and revision.
+
+    """
+
+    def __init__(self, uri: str, place: str, ttl: float) -> None:
+        command = [sys.executable, "-c", PROGRAM, uri, str(ttl), place]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self._output = self._process.stdout
+        self.acknowledged: list[tuple[int, int]] = []
+        line = self._output.readline()
+        if not line:
+            self.kill()
+            pytest.fail("the program ended by itself; its error is above")
+        self.fence = int(line)
+
+    def kill(self, after: int = 0) -> None:
+        """End it at once (SIGKILL), after this many writes; killing it again does nothing."""
+        if self._process.returncode is not None:
+            return
+        lines = [self._output.readline() for _ in range(after)]
+        self._process.kill()
+        self._process.wait(BACK)
+        with self._output:
+            lines += self._output.readlines()
+        if after and not lines[after - 1]:
+            pytest.fail("the program ended by itself; its error is above")
+        for line in lines:
+            if line.endswith("\n"):  # the last one may be half written
+                number, revision = line.split()
+                self.acknowledged.append((int(number), int(revision)))
+
+
+@contextmanager
+def another_program(uri: str, place: str, ttl: float) -> Iterator[Program]:
+    """Run it for the block, at the longest."""
+    running = Program(uri, place, ttl)
+    try:
+        yield running
+    finally:
+        running.kill()
+
+
+def bound(store: kvi.Kvi, ttl: float) -> float:
+    """Seconds within which what nobody renews has ended, and a busy machine has shown it."""
+    return store.capabilities.lease_expiry_factor * ttl + 1 + MARGIN
+
+
+def check_killed(other: Program, store: kvi.Kvi, ttl: float) -> None:
+    """What the program holds is free within the bound after it was killed."""
+    lock = store.lock("jobs")
+    assert not lock.acquire(0)
+    with store.watch("member") as watch:
+        assert store.get("member")
+        other.kill()
+        killed = now()
+        assert lock.acquire(BACK)
+        assert now() < killed + bound(store, ttl), "a dead holder's lock was kept for too long"
+        assert lock.fence > other.fence
+        assert watch.next(BACK).type is kvi.EventType.DELETE
+        assert now() < killed + bound(store, ttl), "a dead program's key was kept for too long"
+    assert store.get("member") is None
+    lock.release()
+
+
+def _doubtful(lock: kvi.Lock, *others: kvi.Lease | kvi.TempKey) -> bool:
+    """Whether one of them lives, but has not been renewed for half its time."""
+    held = [lock._lease, *(one if isinstance(one, kvi.Lease) else one._lease for one in others)]
+    return any(
+        one is not None and one.alive and one._term.deadline - now() < one.ttl / 2 for one in held
+    )
+
+
+class Holders(Faulty):
+    """What is held is kept by the living, and by nobody else."""
+
+    @rule("error.acknowledged", "txn.atomic")
+    def test_killed_program_loses_nothing(self, server: Server, store: kvi.Kvi, place: str) -> None:
+        """What a program was told to be written is there after it was killed amid its writes."""
+        if not store.capabilities.shared:
+            pytest.skip("the capabilities of this store say that no other program can open it")
+        with another_program(server.uri, place, OUTLIVES) as other:
+            other.kill(after=50)
+        present = {entry.key: entry for entry in store.range(prefix="w/")}
+        assert len(other.acknowledged) >= 50
+        for number, revision in other.acknowledged:
+            for part in "ab":
+                entry = present.pop(f"w/{number}/{part}")
+                assert (entry.text, entry.revision) == (str(number), revision)
+        # What it did not come to tell, whole.
+        left = [(entry.text, entry.revision) for entry in present.values()]
+        assert len(left) in (0, 2)
+        assert len(set(left)) <= 1
+
+    @rule("lease.kept-alive", "lease.not-late", "temp-key.lives", "temp-key.crash", "lock.crash")
+    def test_the_living_keep_what_the_dead_lose(
+        self, server: Server, store: kvi.Kvi, place: str
+    ) -> None:
+        """Leases, locks and temporary keys outlive short faults, and end with a killed program.
+
+        Those of the killed program are gone within the declared bound. The others are there when
+        that much time has passed since the last fault: only renewals can have kept them. A fault
+        that was not short, on a machine that is slow, may end them, and then they say so.
+        """
+        faults = [f for f in TURNS if server.offers(f, *([ENDS[f]] if f in ENDS else []))]
+        if not store.capabilities.durable:
+            faults = [fault for fault in faults if fault != "kill"]
+        ttl = max(store.capabilities.lease_min_ttl, OUTLIVES if faults else SHORT)
+        lock, lease = store.lock("mine", ttl=ttl), store.lease(ttl)
+        assert lock.acquire(LONG)
+        store.store("leased", b"", lease=lease)
+        member = store.temp_key("mine/member", ttl=ttl)
+        keys = ("leased", "mine/member")
+        before = [store.get(key) for key in keys]
+        for fault in faults:
+            began = now()
+            # One call meets the fault, however that ends.
+            strike(server, fault, lambda: at_once({"get": lambda: store.get("k", timeout=CALL)}))
+            found = [eventually(lambda key=key: store.get(key)) for key in keys]  # type: ignore[misc]
+            took = now() - began
+            # The next fault finds them renewed, so that each is endured by itself.
+            until(lambda: not _doubtful(lock, lease, member), within=BACK)
+            alive = (lock.held, lease.alive, member.alive)
+            if took > ttl / 3 and not all(alive):  # a renewal has two thirds, and needs its moment
+                lost = (lock.lost.is_set(), lease.lost.is_set(), member.lost.is_set())
+                assert [not one for one in lost] == list(alive)
+                return
+            assert all(alive), f"lost by a {fault} of {took:.1f} s: lock, lease, key alive: {alive}"
+            assert found == before
+        settled = now()
+        if store.capabilities.shared:
+            with another_program(server.uri, place, ttl) as other:
+                check_killed(other, store, ttl)
+        until(lambda: now() > settled + bound(store, ttl) - MARGIN, within=BACK)
+        assert [store.get(key) for key in keys] == before
+        assert store.txn(when=[lock.guard])
+        assert lock.held
+        assert lease.alive
+        assert member.alive
+        assert [held.lost.is_set() for held in (lock, lease, member)] == [False] * 3
+        lock.release()
+
+    @rule("lease.alive", "lock.exclusive", "lock.fence", "lock.guard", "lock.lost")
+    def test_holder_knows_of_its_loss_first(
+        self, server: Server, store: kvi.Kvi, place: str
+    ) -> None:
+        """Who is cut off for longer than the ttl is no holder any more before somebody else is."""
+        need(server, "isolate", "rejoin", "direct_uri")
+        ttl = max(store.capabilities.lease_min_ttl, SHORT)
+        lock, lease = store.lock("jobs", ttl=ttl), store.lease(ttl)
+        assert lock.acquire(LONG)
+        store.store("leased", b"", lease=lease)
+        member = store.temp_key("member", ttl=ttl)
+        fence, guard, lost = lock.fence, lock.guard, lock.lost
+        told = threading.Event()
+        lost.add_callback(told.set)
+        entered: list[tuple[bool, bool]] = []
+        with ExitStack() as stack:
+            direct = stack.enter_context(opened(server.direct_uri, place))
+            heir, watch = direct.lock("jobs", ttl=LONG), direct.watch("leased")
+
+            def wait() -> None:
+                got = heir.acquire(BACK)
+                entered.append((got, lock.held))
+
+            waiting = threading.Thread(target=wait)
+            with away(server, "isolate"):
+                begin = now()
+                waiting.start()
+                assert watch.next(BACK).type is kvi.EventType.DELETE
+                assert not lease.alive, "alive, while its key is gone"
+                waiting.join(BACK)
+                assert entered == [(True, False)]
+                assert now() < begin + bound(store, ttl)
+                assert not lock.held
+                assert lost.is_set()
+                assert lease.lost.is_set()
+                assert told.wait(MARGIN)
+                assert member.lost.wait(ttl + MARGIN)
+                assert heir.fence > fence
+                assert not direct.txn(when=[guard], then=[kvi.Put("k", b"late")])
+                assert direct.txn(when=[heir.guard], then=[kvi.Put("k", b"next")])
+            assert not eventually(lambda: store.txn(when=[guard], then=[kvi.Put("k", b"late")]))
+            with pytest.raises(kvi.LeaseLost):
+                _ = lock.guard
+            with pytest.raises(kvi.LeaseLost):
+                lock.release()
+            with pytest.raises(kvi.LeaseLost):
+                store.store("leased", b"", lease=lease)
+            assert [lock.held, lease.alive, member.alive] == [False] * 3, "it stays lost"
+            until(lambda: store.get("member") is None, within=bound(store, ttl))
+            assert heir.held
+            heir.release()
+            assert direct.get("k").text == "next"  # type: ignore[union-attr]
+
+    @rule("lock.exclusive", "lock.fence", "lock.guard", "error.acknowledged")
+    @pytest.mark.parametrize(("fault", "turns"), [("kill", 2), ("pause", 1), ("cut", 3)])
+    def test_lock_never_has_two_holders(
+        self, server: Server, store: kvi.Kvi, place: str, fault: str, turns: int
+    ) -> None:
+        """Additions under a lock, made with its guard, add up exactly through faults."""
+        need_fault(server, fault)
+        ttl = max(store.capabilities.lease_min_ttl, OUTLIVES)
+        clients = Counting(server.uri, place, ttl)
+        clients.start()
+        try:
+            clients.go_on()
+            for _ in range(turns):
+                strike(server, fault, clients.met())
+                clients.go_on()
+        finally:
+            clients.end()
+        clients.check()

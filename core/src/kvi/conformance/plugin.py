@@ -1,0 +1,177 @@
+"""What the suite adds to pytest.
+
+It shows the history and the rules of a failed test, and, when loaded at start by
+`-p kvi.conformance.plugin`, gives the fixture `kvi_uri` from the option `--kvi-uri`, so that the
+suite needs no file at all::
+
+    pytest -p kvi.conformance.plugin --pyargs kvi.conformance --kvi-uri acme:…
+
+A test class of the suite that runs without it registers it by itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+import kvi
+from kvi.conformance import REWRITTEN
+from kvi.conformance.contract import RULES, fits, rules_of
+from kvi.conformance.trace import TRACE
+from kvi.uri import StoreUri
+
+_EXPLAINS = "kvi-conformance"
+
+
+def ensure(config: pytest.Config) -> None:
+    """Let failures of the suite be explained, unless they are already."""
+    manager = config.pluginmanager
+    if not manager.has_plugin(_EXPLAINS):
+        manager.register(_Explains(), _EXPLAINS)
+
+
+class _Explains:
+    """Adds to the report of a test what it checked, and if it failed, its history."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if not isinstance(item, pytest.Function) or not (names := rules_of(item.function)):
+            return report
+        trace = item.stash.get(TRACE, None)
+        calls = str(trace) if trace and report.failed else ""
+        vars(report).update(kvi_rules=names, kvi_calls=calls)  # travels with it, also from workers
+        if report.failed:
+            if calls:
+                report.sections.append(("calls, with seconds from the start", calls))
+            told = "\n".join(f"{name}: {RULES[name].text}" for name in names)
+            report.sections.append(("rules of the contract", told))
+        return report
+
+
+class NotRun(Exception):
+    """The suite could not be run, or not to its end; the message tells why."""
+
+
+@dataclass
+class Finding:
+    """How one test ended; `outcome` is a value of `kvi.conformance.report.Outcome`."""
+
+    name: str
+    rules: tuple[str, ...]
+    outcome: str = "not run"
+    message: str = "it was not finished"
+    calls: str = ""
+    ended: bool = False
+
+
+@dataclass(eq=False)  # pytest keeps its plugins in a set
+class Findings:
+    """A pytest plugin that runs the tests of some rules and collects how each ended.
+
+    Raises:
+        InvalidArgument: a name in `select` is no rule.
+
+    """
+
+    select: Sequence[str]
+    progress: Callable[[int, int], None]
+    found: dict[str, Finding] = field(default_factory=dict)
+    total: int = 0
+    trouble: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.select:
+            if not any(fits(name, rule) for rule in RULES):
+                raise kvi.InvalidArgument(
+                    f"{name} is no rule of the contract, such as lock.fence, nor the first part "
+                    f"of some: {', '.join(sorted({rule.partition('.')[0] for rule in RULES}))}"
+                )
+
+    def check(self) -> None:
+        """Raise `NotRun` if the tests could not be run."""
+        if not self.found:
+            raise NotRun(f"no test was run. {self.trouble}".strip())
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Keep the tests of the rules selected."""
+        if self.select:
+            items[:] = [
+                item
+                for item in items
+                if isinstance(item, pytest.Function) and self._selected(rules_of(item.function))
+            ]
+        self.total = len(items)
+
+    def _selected(self, rules: Sequence[str]) -> bool:
+        return any(fits(name, rule) for name in self.select for rule in rules)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note why the tests could not be found."""
+        if report.failed:
+            self.trouble = f"{self.trouble}\n{report.longreprtext}".strip()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note how a phase of a test ended: a failure counts, else the first that tells."""
+        name = "::".join(report.nodeid.split("::")[1:]).replace("::", ".")
+        finding = self.found.setdefault(
+            report.nodeid, Finding(name, tuple(getattr(report, "kvi_rules", ())))
+        )
+        told = _told(report)
+        if told is not None and (not finding.ended or told[0] == "fail" != finding.outcome):
+            finding.outcome, finding.message = told
+            finding.calls, finding.ended = getattr(report, "kvi_calls", ""), True
+        if report.when == "teardown":
+            self.progress(len(self.found), self.total)
+
+
+def _told(report: pytest.TestReport) -> tuple[str, str] | None:
+    if hasattr(report, "wasxfail"):
+        return "known failure", report.wasxfail
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+        return "not run", reason.removeprefix("Skipped: ")
+    if report.failed:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        message: str = crash.message if crash else report.longreprtext
+        return "fail", message.removeprefix("AssertionError: ")
+    return ("pass", "") if report.when == "call" else None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of a run without a test file."""
+    group = parser.getgroup("kvi", "kvi conformance suite")
+    group.addoption(
+        "--kvi-uri", metavar="URI", help="the store to test; everything in it is deleted"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Explain failures from the start, and assertions too where `run` has started pytest."""
+    pytest.register_assert_rewrite(*(name for name in REWRITTEN if name not in sys.modules))
+    ensure(config)
+
+
+class _Shy(str):
+    """A URI that pytest, which shows the arguments of what failed, shows without its secrets."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(StoreUri.parse(str(self)).redacted)
+
+
+@pytest.fixture
+def kvi_uri(request: pytest.FixtureRequest) -> str:
+    """The URI of the option `--kvi-uri`."""
+    uri = request.config.getoption("--kvi-uri")
+    if not uri:
+        pytest.fail("which store? give --kvi-uri=URI, or a fixture kvi_uri", pytrace=False)
+    return _Shy(uri)

@@ -1,0 +1,94 @@
+"""What the suite may do to the server behind a store, if its author lets it.
+
+A test file that offers it has, beside `kvi_uri`, a fixture that gives a `Server`, and imports the
+rules that need one::
+
+    from kvi.conformance import *
+    from kvi.conformance.faults import *
+
+    class AcmeServer(Server):
+        uri = "acme://127.0.0.1:7000"
+
+        def kill(self):
+            self.process.kill()
+            self.process.wait()
+
+        def start(self):
+            self.process = start_and_wait_until_it_answers()
+
+    @pytest.fixture
+    def kvi_server():
+        server = AcmeServer()
+        server.start()
+        yield server
+        server.kill()
+
+What a subclass overrides is what it can do; `offers` tells. A rule that needs what the server does
+not offer is reported as not run, with that reason.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+
+class Server(ABC):
+    """The server behind a store. Each method returns once its effect is there.
+
+    A method that is not overridden is not offered. The suite calls them from one thread at a time,
+    while other threads use the store, and leaves the server running, resumed and reachable.
+    """
+
+    @property
+    @abstractmethod
+    def uri(self) -> str:
+        """The URI of the store, by way of everything that can be cut."""
+
+    @property
+    def direct_uri(self) -> str:
+        """The URI of the same store by another way, which `cut` and `isolate` do not concern."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End the server in good order; its data stays. Needs `start`."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """End the server at once (SIGKILL): nothing is written or said any more. Needs `start`."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start a stopped or killed server on the same data; return when it serves."""
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        """Freeze the server (SIGSTOP): connections stay open, none is served. Needs `resume`."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """Let a paused server go on."""
+        raise NotImplementedError
+
+    def cut(self) -> None:
+        """Reset all connections between the store's clients and the server; new ones work."""
+        raise NotImplementedError
+
+    def isolate(self) -> None:
+        """Reset all connections and refuse new ones, until `rejoin`."""
+        raise NotImplementedError
+
+    def rejoin(self) -> None:
+        """End `isolate`."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Make the store forget its history up to now, as a compaction does.
+
+        It may write to the key ``forget``.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def offers(cls, *names: str) -> bool:
+        """Whether all of these are overridden."""
+        return all(getattr(cls, name) is not getattr(Server, name) for name in names)

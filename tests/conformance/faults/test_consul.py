@@ -1,0 +1,25 @@
+"""The Consul store keeps the contract while its server is killed, stopped, paused and cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from kvi.conformance.faults import *  # noqa: F403
+from kvi.conformance.server import Server
+
+from tests.servers import ConsulServer
+from tests.support.faulty_servers import Proxied
+
+pytestmark = [
+    pytest.mark.consul,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("consul-suite-faults"),
+]
+
+
+@pytest.fixture(scope="module")
+def kvi_server() -> Iterator[Server]:
+    """A server of these tests alone, behind a proxy."""
+    with ConsulServer() as process, Proxied.around(process) as server:
+        yield server
