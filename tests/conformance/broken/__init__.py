@@ -1,0 +1,35 @@
+"""Stores that are broken on purpose, by which the conformance suite is tested.
+
+Each is the memory store with a few lines of its own, and names the rules of the contract that it
+breaks. A run of the tests of those rules must report every one of them as broken, and on the store
+that they derive from, none.
+"""
+
+from tests.conformance.broken import (
+    handles,
+    keys,
+    leases,
+    locks,
+    namespaces,
+    reading,
+    servers,
+    txns,
+    watches,
+    writing,
+)
+from tests.conformance.broken.correct import BROKEN, Mutant
+
+__all__ = [
+    "BROKEN",
+    "Mutant",
+    "handles",
+    "keys",
+    "leases",
+    "locks",
+    "namespaces",
+    "reading",
+    "servers",
+    "txns",
+    "watches",
+    "writing",
+]

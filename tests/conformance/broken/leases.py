@@ -1,0 +1,334 @@
+"""Stores whose leases and temporary keys are broken."""
+
+# What a mutant breaks is told by its class.
+# ruff: noqa: D102, D106, N801
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kvi.errors import InvalidArgument, LeaseLost
+from kvi.interface import Kvi
+from kvi.model import Grant, KeyValue, Operation, Put
+from kvi.policy.lease import LeaseState
+from kvi.policy.txn import Change
+from kvi.recipes.lease import Lease
+from kvi.recipes.temp_key import TempKey
+
+from tests.conformance.broken.correct import Correct, Making, Results, broken
+
+
+@broken("lease.ttl")
+class HalfTheTime(Correct):
+    """A lease is granted for half of the time that was asked for."""
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        return super()._lease_grant(ttl / 2, timeout)
+
+
+@broken("lease.ttl")
+class WholeSeconds(Correct):
+    """The time to live is rounded down."""
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        return super()._lease_grant(max(1.0, float(int(ttl))), timeout)
+
+
+@broken("lease.invalid")
+class AnyTtl(Correct):
+    """A ttl that is not positive is the shortest one."""
+
+    def lease(self, ttl: float, **options: Any) -> Lease:
+        return super().lease(1.0 if isinstance(ttl, int) and ttl <= 0 else ttl, **options)
+
+
+@broken("lease.invalid", lease_max_ttl=1000)
+class LongestIsShorter(Correct):
+    """A ttl above the declared maximum is shortened to it."""
+
+    def lease(self, ttl: float, **options: Any) -> Lease:
+        return super().lease(1000 if ttl == 1001 else ttl, **options)
+
+
+class _Revoking(Correct):
+    def end(self, keys: set[str]) -> None:
+        """End the keys of a lease. The state's lock is held."""
+
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        with self._state.lock:
+            found = self._state._leases.get(lease)
+            if found is not None:
+                keys, found.keys = found.keys, set()
+                for key in keys:
+                    self._state.entries[key] = self._state.entries[key]._replace(lease=None)
+                self.end(keys)
+        super()._lease_revoke(lease, timeout)
+
+
+@broken("lease.keys", "lease.revoke")
+class KeysStay(_Revoking):
+    """The keys of a revoked lease stay."""
+
+
+@broken("lease.keys")
+class KeysGoQuietly(_Revoking):
+    """The keys of a revoked lease vanish without events."""
+
+    def end(self, keys: set[str]) -> None:
+        for key in keys:
+            del self._state.entries[key]
+
+
+@broken("lease.keys")
+class KeysGoOneByOne(_Revoking):
+    """Each key of a revoked lease vanishes at a revision of its own."""
+
+    def end(self, keys: set[str]) -> None:
+        for key in keys:
+            self._state.commit((Change(key, self._state.entries[key], None),))
+
+
+@broken("lease.keys")
+class OthersGoToo(_Revoking):
+    """With a lease vanish keys that were stored without one."""
+
+    def end(self, keys: set[str]) -> None:
+        old = dict(self._state.entries)
+        self._state.commit(tuple(Change(key, entry, None) for key, entry in old.items()))
+
+
+@broken("lease.last-write")
+class HoldsOn(Correct):
+    """A key that is written without lease keeps the one that it had."""
+
+    def apply(self, branch: Sequence[Operation]) -> Results:
+        return super().apply([self.keeping(op) for op in branch])
+
+    def keeping(self, op: Operation) -> Operation:
+        old = self._state.read(op.key)
+        if isinstance(op, Put) and op.lease is None and old is not None:
+            return Put(op.key, op.value, old.lease)
+        return op
+
+
+@broken("lease.last-write")
+class FirstLeaseKeeps(HoldsOn):
+    """A key that is written with another lease stays with the first one."""
+
+    def keeping(self, op: Operation) -> Operation:
+        old = self._state.read(op.key)
+        if isinstance(op, Put) and op.lease is not None and old is not None and old.lease:
+            return Put(op.key, op.value, old.lease)
+        return op
+
+
+@broken("lease.last-write")
+class SecondWriteFrees(HoldsOn):
+    """A key that is written again with its lease is permanent."""
+
+    def keeping(self, op: Operation) -> Operation:
+        old = self._state.read(op.key)
+        if isinstance(op, Put) and op.lease is not None and old is not None:
+            return Put(op.key, op.value)
+        return op
+
+
+@broken("lease.last-write")
+class LeaseUntold(Correct):
+    """Entries do not tell their lease."""
+
+    def show(self, entry: KeyValue) -> KeyValue:
+        return entry._replace(lease=None)
+
+
+@broken("lease.not-early", "lease.kept-alive")
+class EndsEarly(Correct):
+    """A lease ends after a third of its time."""
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        return Grant(super()._lease_grant(ttl / 3, timeout).id, ttl)
+
+
+@broken("lease.not-early", "lease.kept-alive")
+class RenewsNothing(Correct):
+    """A renewal succeeds, and changes nothing."""
+
+    def _lease_renew(self, lease: int, timeout: float) -> float:
+        with self._state.lock:
+            return self._state.alive(lease).ttl
+
+
+@broken("lease.not-late")
+class EndsLate(Correct):
+    """A lease ends long after its time."""
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        return Grant(super()._lease_grant(ttl + 3, timeout).id, ttl)
+
+
+@broken("lease.not-late", "temp-key.crash", "lock.crash")
+class NeverEnds(Correct):
+    """A lease that nobody renews does not end."""
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        return Grant(super()._lease_grant(ttl + 1000, timeout).id, ttl)
+
+
+class _Making(Making):
+    makes = "lease"
+
+
+@broken("lease.alive")
+class AlwaysAlive(_Making):
+    """A lease says that it is alive, whatever the time."""
+
+    class kind(Lease):
+        __slots__ = ()
+
+        @property
+        def alive(self) -> bool:
+            return True
+
+
+@broken("lease.alive")
+class AliveUntilNoticed(_Making):
+    """A lease is alive until the store has told that it is not."""
+
+    class kind(Lease):
+        __slots__ = ()
+
+        @property
+        def alive(self) -> bool:
+            return not self.ended or self.lost._lost
+
+
+@broken("lease.lost")
+class RevokingIsALoss(_Making):
+    """One's own revocation is told as a loss."""
+
+    class kind(Lease):
+        __slots__ = ()
+
+        def revoke(self, *, timeout: float | None = None) -> None:
+            self.lost._set()
+            super().revoke(timeout=timeout)
+
+
+@broken("lease.lost")
+class LossUntold(_Making):
+    """A loss is not told."""
+
+    class kind(Lease):
+        __slots__ = ()
+
+        def _observe(self) -> LeaseState:
+            self.lost._ended = True
+            return super()._observe()
+
+
+@broken("lease.gone")
+class DeadLeaseIsNone(Correct):
+    """A write with a lease that is gone is done without it."""
+
+    def apply(self, branch: Sequence[Operation]) -> Results:
+        leases = self._state._leases
+        return super().apply(
+            [
+                Put(op.key, op.value) if isinstance(op, Put) and op.lease not in leases else op
+                for op in branch
+            ]
+        )
+
+
+@broken("lease.gone")
+class DeadLeaseIsAnArgument(Correct):
+    """A lease that is gone is told as a bad argument."""
+
+    def apply(self, branch: Sequence[Operation]) -> Results:
+        try:
+            return super().apply(branch)
+        except LeaseLost as error:
+            raise InvalidArgument("no such lease") from error
+
+
+@broken("lease.revoke", "temp-key.lives", "handle.close-frees")
+class RevokesNothing(Correct):
+    """A revoked lease goes on until its time is up."""
+
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        pass
+
+
+@broken("lease.revoke")
+class BlockKeepsIt(_Making):
+    """The end of a `with` block leaves the lease alone."""
+
+    class kind(Lease):
+        __slots__ = ()
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+
+@broken("lease.kept-alive")
+class NobodyRenews(_Making):
+    """A lease is not kept alive."""
+
+    class kind(Lease):
+        __slots__ = ()
+
+        def step(self) -> float | None:
+            return None
+
+
+class _MakingKeys(Making):
+    makes = "temp_key"
+    kind = TempKey
+
+
+@broken("temp-key.lives")
+class NotTemporary(_MakingKeys):
+    """A temporary key has no lease."""
+
+    def made(self, handle: Kvi, made: TempKey) -> TempKey:
+        handle.store(made.key, "permanent")
+        return made
+
+
+@broken("temp-key.lives")
+class GivesWay(Correct):
+    """A temporary key leaves what was under its key."""
+
+    def temp_key(self, key: str, *args: Any, **options: Any) -> TempKey:
+        before = self.get(key)
+        made = super().temp_key(key, *args, **options)
+        if before is not None and before.value is not None:
+            self.store(key, before.value)
+        return made
+
+
+@broken("temp-key.crash")
+class StoredAgain(_MakingKeys):
+    """A temporary key whose lease was lost is stored again."""
+
+    class kind(TempKey):
+        __slots__ = ()
+
+        @property
+        def alive(self) -> bool:
+            if self.lost.is_set():
+                self._lease._store.store(self.key, "again")
+            return super().alive
+
+
+@broken("temp-key.own")
+class TakesOthersWithIt(_MakingKeys):
+    """Closing a temporary key deletes what others have put in its place."""
+
+    class kind(TempKey):
+        __slots__ = ()
+
+        def __exit__(self, *error: Any) -> None:
+            super().__exit__(*error)
+            self._lease._store.delete(self.key)

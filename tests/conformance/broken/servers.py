@@ -1,0 +1,201 @@
+"""Stores by a network that can fail, and what their clients then do wrong."""
+
+# What a mutant breaks is told by its class.
+# ruff: noqa: D102, D106, N801
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic, sleep
+from typing import Any
+
+import kvi
+from kvi.conformance.server import Server
+from kvi.errors import Compacted, Timeout, Unavailable
+from kvi.feed import Batch, Feed, Wake, WatchSpec
+from kvi.model import EventType
+from kvi_memory.state import state_of
+
+from tests.conformance.broken.correct import Correct, Passing, broken, notes_of
+
+PRIMITIVES = (
+    *("_get", "_range", "_count", "_put", "_delete", "_delete_range", "_txn", "_watch"),
+    *("_lease_grant", "_lease_renew", "_lease_revoke", "_ping"),
+)
+
+AWAY = "away"
+
+
+class Network(Server):
+    """The network between a store and those who open it as ``far:NAME``."""
+
+    def __init__(self, uri: str) -> None:
+        self.name = uri.partition(":")[2]
+        self.notes = notes_of(f"broken {self.name}")
+
+    @property
+    def uri(self) -> str:
+        """By way of the network."""
+        return f"far:{self.name}"
+
+    @property
+    def direct_uri(self) -> str:
+        """Past the network."""
+        return f"broken:{self.name}"
+
+    def isolate(self) -> None:
+        """Let no call through, and no answer."""
+        self.notes[AWAY] = True
+
+    def rejoin(self) -> None:
+        """End that."""
+        self.notes[AWAY] = False
+        self.notes["returned"] = True
+        self.notes["outages"] = self.notes.get("outages", 0) + 1
+
+    def forget(self) -> None:
+        """Drop the history."""
+        state = state_of(f"broken {self.name}")
+        with state.lock:
+            state.history.clear()
+            state._weight = 0
+        with kvi.open(self.direct_uri) as store:
+            store.store("forget", b"")
+
+
+class Far(Correct):
+    """A store whose calls get no answer while the network is away."""
+
+    scheme = "far"
+
+    class feed(Passing):
+        store: Far
+
+        def poll(self, timeout: float) -> Batch | None:
+            if self.store.apart():
+                raise Unavailable("the network is away")
+            return super().poll(timeout)
+
+    def __init__(self, uri: str, name: str, *, timeout: float) -> None:
+        super().__init__(uri, name, timeout=timeout)
+        self.by_network = uri.startswith("far:")
+        for primitive in PRIMITIVES:
+            setattr(self, primitive, self._sent(getattr(self, primitive)))
+
+    def apart(self) -> bool:
+        """Whether the store cannot be reached."""
+        return self.by_network and bool(self.notes.get(AWAY))
+
+    def unanswered(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Wait for the network until the time, the call's last argument, is up."""
+        deadline = monotonic() + args[-1]
+        while self.apart():
+            if self.closed or monotonic() > deadline:
+                raise Timeout("no answer came in time")
+            sleep(0.005)
+        return call(*args)
+
+    def _sent(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: self.unanswered(call, *args) if self.apart() else call(*args)
+
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        feed = super()._watch(spec, wake, timeout)
+        assert isinstance(feed, Far.feed)
+        feed.store = self
+        return feed
+
+
+@broken("handle.open")
+class OpeningAsks(Far):
+    """A store that is away cannot be opened."""
+
+    def __init__(self, uri: str, name: str, *, timeout: float) -> None:
+        super().__init__(uri, name, timeout=timeout)
+        if self.apart():
+            raise Unavailable("the network is away")
+
+
+@broken("handle.timeout", "error.typed")
+class WaitsForTheStore(Far):
+    """A call takes seconds more than its time-out."""
+
+    def unanswered(self, call: Callable[..., Any], *args: Any) -> Any:
+        return super().unanswered(call, *args[:-1], args[-1] + 4)
+
+
+@broken("error.typed")
+class NativeErrors(Far):
+    """What is the matter is told by an error of the client that is used inside."""
+
+    def unanswered(self, call: Callable[..., Any], *args: Any) -> Any:
+        raise ConnectionResetError("connection reset by peer")
+
+
+@broken("error.certain")
+class DeniesWhatItDid(Far):
+    """A write whose answer is lost is told as surely not applied."""
+
+    def unanswered(self, call: Callable[..., Any], *args: Any) -> Any:
+        call(*args)
+        return super().unanswered(call, *args)
+
+
+@broken("error.recovers")
+class NeverRecovers(Far):
+    """A handle that once got no answer gets none any more."""
+
+    lost = False
+
+    def unanswered(self, call: Callable[..., Any], *args: Any) -> Any:
+        self.lost = True
+        return super().unanswered(call, *args)
+
+    def apart(self) -> bool:
+        if self.lost and not super().apart():
+            raise Unavailable("the connection is lost")
+        return super().apart()
+
+
+@broken("error.acknowledged")
+class ForgetsAWrite(Far):
+    """The first write after a fault is acknowledged, and lost."""
+
+    def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
+        if self.notes.pop("returned", False):
+            with self._state.lock:
+                self._state.record(())
+                return self._state.revision
+        return super()._put(key, value, lease, timeout)
+
+
+@broken("watch.survives")
+class StartsOver(Far):
+    """A watch misses what changed while the store was away."""
+
+    class feed(Far.feed):
+        outages = 0
+
+        def change(self, batch: Batch) -> Batch:
+            before, self.outages = self.outages, self.store.notes.get("outages", 0)
+            return batch if before == self.outages else Batch((), batch.revision)
+
+
+@broken("watch.resync")
+class GoesQuiet(Far):
+    """A watch whose history is gone says nothing of it."""
+
+    class feed(Far.feed):
+        def change(self, batch: Batch) -> Batch:
+            told = [event for event in batch.events if event.type is not EventType.RESYNC]
+            return Batch(told, batch.revision)
+
+
+@broken("watch.compacted")
+class StartsWithWhatIsLeft(Far):
+    """A watch from a revision that is gone begins with the first one that is there."""
+
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        try:
+            return super()._watch(spec, wake, timeout)
+        except Compacted:
+            return super()._watch(WatchSpec(spec.span), wake, timeout)

@@ -1,0 +1,124 @@
+"""The suite catches each mutant by a test of the rule that it breaks; the correct store by none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import kvi
+import pytest
+from kvi.conformance import session, waiting
+from kvi.conformance.contract import RULES
+from kvi.conformance.faults import away, calls, history
+from kvi.conformance.plugin import Findings
+from kvi.conformance.report import Outcome
+from kvi.conformance.suite import watches
+from kvi.recipes.watch import Watch
+
+from tests.conformance.broken import BROKEN, Mutant
+from tests.conformance.broken.correct import forget
+from tests.conformance.broken.plugin import install
+from tests.conformance.broken.servers import Far
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 2.0
+"""Seconds that a test waits for what a mutant never does; a lease of half a second ends in them."""
+
+ENDLESS = 6.0
+"""Seconds that a wait without end takes, longer than any test waits for its end."""
+
+FAULTS = Path(__file__).with_name("faults.py")
+"""The rules that need a server which can be away."""
+
+HANGS = 8
+"""Seconds after which a test of a mutant counts as failed."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The mutants' schemes, as an installed distribution."""
+    folder = tmp_path_factory.mktemp("site")
+    install(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield
+
+
+class Impatient(Findings):
+    """Ends the run as soon as every rule that was selected is broken."""
+
+    __hash__ = object.__hash__
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Begin."""
+        self.session = session
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note how a phase of a test ended."""
+        super().pytest_runtest_logreport(report)
+        failed = [found.rules for found in self.found.values() if found.outcome == "fail"]
+        if set().union(*failed).issuperset(self.select):
+            self.session.shouldfail = "every rule is broken"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> Iterator[None]:
+    """Waiting in vain is short, no test runs once all is seen, and no data stays."""
+    monkeypatch.setattr(session, "Findings", Impatient)
+    monkeypatch.setattr(session, "HANGS", HANGS)
+    monkeypatch.setattr(watches, "WAIT", PATIENCE)
+    monkeypatch.setattr(waiting.until, "__kwdefaults__", {"within": PATIENCE})
+    for module in (away, history):
+        monkeypatch.setattr(module, "BACK", PATIENCE)
+    monkeypatch.setattr(calls, "MARGIN", PATIENCE)
+    await_ = Watch._await
+
+    def hasty(self: Watch, timeout: float | None) -> kvi.Event:
+        return await_(self, ENDLESS if timeout is None else min(timeout, PATIENCE))
+
+    monkeypatch.setattr(Watch, "_await", hasty)
+    yield
+    forget(f"broken {mutant.name}")
+
+
+@pytest.mark.parametrize("mutant", BROKEN.values(), ids=BROKEN)
+def test_mutant_is_caught(mutant: Mutant, impatient: None) -> None:
+    """Every rule that it breaks is reported as broken, with the calls that show it."""
+    also = [FAULTS] if issubclass(mutant.store, Far) else []
+    report = session.run(mutant.uri, erase=True, select=mutant.rules, also=also)
+    assert not report.passed
+    for name in mutant.rules:
+        result = report.rules[name]
+        assert result.outcome is Outcome.FAILED, f"{mutant.store.__doc__} No test of {name} saw it."
+        assert result.failed_tests
+        assert result.reproduction
+        # Nobody writes down the calls of handles that a test opens itself; a program is its calls.
+        if not name.startswith(("handle.", "program.")) and not also:
+            assert any(test.calls for test in result.tests if test.outcome is Outcome.FAILED)
+        assert f"{name} is broken" in report.text()
+
+
+@pytest.mark.parametrize("uri", ["mem:correct", "broken:correct"])
+def test_correct_store_is_not(uri: str) -> None:
+    """The whole suite finds nothing to say of the memory store, nor of what mutants derive from."""
+    report = session.run(uri, erase=True)
+    assert report.passed, report.text()
+    assert not [name for name, rule in report.rules.items() if rule.reason and rule.tests]
+
+
+def test_correct_store_by_a_network_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the suite of faults find anything to say of what the others derive from."""
+    rules = sorted({r for m in BROKEN.values() if issubclass(m.store, Far) for r in m.rules})
+    monkeypatch.setattr(Findings, "__hash__", object.__hash__)
+    report = session.run("far:correct", erase=True, select=rules, also=[FAULTS])
+    assert report.passed, report.text()
+    assert {report.rules[name].outcome for name in rules} == {Outcome.PASSED}
+
+
+def test_every_rule_has_a_mutant() -> None:
+    """Each rule is broken by one or more, which say in words how."""
+    broken = {rule for mutant in BROKEN.values() for rule in mutant.rules}
+    assert not RULES.keys() - broken
+    for mutant in BROKEN.values():
+        assert mutant.store.__doc__, mutant.name
