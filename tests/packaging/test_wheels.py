@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from tests.servers import ConsulServer, EtcdServer
 
 ROOT = Path(__file__).parents[2]
 PROJECTS = {
@@ -20,6 +24,10 @@ PROJECTS = {
 }
 # the oldest versions that the etcd plugin allows, all with wheels for Python 3.11
 OLDEST = ["protobuf==4.21.0", "grpcio==1.49.1", "pluggy==1.5.0", "sortedcontainers==2.4.0"]
+# and the oldest of the suite
+SUITE = [
+    "pytest==8.2.0", "hypothesis==6.100.0", "rich==13.0.0", "jinja2==3.1.0", "pytest-timeout==2.3.1"
+]  # fmt: skip
 
 pytestmark = [
     pytest.mark.slow,
@@ -136,13 +144,15 @@ def test_installed_plugins_work(
     if which == "oldest" and sys.version_info >= (3, 12):
         which = "full"  # the oldest gRPC has no wheels for this Python
     environment: Environment = request.getfixturevalue(which)
-    if store == "mem":
-        uri = "mem:"
-    elif store == "sqlite":
-        uri = f"sqlite:{tmp_path}/x.db"
-    else:
-        uri = f"{request.getfixturevalue(f'{store}_uri')}/packaging-{which}"
-    assert environment.run(PROGRAM.format(uri=uri)) == EXPECTED
+    with ExitStack() as stack:
+        if store == "mem":
+            uri = "mem:"
+        elif store == "sqlite":
+            uri = f"sqlite:{tmp_path}/x.db"
+        else:  # a server of its own: the suite empties that of the run at any moment
+            server = EtcdServer(fast=True) if store == "etcd" else ConsulServer()
+            uri = f"{stack.enter_context(server).uri}/packaging"
+        assert environment.run(PROGRAM.format(uri=uri)) == EXPECTED
 
 
 def test_versions_of_the_two_ends(full: Environment, oldest: Environment) -> None:
@@ -169,6 +179,35 @@ def test_all_backends_are_listed(full: Environment) -> None:
             ("sqlite", "kvi-sqlite", None),
         ]
     )
+
+
+@pytest.mark.parametrize("versions", ["oldest", "newest"])
+def test_suite_from_wheels(wheels: Path, tmp_path: Path, versions: str) -> None:
+    """The suite runs from its wheel, with the oldest libraries allowed and with the newest."""
+    pins = SUITE if versions == "oldest" else []
+    environment = Environment(
+        tmp_path / "env", wheels, "kvi-core[conformance]", "kvi-memory", *pins
+    )
+    rules: list[str] = ["--rule", "tas", "--rule", "program", "--rule", "lock.fence"]
+    files: list[str | Path] = [
+        "--json",
+        tmp_path / "report.json",
+        "--html",
+        tmp_path / "report.html",
+    ]
+    report = run(
+        environment.python, "-I", "-m", "kvi.conformance", "mem:suite", *rules, *files, cwd=tmp_path
+    )
+    found = json.loads((tmp_path / "report.json").read_text())
+    outcomes = {rule["name"]: rule["outcome"] for rule in found["rules"]}
+    assert found["passed"], report
+    assert {name for name, outcome in outcomes.items() if outcome == "pass"} >= {
+        "tas.table",
+        "tas.atomic",
+        "program.model",
+        "lock.fence",
+    }
+    assert "<title>kvi-memory" in (tmp_path / "report.html").read_text()
 
 
 def test_conformance_extra(small: Environment) -> None:

@@ -1,0 +1,149 @@
+"""The store: the nine primitives of `kvi.interface.BaseKvi`, and two more for speed, on a journal.
+
+Everything hard is elsewhere: what a transaction does in `kvi.policy.txn`, what the state is in
+`kvi_directory.state`, who may look at it and when in `kvi_directory.journal`. Locks and temporary
+keys are made by `BaseKvi` out of these primitives.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvi.backend.history import HistoryFeed
+from kvi.capabilities import Capabilities
+from kvi.errors import Compacted, LeaseLost
+from kvi.feed import Batch, Feed, Wake, WatchSpec
+from kvi.interface import BaseKvi
+from kvi.model import Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.policy.txn import Change, choose, perform
+
+from kvi_directory.journal import Journal
+from kvi_directory.state import State
+
+CAPABILITIES = Capabilities(
+    shared=True,
+    durable=True,
+    watch_history=True,
+    snapshot_range=True,
+    lock_fair=True,
+    key_version=True,
+    atomic_range_delete="any",
+    lease_min_ttl=0,
+    lease_expiry_factor=1,
+    max_txn_ops=None,
+    max_key=64 * 1024,
+    max_value=1024 * 1024,  # a record is written and read in one piece
+)
+
+
+class DirectoryKvi(BaseKvi):
+    """A handle on a directory."""
+
+    def __init__(self, uri: str, folder: Path, *, history: int, timeout: float) -> None:
+        super().__init__(uri, CAPABILITIES, timeout=timeout)
+        self._journal = Journal(folder, history)
+
+    def _get(self, key: str, timeout: float) -> KeyValue | None:
+        with self._journal.reading(timeout) as state:
+            return state.entries.get(key)
+
+    def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        with self._journal.reading(timeout) as state:
+            page = state.select(scan)  # entries never change: a list of them is a snapshot
+            return RangeResult(state.revision, lambda: [page])
+
+    def _count(self, span: Span, timeout: float) -> int:
+        with self._journal.reading(timeout) as state:
+            return state.count(span)
+
+    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        with self._journal.writing(timeout) as state:
+            succeeded, branch = choose(txn, state.entries.get)
+            for operation in branch:
+                if isinstance(operation, Put) and operation.lease is not None:
+                    _ensure_alive(operation.lease, state)
+            effect = perform(branch, state.entries.get, state.revision + 1)
+            if effect.changes:
+                self._journal.commit(state.changed(effect.changes))
+            return TxnResult(succeeded, state.revision, effect.results)
+
+    def _delete_range(self, span: Span, timeout: float) -> int:
+        with self._journal.writing(timeout) as state:
+            gone = [Change(entry.key, entry, None) for entry in state.select(Scan(span))]
+            if gone:
+                self._journal.commit(state.changed(gone))
+            return len(gone)
+
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        def changes(span: Span, start: int | None, timeout: float) -> Feed:
+            return Changes(self._journal, span, start, wake, timeout)
+
+        return HistoryFeed(self, spec, changes, timeout)
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        with self._journal.writing(timeout) as state:
+            lease = state.last_lease + 1
+            self._journal.commit(state.renewed(lease, ttl))
+            return Grant(lease, ttl)
+
+    def _lease_renew(self, lease: int, timeout: float) -> float:
+        with self._journal.writing(timeout) as state:
+            _ensure_alive(lease, state)
+            ttl = state.leases[lease].ttl
+            self._journal.commit(state.renewed(lease, ttl))
+            return ttl
+
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        with self._journal.writing(timeout) as state:
+            if lease in state.leases:
+                self._journal.commit(state.ended(lease))
+
+    def _ping(self, timeout: float) -> None:
+        with self._journal.reading(timeout):
+            pass
+
+    def _close(self) -> None:
+        self._journal.close()
+
+    def _forked(self) -> None:
+        self._journal.forked()
+
+
+class Changes(Feed):
+    """The changes of ``span`` from revision ``start`` on; `HistoryFeed` does the rest."""
+
+    def __init__(
+        self, journal: Journal, span: Span, start: int | None, wake: Wake, timeout: float
+    ) -> None:
+        self.wake = wake
+        self._journal = journal
+        self._span = span
+        with journal.reading(timeout) as state:
+            self.revision = state.revision if start is None else start - 1
+            self._told = self.revision
+            self._ensure_kept(state.base)
+
+    def poll(self, timeout: float) -> Batch | None:
+        """Return what has been committed since the last call."""
+        with self._journal.reading(timeout) as state:
+            self._ensure_kept(state.base)
+            if state.revision <= self._told:
+                self._journal.wait(self)
+                return None
+            revision = state.revision
+            events = state.since(self._told, self._span)
+        self._told = revision
+        return Batch(events, revision)
+
+    def close(self) -> None:
+        """Let nobody wake it any more."""
+        self._journal.forget(self)
+
+    def _ensure_kept(self, base: int) -> None:
+        if self._told < base:
+            raise Compacted("the journal no longer has the changes from this revision on")
+
+
+def _ensure_alive(lease: object, state: State) -> None:
+    if lease not in state.leases:
+        raise LeaseLost("no lease with this id is alive")
