@@ -6,10 +6,10 @@ PROJECTS := pyproject.toml core/pyproject.toml $(PLUGINS:%=plugins/%/pyproject.t
 PYTEST := $(BIN)/python -m pytest -q
 SERVERS := $(BIN)/python -m tests.servers
 
-.PHONY: help demo test check lint types soak bench proto clean
+.PHONY: help demo test check lint types conformance reports soak bench proto clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/ready ## two small programs on SQLite, and on real etcd and Consul servers
 	@$(SERVERS) -- $(BIN)/python -m docs.examples.demo
@@ -27,8 +27,15 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
+conformance: .venv/ready ## check one store, and delete all in it: make conformance URI=etcd://127.0.0.1:2379
+	@test -n "$(URI)" || { echo "which store? make conformance URI=…" >&2; exit 2; }
+	@$(BIN)/python -m kvi.conformance $(URI)
+
+reports: .venv/ready ## the suite's reports on all four stores, for the documentation
+	$(SERVERS) -- $(BIN)/python -m tests.conformance.reports
+
 soak: .venv/ready ## long torture and repetition
-	$(SERVERS) -- $(PYTEST) -m soak -s --timeout 3600
+	$(SERVERS) -- $(PYTEST) -m soak -s --timeout 7200
 
 bench: .venv/ready ## kvi beside the least work that could do the job, and its peers
 	$(SERVERS) --fast -- $(BIN)/python -m benchmarks
