@@ -414,6 +414,23 @@ def test_closing_wakes_calls_that_wait_for_a_connection(servers: Make) -> None:
     assert len(server.connections) <= MOST
 
 
+def test_answer_is_taken_before_its_connection_is_anothers(
+    servers: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that the next thread already uses changes nothing of the answer before."""
+    release = Transport._release
+
+    def taken_over(self: Transport, connection: Connection, call: Call | None = None) -> None:
+        release(self, connection, call)
+        connection.status, connection.headers = 599, {}
+
+    monkeypatch.setattr(Transport, "_release", taken_over)
+    answer = ask(Transport("127.0.0.1", servers(after(0)).port))
+    assert answer.status == 200
+    assert answer.headers
+    assert answer.body == b"ok"
+
+
 def test_the_number_of_connections_is_bounded(servers: Make) -> None:
     """Many threads share a bounded number of connections, and few are kept when they are idle."""
     server = servers(after(0.01))

@@ -143,11 +143,12 @@ class Transport:
         connection = self._begin(head, body, deadline, read_only)
         try:
             content = connection.read_body()
+            # Taken before the connection is another thread's.
+            return Answer(connection.status, connection.headers, content)
         except OSError as error:
             raise Broken(sent=True) from error
         finally:
             self._release(connection)
-        return Answer(connection.status, connection.headers, content)
 
     @contextmanager
     def stream(
