@@ -29,6 +29,7 @@ from kvi_consul.store import CAPABILITIES, ConsulKvi
 
 from tests.servers import ConsulServer
 from tests.servers.run import free_ports
+from tests.support.inside import inmost
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.consul
@@ -68,7 +69,7 @@ ODD_KEYS = [
 
 def inner(store: kvi.Kvi) -> ConsulKvi:
     """The Consul handle itself, below its namespace."""
-    found = getattr(store, "_inner", store)
+    found = inmost(store)
     assert isinstance(found, ConsulKvi)
     return found
 
@@ -639,7 +640,7 @@ def test_closing_wakes_calls_on_a_paused_server() -> None:
         threads = [threading.Thread(target=call) for _ in range(3)]
         for thread in threads:
             thread.start()
-        until(lambda: len(store._transport._busy) == 3)  # type: ignore[attr-defined]
+        until(lambda: len(inmost(store)._transport._busy) == 3)
         began = monotonic()
         store.close()
         for thread in threads:
@@ -796,5 +797,5 @@ def test_the_native_client_sees_the_same_keys(store: kvi.Kvi) -> None:
 
 def inner_key(store: kvi.Kvi, key: str) -> str:
     """The key as the server has it."""
-    prefix: str = store._prefix  # type: ignore[attr-defined]
+    prefix: str = store._inner._prefix  # type: ignore[attr-defined]
     return prefix + key

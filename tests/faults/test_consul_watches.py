@@ -25,6 +25,7 @@ from uuid import UUID
 import kvi
 import pytest
 from kvi import EventType, Key, Put
+from kvi.backend.forwarding import Forwarding
 from kvi.feed import Batch, Feed, WatchSpec
 from kvi.model import KeyValue, Span
 from kvi_consul import diff, sessions, watches, wire
@@ -33,6 +34,7 @@ from kvi_consul.watches import ConsulFeed, Poll
 
 from tests.servers import ConsulServer
 from tests.servers.find import find_consul
+from tests.support.inside import inmost
 from tests.support.proxy import TcpProxy
 from tests.support.waiting import until
 
@@ -69,14 +71,14 @@ def nothing() -> None:
 
 def inner(store: kvi.Kvi) -> ConsulKvi:
     """The Consul handle itself, below its namespace."""
-    found = getattr(store, "_inner", store)
+    found = inmost(store)
     assert isinstance(found, ConsulKvi)
     return found
 
 
 def prefixes(store: kvi.Kvi) -> set[str]:
     """The prefixes that a handle polls, without its namespace."""
-    cut = len(getattr(store, "_prefix", ""))
+    cut = len(getattr(store._inner, "_prefix", "")) if isinstance(store, Forwarding) else 0
     return {prefix[cut:] for prefix in inner(store)._watches._polls}
 
 

@@ -14,6 +14,7 @@ import kvi
 import pytest
 
 from tests.servers import EtcdServer, find_etcdctl
+from tests.support.inside import inmost
 from tests.support.tls import Certificates, TlsProxy
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]
@@ -170,7 +171,7 @@ def test_close_does_not_wait_for_a_login(server: EtcdServer) -> None:
     thread = threading.Thread(target=call)
     thread.start()
     deadline = time.monotonic() + 10
-    logging_in = store._connection._logging_in  # type: ignore[attr-defined]
+    logging_in = inmost(store)._connection._logging_in
     while not logging_in.locked() and time.monotonic() < deadline:
         thread.join(0.01)
     begin = time.monotonic()

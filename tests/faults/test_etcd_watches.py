@@ -25,6 +25,7 @@ from kvi_etcd import cursor, forks, transport, watches, wire
 from kvi_etcd import wire_pb2 as pb
 
 from tests.servers import EtcdServer, find_etcdctl
+from tests.support.inside import inmost
 from tests.support.proxy import TcpProxy
 from tests.support.waiting import until
 
@@ -328,7 +329,7 @@ def test_second_endpoint(server: EtcdServer, proxy: TcpProxy, writer: kvi.Kvi) -
 
 def place(store: kvi.Kvi) -> int:
     """Which endpoint the handle is at."""
-    return int(store._connection._at)  # type: ignore[attr-defined]
+    return int(inmost(store)._connection._at)
 
 
 def test_endings_do_not_move_the_handle(server: EtcdServer) -> None:
@@ -360,7 +361,7 @@ def test_silent_endpoint_is_left(server: EtcdServer) -> None:
         uri = f"etcd://127.0.0.1:{hole.port},{server.host}:{server.port}"
         with kvi.open(uri, timeout=2) as store:
             store.ping()
-            hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+            hub: watches.Watches = inmost(store)._watches
             span = Span("k", "k\0")
             with pytest.MonkeyPatch.context() as patch:
                 # the reads before the watches are not what this is about
@@ -459,8 +460,8 @@ class Older:
         self.asked: list[bytes] = []
         self.refused: set[bytes] = set()
         self.meanwhile: Callable[[], object] = nothing
-        connection: transport.Connection = store._connection  # type: ignore[attr-defined]
-        hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+        connection: transport.Connection = inmost(store)._connection
+        hub: watches.Watches = inmost(store)._watches
         self._call, self._hear = connection.call, hub._hear
         patch.setattr(connection, "call", self.call)
         patch.setattr(hub, "_hear", self.hear)
@@ -515,7 +516,7 @@ def test_doubt_is_about_those_before(
     """What the store answered says nothing about a watch that was opened after it."""
     writer.store("a", "0")
     older = Older(store, monkeypatch)
-    hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+    hub: watches.Watches = inmost(store)._watches
     later: list[Feed | kvi.KviError] = []
 
     def open_later() -> None:
@@ -624,7 +625,7 @@ def test_token_expiry(guarded: EtcdServer) -> None:
         kvi.open(f"etcd://ada:s3cret@{guarded.host}:{guarded.port}") as store,
         Consumer(store, app) as old,
     ):
-        link = store._connection._link  # type: ignore[attr-defined]
+        link = inmost(store)._connection._link
         token = link.metadata
 
         def expired() -> bool:
@@ -692,7 +693,7 @@ def test_overflow(store: kvi.Kvi, writer: kvi.Kvi, monkeypatch: pytest.MonkeyPat
         for number in range(3000):
             writer.store("k", f"{number}")
         until(lambda: len(quick.events) >= 3000)
-        hub = store._watches  # type: ignore[attr-defined]
+        hub = inmost(store)._watches
         until(lambda: any(w.state is watches.State.FULL for w in hub._all))
         assert max(w.events for w in hub._all) <= 100
         events = drained(slow, lambda got: len(got) >= 3000)
@@ -707,7 +708,7 @@ def test_large_values_are_counted(store: kvi.Kvi, writer: kvi.Kvi) -> None:
     slow = store._watch(WatchSpec(everything()), nothing, 5)
     for number in range(40):
         writer.store("k", bytes([number]) * 1_000_000)
-    hub = store._watches  # type: ignore[attr-defined]
+    hub = inmost(store)._watches
     until(lambda: any(w.state is watches.State.FULL for w in hub._all))
     assert hub._total <= cursor.MAX_BYTES
     events = drained(slow, lambda got: len(got) >= 40)
@@ -744,7 +745,7 @@ def test_interrupted_while_decoding(
     store: kvi.Kvi, writer: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a poll was interrupted over comes with the next, once."""
-    hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+    hub: watches.Watches = inmost(store)._watches
     with ExitStack() as stack:
         feed = store._watch(WatchSpec(everything()), nothing, 5)
         stack.callback(feed.close)
@@ -772,7 +773,7 @@ def test_closed_while_decoding(
     store: kvi.Kvi, writer: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A watch that is closed amid a poll is not counted twice."""
-    hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+    hub: watches.Watches = inmost(store)._watches
     feed = store._watch(WatchSpec(everything()), nothing, 5)
     writer.store("k", "1")
     until(lambda: hub._total)
@@ -829,7 +830,7 @@ def test_no_thread_to_be_had(server: EtcdServer, monkeypatch: pytest.MonkeyPatch
                     with pytest.raises(kvi.Unavailable, match="thread"):
                         store._watch(WatchSpec(everything()), nothing, 5)
                 assert time.monotonic() - begin < 1
-            assert not store._watches._all  # type: ignore[attr-defined]
+            assert not inmost(store)._watches._all
             if again:
                 with Consumer(store, everything()) as consumer:
                     consumer.wait_for(store.store("k", "1"))
@@ -880,7 +881,7 @@ def poll(store: kvi.Kvi) -> Callable[[], object]:
     """Take what has come, from a full buffer."""
     feed = store._watch(WatchSpec(everything()), nothing, 5)
     store.store("k", "1")
-    hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+    hub: watches.Watches = inmost(store)._watches
     until(lambda: hub._total)
     with hub._lock:
         (watch,) = hub._all
@@ -906,7 +907,7 @@ def test_ended_by_a_signal_handler(
 
     def interrupted() -> bool:
         store = kvi.open(server.uri)
-        hub: watches.Watches = store._watches  # type: ignore[attr-defined]
+        hub: watches.Watches = inmost(store)._watches
         action = work(store)
         begun = list(hub._all)
 
@@ -952,7 +953,7 @@ def test_close_under_the_lock(server: EtcdServer, writer: kvi.Kvi) -> None:
     store = kvi.open(server.uri)
     store._watch(WatchSpec(everything()), nothing, 5)
     begin = time.monotonic()
-    with store._watches._lock:  # type: ignore[attr-defined]
+    with inmost(store)._watches._lock:
         writer.store("k", "1")
         time.sleep(0.1)  # the reader waits for the lock
         store.close()
@@ -1136,7 +1137,7 @@ def test_lock_and_unlock_take_two_calls(store: kvi.Kvi, monkeypatch: pytest.Monk
     """A free lock costs one round trip to take and one to give back."""
     grant = store._lease_grant(10, 5)
     calls: list[str] = []
-    connection = store._connection  # type: ignore[attr-defined]
+    connection = inmost(store)._connection
     call = connection.call
 
     def counted(method: str, *arguments: object, **options: object) -> object:

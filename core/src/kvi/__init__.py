@@ -48,6 +48,7 @@ from kvi.model import (
     RangeResult,
     TxnResult,
 )
+from kvi.policy.retry import RetryPolicy
 from kvi.registry import backends, open
 
 if TYPE_CHECKING:
@@ -55,11 +56,13 @@ if TYPE_CHECKING:
     from kvi.recipes.lock import Lock
     from kvi.recipes.temp_key import TempKey
     from kvi.recipes.watch import Watch
+    from kvi.service import Backend
 
 __all__ = [
     "AlreadyHeld",
     "AmbiguousBackend",
     "AuthenticationFailed",
+    "Backend",
     "BackendLoadError",
     "Capabilities",
     "Closed",
@@ -87,6 +90,7 @@ __all__ = [
     "PermissionDenied",
     "Put",
     "RangeResult",
+    "RetryPolicy",
     "TempKey",
     "Timeout",
     "TxnResult",
@@ -101,14 +105,20 @@ __all__ = [
 
 
 # What only names types, for the most part, is imported by those who ask for it.
-_LATER = {"Lease": "lease", "Lock": "lock", "TempKey": "temp_key", "Watch": "watch"}
+_LATER = {
+    "Backend": "service",
+    "Lease": "recipes.lease",
+    "Lock": "recipes.lock",
+    "TempKey": "recipes.temp_key",
+    "Watch": "recipes.watch",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
         from importlib import import_module
 
-        return getattr(import_module(f"kvi.recipes.{_LATER[name]}"), name)
+        return getattr(import_module(f"kvi.{_LATER[name]}"), name)
     if name == "__version__":  # importing the metadata costs 20 ms, and few programs ask
         from importlib.metadata import version
 

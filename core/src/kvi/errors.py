@@ -29,6 +29,10 @@ The question that a caller asks after a failed write is *may it have happened?* 
 :class:`OutcomeUnknown`, and :class:`Closed` when the handle was closed while the write was under
 way, leave that open; every other error says that the store is as it was.
 
+Whether the same call may succeed in a moment is ``passing``: true for :class:`Timeout`,
+:class:`Contention` and an :class:`Unavailable` whose cause may go by itself. What `kvi.RetryPolicy`
+does follows from both answers.
+
 Native exceptions never leak: each plugin translates them in one place and chains the original as
 ``__cause__``.
 """
@@ -75,10 +79,13 @@ class KviError(Exception):
         operation: the method that was called (``"get"``), or ``None`` outside of one.
         key: the key concerned, as the caller wrote it, or ``None``.
         uri: the store, with secrets replaced by ``***``, or ``None``.
+        passing: whether the cause may go by itself, so that the same call may succeed soon.
 
     Errors pickle, so that they cross process pools; the chained native error does not travel.
 
     """
+
+    passing: bool = False
 
     def __init__(
         self,
@@ -174,11 +181,36 @@ class PermissionDenied(KviError):
 
 
 class Unavailable(KviError):
-    """The store could not be reached or cannot serve; the operation surely did not apply."""
+    """The store could not be reached or cannot serve; the operation surely did not apply.
+
+    ``passing`` is false where somebody has to mend it first: a damaged file, a full disk, an
+    address where something else answers.
+    """
+
+    passing = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        passing: bool = True,
+        operation: str | None = None,
+        key: str | None = None,
+        uri: str | None = None,
+    ) -> None:
+        super().__init__(message, operation=operation, key=key, uri=uri)
+        if not passing:
+            self.passing = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made = super().__reduce__()
+        return made if self.passing else (*made, {"passing": False})
 
 
 class Timeout(KviError):
     """No answer within the time-out; the operation surely did not apply."""
+
+    passing = True
 
 
 class OutcomeUnknown(KviError):
@@ -190,6 +222,8 @@ class OutcomeUnknown(KviError):
 
 class Contention(KviError):
     """Others kept changing what the transaction had read until its time was up; nothing applied."""
+
+    passing = True
 
 
 class Compacted(KviError):

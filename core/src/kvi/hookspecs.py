@@ -8,6 +8,8 @@ of the URI scheme before ``+``::
 
 Hooks serve opening and describing. Operations go straight to the `kvi.Kvi` object that
 `kvi_open` returns: a hook call is untyped and copies lists, which is too dear for a ``get``.
+
+One more hook, `kvi_operation`, is for those who observe: see `kvi.observers`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,20 @@ from typing import Any
 import pluggy
 
 from kvi.capabilities import Capabilities
+from kvi.errors import KviError
 from kvi.interface import Kvi
 from kvi.options import Option
 from kvi.uri import StoreUri
 
-__all__ = ["INTERFACE", "BackendInfo", "hookimpl", "kvi_describe", "kvi_open"]
+__all__ = [
+    "INTERFACE",
+    "BackendInfo",
+    "ObservedOperation",
+    "hookimpl",
+    "kvi_describe",
+    "kvi_open",
+    "kvi_operation",
+]
 
 PROJECT = "kvi"
 
@@ -49,6 +60,8 @@ class BackendInfo:
         capabilities: what its stores can do by default.
         options: what it takes besides ``timeout`` and ``namespace``.
         path_is_namespace: the path of the URI is a namespace, as in ``etcd://host/namespace``.
+        has_passing_faults: the store can fail and be back in a moment, so that `kvi.open` has
+            operations tried again. Not so within a process.
 
     """
 
@@ -58,6 +71,7 @@ class BackendInfo:
     capabilities: Capabilities
     options: tuple[Option, ...] = ()
     path_is_namespace: bool = False
+    has_passing_faults: bool = True
 
 
 @hookspec(firstresult=True)
@@ -71,4 +85,44 @@ def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Kvi:  # type: ignore[
 
     ``options`` has a checked value for every declared option and for ``timeout``; the namespace
     has been taken off and is added by core. Must not block on a server: the first operation does.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedOperation:
+    """One operation that has ended, for those who observe. Values are never told, only keys.
+
+    Attributes:
+        name: ``store``, ``get``, ``range``, ``count``, ``delete``, ``delete_range``, ``txn``,
+            ``tas``, ``cas``, ``transaction``, ``watch``, ``ping``; ``range_page`` for each further
+            page of a range; for leases and locks, also those of kvi itself, ``lease_grant``,
+            ``lease_renew``, ``lease_revoke``, ``lock_claim``, ``lock_release``.
+        key: the key, the name of a lock, the lower bound of a range, or ``None``.
+        uri: the store, with secrets replaced by ``***``.
+        began: when, in nanoseconds since the epoch.
+        duration: in seconds, with all tries and the waits between them.
+        attempts: how often the store was asked.
+        error: what it ended with; ``None`` if it worked.
+
+    """
+
+    name: str
+    key: str | None
+    uri: str
+    began: int
+    duration: float
+    attempts: int
+    error: KviError | None
+
+    @property
+    def outcome(self) -> str:
+        """``"ok"``, or the class of the error, such as ``"Timeout"``."""
+        return "ok" if self.error is None else type(self.error).__name__
+
+
+@hookspec
+def kvi_operation(operation: ObservedOperation) -> None:
+    """An operation of a `kvi.Backend` has ended; called on its thread, so it should be quick.
+
+    What it raises is logged, and harms nobody.
     """

@@ -109,6 +109,7 @@ class Kvi(ABC):
 
     uri: str
     capabilities: Capabilities
+    _listeners: tuple[weakref.WeakMethod[Callable[[KviError], None]], ...] = ()
 
     def __init__(self, uri: str, capabilities: Capabilities, *, timeout: float) -> None:
         self.uri = uri
@@ -267,7 +268,7 @@ class Kvi(ABC):
                 then = (Delete(key),)
             else:
                 then = ()
-            return self._run((when,), then, (), timeout).succeeded
+            return self._run((when,), then, (), timeout, "tas").succeeded
         except KviError as error:
             raise self._placed(error, "tas", key)
 
@@ -286,7 +287,7 @@ class Kvi(ABC):
         """
         try:
             when = Key(key).revision.compare("=", revision)
-            result = self._run((when,), (Put(key, value, lease),), (), timeout)
+            result = self._run((when,), (Put(key, value, lease),), (), timeout, "cas")
             return result.revision if result.succeeded else None
         except KviError as error:
             raise self._placed(error, "cas", key)
@@ -309,7 +310,7 @@ class Kvi(ABC):
         others kept changing what was read.
         """
         try:
-            return self._run(when, then, otherwise, timeout)
+            return self._run(when, then, otherwise, timeout, "txn")
         except KviError as error:
             raise self._placed(error, "txn", None)
 
@@ -336,6 +337,7 @@ class Kvi(ABC):
                 (Put(then_key, then_value),),
                 (Put(else_key, else_value),),
                 timeout,
+                "transaction",
             ).succeeded
         except KviError as error:
             raise self._placed(error, "transaction", key)
@@ -638,6 +640,31 @@ class Kvi(ABC):
                 runtime.end()
         return runtime
 
+    def _listen(self, listener: Callable[[KviError], None]) -> None:
+        """For wrappers: let `_report` call this bound method, as long as its object lives."""
+        self._listeners = (*self._listeners, weakref.WeakMethod(listener))
+
+    def _report(self, error: KviError) -> None:
+        """For backends: the connection that watches are served by was lost, or not to be had.
+
+        Whoever watches is not told, for feeds bridge it; those who supervise the store are. May be
+        called by any thread, outside of all locks, and as often as it happens.
+        """
+        for reference in self._listeners:
+            listener = reference()
+            if listener is not None:
+                listener(error)
+
+    def _reporter(self) -> Callable[[KviError], None]:
+        """For backends: `_report`, for threads that must not keep the handle from being freed."""
+        method = weakref.WeakMethod(self._report)
+
+        def report(error: KviError) -> None:
+            if (alive := method()) is not None:
+                alive(error)
+
+        return report
+
     def _parent_runtime(self) -> Runtime | None:
         """For a view: the runtime of the handle below, whose threads it uses."""
         return None
@@ -676,9 +703,10 @@ class Kvi(ABC):
         then: Iterable[Operation],
         otherwise: Iterable[Operation],
         timeout: float | None,
+        operation: str,
     ) -> TxnResult:
         self._ensure_open()
-        txn = check_txn(when, then, otherwise, self.capabilities)
+        txn = check_txn(when, then, otherwise, self.capabilities, operation)
         return self._txn(txn, self._seconds(timeout))
 
     def _nothing(self, span: Span, timeout: float) -> RangeResult:

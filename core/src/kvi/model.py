@@ -468,11 +468,19 @@ class Txn:
     """A transaction with checked arguments, for a backend.
 
     Every `Put.value` is ``bytes``, and every `Put.lease` an id or ``None``.
+
+    Attributes:
+        when: the compares that decide.
+        then: runs if all of them hold.
+        otherwise: runs if one does not.
+        operation: the method of `Kvi` that it comes from, for those who observe.
+
     """
 
     when: tuple[Compare, ...] = ()
     then: tuple[Operation, ...] = ()
     otherwise: tuple[Operation, ...] = ()
+    operation: str = field(default="txn", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,13 @@ COMMON = (
         help="bounds every call that does not give its own, in seconds",
     ),
     Option(name="namespace", kind="text", help="puts NAMESPACE/ before every key"),
+    Option(
+        name="retry",
+        kind="text",
+        default="on",
+        choices=("on", "off"),
+        help="whether operations that failed are tried again; as keyword also a RetryPolicy",
+    ),
 )
 
 

@@ -15,6 +15,7 @@ import pluggy
 
 from kvi import hookspecs
 from kvi.backend.namespace import Namespace, check_name
+from kvi.backend.retry import Retrying
 from kvi.capabilities import Capabilities
 from kvi.discovery import GROUP, Claim, all_claims, claims_on
 from kvi.errors import (
@@ -27,6 +28,7 @@ from kvi.errors import (
 from kvi.hookspecs import INTERFACE, PROJECT, BackendInfo
 from kvi.interface import Kvi
 from kvi.options import COMMON, resolve
+from kvi.policy.retry import RetryPolicy
 from kvi.uri import StoreUri
 
 __all__ = ["InstalledBackend", "backends", "open"]
@@ -41,6 +43,7 @@ _PACKAGES = {
 }
 
 
+_DEFAULT_POLICY = RetryPolicy()
 _PATIENCE = 5.0  # seconds that a fork waits for the import of a plugin
 _GUESSES = {"memory": "mem", "ram": "mem", "sqlite3": "sqlite", "file": "sqlite"}
 
@@ -185,7 +188,9 @@ def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.
     ``etcd+tls://`` and ``consul+tls://`` speak TLS; ``http://`` and ``https://`` are an etcd
     endpoint. Options stand in the URI (``?timeout=2``) or are keywords: ``timeout`` (seconds,
     default 5, bounds every call that does not give its own), ``namespace`` (puts ``NAMESPACE/``
-    before every key), and what the backend adds.
+    before every key), ``retry`` (as keyword a `RetryPolicy`, or ``None`` for none; ``?retry=off``
+    for none: how operations that failed are tried again within their time-out, by default as
+    `RetryPolicy` says), and what the backend adds.
 
     Opening does not block on a server that cannot be reached; the first operation does, within
     its time-out.
@@ -213,8 +218,16 @@ def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.
 
 
 def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi:
+    policy = _DEFAULT_POLICY if plugin.info.has_passing_faults else None
+    if "retry" in keywords:
+        given = keywords["retry"]
+        if isinstance(given, RetryPolicy):
+            policy, given = given, "on"
+        keywords = {**keywords, "retry": "off" if given is None else given}
     values = resolve((*COMMON, *plugin.info.options), uri, keywords)
     namespace = values.pop("namespace")
+    if values.pop("retry") == "off":
+        policy = None
     if plugin.info.path_is_namespace:
         namespace = _namespace_of(uri, namespace)
     if namespace is not None:
@@ -231,13 +244,13 @@ def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi
         raise BackendLoadError(
             f"the backend {uri.backend!r} opened a {type(store).__name__}, not a Kvi"
         )
-    if namespace is None:
-        return store
     try:
-        return Namespace(store, namespace, owns=True, named="namespace" not in keywords)
+        if namespace is not None:
+            store = Namespace(store, namespace, owns=True, named="namespace" not in keywords)
     except KviError:
         store.close()
         raise
+    return store if policy is None else Retrying(store, policy, owns=True)
 
 
 def _namespace_of(uri: StoreUri, option: str | None) -> str | None:

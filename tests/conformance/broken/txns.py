@@ -282,8 +282,10 @@ class AnyLength(Correct):
         then: Iterable[Operation],
         otherwise: Iterable[Operation],
         timeout: float | None,
+        operation: str,
     ) -> TxnResult:
-        txn = check_txn(when, then, otherwise, replace(self.capabilities, max_txn_ops=None))
+        limits = replace(self.capabilities, max_txn_ops=None)
+        txn = check_txn(when, then, otherwise, limits, operation)
         return self._txn(txn, self._seconds(timeout))
 
 

@@ -10,12 +10,14 @@ import pytest
 from kvi.errors import InvalidOption
 from kvi_consul.store import ConsulKvi
 
+from tests.support.inside import inmost
+
 TOKEN = "b1gs33cr3t"
 
 
 def inner(store: kvi.Kvi) -> ConsulKvi:
     """The Consul handle itself, below its namespace if it has one."""
-    found = getattr(store, "_inner", store)
+    found = inmost(store)
     assert isinstance(found, ConsulKvi)
     return found
 
@@ -28,6 +30,7 @@ def inner(store: kvi.Kvi) -> ConsulKvi:
         ("consul://[::1]:1", "Consul at [::1]:1"),
         ("consul://bücher.example:1", "Consul at xn--bcher-kva.example:1"),
         ("consul+tls://h:1", "Consul at h:1"),
+        ("consul://h:1,i/ns", "Consul at h:1, i:8500"),
     ],
 )
 def test_hosts(uri: str, where: str) -> None:
@@ -40,7 +43,7 @@ def test_hosts(uri: str, where: str) -> None:
     ("uri", "options", "says"),
     [
         ("consul:", {}, "needs its agent's host"),
-        ("consul://a,b", {}, "one host"),
+        ("consul://a,b..c", {}, "neither a name"),
         ("consul://user:pass@h", {}, "consul://TOKEN@host"),
         ("consul://@h", {}, "not empty"),
         ("consul://a%0Ab@h", {}, "printable"),

@@ -16,6 +16,7 @@ from itertools import count
 from types import FrameType
 from typing import Any, cast
 
+import kvi
 import pytest
 from kvi.errors import KviError, Unavailable
 from kvi.feed import Batch, WatchSpec
@@ -130,7 +131,8 @@ class Bench:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Watches, "_start", nothing_of)
         self.server = Server()
-        self.watches = Watches(cast("Transport", None), "", self.server.find)
+        self.failed: list[kvi.KviError] = []
+        self.watches = Watches(cast("Transport", None), "", self.server.find, self.failed.append)
 
     def feed(self, span: Span, *, initial: bool = False) -> ConsulFeed:
         """A feed, which joins at once."""
@@ -436,7 +438,7 @@ class Silent(Watches):
     """Watches whose polls look, and never get an answer."""
 
     def __init__(self, server: Server) -> None:
-        super().__init__(cast("Transport", None), "", server.find)
+        super().__init__(cast("Transport", None), "", server.find, lambda _: None)
         self.looks: list[Poll] = []
 
     def look(self, poll: Poll, aim: _Aim, call: Call, *_: object) -> tuple[_Seen, float]:

@@ -27,6 +27,7 @@ def test_defaults() -> None:
     assert given("") == {
         "timeout": 5.0,
         "namespace": None,
+        "retry": "on",
         "size": 3,
         "sync": True,
         "mode": None,
@@ -56,7 +57,7 @@ def test_typed() -> None:
         ("?timeout=1e99", "number of seconds"),
         ("?namespace=", "'namespace'"),
         ("?sise=3", "did you mean 'size'"),
-        ("?zzz=3", "the options are mode, namespace, pin, size, sync, timeout"),
+        ("?zzz=3", "the options are mode, namespace, pin, retry, size, sync, timeout"),
     ],
 )
 def test_bad(query: str, text: str) -> None:

@@ -15,6 +15,7 @@ from kvi import Put
 from kvi_sqlite import connection as connections
 from kvi_sqlite.turn import Turn
 
+from tests.support.inside import inmost
 from tests.unit.sqlite.workers import until
 
 
@@ -66,7 +67,7 @@ def test_close_wakes_blocked_writers(path: Path, uri: str) -> None:
     store.ping()
     with locked(path):
         calls = [Call(lambda: store.store("k", "v")) for _ in range(5)]
-        turn = store._pool.turn  # type: ignore[attr-defined]
+        turn = inmost(store)._pool.turn
         until(lambda: len(turn._waiting) == 4, "one polls and four stand in line")
         before = time.monotonic()
         store.close()
@@ -85,7 +86,7 @@ def test_close_of_one_handle_leaves_the_other_in_line(path: Path, uri: str) -> N
     one.ping()
     with locked(path):
         first = Call(lambda: one.store("one", "v"))
-        turn = one._pool.turn  # type: ignore[attr-defined]
+        turn = inmost(one)._pool.turn
         until(lambda: turn._held, "the first polls")
         second = Call(lambda: two.store("two", "v"))
         until(lambda: len(turn._waiting) == 1, "the second waits for the first")
@@ -112,7 +113,7 @@ def test_close_interrupts_long_calls(uri: str) -> None:
         began.set()
         connection.execute(endless).fetchone()
 
-    pool = store._pool  # type: ignore[attr-defined]
+    pool = inmost(store)._pool
     call = Call(lambda: pool.read(work, time.monotonic() + 60))
     assert began.wait(5)
     before = time.monotonic()
@@ -152,7 +153,7 @@ def test_idle_connections_are_few(path: Path, uri: str) -> None:
     with kvi.open(uri) as store:
         store.ping()
         meet = threading.Barrier(30)
-        pool = store._pool  # type: ignore[attr-defined]
+        pool = inmost(store)._pool
         far = time.monotonic() + 30
         calls = [Call(lambda: pool.read(lambda _: meet.wait(20), far)) for _ in range(30)]
         for call in calls:

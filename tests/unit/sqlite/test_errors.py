@@ -10,6 +10,8 @@ import pytest
 from kvi_sqlite.connection import Connection
 from kvi_sqlite.errors import translate
 
+from tests.support.inside import inmost
+
 
 def native(code: int) -> sqlite3.Error:
     error = sqlite3.OperationalError("what SQLite says")
@@ -25,7 +27,7 @@ def native(code: int) -> sqlite3.Error:
         (sqlite3.SQLITE_FULL, kvi.Unavailable, kvi.Unavailable),
         (sqlite3.SQLITE_IOERR, kvi.Unavailable, kvi.OutcomeUnknown),
         (sqlite3.SQLITE_IOERR_FSYNC, kvi.Unavailable, kvi.OutcomeUnknown),
-        (sqlite3.SQLITE_READONLY, kvi.Unavailable, kvi.Unavailable),
+        (sqlite3.SQLITE_READONLY, kvi.PermissionDenied, kvi.PermissionDenied),
         (sqlite3.SQLITE_CANTOPEN, kvi.Unavailable, kvi.OutcomeUnknown),
         (sqlite3.SQLITE_CORRUPT, kvi.Unavailable, kvi.OutcomeUnknown),
         (sqlite3.SQLITE_NOTADB, kvi.Unavailable, kvi.OutcomeUnknown),
@@ -52,7 +54,7 @@ def test_full_disk_applies_nothing(path: Path, uri: str) -> None:
     """A write that the disk has no room for is Unavailable, with the native error as cause."""
     with kvi.open(uri) as store:
         store.store("k", "old")
-        pool = store._pool  # type: ignore[attr-defined]
+        pool = inmost(store)._pool
         connection = pool.borrow(1e12)
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -69,7 +71,7 @@ def test_full_disk_applies_nothing(path: Path, uri: str) -> None:
 def test_failed_commit_is_undone_and_told(store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk error at COMMIT is OutcomeUnknown; the handle stays usable, its lock is let go."""
     store.store("k", "old")
-    pool = store._pool  # type: ignore[attr-defined]
+    pool = inmost(store)._pool
 
     def fail(connection: Connection, deadline: float) -> None:
         raise native(sqlite3.SQLITE_IOERR_FSYNC)

@@ -13,6 +13,8 @@ import kvi
 import pytest
 from kvi_sqlite import schema
 
+from tests.support.inside import inmost
+
 
 def contents(path: Path) -> dict[str, bytes]:
     """All files of a directory."""
@@ -204,7 +206,7 @@ def test_commits_are_synced(store: kvi.Kvi) -> None:
     """The connections that write are set to sync each commit, whatever the library's default."""
     store.store("k", "v")
     seen: list[int] = []
-    pool = store._pool  # type: ignore[attr-defined]
+    pool = inmost(store)._pool
     pool.read(lambda c: seen.append(c.execute("PRAGMA synchronous").fetchone()[0]), 1e12)
     assert seen == [2]
 

@@ -21,6 +21,7 @@ from kvi.runtime import clock
 from kvi_sqlite import leases, schema
 from kvi_sqlite.boot import boot_id
 
+from tests.support.inside import inmost
 from tests.support.waiting import until
 from tests.unit.sqlite.workers import finish, hold_lease, keep_reading, pipe, start
 
@@ -266,7 +267,7 @@ def test_renewals_are_not_synced_and_all_else_is(store: kvi.Kvi) -> None:
         seen.append(connection.execute("PRAGMA synchronous").fetchone()[0])
         return None, False
 
-    pool = store._pool  # type: ignore[attr-defined]
+    pool = inmost(store)._pool
     for _ in range(3):
         store._lease_renew(lease, 5)
         with pytest.raises(kvi.LeaseLost):

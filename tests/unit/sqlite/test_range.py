@@ -13,6 +13,7 @@ import pytest
 from kvi import Put
 from kvi_sqlite.snapshot import PAGE_BYTES, PAGE_ROWS
 
+from tests.support.inside import inmost
 from tests.unit.sqlite.workers import until
 
 
@@ -25,7 +26,7 @@ def fill(store: kvi.Kvi, size: int, value: str = "0") -> list[str]:
 
 def pinned(store: kvi.Kvi) -> int:
     """How many connections are kept by snapshots."""
-    return sum(c.pinned for c in store._pool.live)  # type: ignore[attr-defined]
+    return sum(c.pinned for c in inmost(store)._pool.live)
 
 
 def test_large_range_stays_at_one_revision(uri: str) -> None:
@@ -135,11 +136,11 @@ def test_snapshot_ends_with_its_result(store: kvi.Kvi) -> None:
     del iterator
     gc.collect()
     assert pinned(store) == 0
-    connections = len(store._pool.live)  # type: ignore[attr-defined]
+    connections = len(inmost(store)._pool.live)
     for _ in range(20):
         next(iter(store.range()))
     gc.collect()
-    assert len(store._pool.live) <= connections + 1  # type: ignore[attr-defined]
+    assert len(inmost(store)._pool.live) <= connections + 1
 
 
 def test_small_range_keeps_nothing(store: kvi.Kvi) -> None:
@@ -159,7 +160,7 @@ def test_closing_ends_ranges(path: Path, uri: str) -> None:
     store.close()
     with pytest.raises(kvi.Closed):
         list(iterator)
-    assert not store._pool.live  # type: ignore[attr-defined]
+    assert not inmost(store)._pool.live
     assert not path.with_name("store.db-wal").exists()
 
 

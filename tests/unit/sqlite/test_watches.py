@@ -19,6 +19,7 @@ from kvi_sqlite import cursor as cursors
 from kvi_sqlite import schema, watching
 
 from tests.support.forking import in_child
+from tests.support.inside import inmost
 from tests.support.waiting import until
 from tests.unit.sqlite.workers import finish, start, write_numbers
 
@@ -75,7 +76,7 @@ def watch_threads() -> list[threading.Thread]:
 
 def place(store: kvi.Kvi) -> Any:
     """The watcher of a handle."""
-    return store._watcher  # type: ignore[attr-defined]
+    return inmost(store)._watcher
 
 
 @pytest.fixture
@@ -319,7 +320,7 @@ def test_ten_thousand_watches_are_one_thread(store: kvi.Kvi) -> None:
     store.ping()
     readers = [Reader(store, only(f"k{number}")) for number in range(10_000)]
     assert len(watch_threads()) == 1
-    pool = store._pool  # type: ignore[attr-defined]
+    pool = inmost(store)._pool
     reads = 0
     read = pool.read
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from kvi.errors import Closed
+from kvi.errors import Closed, KviError
 from kvi.interface import Kvi
 from kvi.model import Claim, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 
@@ -76,6 +77,9 @@ class Forwarding(Kvi):
 
     def _lock_release(self, claim: Claim, timeout: float) -> bool:
         return self._inner._lock_release(claim, timeout)
+
+    def _listen(self, listener: Callable[[KviError], None]) -> None:
+        self._inner._listen(listener)
 
     def _parent_runtime(self) -> Runtime | None:
         return self._inner._running()

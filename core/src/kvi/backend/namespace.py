@@ -86,6 +86,7 @@ class Namespace(Forwarding):
                 ),
                 tuple(map(self._in, txn.then)),
                 tuple(map(self._in, txn.otherwise)),
+                txn.operation,
             ),
             timeout,
         )

@@ -44,6 +44,7 @@ def check_txn(
     then: Iterable[Operation],
     otherwise: Iterable[Operation],
     limits: Capabilities,
+    operation: str = "txn",
 ) -> Txn:
     """Check a caller's transaction whole and return it normalised; nothing has been sent yet."""
     compares = tuple(_check_compare(compare, limits) for compare in _items("when", when))
@@ -66,7 +67,7 @@ def check_txn(
             )
             + "; split it"
         )
-    return Txn(compares, branches[0], branches[1])
+    return Txn(compares, branches[0], branches[1], operation)
 
 
 def _weight(branch: Sequence[Operation], compared: Set[str], limits: Capabilities) -> int:

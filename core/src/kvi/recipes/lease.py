@@ -12,6 +12,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
+from kvi.backend.around import Allowance
 from kvi.errors import KviError, LeaseLost, OutcomeUnknown, Timeout, Unavailable
 from kvi.model import LeaseRef
 from kvi.policy.lease import LeaseState, Term
@@ -169,7 +170,7 @@ class Lease(LeaseRef):
             return None
         if self._kept and now() >= due:
             try:
-                self._renew(patience)
+                self._renew(Allowance(patience, once=True))  # what follows is decided here
             except KviError as error:
                 _log.debug("a lease on %s could not be renewed: %s", self._store.uri, error)
             except Exception:  # noqa: BLE001  (a mistake of the backend: its loss must be told)
@@ -256,7 +257,7 @@ class _Leaving(Task):
         lease = self._lease
         store, term = lease._store, lease._term
         try:
-            store._lease_revoke(lease._id, store._timeout)
+            store._lease_revoke(lease._id, Allowance(store._timeout, once=True))
         except (Unavailable, Timeout, OutcomeUnknown):
             if now() < term.deadline:
                 return min(_PAUSE, term.ttl / 3)

@@ -63,6 +63,7 @@ class Connection:
         "_poll",
         "_sock",
         "_waiting",
+        "agent",
         "answered",
         "deadline",
         "headers",
@@ -72,7 +73,9 @@ class Connection:
         "touched",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, agent: int = 0) -> None:
+        """``agent``: which one of several it is for; the pool's own affair."""
+        self.agent = agent
         self._sock: socket.socket | None = None
         self._aborted = False
         self._waiting: Flag | None = None

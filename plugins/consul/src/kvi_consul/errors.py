@@ -138,7 +138,8 @@ def of_status(status: int, text: str, *, write: bool) -> KviError:
         return Unavailable(f"Consul limits the rate of requests ({said}); try again later")
     if status == 404 or 300 <= status < 400:
         return Unavailable(
-            f"what answers is not Consul's API ({said}); check host, port and consul+tls://"
+            f"what answers is not Consul's API ({said}); check host, port and consul+tls://",
+            passing=False,
         )
     if 400 <= status < 500:
         return InvalidArgument(f"Consul refused the request ({said})")
@@ -154,7 +155,7 @@ def of_status(status: int, text: str, *, write: bool) -> KviError:
     if _NO_LEADER in text:
         return Unavailable("Consul has no leader at the moment; try again later")
     if "No path to datacenter" in text and not write:
-        return Unavailable("Consul knows no such datacenter; check the option dc")
+        return Unavailable("Consul knows no such datacenter; check the option dc", passing=False)
     if write:
         return OutcomeUnknown(
             f"Consul failed ({said}); the write may have applied, or may still apply"
@@ -192,7 +193,8 @@ def of_broken(broken: Broken, where: str, *, write: bool) -> KviError:
     if isinstance(cause, ssl.SSLError):
         return Unavailable(
             f"no TLS connection to {where} ({reason or cause}); for an agent without TLS "
-            "write consul://"
+            "write consul://",
+            passing=not reason,
         )
     return Unavailable(f"{where} cannot be reached ({cause}); is the agent running?")
 
@@ -203,7 +205,9 @@ def of_nonsense(where: str, *, write: bool) -> KviError:
         return OutcomeUnknown(
             f"{where} answered a write with something that is not Consul's; it may have applied"
         )
-    return Unavailable(f"{where} answered with something that is not Consul's; check host and port")
+    return Unavailable(
+        f"{where} answered with something that is not Consul's; check host and port", passing=False
+    )
 
 
 def of_foreign(key: str) -> KviError:

@@ -45,29 +45,31 @@ def kvi_describe() -> BackendInfo:
 
 @hookimpl
 def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Kvi:
-    """Open the store of one agent; nothing is sent yet."""
-    host, port = _agent(uri)
+    """Open the store of the agents; nothing is sent yet."""
+    first, *others = _agents(uri)
     transport = Transport(
-        host, port, token=_token(uri, options["token"]), tls=_tls(uri.variant == "tls", options)
+        *first,
+        *others,
+        token=_token(uri, options["token"]),
+        tls=_tls(uri.variant == "tls", options),
     )
     return ConsulKvi(uri.redacted, transport, dc=options["dc"], timeout=options["timeout"])
 
 
-def _agent(uri: StoreUri) -> tuple[str, int]:
-    if len(uri.hosts) > 1:
-        raise InvalidOption(
-            "a Consul store has one host, its agent, which knows the servers; name only that one"
-        )
+def _agents(uri: StoreUri) -> list[tuple[str, int]]:
     if not uri.hosts:
         raise InvalidOption("a Consul store needs its agent's host: consul://127.0.0.1:8500")
-    host, port = uri.hosts[0]
+    return [(_plain(host), PORT if port is None else port) for host, port in uri.hosts]
+
+
+def _plain(host: str) -> str:
     try:
         plain = host.encode("idna").decode("ascii")
     except UnicodeError:
         plain = ""
     if not _HOST.match(plain):
-        raise InvalidOption("the host of the URI is neither a name nor an address")
-    return plain, PORT if port is None else port
+        raise InvalidOption("a host of the URI is neither a name nor an address")
+    return plain
 
 
 def _token(uri: StoreUri, option: str | None) -> str | None:

@@ -87,7 +87,7 @@ class ConsulKvi(BaseKvi):
         self._query = f"consistent&{where}" if where else "consistent"
         self._dc_query = f"?{where}" if where else ""
         self._txn_head = transport.head("PUT", f"/v1/txn?{self._query}")
-        self._watches = Watches(transport, self._query, self._state_of)
+        self._watches = Watches(transport, self._query, self._state_of, self._reporter())
 
     def _native(self) -> Any:
         """The client of python-consul, on this handle's connections."""

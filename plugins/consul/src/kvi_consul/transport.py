@@ -1,4 +1,4 @@
-"""Requests over a pool of connections to one agent.
+"""Requests over a pool of connections to an agent, or to one of several.
 
 *Theory.* The connection used last is used first (LIFO), so that a quiet program keeps few of them
 warm and the rest time out. At most `MOST` are open at once, because an agent resets its 201st
@@ -9,6 +9,11 @@ A connection that was idle may have been closed by the server in that very momen
 reused it is checked; if it fails all the same before any byte of an answer, the request is sent
 again on another one, but a write only if not one byte of it was sent (`kvi_consul.connection`
 tells). Everything else that fails is `Broken`, which says whether the server may have the request.
+
+*Several agents.* One of them is the current one, which new connections go to. It is left when it
+cannot be connected to, breaks off, does not answer in time, or knows no leader; its idle
+connections are closed then. A request that was not sent goes to the next agent at once, at most
+once around; a read that gets no answer has its share of the time at each, a write all of it.
 
 Every connection in use is in ``_busy``, also while it is being made, so that `close` can wake the
 threads that wait on them. Redirects are not followed: Consul redirects ``a//b`` to ``a/b``, another
@@ -31,7 +36,26 @@ from kvi_consul.flag import Flag
 MOST = 64  # connections open at once
 IDLE = 16  # connections kept while nobody uses them
 _DRAIN = 1.0  # seconds that close() waits for woken threads to let go of their sockets
+_PATIENCE = 0.5  # seconds; requests that have less never leave an agent for its silence
 _PIECE = 1 << 18  # bytes of a streamed answer that are handed on at once
+
+
+class Agent(NamedTuple):
+    """Where an agent listens, and the header that names it."""
+
+    host: str
+    port: int
+    header: bytes
+
+    @classmethod
+    def at(cls, host: str, port: int) -> Agent:
+        """The agent at ``host:port``."""
+        return cls(host, port, f"Host: {_named(host, port)}\r\n".encode())
+
+
+def _named(host: str, port: int) -> str:
+    plain = host.partition("%")[0]  # without the zone of an IPv6 address, which is ours alone
+    return f"[{plain}]:{port}" if ":" in plain else f"{plain}:{port}"
 
 
 class Answer(NamedTuple):
@@ -108,15 +132,21 @@ class Transport:
     """Requests to the agent at ``host:port``. Safe for any number of threads."""
 
     def __init__(
-        self, host: str, port: int, *, token: str | None = None, tls: ssl.SSLContext | None = None
+        self,
+        host: str,
+        port: int,
+        *others: tuple[str, int],
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        agents = [(host, port), *others]
         self.host, self.port, self.tls, self.token = host, port, tls, token
-        name = host.partition("%")[0]  # without the zone of an IPv6 address, which is ours alone
-        name = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
-        self.where = f"Consul at {name}"
-        self._fixed = f"Host: {name}\r\n".encode()
+        self._agents = [Agent.at(*agent) for agent in agents]
+        self._at = 0  # the current one
+        self.where = f"Consul at {', '.join(_named(*agent) for agent in agents)}"
+        self._fixed = b""
         if token is not None:
-            self._fixed += b"X-Consul-Token: " + token.encode() + b"\r\n"
+            self._fixed = b"X-Consul-Token: " + token.encode() + b"\r\n"
         self.closing = Flag()
         self._reset()
 
@@ -133,19 +163,38 @@ class Transport:
         """
         fixed = self._fixed
         if token is not None:
-            fixed = fixed.partition(b"X-Consul-Token")[0]
-            fixed += b"X-Consul-Token: " + token.encode("latin-1") + b"\r\n"
+            fixed = b"X-Consul-Token: " + token.encode("latin-1") + b"\r\n"
         line = f"{method} {target} HTTP/1.1\r\n".encode("ascii")
         return line + fixed + b"Content-Type: application/json\r\nContent-Length: "
 
     def exchange(self, head: bytes, body: bytes, deadline: float, *, read_only: bool) -> Answer:
         """Send one request and read its answer whole; raises `Broken`."""
+        agents = len(self._agents) if read_only else 1
+        if agents > 1 and deadline - monotonic() < _PATIENCE:
+            agents = 1
+        while True:
+            share = deadline
+            if agents > 1:
+                now = monotonic()
+                share = now + (deadline - now) / agents
+            try:
+                return self._exchange(head, body, share, read_only)
+            except Broken as broken:
+                if agents == 1 or not isinstance(broken.__cause__, TimeoutError):
+                    raise
+            agents -= 1
+
+    def _exchange(self, head: bytes, body: bytes, deadline: float, read_only: bool) -> Answer:
+        began = monotonic()
         connection = self._begin(head, body, deadline, read_only)
         try:
             content = connection.read_body()
+            if connection.status == 500 and b"No cluster leader" in content:
+                self._leave(connection.agent)
             # Taken before the connection is another thread's.
             return Answer(connection.status, connection.headers, content)
         except OSError as error:
+            self._blame(connection.agent, error, began)
             raise Broken(sent=True) from error
         finally:
             self._release(connection)
@@ -164,9 +213,14 @@ class Transport:
 
         Leaving the block before the end of the answer drops the connection.
         """
-        connection = self._begin(head, body, monotonic() + seconds, read_only, call)
+        began = monotonic()
+        connection = self._begin(head, body, began + seconds, read_only, call)
         try:
             yield Stream(connection, seconds)
+        except Broken as broken:
+            if call is None or not call.ended:
+                self._blame(connection.agent, broken.__cause__, began)
+            raise
         finally:
             self._release(connection, call)
 
@@ -200,27 +254,53 @@ class Transport:
         read_only: bool,
         call: Call | None = None,
     ) -> Connection:
-        request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
+        began, others = monotonic(), len(self._agents) - 1
         while True:
             connection = self._acquire(deadline)
+            agent = self._agents[connection.agent]
+            connecting = not connection.reused
             try:
                 if call is not None:
                     call.use(connection)
-                if not connection.reused:
-                    connection.connect(self.host, self.port, self.tls, deadline)
-                connection.send(request, deadline)
+                if connecting:
+                    now = monotonic()
+                    share = deadline if not others else now + (deadline - now) / (others + 1)
+                    connection.connect(agent.host, agent.port, self.tls, share)
+                    connecting = False
+                connection.send(
+                    b"%b%d\r\n%b\r\n%b" % (head, len(body), agent.header, body), deadline
+                )
                 connection.read_head()
                 return connection
             except OSError as error:
                 self._release(connection, call)
+                if (call is not None and call.ended) or self.closing.is_set():
+                    raise Broken(sent=connection.touched) from error
+                if connecting and others:
+                    others -= 1
+                    self._leave(connection.agent)
+                    continue
                 unheard = not connection.touched or (read_only and not connection.answered)
-                stale = connection.reused and unheard and not isinstance(error, TimeoutError)
-                given_up = call is not None and call.ended
-                if not stale or given_up or self.closing.is_set():
+                if not (connection.reused and unheard and not isinstance(error, TimeoutError)):
+                    self._blame(connection.agent, error, began)
                     raise Broken(sent=connection.touched) from error
             except BaseException:
                 self._release(connection, call)
                 raise
+
+    def _blame(self, agent: int, error: BaseException | None, began: float) -> None:
+        """A request to ``agent``, made since ``began``, failed: leave it if that is its fault."""
+        if not isinstance(error, TimeoutError) or monotonic() - began >= _PATIENCE / 2:
+            self._leave(agent)
+
+    def _leave(self, agent: int) -> None:
+        """Go on with the next agent, unless that has happened already."""
+        with self._free:
+            if agent != self._at or len(self._agents) == 1:
+                return
+            self._at = (agent + 1) % len(self._agents)
+            while self._idle:
+                self._idle.pop().close()
 
     def _acquire(self, deadline: float) -> Connection:
         while True:
@@ -231,7 +311,7 @@ class Transport:
                         raise Broken(sent=False) from TimeoutError("all connections are in use")
                 if self.closing.is_set():
                     raise Broken(sent=False) from ConnectionAbortedError("the handle was closed")
-                connection = self._idle.pop() if self._idle else Connection()
+                connection = self._idle.pop() if self._idle else Connection(self._at)
                 self._busy.add(connection)
             if not connection.reused or connection.idle():
                 return connection
@@ -243,7 +323,8 @@ class Transport:
             call.use(None)  # first: who gets the connection next must not be ended with it
         with self._free:
             self._busy.discard(connection)
-            if connection.reusable and len(self._idle) < IDLE and not self.closing.is_set():
+            current = connection.agent == self._at and not self.closing.is_set()
+            if connection.reusable and len(self._idle) < IDLE and current:
                 connection.reused = True
                 self._idle.append(connection)
             else:

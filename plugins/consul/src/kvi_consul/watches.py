@@ -468,6 +468,7 @@ class Poll:
                     self._index = None
                 if call.ended:
                     continue
+                watches.report(error)
                 failures += 1
                 most = min(_FIRST_BACKOFF * 2**failures, _MOST_BACKOFF)
                 self._stirred.wait(random.uniform(_FIRST_BACKOFF, most))  # noqa: S311
@@ -486,8 +487,18 @@ class Poll:
 class Watches:
     """The watches of one handle."""
 
-    def __init__(self, transport: Transport, query: str, find: Find) -> None:
-        """``query``: what every path is to end with; ``find`` reads the entries of a span."""
+    def __init__(
+        self,
+        transport: Transport,
+        query: str,
+        find: Find,
+        report: Callable[[KviError], None],
+    ) -> None:
+        """``query``: what every path is to end with; ``find`` reads the entries of a span.
+
+        ``report`` is told of every look that failed.
+        """
+        self.report = report
         self._transport = transport
         self._query = query
         self._find = find

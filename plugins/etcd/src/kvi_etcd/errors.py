@@ -54,6 +54,7 @@ _UNREACHED = (
     "target uri is not valid",
 )
 # Not here: "database space exceeded". etcd says so after it has applied the write.
+_NOT_RUNNING = "is it running there?"
 _REFUSED = ("too many requests", "etcdserver: no leader")
 _LOGIN = ("invalid auth token", "revision of auth store is old")
 _FINAL_CODES = frozenset(
@@ -88,6 +89,8 @@ def classify(code: grpc.StatusCode, detail: str) -> Fault:
 class AnswerTooLarge(Unavailable):
     """The answer to a read was larger than this client receives; the store asks for less."""
 
+    passing = False
+
 
 class FutureRevision(Unavailable):
     """A read at a revision that the store has not reached yet."""
@@ -107,7 +110,10 @@ def translate(error: grpc.RpcError, *, write: bool) -> KviError:
     if fault is Fault.LOST:
         return _lost(code, detail, write)
     if fault is Fault.UNREACHED:
-        return Unavailable(f"no connection to etcd; {_guess(detail)}: {detail}")
+        guess = _guess(detail)
+        return Unavailable(
+            f"no connection to etcd; {guess}: {detail}", passing=guess == _NOT_RUNNING
+        )
     if fault is Fault.LOGIN:
         return AuthenticationFailed(
             f"etcd does not accept the login: {detail}; give user:password@ in the URI"
@@ -134,7 +140,7 @@ def _guess(detail: str) -> str:
         return "what answers does not speak TLS as the URI says (for plain etcd write etcd://)"
     if "HTTP/2" in detail or "HTTP2" in detail:
         return "what answers is not a plain etcd; check the port, or write etcd+tls://"
-    return "is it running there?"
+    return _NOT_RUNNING
 
 
 def _mend(detail: str) -> str:
@@ -164,7 +170,7 @@ def _final(code: grpc.StatusCode, detail: str) -> KviError:
         return ValueTooLarge(f"the request is larger than etcd takes: {detail}")
     if code is _Code.INVALID_ARGUMENT:
         return InvalidArgument(f"etcd refused the request: {detail}")
-    return Unavailable(f"etcd cannot serve this: {code.name} {detail}")
+    return Unavailable(f"etcd cannot serve this: {code.name} {detail}", passing=False)
 
 
 def refusal(reason: str) -> KviError:

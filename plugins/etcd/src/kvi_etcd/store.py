@@ -76,7 +76,7 @@ class EtcdKvi(BaseKvi):
     ) -> None:
         super().__init__(uri, CAPABILITIES, timeout=timeout)
         self._connection = Connection(endpoints, tls, credentials)
-        self._watches = Watches(self._connection)
+        self._watches = Watches(self._connection, self._reporter())
 
     def _native(self) -> Any:
         """The ``etcd3.Etcd3Client`` of the current endpoint."""

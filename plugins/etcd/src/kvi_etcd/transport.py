@@ -6,9 +6,16 @@ can import. Its client code is fine. So stubs made from our own ``wire.proto`` s
 objects; requests, time-outs, tokens and errors are ours.
 
 *Connections.* A `Connection` holds one `Link` (client and channel) per endpoint, made at the first
-use. One endpoint is the current one. A call that never reached its endpoint moves on to the next,
-at most once around; nothing else is sent twice, except a call that the server refused for its
-token, after a new login. All of it is bounded by the call's deadline.
+use. One endpoint is the current one. A call that never reached its endpoint, or that the member
+refused because it knows no leader, moves on to the next, at most once around; nothing else is sent
+twice, except a call that the server refused for its token, after a new login, and a read. A read
+that gets no answer has only its share of the time at each endpoint, so that one that has vanished
+without a word costs no more. A write has all of it, and afterwards the endpoint is left. All is
+bounded by the call's deadline.
+
+*Leaders.* Every call says that it wants a leader (``hasleader``, as etcd's own client can): a
+member that knows of none refuses at once, before it does anything, instead of keeping a write whose
+fate nobody will know.
 
 *Threads.* A call runs on the caller's thread. One lock guards the making of links and the choice of
 the current one, and nothing waits under it, so that `close` waits for nothing but a fork. It is
@@ -42,6 +49,9 @@ from kvi_etcd.forks import ForkGate
 
 Method = Callable[..., Any]
 Token = tuple[tuple[str, str], ...]  # as metadata of a call
+
+_WITH_LEADER: Token = (("hasleader", "true"),)
+_PATIENCE = 0.5  # seconds; calls that have less never leave an endpoint for its silence
 
 _gate = ForkGate()
 _STUBS = "etcd3.etcdrpc"
@@ -301,11 +311,8 @@ class Stream:
         self.link = link
         self.token = token
         self._requests: SimpleQueue[object] = SimpleQueue()
-        # hasleader: a member cut off from the others ends the stream, instead of going quiet
-        self._call = link.watch(
-            iter(self._requests.get, None),
-            metadata=(("hasleader", "true"), *(token or ())),
-        )
+        # a member cut off from the others ends the stream, instead of going quiet
+        self._call = link.watch(iter(self._requests.get, None), metadata=token or _WITH_LEADER)
 
     def send(self, request: object) -> None:
         """Let ``request`` go out after those before it; lost if the stream has ended."""
@@ -353,6 +360,7 @@ class Connection:
         self._at = 0  # the index of the current endpoint
         self._link: Link | None = None
         self._closed = False
+        self._alone = len(self._endpoints) == 1
 
     def call(self, method: str, request: object, timeout: float, *, write: bool) -> Any:
         """Send ``request`` to the method of `Link` of that name and return the answer."""
@@ -360,21 +368,19 @@ class Connection:
         link = self._link or self._current()
         if link.fresh:
             with _gate:
-                return self._first(link, method, request, deadline, write)
+                answer = self._insist(link, method, request, timeout, write, None, None)
+            link.fresh = False
+            return answer
         token = link.metadata
         if token is None and self._credentials is not None:
-            return self._insist(link, method, request, deadline, write, None, None)
+            return self._insist(link, method, request, timeout, write, None, None)
+        share = timeout if write or self._alone else self._share(timeout)
         try:
-            return getattr(link, method)(request, timeout, token)
+            return getattr(link, method)(request, share, token or _WITH_LEADER)
         except grpc.RpcError as error:
-            return self._insist(link, method, request, deadline, write, error, token)
+            return self._insist(link, method, request, timeout, write, error, token, deadline)
         except ValueError as error:
             raise self._shut(error) from error
-
-    def _first(self, link: Link, method: str, request: object, deadline: float, write: bool) -> Any:
-        answer = self._insist(link, method, request, deadline, write, None, None)
-        link.fresh = False
-        return answer
 
     def begin(self, method: str, request: object, timeout: float) -> Pending:
         """Send a request that only reads, and go on; the answer is asked for later."""
@@ -382,14 +388,15 @@ class Connection:
         future, token = None, link.metadata
         if self._credentials is None or token is not None:
             try:
-                future = getattr(link, method).future(request, timeout, token)
+                future = getattr(link, method).future(
+                    request, self._share(timeout), token or _WITH_LEADER
+                )
             except ValueError as error:
                 raise self._shut(error) from error
 
         def insist(error: grpc.RpcError | None) -> Any:
             # A deadline of its own: its user may have taken long over what came before.
-            deadline = time.monotonic() + timeout
-            return self._insist(link, method, request, deadline, False, error, token)
+            return self._insist(link, method, request, timeout, False, error, token)
 
         return Pending(future, insist)
 
@@ -440,31 +447,44 @@ class Connection:
         self._lock, self._logging_in = threading.RLock(), threading.Lock()
         return abandoned
 
+    def _share(self, timeout: float) -> float:
+        """The seconds that a read waits for one endpoint."""
+        return timeout if timeout < _PATIENCE else timeout / len(self._endpoints)
+
     def _insist(
         self,
         link: Link,
         method: str,
         request: object,
-        deadline: float,
+        timeout: float,
         write: bool,
         error: grpc.RpcError | None,
         token: Token | None,
+        deadline: float | None = None,
     ) -> Any:
         """Send the request after a first ``error``, or a login: move on or log in where needed.
 
-        ``token`` is what it was sent with, if it was.
+        ``token`` is what it was sent with, if it was; ``deadline`` when the time is up, if it
+        does not begin now.
         """
+        deadline = time.monotonic() + timeout if deadline is None else deadline
+        patient = timeout >= _PATIENCE and not self._alone
         others, logins, sent = len(self._endpoints) - 1, 1, error is not None
         while True:
             if error is not None:
-                fault = classify(error.code(), error.details() or "")
-                if fault is Fault.UNREACHED and others:
+                code, detail = error.code(), error.details() or ""
+                fault = classify(code, detail)
+                silent = patient and code is grpc.StatusCode.DEADLINE_EXCEEDED
+                leaderless = fault is Fault.REFUSED and "no leader" in detail
+                if others and (fault is Fault.UNREACHED or leaderless or (silent and not write)):
                     others -= 1
                     link = self._move_on(link)
                 elif fault is Fault.LOGIN and self._credentials is not None and logins:
                     logins -= 1
                     link.forget(token)
                 else:
+                    if silent:
+                        self._move_on(link)
                     raise translate(error, write=write and sent) from error
             remaining = deadline - time.monotonic()
             if remaining <= 0:
@@ -473,8 +493,10 @@ class Connection:
                 sent = False
                 token = self._token(link, deadline)
                 remaining = max(0.001, deadline - time.monotonic())
+                if patient and not write:
+                    remaining /= others + 1
                 sent = True
-                return getattr(link, method)(request, remaining, token)
+                return getattr(link, method)(request, remaining, token or _WITH_LEADER)
             except grpc.RpcError as again:
                 error = again
             except ValueError as closed:
@@ -519,7 +541,8 @@ class Connection:
                     name=credentials.name, password=credentials.password
                 )
                 answer = link.authenticate(request, max(0.001, deadline - time.monotonic()))
-                token = link.metadata = link.client.metadata = (("token", answer.token),)
+                link.client.metadata = (("token", answer.token),)
+                token = link.metadata = (*_WITH_LEADER, ("token", answer.token))
             return token
         finally:
             self._logging_in.release()

@@ -59,7 +59,7 @@ import random
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from queue import Empty, SimpleQueue
 
@@ -192,8 +192,10 @@ class _Anew(Exception):
 class Watches:
     """The watches of one handle. Safe for threads."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, report: Callable[[KviError], None]) -> None:
+        """``report`` is told of every stream that was lost, or could not be had."""
         self._connection = connection
+        self._report = report
         self._lock = threading.RLock()
         self._all: set[Changes] = set()
         self._wanted: OrderedDict[Changes, None] = OrderedDict()
@@ -502,8 +504,10 @@ class Watches:
             except AnswerTooLarge:
                 wait, fragment = False, True
             except KviError as error:
-                if self._miss(run, error) and stream is not None:
-                    self._connection.leave(stream)
+                if self._miss(run, error):
+                    self._report(error)
+                    if stream is not None:
+                        self._connection.leave(stream)
             finally:
                 self._lose(run)
                 if stream is not None:

@@ -16,7 +16,13 @@ from kvi_memory.store import CAPABILITIES, MemoryKvi
 @hookimpl
 def kvi_describe() -> BackendInfo:
     """Describe the memory store."""
-    return BackendInfo(name="memory", interface="1.0", schemes=("mem",), capabilities=CAPABILITIES)
+    return BackendInfo(
+        name="memory",
+        interface="1.0",
+        schemes=("mem",),
+        capabilities=CAPABILITIES,
+        has_passing_faults=False,
+    )
 
 
 @hookimpl

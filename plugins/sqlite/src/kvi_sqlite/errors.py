@@ -6,6 +6,9 @@ written, then synced, then announced to other processes. An error of the disk th
 far it came: what was written but not announced stays invisible, until a crash, whose recovery finds
 it. So it is `OutcomeUnknown`, except for the errors that come before the commit record can be
 whole (``FULL``, ``BUSY``, ``INTERRUPT``).
+
+Whether trying again may help: where another connection is in the way, yes; where the disk is full
+or faulty, the file damaged, no database, or out of reach, no (``passing`` is false).
 """
 
 from __future__ import annotations
@@ -14,13 +17,21 @@ import os
 import sqlite3
 from pathlib import Path
 
-from kvi.errors import KviError, OutcomeUnknown, Timeout, Unavailable, ValueTooLarge
+from kvi.errors import (
+    KviError,
+    OutcomeUnknown,
+    PermissionDenied,
+    Timeout,
+    Unavailable,
+    ValueTooLarge,
+)
 
 CLOSED = "the handle was closed"
 
 # PROTOCOL: the lock of the shared memory could not be had in many tries. LOCKED cannot happen
 # without a shared cache, and would pass as well.
 _PASSING = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
+_REFUSED = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH})
 _BEFORE_COMMIT_RECORD = _PASSING | {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_INTERRUPT,
@@ -33,9 +44,6 @@ _MENDS = {
     sqlite3.SQLITE_IOERR: "the disk reports an error; check the disk and the free space on it",
     sqlite3.SQLITE_CORRUPT: "the file is damaged; restore it from a backup",
     sqlite3.SQLITE_NOTADB: "the file is not an SQLite database; name another path",
-    sqlite3.SQLITE_READONLY: "the file is read-only; let this user write to it and its directory",
-    sqlite3.SQLITE_PERM: "let this user read and write the file and its directory",
-    sqlite3.SQLITE_AUTH: "let this user read and write the file and its directory",
     sqlite3.SQLITE_SCHEMA: "another program has changed the tables; restore it from a backup",
 }
 
@@ -67,9 +75,15 @@ def translate(
         return Timeout(f"{path} stayed locked by another process or connection")
     if code == sqlite3.SQLITE_TOOBIG:
         return ValueTooLarge("key and value together are larger than an SQLite row can be")
+    if code in _REFUSED:
+        return PermissionDenied(
+            f"{path} may not be written to ({error}); let this user write to it and its directory"
+        )
+    # Whoever has to mend these needs longer than any time-out.
     if code == sqlite3.SQLITE_CANTOPEN:
-        return Unavailable(f"{path} cannot be opened: {_obstacle(path)}")
-    return Unavailable(f"{path} cannot serve: {error}; {_MENDS.get(code, 'try again')}")
+        return Unavailable(f"{path} cannot be opened: {_obstacle(path)}", passing=False)
+    mend = _MENDS.get(code)
+    return Unavailable(f"{path} cannot serve: {error}; {mend or 'try again'}", passing=not mend)
 
 
 def _obstacle(path: Path) -> str:
