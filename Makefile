@@ -15,7 +15,7 @@ demo: .venv/ready ## two small programs on SQLite, and on real etcd and Consul s
 	@$(SERVERS) -- $(BIN)/python -m docs.examples.demo
 
 test: lint types ## everything that must hold, on real etcd and Consul servers
-	$(SERVERS) -- $(PYTEST) -n 2 --dist loadgroup
+	$(SERVERS) -- $(PYTEST) -n 3 --dist loadgroup
 
 check: lint types ## the quick loop: lint, types, unit tests, memory and sqlite
 	$(PYTEST) -n 2 --dist loadgroup -m "not etcd and not consul and not slow and not soak"
