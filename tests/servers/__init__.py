@@ -16,13 +16,17 @@ from tests.servers.binary import (
     ServerFailed,
     ServerMissing,
 )
+from tests.servers.cluster import Cluster, ConsulCluster, EtcdCluster
 from tests.servers.find import find_consul, find_etcd, find_etcdctl
 from tests.servers.run import ConsulServer, EtcdServer, Server
 
 __all__ = [
     "Binary",
     "BinaryUnusable",
+    "Cluster",
+    "ConsulCluster",
     "ConsulServer",
+    "EtcdCluster",
     "EtcdServer",
     "EtcdSource",
     "Server",

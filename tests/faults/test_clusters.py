@@ -1,0 +1,131 @@
+"""Clusters of three whose leader is killed while eight clients are at work."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import kvi
+import pytest
+from kvi.conformance.checking.history import Operation, Outcome
+from kvi.conformance.clients import History, Kind, run_random
+from kvi.conformance.suite.histories import judge
+
+from tests.servers import Cluster, ConsulCluster, EtcdCluster
+from tests.support.waiting import until
+
+CLIENTS = 8
+CALLS = 25  # that each client must have done before the leader is killed, and after
+KEYS = ("a", "b", "c", "d")
+KINDS: tuple[Kind, ...] = ("get", "get", "store", "store", "tas", "cas", "delete", "txn")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(EtcdCluster, id="etcd", marks=[pytest.mark.etcd]),
+        pytest.param(ConsulCluster, id="consul", marks=[pytest.mark.consul]),
+    ]
+)
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster[Any]]:
+    """Three servers of this test alone."""
+    with request.param() as cluster:
+        yield cluster
+
+
+class Counting:
+    """A clock that counts the calls that ended, by who asks it."""
+
+    def __init__(self) -> None:
+        self.asked: dict[int, int] = {}
+
+    def __call__(self) -> float:
+        """The time."""
+        me = threading.get_ident()
+        self.asked[me] = self.asked.get(me, 0) + 1
+        return time.perf_counter()
+
+    def all_did(self, calls: int) -> bool:
+        """Whether every client has ended so many calls: each asks at its begin and its end."""
+        return len(self.asked) == CLIENTS and min(self.asked.values()) >= 2 * calls
+
+
+def outages(history: History) -> dict[int, float]:
+    """The longest time between two calls that worked, for each client, in seconds."""
+    worked: dict[int, list[Operation]] = {}
+    for operation in history.operations:
+        if operation.outcome is Outcome.OK:
+            worked.setdefault(operation.client, []).append(operation)
+    return {
+        client: max(b.returned - a.returned for a, b in itertools.pairwise(done))
+        for client, done in worked.items()
+    }
+
+
+def test_leader_is_killed_under_load(
+    cluster: Cluster[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The history stays linearizable, every client goes on by itself, also the leader's own."""
+    handles = [kvi.open(cluster.uri_from(n % 3), timeout=20) for n in range(CLIENTS)]
+    clock, over = Counting(), threading.Event()
+    histories: list[History] = []
+    watch = handles[0].watch(prefix="")
+
+    def work() -> None:
+        histories.append(
+            run_random(handles, keys=KEYS, kinds=KINDS, clients=CLIENTS, until=over, clock=clock)
+        )
+
+    workers = threading.Thread(target=work)
+    workers.start()
+    try:
+        until(lambda: clock.all_did(CALLS), within=60)
+        leader = cluster.leader()
+        killed = time.perf_counter()
+        leader.kill()
+        second = cluster.leader()
+        elected = time.perf_counter() - killed
+        assert second is not leader
+        clock.asked.clear()
+        until(lambda: clock.all_did(CALLS), within=120)
+    finally:
+        over.set()
+        workers.join(60)
+    (history,) = histories
+    judge(history)
+    longest = max(outages(history).values())
+    unknown = sum(operation.outcome is Outcome.UNKNOWN for operation in history.operations)
+    with capsys.disabled():
+        print(
+            f"\n{cluster.members[0].scheme}: {len(history.operations):,} calls of {CLIENTS} "
+            f"clients; a new leader after {elected:.2f} s, the longest outage of a client "
+            f"{longest:.2f} s; {unknown} writes of unknown fate",
+            file=sys.stderr,
+        )
+    # A watch that was begun before goes on as well.
+    leader.start()
+    handles[1].store("marker", b"")
+    while watch.next(60).key != "marker":
+        pass
+    for handle in handles:
+        handle.close()
+
+
+def test_watches_locks_and_leases_outlive_the_leader(cluster: Cluster[Any]) -> None:
+    """A lock that is held stays held, its lease is kept, and a watch misses nothing."""
+    with kvi.open(cluster.uri, timeout=20) as store, kvi.open(cluster.uri_from(1)) as other:
+        with store.lock("jobs", ttl=15) as lock, store.watch("k") as watch:
+            store.store("k", "1")
+            assert watch.next(20).value == b"1"
+            cluster.leader().kill()
+            cluster.leader()
+            assert store.txn([lock.guard], [kvi.Put("k", "2")])
+            assert watch.next(60).value == b"2"
+            assert lock.held
+            assert not other.lock("jobs").acquire(0)
+        assert other.lock("jobs", timeout=30).acquire()
