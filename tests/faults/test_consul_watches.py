@@ -1039,7 +1039,7 @@ def make_session(store: kvi.Kvi, behavior: str, delay: str) -> str:
 
 def test_data_under_the_key_of_a_lock_is_not_touched(store: kvi.Kvi, leases: list[int]) -> None:
     """What is no lock's key, as a semaphore's, makes the name unusable; it is not overwritten."""
-    native = store._prefix + "n/.lock"  # type: ignore[attr-defined]
+    native = store._inner._prefix + "n/.lock"  # type: ignore[attr-defined]
     for flags in (0, 1, 0xE0F69A2BAA414DE0):
         store.client.kv.put(native, "data", flags=flags)
         with pytest.raises(kvi.InvalidArgument, match="choose another name"):
@@ -1077,7 +1077,7 @@ class ConsulLock:
         self._process = subprocess.Popen(
             [
                 *(str(find_consul().path), "lock", f"-http-addr=127.0.0.1:{port}", *options),
-                *("-pass-stdin", "-shell=false", store._prefix + name),  # type: ignore[attr-defined]
+                *("-pass-stdin", "-shell=false", store._inner._prefix + name),  # type: ignore[attr-defined]
                 *("sh", "-c", "echo held; read line; echo done"),
             ],
             stdin=subprocess.PIPE,

@@ -23,7 +23,10 @@ Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 @dataclass(frozen=True)
 class Certificates:
-    """Files of a fresh authority, of a server at 127.0.0.1 and of a client."""
+    """Files of a fresh authority, of a server at 127.0.0.1 and of a client.
+
+    ``expired`` is a certificate that ended an hour ago, ``stranger`` one of another authority.
+    """
 
     ca: Path
     server_cert: Path
@@ -31,6 +34,10 @@ class Certificates:
     client_cert: Path
     client_key: Path
     stranger_ca: Path
+    expired_cert: Path
+    expired_key: Path
+    stranger_cert: Path
+    stranger_key: Path
 
     @classmethod
     def make(cls, folder: Path) -> Self:
@@ -40,22 +47,26 @@ class Certificates:
         _write(authority, files.ca)
         _write(_issue("127.0.0.1", authority), files.server_cert, files.server_key)
         _write(_issue("client", authority), files.client_cert, files.client_key)
-        _write(_issue("stranger", None), files.stranger_ca)
+        stranger = _issue("stranger", None)
+        _write(stranger, files.stranger_ca)
+        _write(_issue("127.0.0.1", authority, expired=True), files.expired_cert, files.expired_key)
+        _write(_issue("client", stranger), files.stranger_cert, files.stranger_key)
         return files
 
 
-def _issue(name: str, issuer: Pair | None) -> Pair:
+def _issue(name: str, issuer: Pair | None, *, expired: bool = False) -> Pair:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
+    end = now - datetime.timedelta(hours=1) if expired else now + datetime.timedelta(days=1)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer[0].subject if issuer else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(end - datetime.timedelta(days=2))
+        .not_valid_after(end)
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
     )
     if issuer is not None:

@@ -181,6 +181,11 @@ class Connection:
             return not self._poll.poll(0)
         return not select.select([sock], [], [], 0)[0]
 
+    def listen(self, deadline: float) -> None:
+        """Wait for what the server says unasked, such as a TLS alert; raises `OSError`."""
+        self.deadline = deadline
+        self._receive()
+
     def send(self, request: bytes, deadline: float) -> None:
         """Send a whole request; raises `OSError`, see ``touched``."""
         sock = self._sock

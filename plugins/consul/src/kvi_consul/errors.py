@@ -56,6 +56,12 @@ _CERTIFICATE_ALERTS = re.compile(
 )
 
 
+def is_certificate_alert(error: BaseException | None) -> bool:
+    """Whether the server says that it wants a client certificate, or another one."""
+    reason = (getattr(error, "reason", None) or "") if isinstance(error, ssl.SSLError) else ""
+    return bool(_CERTIFICATE_ALERTS.search(reason))
+
+
 class Broken(Exception):
     """An exchange of request and answer broke; the native error is its ``__cause__``.
 
@@ -172,7 +178,7 @@ def of_broken(broken: Broken, where: str, *, write: bool) -> KviError:
             "name the file of its CA with the option ca"
         )
     reason = (getattr(cause, "reason", None) or "") if isinstance(cause, ssl.SSLError) else ""
-    if _CERTIFICATE_ALERTS.search(reason):
+    if is_certificate_alert(cause):
         return AuthenticationFailed(
             f"{where} refused the client certificate ({reason}); check the options cert and key"
         )

@@ -30,12 +30,13 @@ from time import monotonic
 from typing import NamedTuple
 
 from kvi_consul.connection import Connection
-from kvi_consul.errors import Broken
+from kvi_consul.errors import Broken, is_certificate_alert
 from kvi_consul.flag import Flag
 
 MOST = 64  # connections open at once
 IDLE = 16  # connections kept while nobody uses them
 _DRAIN = 1.0  # seconds that close() waits for woken threads to let go of their sockets
+_VERDICT = 1.0  # seconds that a server takes at most to refuse a certificate
 _PATIENCE = 0.5  # seconds; requests that have less never leave an agent for its silence
 _PIECE = 1 << 18  # bytes of a streamed answer that are handed on at once
 
@@ -283,10 +284,33 @@ class Transport:
                 unheard = not connection.touched or (read_only and not connection.answered)
                 if not (connection.reused and unheard and not isinstance(error, TimeoutError)):
                     self._blame(connection.agent, error, began)
-                    raise Broken(sent=connection.touched) from error
+                    alert = self._alert(connection, error, deadline)
+                    raise Broken(sent=connection.touched) from (alert or error)
             except BaseException:
                 self._release(connection, call)
                 raise
+
+    def _alert(self, failed: Connection, error: OSError, deadline: float) -> OSError | None:
+        """What the server has against our certificate, if that is why a first request failed.
+
+        With TLS 1.3 it looks at the certificate after the handshake, and before any request. Its
+        alert is lost if it closes the connection on a request that it has not read: so a second
+        connection asks for nothing, and listens.
+        """
+        if self.tls is None or failed.reused or failed.answered:
+            return None
+        if isinstance(error, TimeoutError) or is_certificate_alert(error):
+            return None
+        agent, end = self._agents[failed.agent], min(deadline, monotonic() + _VERDICT)
+        probe = Connection()
+        try:
+            probe.connect(agent.host, agent.port, self.tls, end)
+            probe.listen(end)
+        except OSError as verdict:
+            return verdict if is_certificate_alert(verdict) else None
+        finally:
+            probe.close()
+        return None
 
     def _blame(self, agent: int, error: BaseException | None, began: float) -> None:
         """A request to ``agent``, made since ``began``, failed: leave it if that is its fault."""

@@ -109,6 +109,8 @@ def translate(error: grpc.RpcError, *, write: bool) -> KviError:
         return AnswerTooLarge(f"the answer is larger than kvi receives at once: {detail}")
     if fault is Fault.LOST:
         return _lost(code, detail, write)
+    if fault is Fault.UNREACHED and (why := _distrust(detail)):
+        return AuthenticationFailed(why)
     if fault is Fault.UNREACHED:
         guess = _guess(detail)
         return Unavailable(
@@ -133,6 +135,29 @@ def _lost(code: grpc.StatusCode, detail: str, write: bool) -> KviError:
     if slow:
         return Timeout(f"no answer from etcd in time: {detail}")
     return Unavailable(f"etcd could not answer: {code.name} {detail}{_mend(detail)}")
+
+
+def _distrust(detail: str) -> str | None:
+    """What is wrong with a certificate, if that is why there is no connection."""
+    _, failed, reason = detail.partition("CERTIFICATE_VERIFY_FAILED: ")
+    if failed:
+        reason = reason.removesuffix(": OK")
+        if "expired" in reason or "not yet valid" in reason:
+            return f"the certificate of etcd cannot be trusted ({reason}); it must be renewed"
+        return (
+            f"the certificate of etcd cannot be trusted ({reason}); name the file of its "
+            "authority with the option ca"
+        )
+    if "not in peer certificate" in detail or "Hostname Verification" in detail:
+        return f"the certificate of etcd is not for the host that the URI names: {detail}"
+    # With TLS 1.3 the server looks at the client's certificate after the handshake, and what it
+    # then says arrives as this.
+    if "TSI_DATA_CORRUPTED" in detail or "alert" in detail.lower():
+        return (
+            "etcd refused the client certificate, or wants one; check the options cert and key: "
+            f"{detail}"
+        )
+    return None
 
 
 def _guess(detail: str) -> str:

@@ -1,0 +1,68 @@
+"""Real servers with TLS, users and tokens."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.servers import EtcdServer
+from tests.support.tls import Certificates
+
+
+class SecureEtcd(EtcdServer):
+    """An etcd that speaks TLS to its clients; with ``mutual`` it asks them for a certificate."""
+
+    def __init__(
+        self,
+        files: Certificates,
+        *,
+        cert: Path | None = None,
+        key: Path | None = None,
+        mutual: bool = False,
+        extra_args: Sequence[str] = (),
+    ) -> None:
+        tls = [f"--cert-file={cert or files.server_cert}", f"--key-file={key or files.server_key}"]
+        if mutual:
+            tls += ["--client-cert-auth", f"--trusted-ca-file={files.ca}"]
+        super().__init__(fast=True, extra_args=[*tls, *extra_args])
+        # The server's certificate may be bad on purpose: whether it serves is asked all the same.
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._context.check_hostname = False
+        self._context.verify_mode = ssl.CERT_NONE
+        self._context.load_cert_chain(files.client_cert, files.client_key)
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def uri(self) -> str:
+        """The store's URI, without any files."""
+        return f"etcd+tls://{self.address}"
+
+    def _command(self) -> list[str]:
+        client = f"https://{self.host}:{self._ports['client']}"
+        urls = [f"--listen-client-urls={client}", f"--advertise-client-urls={client}"]
+        return [*super()._command(), *urls]
+
+    def _ask(
+        self, method: str, path: str, body: bytes | None = None, *, timeout: float
+    ) -> tuple[int, bytes]:
+        connection = http.client.HTTPSConnection(
+            self.host, self.port, timeout=timeout, context=self._context
+        )
+        try:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def _check_ready(self, timeout: float) -> None:
+        status, answer = self._ask("GET", "/health", timeout=timeout)
+        if status != 200 or json.loads(answer).get("health") != "true":
+            raise OSError(answer.decode(errors="replace"))
