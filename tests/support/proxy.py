@@ -34,6 +34,8 @@ class TcpProxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self._refusing = False
+        self._amid = False
+        self._abandoned: set[socket.socket] = set()
         self._closed = False
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
@@ -47,6 +49,20 @@ class TcpProxy:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
+
+    def cut_amid_an_answer(self) -> None:
+        """Let half of what the server says next through, then reset that connection."""
+        self._amid = True
+
+    @property
+    def is_to_cut(self) -> bool:
+        """Whether `cut_amid_an_answer` is still to come."""
+        return self._amid
+
+    def abandon(self) -> None:
+        """Swallow all that comes on today's connections, and never tell; new ones work."""
+        with self._lock:
+            self._abandoned |= self._sockets
 
     def stall(self) -> None:
         """Let nothing through in either direction; connections stay open, new ones too."""
@@ -104,17 +120,24 @@ class TcpProxy:
             server.settimeout(None)
             with self._lock:
                 self._sockets |= {client, server}
-            for source, drain in ((client, server), (server, client)):
+            for source, drain, answers in ((client, server, False), (server, client, True)):
                 threading.Thread(
-                    target=self._pump, args=(source, drain), name="proxy", daemon=True
+                    target=self._pump, args=(source, drain, answers), name="proxy", daemon=True
                 ).start()
 
-    def _pump(self, source: socket.socket, drain: socket.socket) -> None:
+    def _pump(self, source: socket.socket, drain: socket.socket, answers: bool) -> None:
         with suppress(OSError):
             while piece := source.recv(_PIECE):
                 if self.delay:
                     time.sleep(self.delay)
                 self._flowing.wait()
+                if source in self._abandoned:
+                    continue
+                if answers and self._amid:
+                    self._amid = False
+                    drain.sendall(piece[: len(piece) // 2])
+                    drain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                    break
                 drain.sendall(piece)
         with self._lock:
             self._sockets -= {source, drain}

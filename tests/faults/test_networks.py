@@ -1,0 +1,107 @@
+"""Clients at work while the network between them and a real server misbehaves.
+
+The faults that the conformance suite has no word for: it kills, pauses and cuts off the server.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+from kvi.conformance.faults.away import MARGIN
+from kvi.conformance.faults.ordeal import TIMEOUT, Ordeal, run
+from kvi.conformance.faults.record import Fate, check_state, check_told
+from kvi.conformance.server import Server
+
+from tests.servers import ConsulServer, EtcdServer
+from tests.support.faulty_servers import Proxied
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+LATE = 1.5 * TIMEOUT  # seconds that each piece of an answer comes late
+
+
+class Blackhole(Proxied):
+    """Nothing comes through, and nothing is refused."""
+
+    def isolate(self) -> None:
+        """Begin."""
+        self.proxy.stall()
+
+    def rejoin(self) -> None:
+        """End: what was underway arrives."""
+        self.proxy.flow()
+
+
+class HalfOpen(Proxied):
+    """The connections are dead and nobody has said so; new ones work."""
+
+    def isolate(self) -> None:
+        """Begin."""
+        self.proxy.abandon()
+
+    def rejoin(self) -> None:
+        """There is no end to it: the old connections stay dead."""
+
+
+class Slow(Proxied):
+    """Every answer comes after the time-out."""
+
+    def isolate(self) -> None:
+        """Begin."""
+        self.proxy.delay = LATE
+
+    def rejoin(self) -> None:
+        """End."""
+        self.proxy.delay = 0.0
+
+
+class Torn(Proxied):
+    """The connection breaks in the middle of an answer."""
+
+    def cut(self) -> None:
+        """Do so once, with the next answer."""
+        self.proxy.cut_amid_an_answer()
+        until(lambda: not self.proxy.is_to_cut)
+
+
+FAULTS: dict[str, tuple[type[Proxied], str]] = {
+    "blackholed": (Blackhole, "isolate"),
+    "half-open": (HalfOpen, "isolate"),
+    "delayed": (Slow, "isolate"),
+    "cut-amid-an-answer": (Torn, "cut"),
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((server, *FAULTS[fault]), id=f"{name}-{fault}", marks=[mark])
+        for name, server, mark in (
+            ("etcd", EtcdServer, pytest.mark.etcd),
+            ("consul", ConsulServer, pytest.mark.consul),
+        )
+        for fault in FAULTS
+    ],
+)
+def ordeal(request: pytest.FixtureRequest) -> Iterator[Ordeal]:
+    """What clients and watches were told through one fault."""
+    process, proxied, fault = request.param
+    with process() as running, proxied.around(running) as server:
+        assert isinstance(server, Server)
+        yield run(server, fault)
+
+
+def test_through_the_fault(ordeal: Ordeal) -> None:
+    """Calls end in time with the truth, nothing acknowledged is lost, and the handle goes on."""
+    clients = ordeal.clients
+    assert not clients.lies
+    assert clients.slowest < TIMEOUT + MARGIN
+    check_state(ordeal.state, clients.writes, Fate.ACKNOWLEDGED)
+    check_state(ordeal.state, clients.writes, Fate.DENIED)
+    revisions = [write.revision or math.nan for write in clients.writes if write.revision]
+    assert len(set(revisions)) == len(revisions)
+    for events in (ordeal.unread, ordeal.called):
+        check_told(events, clients.writes, history=ordeal.keeps_history)
