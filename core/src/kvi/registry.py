@@ -182,7 +182,7 @@ def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.
     ``mem:``, ``mem:NAME``                                                  this process's memory
     ``sqlite:PATH``, ``sqlite:///abs/path``                                 a file
     ``etcd://[user:password@]host:port[,host:port…][/namespace]``           etcd v3
-    ``consul://[token@]host:port[/namespace]``                              Consul KV
+    ``consul://[token@]host:port[,host:port…][/namespace]``                 Consul KV
     ======================================================================  ====================
 
     ``etcd+tls://`` and ``consul+tls://`` speak TLS; ``http://`` and ``https://`` are an etcd
