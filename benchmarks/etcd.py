@@ -167,10 +167,22 @@ def rows(effort: Effort, uri: str) -> Iterator[Row]:
             compared = compare(Effort(effort.rounds, effort.turn * 4), runs)
             yield Row("etcd", f"{case}, {_THREADS} threads", compared, (at_most(compared, 1.08),))
         try:
+            yield from _wrapped(effort, store)
             yield _range(effort, uri, store, floor)
         finally:
             store.delete_range(prefix="benchmark/", timeout=60)
             floor.settle()
+
+
+def _wrapped(effort: Effort, store: kvi.Kvi) -> Iterator[Row]:
+    """What `Backend` adds to the same handle; the floor is the handle without it."""
+    backend = kvi.Backend(store)
+    for case, bare, wrapped in (
+        ("get", calls(store.get, _KEY), calls(backend.get, _KEY)),
+        ("store", calls(store.store, _KEY, _VALUE), calls(backend.store, _KEY, _VALUE)),
+    ):
+        compared = compare(effort, {FLOOR: bare, KVI: wrapped})
+        yield Row("etcd", f"{case} through Backend", compared, (at_most(compared, 1.05),))
 
 
 def _peers(uri: str) -> Iterator[tuple[str, Callable[..., object], Callable[..., object]]]:

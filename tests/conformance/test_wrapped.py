@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 
 import kvi
 import pytest
-from kvi import observers
 from kvi.backend.liveness import Monitored
 from kvi.backend.namespace import Namespace
 from kvi.backend.observe import Observed
 from kvi.backend.retry import Retrying
 from kvi.conformance import *  # noqa: F403
-from kvi.hookspecs import ObservedOperation, hookimpl
+
+from tests.support.wrapped import opening_backends
 
 pytestmark = pytest.mark.slow
 
@@ -27,34 +27,11 @@ WRAPPERS: dict[str, Wrap] = {
 }
 
 
-class Nobody:
-    """An observer, so that observing is done at all."""
-
-    @hookimpl
-    def kvi_operation(self, operation: ObservedOperation) -> None:
-        """See it."""
-
-
-def as_backend(store: kvi.Kvi) -> kvi.Kvi:
-    """All of them together, as a service has them, with the store to close."""
-    backend = kvi.Backend(store, timeout=store._timeout)
-    backend._retrying._owns = True
-    return backend
-
-
 @pytest.fixture
-def kvi_uri(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def kvi_uri(request: pytest.FixtureRequest) -> Iterator[str]:
     """A memory store of this test alone, opened as a backend."""
-    real = kvi.open
-
-    def open_wrapped(uri: str, **options: object) -> kvi.Kvi:
-        return as_backend(real(uri, **options))
-
-    monkeypatch.setattr(kvi, "open", open_wrapped)
-    observer = Nobody()
-    observers.register(observer)
-    yield f"mem:wrapped-{abs(hash(request.node.nodeid)):x}"
-    observers.unregister(observer)
+    with opening_backends():
+        yield f"mem:wrapped-{abs(hash(request.node.nodeid)):x}"
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(WRAPPERS)), ids="-".join)

@@ -13,7 +13,8 @@ tells). Everything else that fails is `Broken`, which says whether the server ma
 *Several agents.* One of them is the current one, which new connections go to. It is left when it
 cannot be connected to, breaks off, does not answer in time, or knows no leader; its idle
 connections are closed then. A request that was not sent goes to the next agent at once, at most
-once around; a read that gets no answer has its share of the time at each, a write all of it.
+once around. A read waits for its share of the time, and `_SILENCE` seconds at the most, for each
+agent but the last; a write has all of it.
 
 Every connection in use is in ``_busy``, also while it is being made, so that `close` can wake the
 threads that wait on them. Redirects are not followed: Consul redirects ``a//b`` to ``a/b``, another
@@ -37,6 +38,7 @@ MOST = 64  # connections open at once
 IDLE = 16  # connections kept while nobody uses them
 _DRAIN = 1.0  # seconds that close() waits for woken threads to let go of their sockets
 _VERDICT = 1.0  # seconds that a server takes at most to refuse a certificate
+_SILENCE = 2.0  # seconds that a read waits for an agent, if there is another
 _PATIENCE = 0.5  # seconds; requests that have less never leave an agent for its silence
 _PIECE = 1 << 18  # bytes of a streamed answer that are handed on at once
 
@@ -177,7 +179,7 @@ class Transport:
             share = deadline
             if agents > 1:
                 now = monotonic()
-                share = now + (deadline - now) / agents
+                share = now + min((deadline - now) / agents, _SILENCE)
             try:
                 return self._exchange(head, body, share, read_only)
             except Broken as broken:

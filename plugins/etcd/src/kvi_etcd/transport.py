@@ -9,8 +9,8 @@ objects; requests, time-outs, tokens and errors are ours.
 use. One endpoint is the current one. A call that never reached its endpoint, or that the member
 refused because it knows no leader, moves on to the next, at most once around; nothing else is sent
 twice, except a call that the server refused for its token, after a new login, and a read. A read
-that gets no answer has only its share of the time at each endpoint, so that one that has vanished
-without a word costs no more. A write has all of it, and afterwards the endpoint is left. All is
+waits for no more than its share of the time, and `_SILENCE` seconds, at each endpoint but the last,
+so that one that has vanished without a word, or has just lost its leader, costs no more. A write has all of it, and afterwards the endpoint is left. All is
 bounded by the call's deadline.
 
 *Leaders.* Every call says that it wants a leader (``hasleader``, as etcd's own client can): a
@@ -51,6 +51,7 @@ Method = Callable[..., Any]
 Token = tuple[tuple[str, str], ...]  # as metadata of a call
 
 _WITH_LEADER: Token = (("hasleader", "true"),)
+_SILENCE = 2.0  # seconds that a read waits for an endpoint, if there is another
 _PATIENCE = 0.5  # seconds; calls that have less never leave an endpoint for its silence
 
 _gate = ForkGate()
@@ -374,7 +375,7 @@ class Connection:
         token = link.metadata
         if token is None and self._credentials is not None:
             return self._insist(link, method, request, timeout, write, None, None)
-        share = timeout if write or self._alone else self._share(timeout)
+        share = timeout if write else self._share(timeout)
         try:
             return getattr(link, method)(request, share, token or _WITH_LEADER)
         except grpc.RpcError as error:
@@ -449,7 +450,9 @@ class Connection:
 
     def _share(self, timeout: float) -> float:
         """The seconds that a read waits for one endpoint."""
-        return timeout if timeout < _PATIENCE else timeout / len(self._endpoints)
+        if timeout < _PATIENCE or self._alone:
+            return timeout
+        return min(timeout / len(self._endpoints), _SILENCE)
 
     def _insist(
         self,
@@ -493,8 +496,8 @@ class Connection:
                 sent = False
                 token = self._token(link, deadline)
                 remaining = max(0.001, deadline - time.monotonic())
-                if patient and not write:
-                    remaining /= others + 1
+                if patient and others and not write:
+                    remaining = min(remaining / (others + 1), _SILENCE)
                 sent = True
                 return getattr(link, method)(request, remaining, token or _WITH_LEADER)
             except grpc.RpcError as again:
