@@ -10,8 +10,8 @@ use. One endpoint is the current one. A call that never reached its endpoint, or
 refused because it knows no leader, moves on to the next, at most once around; nothing else is sent
 twice, except a call that the server refused for its token, after a new login, and a read. A read
 waits for no more than its share of the time, and `_SILENCE` seconds, at each endpoint but the last,
-so that one that has vanished without a word, or has just lost its leader, costs no more. A write has all of it, and afterwards the endpoint is left. All is
-bounded by the call's deadline.
+so that one that has vanished without a word, or has just lost its leader, costs no more. A write
+has all of it, and afterwards the endpoint is left. All is bounded by the call's deadline.
 
 *Leaders.* Every call says that it wants a leader (``hasleader``, as etcd's own client can): a
 member that knows of none refuses at once, before it does anything, instead of keeping a write whose
