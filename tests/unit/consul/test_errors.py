@@ -124,3 +124,22 @@ def test_answers_without_sense_or_results() -> None:
     assert type(errors.of_nonsense("Consul", write=False)) is Unavailable
     assert type(errors.of_hidden(write=True)) is OutcomeUnknown
     assert type(errors.of_hidden(write=False)) is PermissionDenied
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "passing"),
+    [
+        (429, "slow down", True),
+        (500, "No cluster leader", True),
+        (500, "rpc error making call: EOF", True),
+        (503, "", True),
+        (301, "", False),
+        (404, "", False),
+        (500, "No path to datacenter", False),
+        (403, "Permission denied", False),
+        (413, "too large", False),
+    ],
+)
+def test_what_may_pass(status: int, text: str, passing: bool) -> None:
+    """What somebody has to mend first does not pass; for a read that is all there is to know."""
+    assert errors.of_status(status, text, write=False).passing is passing

@@ -207,3 +207,24 @@ def test_answers_that_leases_and_watches_read(
 def test_refusal(reason: str, expected: type[kvi.KviError]) -> None:
     """Why etcd cancelled a watch is read off its reason; what is not known may pass."""
     assert type(refusal(reason)) is expected
+
+
+@pytest.mark.parametrize(
+    ("code", "detail", "passing"),
+    [
+        (C.UNAVAILABLE, "etcdserver: no leader", True),
+        (C.UNAVAILABLE, "etcdserver: leader changed", True),
+        (C.UNAVAILABLE, "etcdserver: request timed out", True),
+        (C.RESOURCE_EXHAUSTED, "etcdserver: too many requests", True),
+        (C.UNAVAILABLE, "failed to connect to all addresses; connection refused", True),
+        (C.DEADLINE_EXCEEDED, "Deadline Exceeded", True),
+        (C.UNAVAILABLE, "failed to connect to all addresses; Ssl handshake failed", False),
+        (C.DATA_LOSS, "etcdserver: corrupt cluster", False),
+        (C.UNIMPLEMENTED, "unknown service", False),
+        (C.PERMISSION_DENIED, "etcdserver: permission denied", False),
+        (C.OUT_OF_RANGE, "etcdserver: mvcc: required revision has been compacted", False),
+    ],
+)
+def test_what_may_pass(code: grpc.StatusCode, detail: str, passing: bool) -> None:
+    """A leader is elected and a server restarted; what answers in another way stays what it is."""
+    assert translate(RpcError(code, detail), write=False).passing is passing

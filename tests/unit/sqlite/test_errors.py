@@ -108,3 +108,23 @@ def test_damaged_file_is_said(path: Path, uri: str) -> None:
     path.write_bytes(content[:4096] + b"\xaa" * (len(content) - 4096))
     with kvi.open(uri) as store, pytest.raises(kvi.Unavailable, match="backup"):
         store.get("k")
+
+
+@pytest.mark.parametrize(
+    ("code", "passing"),
+    [
+        (sqlite3.SQLITE_BUSY, True),
+        (sqlite3.SQLITE_LOCKED, True),
+        (sqlite3.SQLITE_PROTOCOL, True),
+        (0, True),
+        (sqlite3.SQLITE_FULL, False),
+        (sqlite3.SQLITE_IOERR, False),
+        (sqlite3.SQLITE_CORRUPT, False),
+        (sqlite3.SQLITE_NOTADB, False),
+        (sqlite3.SQLITE_READONLY, False),
+        (sqlite3.SQLITE_CANTOPEN, False),
+    ],
+)
+def test_what_may_pass(path: Path, code: int, passing: bool) -> None:
+    """Another connection's lock does; a full disk, a damaged or forbidden file does not."""
+    assert translate(native(code), path).passing is passing
