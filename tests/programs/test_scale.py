@@ -98,7 +98,8 @@ def test_many_watches(
         begin = time.monotonic()
         store.close()
         closing = time.monotonic() - begin
-        until(lambda: native_threads() <= threads and sockets() <= connections)
+        # gRPC ends threads that it added under load once they have been idle for a while.
+        until(lambda: native_threads() <= threads and sockets() <= connections, within=90)
     print(
         f"\n{name}: {number:,} watches made in {made:.1f} s, {used[0]} threads, {used[1]} "
         f"connections, {grown / 1e6:.0f} MB, closed in {closing:.2f} s"

@@ -86,6 +86,7 @@ __all__ = ["BaseKvi", "Kvi"]
 
 _live: weakref.WeakSet[Kvi] = weakref.WeakSet()
 _runtimes = threading.Lock()  # held while a handle's runtime is made
+_listening = threading.Lock()  # held while a handle's listeners change
 
 
 class Kvi(ABC):
@@ -642,7 +643,9 @@ class Kvi(ABC):
 
     def _listen(self, listener: Callable[[KviError], None]) -> None:
         """For wrappers: let `_report` call this bound method, as long as its object lives."""
-        self._listeners = (*self._listeners, weakref.WeakMethod(listener))
+        with _listening:
+            alive = (one for one in self._listeners if one() is not None)
+            self._listeners = (*alive, weakref.WeakMethod(listener))
 
     def _report(self, error: KviError) -> None:
         """For backends: the connection that watches are served by was lost, or not to be had.
@@ -796,8 +799,9 @@ class BaseKvi(Kvi):
 
 
 def _after_fork_in_child() -> None:
-    global _runtimes
-    _runtimes = threading.Lock()  # a thread that is not here may have held the other
+    global _listening, _runtimes
+    # threads that are not here may have held the others
+    _listening, _runtimes = threading.Lock(), threading.Lock()
     for handle in list(_live):
         if handle._shut is None:
             handle._shut = UsedAfterFork

@@ -222,7 +222,8 @@ class Backend(Forwarding):
         try:
             return self._inner._txn(kept, timeout)
         except LeaseLost:
-            self._reservations.drop_ended()
+            put = {op.key for op in (*kept.then, *kept.otherwise) if isinstance(op, Put)}
+            self._reservations.check(put, timeout)
             raise
 
     def _reserved(self, operation: Operation) -> Operation:

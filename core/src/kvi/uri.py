@@ -22,7 +22,7 @@ _HOST = re.compile(
 )
 _ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HIDDEN = "***"
-_COMMON = frozenset({"timeout", "namespace"})
+_COMMON = frozenset({"timeout", "namespace", "retry"})
 
 
 @dataclass(frozen=True, slots=True, repr=False)

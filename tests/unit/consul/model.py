@@ -96,7 +96,9 @@ class Wire(Transport):
         self.sent: list[list[dict[str, Any]]] = []
         self.before: Callable[[], None] = lambda: None  # what others do before each exchange
 
-    def exchange(self, head: bytes, body: bytes, deadline: float, *, read_only: bool) -> Answer:
+    def exchange(
+        self, head: bytes, body: bytes, deadline: float, *, read_only: bool, waits: bool = False
+    ) -> Answer:
         """Run the transaction."""
         self.before()
         ops = json.loads(body)

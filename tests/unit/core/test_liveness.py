@@ -283,6 +283,32 @@ def test_channel_waits_and_ends(store: Monitored) -> None:
     assert not store.alive
 
 
+def test_channel_ends_with_the_store_below(store: Monitored, inner: Scripted) -> None:
+    """Also where nobody closes the wrapper, and for a channel that is asked for afterwards."""
+    channel = store.enable_channel()
+    assert channel.get() is False
+    ended: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            channel.get()
+        except kvi.Closed as error:
+            ended.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    inner.close()
+    reader.join(20)
+    assert len(ended) == 1
+
+
+def test_listeners_that_are_gone_leave_nothing(inner: Scripted) -> None:
+    """However many wrappers come and go over one handle."""
+    for _ in range(100):
+        Monitored(inner, 30)
+    assert len(inner._inner._listeners) <= 2
+
+
 def test_closing_is_no_fault(store: Monitored, inner: Scripted) -> None:
     """What calls end with because the handle is closed is not posted."""
     channel = store.enable_channel()

@@ -144,6 +144,20 @@ def test_further_pages(notes: Notes, inner: Scripted) -> None:
     assert notes.short == [("range_page", "a", "ok", 1), ("range_page", "a", "Unavailable", 1)]
 
 
+def test_what_was_interrupted_is_not_told_as_done(
+    store: kvi.Kvi, inner: Scripted, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt, or a mistake in a backend, is neither "ok" nor an error of the store."""
+
+    def interrupted(key: str, timeout: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inner, "_get", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.get("k")
+    assert notes.short == []
+
+
 def test_observer_that_raises_harms_nobody(
     store: kvi.Kvi, notes: Notes, caplog: pytest.LogCaptureFixture
 ) -> None:

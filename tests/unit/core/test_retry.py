@@ -366,6 +366,39 @@ def test_a_page_that_stays_away_is_raised() -> None:
             next(entries)
 
 
+def test_a_later_page_has_as_many_tries() -> None:
+    """What was handed out before, and is only passed over again, is no progress."""
+    with Paged(kvi.open(f"mem:pages-{next(_numbers)}")) as inner:
+        for n in range(5):
+            inner.store(f"k{n}", "")
+        inner.failing = list(range(1, 10_000))  # the second page comes once, the third never
+        three = RetryPolicy(min_wait=0, factor=0, max_attempts=3)
+        entries = iter(Retrying(inner, three).range(timeout=1000))
+        assert [next(entries).key for _ in range(4)] == ["k0", "k1", "k2", "k3"]
+        with pytest.raises(kvi.Unavailable, match="this page"):
+            next(entries)
+
+
+def test_closing_the_store_below_wakes_who_waits(inner: Scripted) -> None:
+    """Also where the wrapper itself is not closed."""
+    store = Retrying(inner, RetryPolicy(min_wait=60, max_wait=60))
+    inner.fails("get", *[kvi.Unavailable("x")] * 9)
+    ended: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            store.get("k", timeout=1000)
+        except kvi.KviError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    until(lambda: inner.times("get") == 1)
+    inner.close()
+    thread.join(20)
+    assert [type(error) for error in ended] == [kvi.Closed]
+
+
 # -- open -----------------------------------------------------------------------------------------
 
 

@@ -263,8 +263,6 @@ def test_store_after_the_end_is_told(backend: kvi.Backend, other: kvi.Backend) -
     assert lease is not None
     other._lease_revoke(lease, 5)
     with pytest.raises(kvi.LeaseLost):
-        backend.txn(then=[kvi.Put("k", "2")])
-    with pytest.raises(kvi.LeaseLost):
         backend.store("k", "2")
     assert backend.get("k") is None
     backend.store("k", "3")
@@ -321,6 +319,34 @@ def test_unknown_reservation_goes_with_its_lease(
         backend.renew_reservation("k")
     until(lambda: other.get("k") is None)
     assert other.reserve("k", "2", 30) == b"2"
+
+
+def test_unknown_reservation_of_what_was_held(
+    backend: kvi.Backend, other: kvi.Backend, inner: Scripted
+) -> None:
+    """After it nothing is held: two must never believe that they hold one key."""
+    backend.reserve("k", "1", 30)
+    inner.loses("reserve", kvi.OutcomeUnknown("lost"))
+    with pytest.raises(kvi.OutcomeUnknown):
+        backend.reserve("k", "2", 30)
+    with pytest.raises(kvi.NotHeld):
+        backend.renew_reservation("k")
+    until(lambda: other.reserve("k", "theirs", 30) == b"theirs")
+    with pytest.raises(kvi.NotHeld):
+        backend.renew_reservation("k")
+
+
+def test_transaction_after_the_end_is_told_once(backend: kvi.Backend, other: kvi.Backend) -> None:
+    """As a store is; other reservations stay."""
+    backend.reserve("k", "1", 30)
+    backend.reserve("l", "1", 30)
+    lease = backend._reservations.lease_of("k")
+    assert lease is not None
+    other._lease_revoke(lease, 5)
+    with pytest.raises(kvi.LeaseLost):
+        backend.tas("k", None, "2")
+    assert backend.tas("k", None, "2")
+    backend.renew_reservation("l")
 
 
 @pytest.mark.parametrize("ttl", [0, -1, "30", float("nan")])

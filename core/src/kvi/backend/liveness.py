@@ -34,6 +34,7 @@ __all__ = ["LivenessChannel", "Monitored"]
 
 T = TypeVar("T")
 SIZE = 10  # items of a channel
+_SLICE = 1.0  # seconds after which a waiting reader looks whether the store was closed
 
 
 class LivenessChannel:
@@ -43,7 +44,8 @@ class LivenessChannel:
     posts ever waits for who reads. Safe for threads; each item goes to one reader.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_closed: Callable[[], bool]) -> None:
+        self._is_closed = is_closed
         # Re-entrant: a signal handler may do an operation amid `get`.
         self._changed = threading.Condition(threading.RLock())
         self._items: deque[bool] = deque(maxlen=SIZE)
@@ -59,12 +61,13 @@ class LivenessChannel:
         deadline = None if wait is None else monotonic() + wait
         with self._changed:
             while not self._items:
-                if self._closed:
+                if self._closed or self._is_closed():
                     raise Closed("the store of this channel is closed")
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
                     raise Timeout("no news of the store's liveness in time")
-                self._changed.wait(left)
+                # In slices: that a handle further in was closed wakes nobody here.
+                self._changed.wait(_SLICE if left is None else min(left, _SLICE))
             return self._items.popleft()
 
     def __iter__(self) -> Iterator[bool]:
@@ -124,7 +127,7 @@ class Monitored(Around):
         """The channel of the state; the same one at each call."""
         with self._lock:
             if self._channel is None:
-                self._channel = LivenessChannel()
+                self._channel = LivenessChannel(lambda: self.closed)
                 self._channel._post(self._state.start(self._now()))
             return self._channel
 

@@ -34,15 +34,13 @@ class Observed(Around):
             return act(timeout)
         allowance = Allowance(timeout)
         began, start = time_ns(), perf_counter()
-        failure: KviError | None = None
         try:
-            return act(allowance)
+            done = act(allowance)
         except KviError as error:
-            failure = error
+            self._tell(name, key, began, perf_counter() - start, allowance.attempts, error)
             raise
-        finally:
-            self._tell(name, key, began, perf_counter() - start, allowance.attempts, failure)
-            del failure  # it refers to this frame
+        self._tell(name, key, began, perf_counter() - start, allowance.attempts, None)
+        return done
 
     def _paged(self, found: RangeResult, scan: Scan, timeout: float) -> RangeResult:
         return found.map_pages(lambda pages: self._timed(pages, scan.span.start))
@@ -57,16 +55,13 @@ class Observed(Around):
                 page = next(iterator, None)
                 continue
             began, start = time_ns(), perf_counter()
-            failure: KviError | None = None
             try:
                 page = next(iterator, None)
             except KviError as error:
-                failure = error
+                self._tell("range_page", key, began, perf_counter() - start, 1, error)
                 raise
-            finally:
-                if page is not None or failure is not None:
-                    self._tell("range_page", key, began, perf_counter() - start, 1, failure)
-                del failure
+            if page is not None:
+                self._tell("range_page", key, began, perf_counter() - start, 1, None)
 
     def _tell(
         self,

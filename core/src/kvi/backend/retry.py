@@ -4,7 +4,9 @@ A call that works costs one look at the clock. One that fails waits, on the call
 long as the policy says, and then asks again with what is left of its time-out. `close` wakes those
 who wait.
 
-*Ranges.* A page that fails is read again like any other read, in full time. The pass over the pages
+*Ranges.* A page that fails is read again like any other read, as long as its time-out has not
+passed since it was asked for; the last try has all of it, for that is what the page is asked for
+with. The pass over the pages
 begins anew (at the same revision, where the store has snapshots) and skips what was handed out.
 
 *Of several policies on the way to the store only the outermost counts*; see `kvi.backend.around`.
@@ -26,6 +28,7 @@ from kvi.model import KeyValue, RangeResult, Scan
 from kvi.policy.retry import Effect, RetryPolicy
 
 T = TypeVar("T")
+_SLICE = 0.25  # seconds after which a waiting call looks whether the store was closed
 
 
 class Retrying(Around):
@@ -43,6 +46,9 @@ class Retrying(Around):
     def stop(self) -> None:
         """Try nothing again from now on, and wake those who wait to."""
         self._waking.set()
+
+    def _forked(self) -> None:
+        self._waking = threading.Event()  # another thread of the parent may have held its lock
 
     def close(self) -> None:
         """End the handle; see `Kvi.close`."""
@@ -116,9 +122,13 @@ class Retrying(Around):
         if pause is None:
             raise error
         _log(error, name, key, attempt, pause, self.uri)
-        stopped = self._waking.wait(pause)
+        end = monotonic() + pause
+        while (rest := end - monotonic()) > 0:
+            # In slices: that a handle further in was closed wakes nobody here.
+            if self._waking.wait(min(rest, _SLICE)) or self.closed:
+                raise error
         left = deadline - monotonic()
-        if stopped or left <= 0 or self.closed:
+        if left <= 0:
             raise error
         return left
 
@@ -130,25 +140,22 @@ class Retrying(Around):
         return RangeResult(found.revision, lambda: self._resuming(found, scan, timeout))
 
     def _resuming(self, found: RangeResult, scan: Scan, timeout: float) -> Iterator[list[KeyValue]]:
-        pages = iter(found._pages())
+        pages: Pages = found._pages()
         last: str | None = None
-        attempt, failing_since = 1, 0.0
+        attempt, asked = 1, monotonic()
         while True:
             try:
                 for page in pages:
                     entries = list(page)
-                    attempt = 1
-                    if entries:
-                        last = entries[-1].key
+                    if not entries:  # handed out before
+                        continue
+                    attempt, last = 1, entries[-1].key
                     yield entries
+                    asked = monotonic()  # who reads may have taken long
             except KviError as error:
-                if attempt == 1:
-                    failing_since = monotonic()
-                self._pause(
-                    error, "range", scan.span.start, Effect.READ, attempt, failing_since + timeout
-                )
+                self._pause(error, "range", scan.span.start, Effect.READ, attempt, asked + timeout)
                 attempt += 1
-                pages = iter(_behind(found._pages(), last, reverse=scan.reverse))
+                pages = _behind(found._pages(), last, reverse=scan.reverse)
             else:
                 return
 

@@ -27,6 +27,7 @@ threads.
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -42,6 +43,15 @@ GROUP = "kvi.observers"
 
 _lock = threading.RLock()
 _loaded = False
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class _Observer:

@@ -33,7 +33,8 @@ class OpenTelemetryObserver:
     """Makes a span of every operation of all backends. Safe for threads.
 
     ``tracer`` is the tracer to use, by default that of the process's provider. ``keys=False``
-    leaves the keys out, where they are private or too many.
+    leaves the keys out, and the texts of errors, which may quote them: where keys are private, or
+    too many.
     """
 
     def __init__(self, tracer: Tracer | None = None, *, keys: bool = True) -> None:
@@ -60,5 +61,6 @@ class OpenTelemetryObserver:
             start_time=operation.began,
         )
         if operation.error is not None:
-            span.set_status(Status(StatusCode.ERROR, operation.error.message))
+            text = operation.error.message if self._keys else operation.outcome
+            span.set_status(Status(StatusCode.ERROR, text))
         span.end(operation.began + round(operation.duration * 1e9))

@@ -11,10 +11,12 @@ and what two threads of one program do with the same key at once is theirs to or
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from kvi.errors import KviError, LeaseLost, NotHeld, Timeout
+from kvi.errors import KviError, LeaseLost, NotHeld, OutcomeUnknown, Timeout
 from kvi.model import Get, Key, KeyValue, Put, Txn
 from kvi.recipes.lease import Lease
 
@@ -50,7 +52,14 @@ class Reservations:
                 before = self._leases.get(key)
                 mine = Key(key).absent if before is None else Key(key).lease == before.id
                 txn = Txn((mine,), (Put(key, value, lease.id),), (Get(key),), "reserve")
-                done = store._txn(txn, left)
+                try:
+                    done = store._txn(txn, left)
+                except OutcomeUnknown:
+                    # It goes with the new lease if it applied; what was held before is not known
+                    # to be, and ends with its own ttl.
+                    if before is not None:
+                        self._forget(key, before)
+                    raise
                 if done.succeeded:
                     kept = True
                     self._leases[key] = lease
@@ -107,11 +116,12 @@ class Reservations:
         if lease is not None:
             self._forget(key, lease)
 
-    def drop_ended(self) -> None:
-        """One of the leases has ended: forget those of which that is known."""
-        for key, lease in list(self._leases.items()):
-            if not lease.alive:
-                self._forget(key, lease)
+    def check(self, keys: Iterable[str], timeout: float) -> None:
+        """A lease has ended, perhaps one of these keys': ask, and forget those that did."""
+        deadline = monotonic() + timeout
+        for key in keys:
+            with suppress(KviError):
+                self.renew(key, max(0.001, deadline - monotonic()))
 
     def _forget(self, key: str, lease: Lease) -> None:
         if self._leases.get(key) is lease:

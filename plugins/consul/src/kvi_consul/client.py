@@ -72,13 +72,14 @@ class HttpClient:
         query = urlencode([pair for pair in pairs if pair[0] != "token"])
         target = quote(path, safe="/:") + ("?" + query if query else "")
         body = data.encode() if isinstance(data, str) else data
-        transport = self._transport
+        transport, wait = self._transport, _waits(given)
         try:
             answer = transport.exchange(
                 transport.head(method, target, token),
                 body or b"",
-                monotonic() + self._timeout + _waits(given),
+                monotonic() + self._timeout + wait,
                 read_only=method == "GET",
+                waits=wait > 0,
             )
         except Broken as broken:
             cause = broken.__cause__

@@ -46,7 +46,7 @@ from kvi.errors import (
 )
 
 _SHOWN = 300  # characters of a server's text in a message
-_NO_LEADER = "No cluster leader"
+NO_LEADER = b"No cluster leader"
 _LEASE_GONE = "the session of this lease is gone, nothing was written; grant a new lease"
 # What a TLS server says when it wants (another) client certificate. With TLS 1.3 it comes after
 # the request was sent, but before the server reads it.
@@ -158,7 +158,7 @@ def of_status(status: int, text: str, *, write: bool) -> KviError:
             "the node of this agent is not registered (yet), and a session belongs to a node; try "
             "again later, or leave out the option dc if it names another datacenter"
         )
-    if _NO_LEADER in text:
+    if NO_LEADER.decode() in text:
         return Unavailable("Consul has no leader at the moment; try again later")
     if "No path to datacenter" in text and not write:
         return Unavailable("Consul knows no such datacenter; check the option dc", passing=False)

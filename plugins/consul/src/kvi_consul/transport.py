@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import NamedTuple
 
 from kvi_consul.connection import Connection
-from kvi_consul.errors import Broken, is_certificate_alert
+from kvi_consul.errors import NO_LEADER, Broken, is_certificate_alert
 from kvi_consul.flag import Flag
 
 MOST = 64  # connections open at once
@@ -98,15 +98,19 @@ class Call:
 class Stream:
     """An answer that is read piece by piece."""
 
-    def __init__(self, connection: Connection, patience: float) -> None:
+    def __init__(self, connection: Connection, patience: float, leave: Callable[[], None]) -> None:
         self._connection = connection
         self._patience = patience
+        self._leave = leave
         self.status = connection.status
         self.headers = connection.headers
 
     def read(self) -> bytes:
-        """All of it."""
-        return b"".join(self)
+        """All of it. An agent that says it has no leader is left by the way."""
+        content = b"".join(self)
+        if self.status == 500 and NO_LEADER in content:
+            self._leave()
+        return content
 
     def __iter__(self) -> Iterator[bytes]:
         """The answer in pieces of a useful size; each may take as long as the time-out says."""
@@ -170,29 +174,18 @@ class Transport:
         line = f"{method} {target} HTTP/1.1\r\n".encode("ascii")
         return line + fixed + b"Content-Type: application/json\r\nContent-Length: "
 
-    def exchange(self, head: bytes, body: bytes, deadline: float, *, read_only: bool) -> Answer:
-        """Send one request and read its answer whole; raises `Broken`."""
-        agents = len(self._agents) if read_only else 1
-        if agents > 1 and deadline - monotonic() < _PATIENCE:
-            agents = 1
-        while True:
-            share = deadline
-            if agents > 1:
-                now = monotonic()
-                share = now + min((deadline - now) / agents, _SILENCE)
-            try:
-                return self._exchange(head, body, share, read_only)
-            except Broken as broken:
-                if agents == 1 or not isinstance(broken.__cause__, TimeoutError):
-                    raise
-            agents -= 1
+    def exchange(
+        self, head: bytes, body: bytes, deadline: float, *, read_only: bool, waits: bool = False
+    ) -> Answer:
+        """Send one request and read its answer whole; raises `Broken`.
 
-    def _exchange(self, head: bytes, body: bytes, deadline: float, read_only: bool) -> Answer:
+        ``waits``: the server is asked to wait with its answer, so that silence means nothing.
+        """
         began = monotonic()
-        connection = self._begin(head, body, deadline, read_only)
+        connection = self._begin(head, body, deadline, read_only, shared=read_only and not waits)
         try:
             content = connection.read_body()
-            if connection.status == 500 and b"No cluster leader" in content:
+            if connection.status == 500 and NO_LEADER in content:
                 self._leave(connection.agent)
             # Taken before the connection is another thread's.
             return Answer(connection.status, connection.headers, content)
@@ -214,12 +207,14 @@ class Transport:
     ) -> Iterator[Stream]:
         """Send one request and read its answer piece by piece; raises `Broken`.
 
-        Leaving the block before the end of the answer drops the connection.
+        Leaving the block before the end of the answer drops the connection. A request with a
+        ``call`` is one whose answer the server may keep back.
         """
         began = monotonic()
-        connection = self._begin(head, body, began + seconds, read_only, call)
+        shared = read_only and call is None
+        connection = self._begin(head, body, began + seconds, read_only, call, shared=shared)
         try:
-            yield Stream(connection, seconds)
+            yield Stream(connection, seconds, lambda: self._leave(connection.agent))
         except Broken as broken:
             if call is None or not call.ended:
                 self._blame(connection.agent, broken.__cause__, began)
@@ -256,30 +251,38 @@ class Transport:
         deadline: float,
         read_only: bool,
         call: Call | None = None,
+        *,
+        shared: bool,
     ) -> Connection:
+        """Send a request, and read the head of its answer.
+
+        ``shared``: an agent that does not answer in its share of the time is left for the next.
+        """
         began, others = monotonic(), len(self._agents) - 1
+        shared = shared and deadline - began >= _PATIENCE
         while True:
             connection = self._acquire(deadline)
             agent = self._agents[connection.agent]
             connecting = not connection.reused
+            now = monotonic()
+            share = deadline if not others else now + (deadline - now) / (others + 1)
+            limit = min(share, now + _SILENCE) if shared and others else deadline
             try:
                 if call is not None:
                     call.use(connection)
                 if connecting:
-                    now = monotonic()
-                    share = deadline if not others else now + (deadline - now) / (others + 1)
-                    connection.connect(agent.host, agent.port, self.tls, share)
+                    connection.connect(agent.host, agent.port, self.tls, min(share, limit))
                     connecting = False
-                connection.send(
-                    b"%b%d\r\n%b\r\n%b" % (head, len(body), agent.header, body), deadline
-                )
+                connection.send(b"%b%d\r\n%b\r\n%b" % (head, len(body), agent.header, body), limit)
                 connection.read_head()
+                connection.deadline = deadline
                 return connection
             except OSError as error:
                 self._release(connection, call)
                 if (call is not None and call.ended) or self.closing.is_set():
                     raise Broken(sent=connection.touched) from error
-                if connecting and others:
+                silent = shared and isinstance(error, TimeoutError)
+                if others and (connecting or silent):
                     others -= 1
                     self._leave(connection.agent)
                     continue

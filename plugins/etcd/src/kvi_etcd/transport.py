@@ -273,22 +273,26 @@ class Link:
 class Pending:
     """A request whose answer is still to be taken, or not wanted any more."""
 
-    __slots__ = ("_future", "_insist")
+    __slots__ = ("_future", "_insist", "_timeout")
 
-    def __init__(self, future: Any, insist: Callable[[grpc.RpcError | None], Any]) -> None:
+    def __init__(
+        self, future: Any, insist: Callable[[grpc.RpcError | None, float], Any], timeout: float
+    ) -> None:
         self._future = future  # None: it could not be sent ahead
         self._insist = insist
+        self._timeout = timeout
 
     def answer(self) -> Any:
-        """Wait for the answer, as long as the request's time-out says."""
+        """Wait for the answer, as long as the request's time-out says, from now on."""
+        deadline = time.monotonic() + self._timeout
         if self._future is None:
-            return self._insist(None)
+            return self._insist(None, deadline)
         try:
             return self._future.result()
         except grpc.FutureCancelledError as error:
             raise Unavailable("the connection is closed") from error
         except grpc.RpcError as error:
-            return self._insist(error)
+            return self._insist(error, deadline)
 
     def cancel(self) -> None:
         """Let go of it; does nothing once it is answered."""
@@ -395,11 +399,10 @@ class Connection:
             except ValueError as error:
                 raise self._shut(error) from error
 
-        def insist(error: grpc.RpcError | None) -> Any:
-            # A deadline of its own: its user may have taken long over what came before.
-            return self._insist(link, method, request, timeout, False, error, token)
+        def insist(error: grpc.RpcError | None, deadline: float) -> Any:
+            return self._insist(link, method, request, timeout, False, error, token, deadline)
 
-        return Pending(future, insist)
+        return Pending(future, insist, timeout)
 
     def stream(self, timeout: float) -> Stream:
         """Open a stream of watches at the current endpoint; a login before it is bounded."""
@@ -411,7 +414,8 @@ class Connection:
                     token = self._token(link, time.monotonic() + timeout)
             return Stream(link, token)
         except grpc.RpcError as error:
-            if classify(error.code(), error.details() or "") is Fault.UNREACHED:
+            fault = classify(error.code(), error.details() or "")
+            if fault not in (Fault.FINAL, Fault.LOGIN):
                 self._move_on(link)
             raise translate(error, write=False) from error
         except ValueError as error:
@@ -479,7 +483,8 @@ class Connection:
                 fault = classify(code, detail)
                 silent = patient and code is grpc.StatusCode.DEADLINE_EXCEEDED
                 leaderless = fault is Fault.REFUSED and "no leader" in detail
-                if others and (fault is Fault.UNREACHED or leaderless or (silent and not write)):
+                silent_read = silent and not (write and sent)
+                if others and (fault is Fault.UNREACHED or leaderless or silent_read):
                     others -= 1
                     link = self._move_on(link)
                 elif fault is Fault.LOGIN and self._credentials is not None and logins:
@@ -494,7 +499,10 @@ class Connection:
                 raise Timeout("no etcd endpoint answered in time") from error
             try:
                 sent = False
-                token = self._token(link, deadline)
+                share = min(remaining / (others + 1), _SILENCE)
+                token = self._token(
+                    link, time.monotonic() + (share if patient and others else remaining)
+                )
                 remaining = max(0.001, deadline - time.monotonic())
                 if patient and others and not write:
                     remaining = min(remaining / (others + 1), _SILENCE)
@@ -543,7 +551,9 @@ class Connection:
                 request = pb.AuthenticateRequest(
                     name=credentials.name, password=credentials.password
                 )
-                answer = link.authenticate(request, max(0.001, deadline - time.monotonic()))
+                answer = link.authenticate(
+                    request, max(0.001, deadline - time.monotonic()), _WITH_LEADER
+                )
                 link.client.metadata = (("token", answer.token),)
                 token = link.metadata = (*_WITH_LEADER, ("token", answer.token))
             return token
