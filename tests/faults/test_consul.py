@@ -531,7 +531,7 @@ def test_a_range_is_one_moment(store: kvi.Kvi) -> None:
 
 def test_a_paused_server_costs_the_time_out() -> None:
     """While the server is frozen a read times out and a write is unknown, both in time."""
-    with ConsulServer() as server, kvi.open(server.uri, timeout=5) as store:
+    with ConsulServer() as server, kvi.open(server.uri, timeout=5, retry=None) as store:
         store.store("k", "before")
         server.pause()
         calls: list[tuple[Callable[[], object], type[kvi.KviError]]] = [

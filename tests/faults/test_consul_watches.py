@@ -1179,9 +1179,10 @@ def test_a_poll_that_fails_oddly_tells_its_watches(
 
 
 def test_a_watch_whose_thread_cannot_be_started(
-    store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+    place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is `Unavailable`; the next one hears of changes, and the handle can be closed."""
+    store = kvi.open(place, retry=None)
     start = threading.Thread.start
 
     def fails(thread: threading.Thread) -> None:

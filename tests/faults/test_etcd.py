@@ -57,7 +57,7 @@ def test_etcdctl_sees_the_same_keys(server: EtcdServer) -> None:
 
 def test_refused_connection() -> None:
     """Nobody listens: every call is Unavailable at once, and opening did not block."""
-    store = kvi.open("etcd://127.0.0.1:1", timeout=3)
+    store = kvi.open("etcd://127.0.0.1:1", timeout=3, retry=None)
     for call in (
         lambda: store.get("k"),
         lambda: store.store("k", b""),
