@@ -217,3 +217,40 @@ def test_conformance_extra(small: Environment) -> None:
         [str(small.python), "-I", "-c", program], capture_output=True, check=False
     )
     assert b"pytest" in done.stderr
+
+
+OBSERVED = """
+import kvi, kvi.observers
+from kvi.observers.opentelemetry import OpenTelemetryObserver
+from kvi.observers.prometheus import PrometheusObserver
+from prometheus_client import REGISTRY
+kvi.observers.register(PrometheusObserver())
+kvi.observers.register(OpenTelemetryObserver())
+with kvi.Backend("mem:observed") as store:
+    store.get("k")
+    where = {"store": store.uri, "operation": "get", "outcome": "ok"}
+print(REGISTRY.get_sample_value("kvi_operations_total", where))
+"""
+
+
+@pytest.mark.parametrize(
+    "pins", [[], ["opentelemetry-api==1.20.0", "prometheus-client==0.17.0"]], ids=["new", "old"]
+)
+def test_observer_extras(tmp_path: Path, wheels: Path, pins: list[str]) -> None:
+    """The extras bring what the two observers need, in the newest and the oldest versions."""
+    extras = "kvi-core[opentelemetry,prometheus]"
+    environment = Environment(tmp_path / "env", wheels, extras, "kvi-memory", *pins)
+    assert environment.run(OBSERVED) == "1.0"
+
+
+def test_observers_need_their_extras(small: Environment) -> None:
+    """Without them everything else works, and their modules say what is missing."""
+    for name in ("opentelemetry", "prometheus"):
+        done = subprocess.run(
+            [str(small.python), "-I", "-c", f"import kvi.observers.{name}"],
+            capture_output=True,
+            check=False,
+        )
+        assert name.encode() in done.stderr
+    program = "import kvi\nwith kvi.Backend('mem:') as s: print(s.store('k', 'v'), s.alive)"
+    assert small.run(program) == "1 True"
