@@ -17,25 +17,6 @@ from tests.support.scripted import Scripted
 
 PREFIX = "service/voltha"
 INTERVAL = 30.0
-STORES = [
-    "mem",
-    "sqlite",
-    pytest.param("etcd", marks=[pytest.mark.etcd, pytest.mark.xdist_group("etcd")]),
-    pytest.param("consul", marks=[pytest.mark.consul, pytest.mark.xdist_group("consul")]),
-]
-
-
-@pytest.fixture(params=STORES)
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty part of each store."""
-    own = f"liveness-{secrets.token_hex(8)}"
-    match request.param:
-        case "mem":
-            return f"mem:{own}"
-        case "sqlite":
-            return f"sqlite:{tmp_path}/store.db"
-        case name:
-            return f"{request.getfixturevalue(f'{name}_uri')}/{own}"
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import grpc
 import kvi
@@ -22,32 +21,12 @@ from tests.unit.etcd.test_errors import RpcError
 AT_ONCE = kvi.RetryPolicy(min_wait=0, max_wait=0, factor=0)
 AS_ORIGIN = kvi.RetryPolicy(idempotent=True)
 """The origin repeated a put also if the lost one may have applied."""
-
-STORES = [
-    "mem",
-    "sqlite",
-    pytest.param("etcd", marks=[pytest.mark.etcd, pytest.mark.xdist_group("etcd")]),
-    pytest.param("consul", marks=[pytest.mark.consul, pytest.mark.xdist_group("consul")]),
-]
 CALLS: dict[str, Callable[[kvi.Kvi], object]] = {
     "get": lambda store: store.get("k"),
     "store": lambda store: store.store("k", "v"),
     "delete": lambda store: store.delete("k"),
 }
 C = grpc.StatusCode
-
-
-@pytest.fixture(params=STORES)
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty part of each store."""
-    own = f"retrying-{secrets.token_hex(8)}"
-    match request.param:
-        case "mem":
-            return f"mem:{own}"
-        case "sqlite":
-            return f"sqlite:{tmp_path}/store.db"
-        case name:
-            return f"{request.getfixturevalue(f'{name}_uri')}/{own}"
 
 
 @pytest.fixture
