@@ -34,6 +34,13 @@ def until(condition: Callable[..., object], *, within: float = WITHIN) -> None:
         time.sleep(0.005)
 
 
+BRIEF = 2.0
+"""Seconds that a lease is granted for which is to end, or must be renewed soon.
+
+Long beside the slowest call of a store on a busy disk: what a test does with a lease before it ends
+must fit.
+"""
+
 LONGEST = 100.0
 """Seconds after which the tests that wait side by side have failed."""
 

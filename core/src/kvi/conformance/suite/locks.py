@@ -13,7 +13,7 @@ from kvi.conformance.clients import run_clients
 from kvi.conformance.contract import rule
 from kvi.conformance.neighbours import snapshot
 from kvi.conformance.rules import Rules
-from kvi.conformance.waiting import Reopen, side_by_side, until
+from kvi.conformance.waiting import BRIEF, Reopen, side_by_side, until
 
 SHORT = 0.05  # seconds that a waiter waits in vain
 
@@ -314,7 +314,7 @@ class TestLocks(Rules):
     def test_lost(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A lock whose lease was taken away is reported lost, is not held, and cannot write."""
         called = threading.Event()
-        lock = store.lock("jobs", ttl=0.5)
+        lock = store.lock("jobs", ttl=BRIEF)
         assert lock.acquire()
         guard, lost = lock.guard, lock.lost
         lost.add_callback(called.set)
@@ -352,7 +352,7 @@ class TestLocks(Rules):
     @side_by_side
     def test_crashed_holder(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A holder that renews no more frees the lock within the declared bound."""
-        lease = store.lease(0.5, keep_alive=False)
+        lease = store.lease(BRIEF, keep_alive=False)
         claim = store._lock_claim("jobs", lease.id, 5)
         assert claim.ahead is None
         bound = store.capabilities.lease_expiry_factor * lease.ttl + 1
