@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
+import time
 import traceback
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -201,12 +204,7 @@ def test_expired_tokens_are_renewed(guarded: EtcdServer) -> None:
 
 def _refuses(server: EtcdServer, token: Any) -> bool:
     """Whether the server knows the token no more; to ask keeps it alive, so it is asked rarely."""
-    import time
-
     time.sleep(TOKENS_LAST + 1.5)
-    import urllib.error
-    import urllib.request
-
     request = urllib.request.Request(
         f"http://{server.host}:{server.port}/v3/kv/range",
         data=json.dumps({"key": "YXBwL2s="}).encode(),
