@@ -12,7 +12,7 @@ from kvi.conformance.contract import RULES
 from kvi.conformance.faults import away, calls, history
 from kvi.conformance.plugin import Findings
 from kvi.conformance.report import Outcome
-from kvi.conformance.suite import leases, locks, watches
+from kvi.conformance.suite import watches
 from kvi.recipes.watch import Watch
 
 from tests.conformance.broken import BROKEN, Mutant
@@ -71,8 +71,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> Iterator[None]
     monkeypatch.setattr(waiting.until, "__kwdefaults__", {"within": PATIENCE})
     for module in (away, history):
         monkeypatch.setattr(module, "BACK", PATIENCE)
-    for module in (leases, locks):
-        monkeypatch.setattr(module, "BRIEF", 0.5)
     monkeypatch.setattr(calls, "MARGIN", PATIENCE)
     await_ = Watch._await
 

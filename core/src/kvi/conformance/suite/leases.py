@@ -11,7 +11,7 @@ import kvi
 from kvi.conformance.contract import rule
 from kvi.conformance.neighbours import snapshot
 from kvi.conformance.rules import Rules
-from kvi.conformance.waiting import BRIEF, side_by_side, until
+from kvi.conformance.waiting import side_by_side, until
 from kvi.runtime.clock import now
 
 LONG = 60.0  # seconds: nothing of a test outlives it
@@ -269,7 +269,7 @@ class TestLeases(Rules):
 
     @rule("lease.not-early", "lease.not-late", "lease.keys", "lease.lost", "lease.kept-alive")
     @side_by_side
-    def test_expiry(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+    def test_expiry(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
         """Unrenewed, a lease ends not before its ttl and not after the declared bound.
 
         Its keys go with events, its holder knows by the clock and is told; one that is kept alive
@@ -277,10 +277,10 @@ class TestLeases(Rules):
         """
         called = threading.Event()
         factor = store.capabilities.lease_expiry_factor
-        with store.lease(BRIEF) as kept, peer.watch(prefix="") as watch:
+        with store.lease(brief) as kept, peer.watch(prefix="") as watch:
             store.store("kept", b"", lease=kept)
             sent = now()
-            lease = store.lease(BRIEF, keep_alive=False)
+            lease = store.lease(brief, keep_alive=False)
             granted = now()
             lease.lost.add_callback(called.set)
             store.store("a", b"", lease=lease)
@@ -315,9 +315,9 @@ class TestLeases(Rules):
 
     @rule("lease.not-early", "lease.alive")
     @side_by_side
-    def test_renewed_by_hand(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+    def test_renewed_by_hand(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
         """A lease that is renewed lives its ttl from then on, and by the clock no longer."""
-        lease = store.lease(BRIEF, keep_alive=False)
+        lease = store.lease(brief, keep_alive=False)
         store.store("k", b"", lease=lease)
         with peer.watch("k") as watch:
             half = now() + lease.ttl / 2
@@ -335,9 +335,9 @@ class TestLeases(Rules):
 
     @rule("lease.kept-alive")
     @side_by_side
-    def test_kept_alive(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+    def test_kept_alive(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
         """A lease outlives its ttl many times while it is kept alive, and so do its keys."""
-        with store.lease(BRIEF) as lease, store.temp_key("member", ttl=BRIEF) as member:
+        with store.lease(brief) as lease, store.temp_key("member", ttl=brief) as member:
             revision = store.store("k", b"", lease=lease)
             end = now() + 2 * lease.ttl + 1
             while now() < end:
@@ -408,9 +408,9 @@ class TestTempKeys(Rules):
 
     @rule("temp-key.crash")
     @side_by_side
-    def test_loss_is_told(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+    def test_loss_is_told(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
         """A temporary key whose lease was taken away is lost, says so, and is not stored again."""
-        key = store.temp_key("member", b"me", ttl=BRIEF)
+        key = store.temp_key("member", b"me", ttl=brief)
         peer._lease_revoke(peer.get("member").lease, 5)  # type: ignore[union-attr, arg-type]
         assert key.lost.wait(60)
         assert not key.alive
@@ -421,9 +421,9 @@ class TestTempKeys(Rules):
 
     @rule("temp-key.crash", "lease.not-late")
     @side_by_side
-    def test_vanishes_after_a_crash(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+    def test_vanishes_after_a_crash(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
         """A temporary key that nobody renews vanishes within the declared bound."""
-        lease = store.lease(BRIEF, keep_alive=False)  # as a crashed process leaves it
+        lease = store.lease(brief, keep_alive=False)  # as a crashed process leaves it
         store.store("member", b"me", lease=lease)
         bound = store.capabilities.lease_expiry_factor * lease.ttl + 1
         with peer.watch("member") as watch:

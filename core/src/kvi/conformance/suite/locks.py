@@ -13,7 +13,7 @@ from kvi.conformance.clients import run_clients
 from kvi.conformance.contract import rule
 from kvi.conformance.neighbours import snapshot
 from kvi.conformance.rules import Rules
-from kvi.conformance.waiting import BRIEF, Reopen, side_by_side, until
+from kvi.conformance.waiting import Reopen, side_by_side, until
 
 SHORT = 0.05  # seconds that a waiter waits in vain
 
@@ -311,10 +311,10 @@ class TestLocks(Rules):
 
     @rule("lock.lost")
     @side_by_side
-    def test_lost(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+    def test_lost(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
         """A lock whose lease was taken away is reported lost, is not held, and cannot write."""
         called = threading.Event()
-        lock = store.lock("jobs", ttl=BRIEF)
+        lock = store.lock("jobs", ttl=brief)
         assert lock.acquire()
         guard, lost = lock.guard, lock.lost
         lost.add_callback(called.set)
@@ -350,9 +350,9 @@ class TestLocks(Rules):
 
     @rule("lock.crash", "lock.fence", "lock.guard")
     @side_by_side
-    def test_crashed_holder(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+    def test_crashed_holder(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
         """A holder that renews no more frees the lock within the declared bound."""
-        lease = store.lease(BRIEF, keep_alive=False)
+        lease = store.lease(brief, keep_alive=False)
         claim = store._lock_claim("jobs", lease.id, 5)
         assert claim.ahead is None
         bound = store.capabilities.lease_expiry_factor * lease.ttl + 1
@@ -392,12 +392,14 @@ class TestLocks(Rules):
 
     @rule("lock.waits")
     @side_by_side
-    def test_waits_longer_than_the_time_out(self, store: kvi.Kvi, reopen: Reopen) -> None:
+    def test_waits_longer_than_the_time_out(
+        self, store: kvi.Kvi, reopen: Reopen, brief: float
+    ) -> None:
         """The handle's time-out bounds single calls, not the wait; ``None`` waits without end."""
-        with reopen(timeout=1) as hasty:
+        with reopen(timeout=brief) as hasty:
             lock, waiter = store.lock("jobs"), hasty.lock("jobs")
             assert lock.acquire()
-            timer = threading.Timer(1.5, lock.release)
+            timer = threading.Timer(1.5 * brief, lock.release)
             timer.start()
             assert waiter.acquire(None)
             timer.join()
