@@ -8,7 +8,8 @@ and removes FOLDER.
 Orders are lines of JSON on stdin, each answered by one line on stdout with the server's state:
 
     {"do": "spawn", "argv": [...], "log": PATH}     start the server (not while one runs)
-    {"do": "signal", "signal": 15}                  send it a signal, if it still runs
+    {"do": "signal", "signal": 15}                  send it a signal, if it still runs; after a
+                                                    SIGSTOP, answered when it stands still
     {"do": "status"}
 
     {"pid": 123, "returncode": null}                and "error" if the order failed
@@ -30,6 +31,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+_STOPS_WITHIN = 5.0
+"""Seconds after which a process that was stopped before is taken for stopped: it says so once."""
+
 
 class Guard:
     """The server process of one folder, and the orders about it."""
@@ -46,6 +50,8 @@ class Guard:
                 self._spawn(order["argv"], Path(order["log"]))
             elif order["do"] == "signal" and self._child is not None:
                 self._child.send_signal(order["signal"])
+                if order["signal"] == signal.SIGSTOP:
+                    self._await_stop(self._child)
         except OSError as problem:
             error = str(problem)
         self.reap()
@@ -71,6 +77,18 @@ class Guard:
             if not self._folder.exists():
                 break
             time.sleep(0.1)
+
+    @staticmethod
+    def _await_stop(child: subprocess.Popen[bytes]) -> None:
+        """Return once every thread stands still: until then the server goes on answering."""
+        deadline = time.monotonic() + _STOPS_WITHIN
+        while child.returncode is None and time.monotonic() < deadline:
+            pid, status = os.waitpid(child.pid, os.WNOHANG | os.WUNTRACED)
+            if pid and os.WIFSTOPPED(status):
+                return
+            if pid:
+                child.returncode = os.waitstatus_to_exitcode(status)
+            time.sleep(0.001)
 
     def _spawn(self, argv: list[str], log: Path) -> None:
         if self._child is not None and self._child.poll() is None:

@@ -73,8 +73,15 @@ class TcpProxy:
         self._flowing.set()
 
     def refuse(self, refusing: bool = True) -> None:
-        """Reset new connections at once, until told otherwise."""
+        """Reset new connections at once, until told otherwise.
+
+        When it returns, no connection is on its way that was accepted before: `cut` ends them all.
+        """
         self._refusing = refusing
+        if refusing:
+            # One after the other is accepted: when this one was refused, those before are done.
+            with socket.create_connection(("127.0.0.1", self.port), timeout=10) as last:
+                assert last.recv(1) == b""
 
     @property
     def open(self) -> int:
