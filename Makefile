@@ -41,10 +41,12 @@ bench: .venv/ready ## kvi beside the least work that could do the job, and its p
 	$(SERVERS) --fast -- $(BIN)/python -m benchmarks
 
 # The oldest gRPC tools that run on the oldest Python, so that what they write suits every protobuf.
-proto: ## make the etcd plugin's messages anew from wire.proto
+proto: ## make the messages of the etcd plugin and of an example anew from their .proto files
 	$(PYTHON) -m venv build/proto && build/proto/bin/pip install -q "grpcio-tools==1.49.1" "setuptools<80"
 	cd plugins/etcd/src && ../../../build/proto/bin/python -m grpc_tools.protoc -I. \
 	  --python_out=. --pyi_out=. kvi_etcd/wire.proto
+	build/proto/bin/python -m grpc_tools.protoc -I. \
+	  --python_out=. --pyi_out=. docs/examples/device_agent/device.proto
 
 clean: ## remove what the targets above have made here
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache

@@ -16,8 +16,10 @@ from kvi.errors import (
     AmbiguousBackend,
     AuthenticationFailed,
     BackendLoadError,
+    BadRecord,
     Closed,
     Compacted,
+    Conflict,
     Contention,
     InvalidArgument,
     InvalidKey,
@@ -25,6 +27,7 @@ from kvi.errors import (
     KviError,
     LeaseLost,
     LockTimeout,
+    NotFound,
     NotHeld,
     NotSupported,
     OutcomeUnknown,
@@ -52,6 +55,9 @@ from kvi.policy.retry import RetryPolicy
 from kvi.registry import backends, open
 
 if TYPE_CHECKING:
+    from kvi.loader.codecs import BytesCodec, JsonCodec, ProtobufCodec, TextCodec
+    from kvi.loader.handle import Handle, commit, lock_many
+    from kvi.loader.loader import Loader
     from kvi.recipes.lease import Lease
     from kvi.recipes.lock import Lock
     from kvi.recipes.temp_key import TempKey
@@ -64,34 +70,43 @@ __all__ = [
     "AuthenticationFailed",
     "Backend",
     "BackendLoadError",
+    "BadRecord",
+    "BytesCodec",
     "Capabilities",
     "Closed",
     "Compacted",
     "Compare",
+    "Conflict",
     "Contention",
     "Delete",
     "Event",
     "EventType",
     "Get",
+    "Handle",
     "InvalidArgument",
     "InvalidKey",
     "InvalidOption",
+    "JsonCodec",
     "Key",
     "KeyValue",
     "Kvi",
     "KviError",
     "Lease",
     "LeaseLost",
+    "Loader",
     "Lock",
     "LockTimeout",
+    "NotFound",
     "NotHeld",
     "NotSupported",
     "OutcomeUnknown",
     "PermissionDenied",
+    "ProtobufCodec",
     "Put",
     "RangeResult",
     "RetryPolicy",
     "TempKey",
+    "TextCodec",
     "Timeout",
     "TxnResult",
     "Unavailable",
@@ -100,6 +115,8 @@ __all__ = [
     "ValueTooLarge",
     "Watch",
     "backends",
+    "commit",
+    "lock_many",
     "open",
 ]
 
@@ -107,10 +124,18 @@ __all__ = [
 # What only names types, for the most part, is imported by those who ask for it.
 _LATER = {
     "Backend": "service",
+    "BytesCodec": "loader.codecs",
+    "Handle": "loader.handle",
+    "JsonCodec": "loader.codecs",
     "Lease": "recipes.lease",
+    "Loader": "loader.loader",
     "Lock": "recipes.lock",
+    "ProtobufCodec": "loader.codecs",
     "TempKey": "recipes.temp_key",
+    "TextCodec": "loader.codecs",
     "Watch": "recipes.watch",
+    "commit": "loader.handle",
+    "lock_many": "loader.handle",
 }
 
 

@@ -17,10 +17,13 @@
     ├── Timeout                           surely not applied: no answer in time
     ├── OutcomeUnknown                    a write that may have applied, or may still apply
     ├── Contention                        others kept changing what was read; nothing applied
+    ├── Conflict                          others changed what a change was based on; nothing applied
+    ├── BadRecord                         what is stored is no record of the expected kind
+    ├── NotFound (LookupError)            the entity is not there
     ├── Compacted                         the revision is gone from the store's history
     ├── LockTimeout                       others held the lock until the time was up
-    ├── AlreadyHeld                       this `Lock` object holds the lock, or waits for it
-    ├── NotHeld                           this `Lock` object does not hold the lock
+    ├── AlreadyHeld                       who asks holds the lock already, or waits for it
+    ├── NotHeld                           this `Lock` or `Handle` does not hold the lock
     │   └── LeaseLost                     the lease is gone, and what was bound to it
     └── Closed
         └── UsedAfterFork                 a parent process's handle, used in the child
@@ -46,8 +49,10 @@ __all__ = [
     "AmbiguousBackend",
     "AuthenticationFailed",
     "BackendLoadError",
+    "BadRecord",
     "Closed",
     "Compacted",
+    "Conflict",
     "Contention",
     "InvalidArgument",
     "InvalidKey",
@@ -55,6 +60,7 @@ __all__ = [
     "KviError",
     "LeaseLost",
     "LockTimeout",
+    "NotFound",
     "NotHeld",
     "NotSupported",
     "OutcomeUnknown",
@@ -226,6 +232,40 @@ class Contention(KviError):
     passing = True
 
 
+class Conflict(KviError):
+    """Somebody else changed an entity since it was read; nothing was applied.
+
+    What was read is read anew already: look at it again, and change that.
+
+    Attributes:
+        keys: of the entities that are not as they were.
+
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        keys: tuple[str, ...] = (),
+        operation: str | None = None,
+        key: str | None = None,
+        uri: str | None = None,
+    ) -> None:
+        super().__init__(message, operation=operation, key=key, uri=uri)
+        self.keys = keys
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (*super().__reduce__(), {"keys": self.keys})
+
+
+class BadRecord(KviError):
+    """What is stored under the key is no record of the expected kind; its cause is chained."""
+
+
+class NotFound(KviError, LookupError):
+    """The entity is not there, or no longer."""
+
+
 class Compacted(KviError):
     """The revision asked for is no longer in the store's history."""
 
@@ -235,11 +275,14 @@ class LockTimeout(KviError):
 
 
 class AlreadyHeld(KviError):
-    """The `Lock` object holds the lock already, or waits for it; locks are not re-entrant."""
+    """The `Lock` object, or for an entity the thread, holds the lock already, or waits for it.
+
+    Locks are not re-entrant.
+    """
 
 
 class NotHeld(KviError):
-    """The `Lock` object does not hold the lock; nothing was touched."""
+    """The `Lock` object or the `Handle` does not hold the lock; nothing was touched."""
 
 
 class LeaseLost(NotHeld):

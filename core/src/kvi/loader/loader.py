@@ -1,0 +1,466 @@
+"""`Loader`: the entities under a path, in memory, each behind its own lock.
+
+*Theory.* An entity has an id, and is stored under the path and that id's name. What the program
+holds is the instance; what the store holds is its record, made by ``pack`` (and rebuilt by
+``unpack``), encoded by the codec. The cache (`kvi.loader.cache`) keeps instances with the revision
+of their records. It is a cache, and no more: whatever is not in it is asked of the store, and every
+write names the revision that it is based on, so that a cache that is behind costs a `Conflict` and
+never a lost update.
+
+*Threads.* A loader has none of its own. With ``follow=True`` a watch delivers the changes on the
+handle's call-back thread, which takes no entity's lock, so that it never waits for a holder.
+
+*Loading.* The watch begins before the first page is read. So every change is either in what is
+read, or comes as an event, or both; revisions sort that out.
+
+States: *new* → `load` → *loaded* → `close` → *closed*. Locking works from the start: what is not
+known is read from the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+from kvi.backend.namespace import check_name
+from kvi.errors import BadRecord, Closed, InvalidArgument, KviError, LockTimeout, shown
+from kvi.interface import Kvi
+from kvi.loader.cache import Cache, Known, Slot
+from kvi.loader.codecs import Codec
+from kvi.loader.handle import Handle, Handles, Ref, lock_in_order, numbers
+from kvi.model import Event, EventType, Get, Key, KeyValue, Put
+from kvi.policy.lock import check_wait
+from kvi.policy.text import check_bound
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from kvi.recipes.watch import Watch
+
+__all__ = ["Loader"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+R = TypeVar("R")
+
+_log = logging.getLogger("kvi.loader")
+_STEP = 1000  # entities between two calls of a progress function
+
+
+class Loader(Generic[K, V]):
+    """The entities under ``path/``, cached and locked one by one. Safe for threads.
+
+    ``codec`` turns a record into bytes (`kvi.JsonCodec`, `kvi.ProtobufCodec`, …), ``key`` tells the
+    id of an entity, ``name`` how an id stands in the key (a different text for each id). With
+    ``pack`` and ``unpack`` the record that is stored is another, smaller object than the entity:
+    ``pack(entity)`` makes it, ``unpack(record)`` rebuilds the entity when it is read.
+
+    With ``follow=True`` the cache follows what other processes write, from `load` on. Without it
+    the cache is behind after they wrote; the next write here raises `Conflict` and brings it up to
+    date.
+
+    ``store`` stays its owner's to close; loaders whose entities change together need the same one.
+    Raises `InvalidOption` for a path that begins or ends with a slash; an empty path takes all of
+    the store.
+    """
+
+    @overload
+    def __init__(
+        self,
+        store: Kvi,
+        path: str,
+        codec: Codec[V],
+        key: Callable[[V], K],
+        *,
+        name: Callable[[K], str] = ...,
+        follow: bool = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        store: Kvi,
+        path: str,
+        codec: Codec[R],
+        key: Callable[[V], K],
+        *,
+        pack: Callable[[V], R],
+        unpack: Callable[[R], V],
+        name: Callable[[K], str] = ...,
+        follow: bool = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        store: Kvi,
+        path: str,
+        codec: Codec[Any],
+        key: Callable[[V], K],
+        *,
+        pack: Callable[[V], Any] | None = None,
+        unpack: Callable[[Any], V] | None = None,
+        name: Callable[[K], str] = str,
+        follow: bool = False,
+    ) -> None:
+        if (pack is None) != (unpack is None):
+            raise InvalidArgument("pack= and unpack= undo each other: give both, or none")
+        self._store = store
+        self._prefix = f"{check_name(path)}/" if path != "" else ""
+        self._codec = codec
+        self._id_of = key
+        self._written = name
+        self._pack = pack
+        self._unpack = unpack
+        self._follow = follow
+        self._number = next(numbers)
+        self._cache: Cache[K, V] = Cache()
+        self._once = threading.Lock()  # held while loading
+        self._loaded = False
+        self._closed = False
+        self._watch: Watch | None = None
+
+    # -- loading ----------------------------------------------------------------------------------
+
+    def load(
+        self, progress: Callable[[int], object] | None = None, *, timeout: float | None = None
+    ) -> tuple[BadRecord, ...]:
+        """Read all entities, in one pass, page by page; returns the records that are none.
+
+        Each of these tells its key (and is logged); the others are there all the same.
+        ``progress(count)`` is called after every thousand entities and at the end; ``timeout``
+        (seconds) bounds each page. Loading again brings the cache up to date, and begins a watch
+        that has ended anew. Raises what `kvi.Kvi.range` does; what was read until then is kept.
+        """
+        self._ensure_open()
+        bad: list[BadRecord] = []
+        with self._once:
+            if self._follow:
+                self._begin_to_follow(timeout)
+            with self._cache.loading():
+                number = 0
+                for entry in self._store.range(prefix=self._prefix, timeout=timeout):
+                    error = self._learn(entry)
+                    if error is not None:
+                        bad.append(error)
+                    number += 1
+                    if progress is not None and number % _STEP == 0:
+                        progress(number)
+                if progress is not None and (number % _STEP or not number):
+                    progress(number)
+            self._loaded = True
+        return tuple(bad)
+
+    @property
+    def bad(self) -> dict[str, BadRecord]:
+        """The records that are no entities, by their keys, as of `load` and what came since."""
+        return {self._key_of(name): error for name, error in self._cache.bad().items()}
+
+    @property
+    def following(self) -> bool:
+        """Whether changes by others still come in. An error that ended that is logged.
+
+        A store that is away for a while ends nothing: what was missed comes afterwards.
+        """
+        return self._watch is not None and self._watch.active
+
+    # -- locking ----------------------------------------------------------------------------------
+
+    def lock(self, id: K, timeout: float | None = None) -> Handle[V] | None:
+        """Lock an entity; ``None`` if it is not there, also if it was deleted meanwhile.
+
+        ``timeout`` is how long to wait for another thread that holds it: seconds, ``None`` without
+        end, 0 not at all. What the cache does not know is read from the store. Raises `LockTimeout`
+        after that time, `AlreadyHeld` if this thread holds it, `BadRecord` if what is stored is no
+        entity, and what `kvi.Kvi.get` does.
+        """
+        name = self._name_of(id)
+        wait = check_wait(timeout)
+        deadline = None if wait is None else monotonic() + wait
+        handle = self._lock(id, name, deadline, timeout)
+        if handle._seen is not None:
+            return handle
+        handle.unlock()
+        return None
+
+    def lock_or_create(self, entity: V, timeout: float | None = None) -> tuple[Handle[V], bool]:
+        """Lock the entity with the id of this one, which is created if there is none.
+
+        Returns the handle and whether ``entity`` was created; if not, the handle's ``value`` is
+        what was there. An entity that is known costs no call to the store, a new one a single one.
+        If creating fails nothing is left of it here; after `OutcomeUnknown` it may be in the store.
+        Raises as `lock` does, `InvalidArgument` for what cannot be stored, and what `kvi.Kvi.txn`
+        does.
+        """
+        id = self._id_of(entity)
+        name = self._name_of(id)
+        wait = check_wait(timeout)
+        slot = self._take(id, name, None if wait is None else monotonic() + wait, timeout)
+        try:
+            created = (slot.known is None or slot.doubt) and self._create(slot, entity)
+            return Handle(self, slot), created
+        except BaseException:
+            self._cache.release(slot)
+            raise
+
+    def lock_many(self, ids: Iterable[K], timeout: float | None = None) -> Handles[K, V]:
+        """Lock several entities; together they cannot deadlock with others who do the same.
+
+        The handles of ids that are not there say so (``exists``), and may be given a first state by
+        ``stage``. An id given twice counts once. `kvi.lock_many` locks entities of several loaders.
+        ``timeout`` bounds the wait for all; raises as `lock` does, and then holds none.
+        """
+        wanted = tuple(dict.fromkeys(ids))
+        handles = lock_in_order([self.at(id) for id in wanted], timeout)
+        return Handles(dict(zip(wanted, handles, strict=True)))
+
+    def at(self, id: K) -> Ref[V]:
+        """Name an entity, there or not, for `kvi.lock_many`."""
+        return Ref(self, id)
+
+    # -- reading without locks --------------------------------------------------------------------
+
+    def list(self) -> list[K]:
+        """A snapshot of the ids of all entities, in no order. Raises before the first `load`."""
+        self._ensure_loaded()
+        return [slot.id for slot in self._cache.present()]
+
+    def items(self) -> Iterator[tuple[K, V]]:
+        """Each entity with its id, as it is when its turn comes; those of now, in no order.
+
+        Takes no lock of an entity and waits for no holder. The values are shared, and never to be
+        modified.
+        """
+        self._ensure_loaded()
+        for slot in self._cache.present():
+            known = slot.known
+            if known is not None:
+                yield slot.id, known.value
+
+    def __iter__(self) -> Iterator[V]:
+        """Each entity; see `items`."""
+        return (value for _, value in self.items())
+
+    def peek(self, id: K) -> V | None:
+        """What the cache knows of an entity, without asking the store; ``None`` if nothing.
+
+        The value is shared, and never to be modified.
+        """
+        self._ensure_open()
+        known = self._cache.find(self._name_of(id))
+        return None if known is None else known.value
+
+    def __len__(self) -> int:
+        return len(self.list())
+
+    # -- its end ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Follow no more and refuse every further call; the store stays open. Again: nothing."""
+        self._closed = True
+        watch = self._watch
+        if watch is not None:
+            watch.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "loaded" if self._loaded else "not loaded"
+        return f"<Loader {self._prefix!r} {state} {self._store.uri}>"
+
+    # -- names and records ------------------------------------------------------------------------
+
+    def _name_of(self, id: K) -> str:
+        name = self._written(id)
+        try:
+            check_bound("name", name)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"the name of an id: {error.message}") from None
+        if not name:
+            raise InvalidArgument(f"the id {shown(id)} has an empty name; see name= of the loader")
+        return name
+
+    def _key_of(self, name: str) -> str:
+        return self._prefix + name
+
+    def _encode(self, name: str, entity: V) -> bytes:
+        """The record of an entity as bytes, if it belongs under this name."""
+        key = self._key_of(name)
+        own = self._name_of(self._id_of(entity))
+        if own != name:
+            raise InvalidArgument(
+                f"this entity is stored under {self._key_of(own)!r}: lock that one, or create it",
+                key=key,
+            )
+        record = entity if self._pack is None else self._pack(entity)
+        try:
+            data = self._codec.encode(record)
+        except KviError as error:
+            error.located("encode", key, self._store.uri)
+            raise
+        return data
+
+    def _decode(self, entry: KeyValue) -> tuple[K, Known[V]]:
+        """An entry as an entity; raises `BadRecord`."""
+        assert entry.value is not None
+        try:
+            try:
+                record = self._codec.decode(entry.value)
+                entity: V = record if self._unpack is None else self._unpack(record)
+                id = self._id_of(entity)
+                own = self._key_of(self._name_of(id))
+            except BadRecord:
+                raise
+            except Exception as error:
+                raise BadRecord(f"no entity can be made of it: {error!r}") from error
+            if own != entry.key:
+                raise BadRecord(f"it says that it belongs under {own!r}")
+        except BadRecord as error:
+            error.located("decode", entry.key, self._store.uri)
+            raise
+        return id, Known(entity, entry.revision)
+
+    def _decoded(self, entry: KeyValue | None) -> Known[V] | None:
+        return None if entry is None else self._decode(entry)[1]
+
+    # -- locks and the store ----------------------------------------------------------------------
+
+    def _take(
+        self,
+        id: K,
+        name: str,
+        deadline: float | None,
+        timeout: float | None,
+    ) -> Slot[K, V]:
+        key = self._key_of(name)
+        try:
+            self._ensure_open()
+            slot = self._cache.take(id, name, deadline)
+        except KviError as error:
+            error.located("lock", key, self._store.uri)
+            raise
+        if slot is None:
+            raise LockTimeout(
+                f"another thread held the entity for {timeout:g} seconds",
+                operation="lock",
+                key=key,
+                uri=self._store.uri,
+            )
+        return slot
+
+    def _lock(
+        self,
+        id: K,
+        name: str,
+        deadline: float | None,
+        timeout: float | None,
+    ) -> Handle[V]:
+        """A handle on an entity, there or not."""
+        slot = self._take(id, name, deadline, timeout)
+        try:
+            if slot.known is None or slot.doubt:
+                self._read(slot, None)
+            return Handle(self, slot)
+        except BaseException:
+            self._cache.release(slot)
+            raise
+
+    def _read(self, slot: Slot[K, V], timeout: float | None) -> None:
+        """Read a slot that is held from the store."""
+        while True:
+            told = slot.told
+            entry = self._store.get(self._key_of(slot.name), timeout=timeout)
+            if self._cache.read(slot, self._decoded(entry), told):
+                return
+
+    def _create(self, slot: Slot[K, V], entity: V) -> bool:
+        """Store an entity that is not there; else read the one that is. Whether it is new."""
+        key = self._key_of(slot.name)
+        data = self._encode(slot.name, entity)
+        try:
+            while True:
+                told = slot.told
+                done = self._store._run(
+                    [Key(key).absent], [Put(key, data)], [Get(key)], None, "lock_or_create"
+                )
+                if done.succeeded:
+                    if done.revision is None:
+                        self._read(slot, None)
+                    else:
+                        self._cache.wrote(slot, Known(entity, done.revision))
+                    return True
+                (entry,) = done.results
+                assert isinstance(entry, KeyValue)  # it is there
+                if self._cache.read(slot, self._decoded(entry), told):
+                    return False
+        except KviError as error:
+            raise self._store._placed(error, "lock_or_create", key)
+
+    # -- following --------------------------------------------------------------------------------
+
+    def _begin_to_follow(self, timeout: float | None) -> None:
+        if self.following:
+            return
+        self._cache.following = True  # before the first event may come
+        try:
+            watch = self._store.watch(prefix=self._prefix, callback=self._on_event, timeout=timeout)
+        except BaseException:
+            self._cache.following = False
+            raise
+        self._watch = watch
+        if self._closed:  # meanwhile
+            watch.cancel()
+            self._ensure_open()
+
+    def _on_event(self, event: Event, data: object) -> bool | None:
+        if self._closed:
+            return False
+        name = event.key.removeprefix(self._prefix)
+        if event.type is EventType.RESYNC:
+            assert event.snapshot is not None
+            names = {entry.key.removeprefix(self._prefix) for entry in event.snapshot}
+            self._cache.replace(names, event.revision)
+            for entry in event.snapshot:
+                self._learn(entry)
+        elif event.type is EventType.DELETE:
+            self._cache.forget(name, event.revision)
+        elif self._cache.wants(name, event.revision):
+            self._learn(KeyValue(event.key, event.value, event.revision, 0))
+        watch = self._watch
+        revision = None if watch is None else watch.revision
+        if revision is not None:
+            self._cache.passed(revision)
+        return None
+
+    def _learn(self, entry: KeyValue) -> BadRecord | None:
+        name = entry.key.removeprefix(self._prefix)
+        self._cache.seen(name)
+        if not self._cache.wants(name, entry.revision):
+            return None
+        try:
+            id, known = self._decode(entry)
+        except BadRecord as error:
+            self._cache.spoil(name, error, entry.revision)
+            _log.warning("a record is left out: %s", error)
+            return error
+        self._cache.learn(name, id, known)
+        return None
+
+    def _ensure_open(self) -> None:
+        self._store._ensure_open()
+        if self._closed:
+            raise Closed("the loader is closed; make another one")
+
+    def _ensure_loaded(self) -> None:
+        self._ensure_open()
+        if not self._loaded:
+            raise InvalidArgument("nothing is loaded yet: call load() first")
