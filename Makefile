@@ -11,7 +11,7 @@ SERVERS := $(BIN)/python -m tests.servers
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/ready ## two small programs on SQLite, and on real etcd and Consul servers
+demo: .venv/ready ## three small programs on SQLite, and on real etcd and Consul servers
 	@$(SERVERS) -- $(BIN)/python -m docs.examples.demo
 
 test: lint types ## everything that must hold, on real etcd and Consul servers

@@ -25,7 +25,8 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     scope: dict[str, object] = {"__name__": "example"}
     for match in BLOCK.finditer(text):
         line = text.count("\n", 0, match.start(1))
-        exec(compile("\n" * line + match[1], str(page), "exec"), scope)
+        code = compile("\n" * line + match[1], str(page), "exec", dont_inherit=True)
+        exec(code, scope)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any, assert_type
 
 import kvi
+from kvi.loader import Entry, Handles, TypedView
 from kvi.registry import InstalledBackend
+
+from docs.examples.device_agent.device_pb2 import Meter, Profile, ResourceRecord
 
 
 def test_types() -> None:
@@ -35,3 +38,57 @@ def test_types() -> None:
         assert_type(store.client, Any)
         store.ping()
     assert_type(kvi.backends(), list[InstalledBackend])
+
+
+def test_types_of_entities() -> None:
+    """Ids, entities and records keep their types through loaders, handles and views."""
+    with kvi.open("mem:typing-entities") as store:
+        meters = kvi.Loader(store, "meters", kvi.ProtobufCodec(Meter), lambda meter: meter.id)
+        assert_type(meters, kvi.Loader[int, Meter])
+        assert_type(meters.load(), tuple[kvi.BadRecord, ...])
+        handle, created = meters.lock_or_create(Meter(id=1))
+        assert_type(handle, kvi.Handle[Meter])
+        assert_type(created, bool)
+        assert_type(handle.value, Meter)
+        handle.unlock()
+        assert_type(meters.lock(1), kvi.Handle[Meter] | None)
+        assert_type(meters.list(), list[int])
+        assert_type(list(meters), list[Meter])
+        assert_type(list(meters.items()), list[tuple[int, Meter]])
+        assert_type(meters.peek(1), Meter | None)
+
+        def pack(profile: Profile) -> ResourceRecord:
+            return ResourceRecord(subscriber=profile.subscriber)
+
+        def unpack(record: ResourceRecord) -> Profile:
+            return Profile(subscriber=record.subscriber)
+
+        # A lambda would leave the type of ids open.
+        def subscriber(profile: Profile) -> int:
+            return profile.subscriber
+
+        profiles = kvi.Loader(
+            store,
+            "profiles",
+            kvi.ProtobufCodec(ResourceRecord),
+            subscriber,
+            pack=pack,
+            unpack=unpack,
+        )
+        assert_type(profiles, kvi.Loader[int, Profile])
+
+    with kvi.open("mem:typing-together") as store:
+        meters = kvi.Loader(store, "meters", kvi.ProtobufCodec(Meter), lambda meter: meter.id)
+        names = kvi.Loader(store, "names", kvi.TextCodec(), lambda name: name)
+        assert_type(names, kvi.Loader[str, str])
+        with kvi.lock_many(meters.at(1), names.at("a")) as (meter, name):
+            assert_type(meter, kvi.Handle[Meter])
+            assert_type(name, kvi.Handle[str])
+        with names.lock_many(["a", "b"]) as handles:
+            assert_type(handles, Handles[str, str])
+            assert_type(handles["a"], kvi.Handle[str])
+        view = TypedView(store, kvi.TextCodec())
+        assert_type(view, TypedView[str])
+        assert_type(view.get("k"), Entry[str] | None)
+        assert_type([entry.value for entry in view.range()], list[str])
+        assert_type(view.put("k", "text"), int)

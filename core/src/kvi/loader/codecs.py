@@ -71,7 +71,8 @@ class JsonCodec:
     """What JSON can say: ``None``, booleans, numbers, text, and lists and dicts of these.
 
     Equal values give equal bytes: members are sorted, nothing is indented. ``NaN`` and infinities,
-    which are not JSON (RFC 8259, section 6), are refused both ways.
+    which are not JSON (RFC 8259, section 6), are refused both ways. As JSON has neither, tuples
+    come back as lists, and keys of dicts as text.
     """
 
     def encode(self, value: Any) -> bytes:

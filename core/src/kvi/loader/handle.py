@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
@@ -46,6 +47,7 @@ V = TypeVar("V")
 A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
+D = TypeVar("D")
 
 
 class _Change(NamedTuple, Generic[V]):
@@ -276,7 +278,8 @@ class Handles(Mapping[K, Handle[V]]):
         self.unlock()
 
 
-class Ref(NamedTuple, Generic[V]):
+@dataclass(frozen=True, slots=True)
+class Ref(Generic[V]):
     """An entity that may be there or not, for `lock_many`; made by `kvi.Loader.at`."""
 
     loader: Loader[Any, V]
@@ -376,6 +379,10 @@ def lock_many(
 def lock_many(
     a: Ref[A], b: Ref[B], c: Ref[C], /, *, timeout: float | None = ...
 ) -> AbstractContextManager[tuple[Handle[A], Handle[B], Handle[C]]]: ...
+@overload
+def lock_many(
+    a: Ref[A], b: Ref[B], c: Ref[C], d: Ref[D], /, *, timeout: float | None = ...
+) -> AbstractContextManager[tuple[Handle[A], Handle[B], Handle[C], Handle[D]]]: ...
 @overload
 def lock_many(
     *refs: Ref[Any], timeout: float | None = ...
