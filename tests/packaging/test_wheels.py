@@ -232,22 +232,53 @@ with kvi.Backend("mem:observed") as store:
 print(REGISTRY.get_sample_value("kvi_operations_total", where))
 """
 
+TYPED = """
+import kvi, pydantic
+from google.protobuf.wrappers_pb2 import StringValue
+from kvi.loader.pydantic import PydanticCodec
 
-@pytest.mark.parametrize(
-    "pins", [[], ["opentelemetry-api==1.20.0", "prometheus-client==0.17.0"]], ids=["new", "old"]
-)
-def test_observer_extras(tmp_path: Path, wheels: Path, pins: list[str]) -> None:
-    """The extras bring what the two observers need, in the newest and the oldest versions."""
-    extras = "kvi-core[opentelemetry,prometheus]"
+class Meter(pydantic.BaseModel):
+    id: int
+    rate: float
+
+with kvi.open("mem:typed") as store:
+    names = kvi.Loader(store, "names", kvi.ProtobufCodec(StringValue), lambda one: one.value)
+    meters = kvi.Loader(store, "meters", PydanticCodec(Meter), lambda meter: meter.id)
+    with kvi.lock_many(names.at("a"), meters.at(1)) as (name, meter):
+        name.stage(StringValue(value="a"))
+        meter.stage(Meter(id=1, rate=2.5))
+        kvi.commit(name, meter)
+    again = kvi.Loader(store, "meters", PydanticCodec(Meter), lambda meter: meter.id)
+    store.store("meters/2", "{}")
+    print([error.key for error in again.load()], list(again))
+"""
+
+OLDEST_EXTRAS = [
+    "opentelemetry-api==1.20.0",
+    "prometheus-client==0.17.0",
+    "protobuf==4.21.0",
+    "pydantic==2.0",
+]
+
+
+@pytest.mark.parametrize("pins", [[], OLDEST_EXTRAS], ids=["new", "old"])
+def test_extras(tmp_path: Path, wheels: Path, pins: list[str]) -> None:
+    """They bring what observers and codecs need, in the newest and the oldest versions."""
+    extras = "kvi-core[opentelemetry,prometheus,protobuf,pydantic]"
     environment = Environment(tmp_path / "env", wheels, extras, "kvi-memory", *pins)
     assert environment.run(OBSERVED) == "1.0"
+    assert environment.run(TYPED) == "['meters/2'] [Meter(id=1, rate=2.5)]"
 
 
-def test_observers_need_their_extras(small: Environment) -> None:
+def test_extras_are_needed(small: Environment) -> None:
     """Without them everything else works, and their modules say what is missing."""
-    for name in ("opentelemetry", "prometheus"):
+    for module, name in {
+        "observers.opentelemetry": "opentelemetry",
+        "observers.prometheus": "prometheus",
+        "loader.pydantic": "pydantic",
+    }.items():
         done = subprocess.run(
-            [str(small.python), "-I", "-c", f"import kvi.observers.{name}"],
+            [str(small.python), "-I", "-c", f"import kvi.{module}"],
             capture_output=True,
             check=False,
         )
