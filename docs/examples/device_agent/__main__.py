@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="write what belongs together one after the other, to see the checker find it",
     )
-    parser.add_argument("--seed", type=int, help="for the same kills and deeds again")
+    parser.add_argument("--seed", type=int, help="of the dice")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="kvi-device-agent-") as folder:

@@ -145,10 +145,10 @@ class Agent:
             except kvi.Conflict:  # handles and caches are fresh by now: the same, on what is new
                 self.done["conflicts"] += 1
                 dice.setstate(state)
-            except (kvi.Unavailable, kvi.Timeout, kvi.LockTimeout):  # surely not done
-                self.done["failures"] += 1
-            except kvi.NotFound:  # a flow without its meter: only `one_by_one` leaves that
-                self.done["impossible states"] += 1
+            except (kvi.Unavailable, kvi.Timeout, kvi.Contention, kvi.LockTimeout):
+                self.done["failures"] += 1  # surely not done
+            except kvi.NotFound:  # a flow's old meter: one loader's cache is ahead of the other's
+                self.done["stale views"] += 1
                 return
             except kvi.OutcomeUnknown:  # done wholly, or not at all: nothing to mend
                 self.done["unknown outcomes"] += 1

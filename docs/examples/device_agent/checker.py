@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import kvi
 
-from docs.examples.device_agent.device import POOL, unpack
+from docs.examples.device_agent.device import POOL, TEMPLATES, unpack
 from docs.examples.device_agent.device_pb2 import Flow, Group, Meter, Pool, ResourceRecord
 
 
@@ -57,6 +57,12 @@ def check(store: kvi.Kvi) -> Findings:
     wrong += [f"a meter stands under {id}" for id, meter in meters.items() if meter.id != id]
     wrong += [f"a group stands under {id}" for id, group in groups.items() if group.id != id]
 
+    for id, record in records.items():
+        if record.subscriber != id:
+            wrong.append(f"a profile stands under {id}")
+        if len(record.ports) != len(TEMPLATES[record.template].queues):
+            wrong.append(f"subscriber {id} has {len(record.ports)} ports")
+
     pool = Pool.FromString(kinds["pools"].get(POOL, Pool(id=POOL, next=1).SerializeToString()))
     given = Counter(pool.free)
     for record in records.values():
@@ -64,6 +70,8 @@ def check(store: kvi.Kvi) -> Findings:
     wrong += [
         f"port {port} was given out {times} times" for port, times in given.items() if times > 1
     ]
+    unknown = [port for port in sorted(given) if not 0 < port < pool.next]
+    wrong += [f"port {port} was never in the pool" for port in unknown]
     lost = set(range(1, pool.next)) - set(given)
     wrong += [f"port {port} is nobody's" for port in sorted(lost)]
     return Findings(

@@ -21,6 +21,12 @@ class Limit(pydantic.BaseModel):
     note: str = ""
 
 
+class Share(pydantic.BaseModel):
+    """A model whose numbers JSON may lack."""
+
+    part: float
+
+
 ROUND_TRIPS: list[tuple[Any, Any]] = [
     (kvi.BytesCodec(), b""),
     (kvi.BytesCodec(), b"\0\xff"),
@@ -63,6 +69,8 @@ REFUSED: list[tuple[Any, Any, str]] = [
     (kvi.ProtobufCodec(Flow), None, "stores no NoneType"),
     (PydanticCodec(Limit), {"rate": 1}, "stores no dict"),
     (PydanticCodec(Limit), Limit.model_construct(rate=1, note="\ud800"), "cannot store"),
+    (PydanticCodec(Limit), Limit.model_construct(rate=-1), "cannot store this model: r: Input"),
+    (PydanticCodec(Share), Share(part=math.inf), "cannot store this model: part: Input"),
 ]
 
 
@@ -82,6 +90,7 @@ BAD: list[tuple[Any, bytes]] = [
     (kvi.JsonCodec(), b"NaN"),
     (kvi.JsonCodec(), b"-Infinity"),
     (kvi.JsonCodec(), b"\xff"),
+    (kvi.JsonCodec(), b"1e999"),
     (kvi.JsonCodec(), deep),
     (kvi.ProtobufCodec(Flow), b"\xff"),
     (kvi.ProtobufCodec(Pool), b"\x0a\x05ab"),

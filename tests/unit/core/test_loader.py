@@ -15,6 +15,7 @@ from typing import Any
 import kvi
 import pytest
 from kvi.loader import Handle, Loader
+from kvi.loader.cache import Known
 from kvi.model import Event, EventType, KeyValue
 
 from tests.support.scripted import Scripted
@@ -218,6 +219,9 @@ def test_conditions_beside(scripted: Scripted) -> None:
         handle.stage(entity(1, n=2))
         with pytest.raises(kvi.Conflict, match="condition"):
             kvi.commit(handle, when=[guard])
+        handle.stage(entity(1, n=2))
+        with pytest.raises(kvi.InvalidArgument, match="list"):
+            kvi.commit(handle, when=guard)  # type: ignore[arg-type]
         assert handle.value == entity(1, n=1)
         assert lock.acquire()
 
@@ -276,6 +280,8 @@ def test_block_that_fails_unlocks(scripted: Scripted) -> None:
     for handle in (one, two):
         with pytest.raises(kvi.NotHeld):
             _ = handle.exists
+        with pytest.raises(kvi.NotHeld):
+            kvi.commit(handle)
     assert scripted.count() == 0
 
 
@@ -308,8 +314,9 @@ def test_event_from_before_a_delete_raises_no_dead(scripted: Scripted) -> None:
     entities.load()
     handle, _ = entities.lock_or_create(entity(1))
     revision = handle.revision
-    entities.close()  # its own events come no more, those of the test do
-    entities._closed = False
+    assert entities._watch is not None
+    entities._watch.cancel()  # its own events come no more, those of the test do
+    entities._cache._following = lambda: True
     handle.delete()
     entities._on_event(put(1, revision), None)
     assert entities.peek(1) is None
@@ -327,13 +334,13 @@ def test_page_from_before_a_delete_raises_no_dead(
     entities.load()
     real = Loader._learn
 
-    def late(self: Loader[int, Entity], entry: KeyValue) -> kvi.BadRecord | None:
+    def late(self: Loader[int, Entity], entry: KeyValue, **options: Any) -> kvi.BadRecord | None:
         if entry.key == "e/1":  # the page is read; now the others go
             held(entities, 2).delete()
             self._on_event(gone(3, entry.revision + 100), None)
             with held(entities, 4) as handle:
                 handle.update(entity(4, new=True))
-        return real(self, entry)
+        return real(self, entry, **options)
 
     monkeypatch.setattr(Loader, "_learn", late)
     entities.load()
@@ -430,6 +437,216 @@ def test_graves_are_cleared(scripted: Scripted) -> None:
     assert list(entities._cache._slots) == ["1000"]
 
 
+@pytest.mark.parametrize("revision", [0, 2, 10_000])
+def test_resync_counts_whatever_its_revision(scripted: Scripted, revision: int) -> None:
+    """A store that was restored, or whose deleted keys left no trace, counts anew."""
+    entities = loader(scripted, follow=True)
+    for number in range(20):
+        scripted.store(f"e/{number % 3}", encoded(entity(number % 3, n=number)))
+    entities.load()
+    snapshot = [KeyValue("e/0", encoded(entity(0, n=4)), 1, 1)]
+    entities._on_event(Event(EventType.RESYNC, "", None, revision, snapshot=snapshot), None)
+    assert dict(entities.items()) == {0: entity(0, n=4)}
+    entities._on_event(put(1, 3, n=77), None)
+    entities._on_event(put(0, 4, n=78), None)
+    assert dict(entities.items()) == {0: entity(0, n=78), 1: entity(1, n=77)}
+
+
+def test_resync_amid_loading(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages from before a snapshot bring back nothing that it does not have."""
+    for number in (1, 2):
+        scripted.store(f"e/{number}", encoded(entity(number)))
+    entities = loader(scripted)
+    real = Loader._learn
+    came: list[bool] = []
+
+    def late(self: Loader[int, Entity], entry: KeyValue, **options: Any) -> kvi.BadRecord | None:
+        if not came:
+            came.append(True)
+            scripted.delete_range(prefix="")
+            self._on_event(Event(EventType.RESYNC, "", None, 50, snapshot=[]), None)
+        return real(self, entry, **options)
+
+    monkeypatch.setattr(Loader, "_learn", late)
+    told: list[int] = []
+    entities.load(told.append)
+    assert came
+    assert entities.list() == []
+    assert told == [0]
+
+
+def test_restored_store_is_loaded_again(scripted: Scripted) -> None:
+    """Loading believes the store, also if it counts from lower numbers than before."""
+    entities = loader(scripted)
+    entities._cache.learn("1", 1, Known(entity(1, n=1), 1000))
+    scripted.store("e/1", encoded(entity(1, n=2)))
+    entities.load()
+    assert entities.peek(1) == entity(1, n=2)
+
+
+@pytest.mark.parametrize("what", ["update", "lock_or_create"])
+def test_write_that_is_overtaken_by_its_end(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """If an event tells of the entity's end before the writer is back, it stays gone."""
+    entities = loader(scripted, follow=True)
+    entities.load()
+    handle, _ = entities.lock_or_create(entity(1, n=0))
+    if what == "lock_or_create":
+        handle.delete()
+        until(lambda: ((entities._watch and entities._watch.revision) or 0) >= 2)
+    real = type(scripted)._around
+    told = entities._cache._slots["1"].told if what == "update" else 0
+
+    def overtaken(self: Scripted, name: str, *rest: Any) -> Any:
+        done = real(self, name, *rest)
+        if name == what:
+            self.delete("e/1")
+            until(lambda: entities.peek(1) is None and slot().told > told)
+        return done
+
+    def slot() -> Any:
+        return entities._cache._slots["1"]
+
+    monkeypatch.setattr(type(scripted), "_around", overtaken)
+    if what == "update":
+        handle.update(entity(1, n=1))
+    else:
+        handle, created = entities.lock_or_create(entity(1, n=1))
+        assert created
+    assert handle.value == entity(1, n=1), "what the holder has seen"
+    assert entities.peek(1) is None
+    assert entities.list() == []
+    with pytest.raises(kvi.Conflict):
+        handle.update(entity(1, n=2))
+    handle.unlock()
+    assert not entities._cache._slots
+
+
+def test_lock_or_create_never_gives_nothing(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """News of the end of what was found come too late to make the handle one of nothing."""
+    entities = loader(scripted, follow=True)
+    entities.load()
+    entities.lock_or_create(entity(1))[0].unlock()
+    real = Handle.__init__
+
+    def late(self: Handle[Entity], *args: Any) -> None:
+        entities._on_event(gone(1, 10_000), None)
+        real(self, *args)
+
+    monkeypatch.setattr(Handle, "__init__", late)
+    handle, created = entities.lock_or_create(entity(1))
+    assert not created
+    assert handle.value == entity(1)
+
+
+def test_refresh_drops_what_rests_on_what_was(scripted: Scripted, peer: kvi.Kvi) -> None:
+    """A change that was staged on an older state is not applied to a newer one unseen."""
+    entities = loader(scripted)
+    for number in (1, 2):
+        entities.lock_or_create(entity(number, n=0))[0].unlock()
+    with entities.lock_many([1, 2]) as handles:
+        handles[1].stage_delete()
+        handles[2].stage(entity(2, n=1))
+        handles[1].refresh()  # nothing has changed: it stays staged
+        peer.delete("e/1")
+        handles[1].refresh()
+        peer.store("e/2", encoded(entity(2, n=100)))
+        handles[2].refresh()
+        with pytest.raises(kvi.InvalidArgument, match="staged"):
+            handles.commit()
+        handles[2].stage(entity(2, n=handles[2].value["n"] + 1))
+        handles.commit()
+    assert scripted.get("e/2").json() == entity(2, n=101)  # type: ignore[union-attr]
+    assert scripted.get("e/1") is None
+
+
+def test_finalizers_may_unlock_anywhere(scripted: Scripted) -> None:
+    """A block of `lock_many` that is collected while the same thread lists hangs nothing."""
+    entities = loader(scripted)
+    entities.load()
+    for number in range(10):
+        entities.lock_or_create(entity(number))[0].unlock()
+    with entities._cache._mutex:  # as if the collector ran within
+        block = kvi.lock_many(entities.at(1), entities.at(2))
+        block.__enter__()
+        del block
+        gc.collect()
+    with held(entities, 1), held(entities, 2):
+        pass
+
+
+def test_bad_is_what_is_bad_now(scripted: Scripted, peer: kvi.Kvi) -> None:
+    """Records that were replaced, mended or found bad on the way are told as they are."""
+    scripted.store("e/1", b"{")
+    entities = loader(scripted)
+    entities.load()
+    peer.delete("e/1")
+    handle, created = entities.lock_or_create(entity(1))
+    assert created
+    assert entities.bad == {}
+    peer.store("e/1", b"{")
+    with pytest.raises(kvi.BadRecord):
+        handle.update(entity(1, n=1))
+    handle.unlock()
+    assert list(entities.bad) == ["e/1"]
+    assert entities.peek(1) is None
+    assert entities.list() == []
+    error = entities.bad["e/1"]
+    entities._cache.learn("1", 1, Known(entity(1), 10_000))
+    entities._cache.spoil("1", error, 9_000)
+    assert entities.bad == {}
+    entities._cache.spoil("1", error, 11_000)
+
+    def stop(count: int) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError):
+        entities.load(stop)
+    assert list(entities.bad) == ["e/1"], "a load that fails forgets nothing"
+    peer.delete("e/1")
+    entities.load()
+    assert entities.bad == {}
+
+
+def test_ids_are_those_of_the_entities(scripted: Scripted) -> None:
+    """An id of another type with the same name does not stay in the list."""
+    entities = loader(scripted)
+    assert entities.lock("1") is None  # type: ignore[arg-type]
+    with entities.lock_many(["1"]):  # type: ignore[list-item]
+        scripted.store("e/1", encoded(entity(1)))
+        entities.load()
+    assert entities.list() == [1]
+    with entities.lock_many([1, "1"]) as handles:  # type: ignore[list-item]
+        assert len(handles) == 1
+
+
+def test_later_graves_are_not_dug_up(scripted: Scripted) -> None:
+    """While loading, an own delete does not undo what was learnt of a later one."""
+    cache = loader(scripted)._cache
+    with cache.loading():
+        slot = cache.take(1, "1", None)
+        assert slot is not None
+        cache.forget("1", 62)
+        cache.deleted(slot, 55)
+        cache.learn("1", 1, Known(entity(1), 61))
+        assert cache.find("1") is None
+        cache.release(slot)
+
+
+def test_events_that_end_leave_no_graves(scripted: Scripted) -> None:
+    """After the watch has ended, deleting keeps nothing for events that never come."""
+    entities = loader(scripted, follow=True)
+    entities.load()
+    assert entities._watch is not None
+    entities._watch.cancel()
+    for number in range(100):
+        entities.lock_or_create(entity(number))[0].delete()
+    assert not entities._cache._graves
+
+
 # -- loading -------------------------------------------------------------------------------------
 
 
@@ -486,6 +703,9 @@ def test_progress_is_told(scripted: Scripted) -> None:
     assert told == [1000, 2000, 2500]
     loader(scripted, "nothing").load(told.append)
     assert told == [1000, 2000, 2500, 0]
+    entities = loader(scripted)
+    with pytest.raises(kvi.InvalidArgument, match="under way"):
+        entities.load(lambda count: entities.load())
 
 
 @pytest.mark.slow
@@ -671,16 +891,18 @@ def test_closed_store_and_closed_loader(scripted: Scripted) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_child_of_a_fork_waits_for_nobody(scripted: Scripted) -> None:
-    """What a thread of the parent holds is refused in the child, not waited for."""
+    """What a thread of the parent holds is refused in the child, not waited for; and let go."""
     entities = loader(scripted)
     with ThreadPoolExecutor(1) as pool:
         handle = pool.submit(entities.lock_or_create, entity(1)).result()[0]
-        child = os.fork()
+        with entities._cache._mutex:  # as another thread may at that moment
+            child = os.fork()
         if child == 0:
             status = 1
             try:
                 entities.lock(1)
             except kvi.UsedAfterFork:
+                handle.unlock()
                 status = 0
             finally:
                 os._exit(status)

@@ -98,6 +98,14 @@ def test_watch(store: kvi.Kvi, view: TypedView[Any]) -> None:
         watch.next(0)
 
 
+def test_resync_with_a_bad_record(view: TypedView[Any]) -> None:
+    """The whole state comes, without what is bad, which is told beside."""
+    snapshot = [kvi.KeyValue("a", b"1", 5, 5), kvi.KeyValue("b", b"{", 6, 6)]
+    event = view._event(kvi.Event(kvi.EventType.RESYNC, "", None, 7, snapshot=snapshot))
+    assert event.snapshot == [Entry("a", 1, 5, 5)]
+    assert [error.key for error in event.bad] == ["b"]
+
+
 def test_repr_tells_codec_and_store(view: TypedView[Any]) -> None:
     """Without secrets, as the handle does."""
     assert repr(view) == f"<TypedView JsonCodec() {view.store.uri}>"

@@ -18,20 +18,27 @@ lock           held                                             guards
 ``dead`` then: whoever waited for its lock finds that out, under the mutex, and looks again.
 
 *What comes late.* Changes by others are learnt while nobody, or somebody, holds the slot, so that
-what was read may be older than what is known. Revisions decide: older never replaces newer. Two
-cases need more than that, for a slot that is gone has no revision:
+what was read may be older than what is known. Revisions decide: older never replaces newer. A slot
+that is gone has no revision, and so needs more:
 
 * An entity was deleted, and a page that was read before, or an event from before, comes in after.
   Its name has a *grave* with the revision up to which it stays dead. Graves are kept while entities
   are loaded, and otherwise for own deletions until their events have come.
-* An entity is read for its holder, and is deleted before the answer is here. ``Slot.told`` counts
-  what was learnt of it, so that the reader notices, and reads again.
+* An entity is read or written by its holder, and news of its end come before the answer is here.
+  ``Slot.told`` counts what was learnt of it: who reads notices, and reads again; who has written
+  leaves it to the events, which tell of that write too.
+
+*Snapshots.* A `RESYNC` is the whole truth at its moment, whatever the revisions say: a store that
+was restored counts anew. What was written here after it comes as an event after it.
+
+The mutex is re-entrant, for a finalizer may unlock a handle anywhere, and what it may interrupt
+iterates over nothing that it changes.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 from typing import Generic, NamedTuple, TypeVar
@@ -79,17 +86,19 @@ class Slot(Generic[K, V]):
 
 
 class Cache(Generic[K, V]):
-    """What is known of the entities of one loader. Safe for threads."""
+    """What is known of the entities of one loader. Safe for threads.
 
-    def __init__(self) -> None:
-        self.following = False
-        """Whether the events of all changes come, also of our own."""
-        self._mutex = threading.Lock()
+    ``following`` tells whether the events of all changes come, also of our own.
+    """
+
+    def __init__(self, following: Callable[[], bool]) -> None:
+        self._following = following
+        self._mutex = threading.RLock()
         self._slots: dict[str, Slot[K, V]] = {}
         self._bad: dict[str, BadRecord] = {}
         self._graves: dict[str, int] = {}
         self._few = _FEW
-        self._before: dict[str, Known[V]] | None = None  # while loading: known before, not yet seen
+        self._pass: _Pass[V] | None = None  # while loading
 
     # -- for holders ------------------------------------------------------------------------------
 
@@ -124,36 +133,43 @@ class Cache(Generic[K, V]):
                 self._drop(slot)
             slot.lock.release()  # within, so that who finds it locked knows that this comes
 
-    def read(self, slot: Slot[K, V], known: Known[V] | None, told: int) -> bool:
+    def read(self, slot: Slot[K, V], found: tuple[K, Known[V]] | None, told: int) -> bool:
         """Take what its holder has read; false if it was told otherwise since ``told``: again."""
         with self._mutex:
             if slot.told != told:
                 newer = slot.known is not None and (
-                    known is None or slot.known.revision >= known.revision
+                    found is None or slot.known.revision >= found[1].revision
                 )
                 if not newer:
                     return False
+            elif found is None:
+                slot.known = None
             else:
-                slot.known = known
+                slot.id, slot.known = found
             slot.doubt = False
             self._bad.pop(slot.name, None)
             return True
 
-    def wrote(self, slot: Slot[K, V], known: Known[V]) -> None:
-        """Take what its holder has written."""
+    def wrote(self, slot: Slot[K, V], known: Known[V], told: int) -> None:
+        """Take what its holder has written, and asked for when it had been ``told`` so much."""
         with self._mutex:
-            if slot.known is None or slot.known.revision <= known.revision:
-                slot.known = known  # also where its event came first: the value is to be shared
             slot.doubt = False
+            self._bad.pop(slot.name, None)
+            if slot.known is None:
+                if slot.told == told or not self._following():
+                    slot.known = known
+            elif slot.known.revision <= known.revision:
+                slot.known = known  # also where its event came first: the value is to be shared
 
     def deleted(self, slot: Slot[K, V], revision: int) -> None:
         """Its holder has deleted what was of this revision."""
         with self._mutex:
+            slot.doubt = False
+            self._bad.pop(slot.name, None)
             if slot.known is not None and slot.known.revision <= revision:
                 slot.known = None
-            slot.doubt = False
-            if self.following or self._before is not None:
-                self._graves[slot.name] = revision
+            if self._pass is not None or self._following():
+                self._bury(slot.name, revision)
 
     def doubted(self, slot: Slot[K, V]) -> None:
         """Its holder does not know what became of a write."""
@@ -162,81 +178,120 @@ class Cache(Generic[K, V]):
 
     # -- for loading and following ----------------------------------------------------------------
 
-    def wants(self, name: str, revision: int) -> bool:
+    def wants(self, name: str, revision: int, *, loading: bool = False) -> bool:
         """Whether an entity of this revision is news, so that decoding it is worth while."""
-        slot = self._slots.get(name)
-        known = None if slot is None else slot.known
-        return known is None or known.revision < revision
+        with self._mutex:
+            slot = self._slots.get(name)
+            known = None if slot is None else slot.known
+            if known is None or known.revision < revision:
+                return True
+            return loading and known.revision > revision and self._is_from_before(name, known)
 
-    def learn(self, name: str, id: K, known: Known[V]) -> None:
-        """An entity was there, at this revision."""
+    def learn(self, name: str, id: K, known: Known[V], *, loading: bool = False) -> None:
+        """An entity was there, at this revision; so says an event, or a page while ``loading``."""
         with self._mutex:
             if self._graves.get(name, -1) >= known.revision:
                 return
             slot = self._slots.get(name)
             if slot is None:
                 slot = self._slots[name] = Slot(id, name)
-            if slot.known is None or slot.known.revision < known.revision:
-                slot.known = known
+            if (
+                slot.known is None
+                or slot.known.revision < known.revision
+                or (loading and self._is_from_before(name, slot.known))  # the store counts anew
+            ):
+                slot.id, slot.known = id, known
                 slot.told += 1
                 self._bad.pop(name, None)
 
     def seen(self, name: str) -> None:
-        """While loading: the store has it, at whatever revision."""
-        before = self._before
-        if before is not None:
-            before.pop(name, None)
+        """While loading: a page has it, at whatever revision."""
+        with self._mutex:
+            if self._pass is not None and name in self._pass.before:
+                self._pass.seen.add(name)
 
     def forget(self, name: str, revision: int) -> None:
         """An entity was deleted, at this revision."""
         with self._mutex:
-            if self._before is not None:
-                self._graves[name] = max(revision, self._graves.get(name, -1))
+            if self._pass is not None:
+                self._bury(name, revision)
             self._bad.pop(name, None)
-            self._vacate(self._slots.get(name), revision)
+            slot = self._slots.get(name)
+            if slot is not None:
+                slot.told += 1
+                if slot.known is not None and slot.known.revision < revision:
+                    self._vacate(slot)
 
     def spoil(self, name: str, error: BadRecord, revision: int) -> None:
         """An entity has become a bad record, at this revision."""
         with self._mutex:
-            if self._graves.get(name, -1) < revision:
-                self._bad[name] = error
-                self._vacate(self._slots.get(name), revision)
+            if self._graves.get(name, -1) >= revision:
+                return
+            slot = self._slots.get(name)
+            if slot is not None:
+                if slot.known is not None and slot.known.revision >= revision:
+                    return
+                slot.told += 1
+                self._vacate(slot)
+            self._bad[name] = error
+            if self._pass is not None:
+                self._pass.bad.add(name)
 
-    def replace(self, names: set[str], revision: int) -> None:
-        """At this revision there was nothing but these; they are learnt beside."""
+    def resync(
+        self, entities: dict[str, tuple[K, Known[V]]], bad: dict[str, tuple[BadRecord, int]]
+    ) -> None:
+        """There is this, and nothing else, whatever is known."""
         with self._mutex:
-            for name in self._bad.keys() - names:
-                del self._bad[name]
-            for slot in [one for one in self._slots.values() if one.name not in names]:
-                self._vacate(slot, revision)
+            self._graves.clear()
+            if self._pass is not None:
+                self._pass.overtaken = True
+            self._bad = {name: error for name, (error, _) in bad.items()}
+            for one in list(self._slots.values()):
+                one.told += 1
+                if one.name not in entities:
+                    self._vacate(one)
+            for name, (id, known) in entities.items():
+                slot = self._slots.get(name)
+                if slot is None:
+                    slot = self._slots[name] = Slot(id, name)
+                if slot.known is None or slot.known.revision != known.revision:
+                    slot.id, slot.known = id, known
 
     @contextmanager
-    def loading(self) -> Iterator[None]:
+    def loading(self) -> Iterator[_Pass[V]]:
         """While all entities are read; what was known and is neither seen nor changed is gone."""
         with self._mutex:
-            self._before = {slot.name: slot.known for slot in self._slots.values() if slot.known}
-            self._bad.clear()
+            run = self._pass = _Pass()
+            for one in list(self._slots.values()):
+                if one.known is not None:
+                    run.before[one.name] = one.known
+            run.bad_before = set(self._bad)
         try:
-            yield
+            yield run
         except BaseException:
             with self._mutex:
-                self._before = None
+                self._pass = None
             raise
         with self._mutex:
-            before, self._before = self._before, None
-            for name, known in before.items():
+            self._pass = None
+            for name in run.before.keys() - run.seen:
                 slot = self._slots.get(name)
-                if slot is not None and slot.known is known:
-                    self._vacate(slot, known.revision + 1)
-            if not self.following:
+                if slot is not None and slot.known is run.before[name]:
+                    slot.told += 1
+                    self._vacate(slot)
+            for name in run.bad_before - run.bad:
+                self._bad.pop(name, None)
+            if not self._following():
                 self._graves.clear()
 
     def passed(self, revision: int) -> None:
         """Every event up to this revision has come: graves up to it are of no more use."""
         if len(self._graves) > self._few:
             with self._mutex:
-                if self._before is None:
-                    self._graves = {n: r for n, r in self._graves.items() if r > revision}
+                if self._pass is None:
+                    for name, buried in list(self._graves.items()):
+                        if buried <= revision:
+                            del self._graves[name]
                     self._few = max(_FEW, 2 * len(self._graves))
 
     # -- for readers ------------------------------------------------------------------------------
@@ -259,19 +314,42 @@ class Cache(Generic[K, V]):
 
     # -- under the mutex --------------------------------------------------------------------------
 
-    def _vacate(self, slot: Slot[K, V] | None, revision: int) -> None:
-        if slot is None:
-            return
-        slot.told += 1
-        if slot.known is not None and slot.known.revision < revision:
-            slot.known = None
-            if not slot.lock.locked():  # else whoever holds it, or is about to, sees to that
-                self._drop(slot)
+    def _is_from_before(self, name: str, known: Known[V]) -> bool:
+        """Whether it was known before the pass, and nothing was learnt since."""
+        return self._pass is not None and self._pass.before.get(name) is known
+
+    def _bury(self, name: str, revision: int) -> None:
+        self._graves[name] = max(revision, self._graves.get(name, -1))
+
+    def _vacate(self, slot: Slot[K, V]) -> None:
+        slot.known = None
+        if not slot.lock.locked():  # else whoever holds it, or is about to, sees to that
+            self._drop(slot)
 
     def _drop(self, slot: Slot[K, V]) -> None:
         if self._slots.get(slot.name) is slot:
             del self._slots[slot.name]
         slot.dead = True
+
+
+class _Pass(Generic[V]):
+    """One pass over all entities.
+
+    Attributes:
+        before: what was known when it began.
+        seen: the names that were known before, and stand on a page.
+        bad_before: the bad records when it began.
+        bad: those that were found since.
+        overtaken: a snapshot came meanwhile, so that older pages may have brought back the dead.
+
+    """
+
+    def __init__(self) -> None:
+        self.before: dict[str, Known[V]] = {}
+        self.seen: set[str] = set()
+        self.bad_before: set[str] = set()
+        self.bad: set[str] = set()
+        self.overtaken = False
 
 
 def _left(deadline: float | None) -> float:

@@ -8,6 +8,7 @@ whoever calls them adds the key. pydantic's models have `kvi.loader.pydantic.Pyd
 from __future__ import annotations
 
 import json
+from math import isfinite
 from typing import Any, Generic, Protocol, TypeVar
 
 from kvi.errors import BadRecord, InvalidArgument, shown
@@ -88,7 +89,7 @@ class JsonCodec:
     def decode(self, data: bytes) -> Any:
         """The value. Raises `BadRecord` if the bytes are not JSON in UTF-8."""
         try:
-            return json.loads(data.decode(), parse_constant=_refused)
+            return json.loads(data.decode(), parse_constant=_refused, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise BadRecord(f"this is not JSON: {error}") from error
 
@@ -98,6 +99,13 @@ class JsonCodec:
 
 def _refused(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text[:20]} is too large for a float")
+    return number
 
 
 class _Message(Protocol):

@@ -9,6 +9,7 @@ ever overwritten unseen, whatever the cache learnt in between.
     applied          the cache and the handle have the new state; staged changes are done
     Conflict         nothing applied; both have what the same transaction read; staged changes gone
     OutcomeUnknown   the cache is in doubt: it is read again before it is used; staged changes gone
+    BadRecord        nothing applied; as Conflict, but what was read instead is no entity
     any other error  nothing applied; all is as it was, staged changes wait for another commit
 """
 
@@ -29,10 +30,12 @@ from kvi.errors import (
     NotFound,
     NotHeld,
     OutcomeUnknown,
+    UsedAfterFork,
 )
 from kvi.loader.cache import Known, Slot
 from kvi.model import Compare, Delete, Get, Key, KeyValue, Operation, Put
 from kvi.policy.lock import check_wait
+from kvi.policy.txn import check_items
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -72,11 +75,11 @@ class Handle(Generic[V]):
 
     __slots__ = ("_change", "_held", "_loader", "_seen", "_slot", "key")
 
-    def __init__(self, loader: Loader[Any, V], slot: Slot[Any, V]) -> None:
+    def __init__(self, loader: Loader[Any, V], slot: Slot[Any, V], seen: Known[V] | None) -> None:
         self.key = loader._key_of(slot.name)
         self._loader = loader
         self._slot = slot
-        self._seen: Known[V] | None = slot.known
+        self._seen = seen
         self._change: _Change[V] | None = None
         self._held = True
 
@@ -103,19 +106,23 @@ class Handle(Generic[V]):
     def refresh(self, *, timeout: float | None = None) -> None:
         """Read the entity from the store, for this handle and the cache.
 
-        Happens by itself at the next use after an `OutcomeUnknown`. What is staged stays so.
-        Raises `BadRecord`, and what `kvi.Kvi.get` does.
+        Happens by itself at the next use after an `OutcomeUnknown`. What is staged is dropped if
+        the entity has changed, for it rests on what was. Raises `BadRecord`, and what `kvi.Kvi.get`
+        does.
         """
         self._ensure_held()
-        self._loader._read(self._slot, timeout)
-        self._seen = self._slot.known
+        known = self._loader._read(self._slot, timeout)
+        if (known and known.revision) != (self._seen and self._seen.revision):
+            self._change = None
+        self._seen = known
 
     # -- writing at once --------------------------------------------------------------------------
 
     def update(self, entity: V, *, timeout: float | None = None) -> None:
         """Store a new state of the entity, if it is as this handle has seen it.
 
-        The store is written first, and the cache only then. Replaces what was staged. Raises
+        The store is written first, and the cache only then, with this very object; others read
+        what the codec makes of it. Replaces what was staged. Raises
         `Conflict` if somebody changed or deleted it meanwhile (``value`` is new then), `NotFound`
         if it is not there, `InvalidArgument` if ``entity`` is another one or cannot be stored, and
         what `kvi.Kvi.store` does.
@@ -156,7 +163,10 @@ class Handle(Generic[V]):
         if self._held:
             self._held = False
             self._change = None
-            self._loader._cache.release(self._slot)
+            if (
+                self._loader._store._shut is not UsedAfterFork
+            ):  # else its locks may be held for ever
+                self._loader._cache.release(self._slot)
 
     def __enter__(self) -> Self:
         self._ensure_held()
@@ -196,8 +206,9 @@ class Handle(Generic[V]):
         try:
             _apply([self], (), timeout, operation)
         except KviError as error:
-            self._change = None
             raise self._loader._store._placed(error, operation, self.key)
+        finally:
+            self._change = None
 
     def _unchanged(self) -> Compare:
         seen = self._look()
@@ -209,30 +220,29 @@ class Handle(Generic[V]):
             return None
         return Delete(self.key) if change.data is None else Put(self.key, change.data)
 
-    def _applied(self, revision: int | None) -> None:
+    def _applied(self, revision: int | None, told: int) -> None:
         change, self._change = self._change, None
         cache = self._loader._cache
         if change is None:
             return
         if change.data is None:
-            assert self._seen is not None  # stage_delete has seen it
-            cache.deleted(self._slot, self._seen.revision)
+            if self._seen is not None:
+                cache.deleted(self._slot, self._seen.revision)
             self._seen = None
         elif revision is None:
             cache.doubted(self._slot)  # a store that does not tell: it is read at the next use
         else:
             self._seen = Known(change.value, revision)  # type: ignore[arg-type]
-            cache.wrote(self._slot, self._seen)
+            cache.wrote(self._slot, self._seen, told)
 
     def _found(self, entry: KeyValue | None, told: int) -> bool:
         """Take what a refused commit has read instead; whether it is news."""
         before, self._change = self._seen, None
-        cache = self._loader._cache
-        known = self._loader._decoded(entry)
-        if not cache.read(self._slot, known, told):
-            cache.doubted(self._slot)
-        self._seen = known
-        return (before and before.revision) != (known and known.revision)
+        found = self._loader._decoded(entry)
+        if not self._loader._cache.read(self._slot, found, told):
+            self._loader._cache.doubted(self._slot)
+        self._seen = None if found is None else found[1]
+        return (before and before.revision) != (self._seen and self._seen.revision)
 
     def _lost_sight(self) -> None:
         self._change = None
@@ -296,17 +306,19 @@ def commit(
     as the ``guard`` of a lock. The handles stay locked.
 
     Raises `Conflict` if one was changed meanwhile, or a condition fails: nothing was applied, the
-    handles and caches are fresh, and staged changes are dropped, for they rest on what was.
+    handles and caches are fresh, and staged changes are dropped, for they rest on what was;
+    `BadRecord` likewise, if what one was changed to is no entity.
     `InvalidArgument` for handles of several stores, one given twice, or nothing staged; and what
     `kvi.Kvi.txn` does. After `OutcomeUnknown` the handles read again by themselves.
     """
-    if not handles or all(handle._change is None for handle in handles):
+    for handle in handles:
+        handle._ensure_held()
+    if all(handle._change is None for handle in handles):
         raise InvalidArgument(
             "commit needs handles with something staged: stage() or stage_delete()"
         )
     store = handles[0]._loader._store
     for handle in handles:
-        handle._ensure_held()
         if handle._loader._store is not store:
             raise InvalidArgument(
                 "one transaction is of one store: give these loaders the same handle of kvi.open",
@@ -315,7 +327,7 @@ def commit(
     if len({handle.key for handle in handles}) < len(handles):
         raise InvalidArgument("commit takes each entity once")
     try:
-        _apply(handles, tuple(when), timeout, "commit")
+        _apply(handles, tuple(check_items("when", when)), timeout, "commit")
     except KviError as error:
         raise store._placed(error, "commit", None)
 
@@ -342,8 +354,8 @@ def _apply(
                     handle._lost_sight()
         raise
     if done.succeeded:
-        for handle in handles:
-            handle._applied(done.revision)
+        for handle, number in zip(handles, told, strict=True):
+            handle._applied(done.revision, number)
         return
     news: list[str] = []
     spoiled: KviError | None = None

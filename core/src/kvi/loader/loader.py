@@ -114,11 +114,13 @@ class Loader(Generic[K, V]):
         self._unpack = unpack
         self._follow = follow
         self._number = next(numbers)
-        self._cache: Cache[K, V] = Cache()
+        self._cache: Cache[K, V] = Cache(self._gets_events)
         self._once = threading.Lock()  # held while loading
+        self._loads: int | None = None  # the thread that does
         self._loaded = False
         self._closed = False
         self._watch: Watch | None = None
+        self._begins = False  # while the watch is begun: its first event may be here already
 
     # -- loading ----------------------------------------------------------------------------------
 
@@ -133,27 +135,42 @@ class Loader(Generic[K, V]):
         that has ended anew. Raises what `kvi.Kvi.range` does; what was read until then is kept.
         """
         self._ensure_open()
-        bad: list[BadRecord] = []
+        if self._loads == threading.get_ident():
+            raise InvalidArgument("load() is under way in this thread: progress= cannot load")
         with self._once:
-            if self._follow:
-                self._begin_to_follow(timeout)
-            with self._cache.loading():
-                number = 0
-                for entry in self._store.range(prefix=self._prefix, timeout=timeout):
-                    error = self._learn(entry)
-                    if error is not None:
-                        bad.append(error)
-                    number += 1
-                    if progress is not None and number % _STEP == 0:
-                        progress(number)
-                if progress is not None and (number % _STEP or not number):
-                    progress(number)
+            self._loads = threading.get_ident()
+            try:
+                if self._follow and not self.following:
+                    self._begin_to_follow(timeout)
+                while (bad := self._load(progress, timeout)) is None:
+                    pass
+            finally:
+                self._loads = None
             self._loaded = True
         return tuple(bad)
+
+    def _load(
+        self, progress: Callable[[int], object] | None, timeout: float | None
+    ) -> list[BadRecord] | None:
+        """One pass; ``None`` if it was overtaken by a snapshot."""
+        bad: list[BadRecord] = []
+        number = 0
+        with self._cache.loading() as run:
+            for entry in self._store.range(prefix=self._prefix, timeout=timeout):
+                error = self._learn(entry, loading=True)
+                if error is not None:
+                    bad.append(error)
+                number += 1
+                if progress is not None and number % _STEP == 0:
+                    progress(number)
+            if progress is not None and not run.overtaken and (number % _STEP or not number):
+                progress(number)
+        return None if run.overtaken else bad
 
     @property
     def bad(self) -> dict[str, BadRecord]:
         """The records that are no entities, by their keys, as of `load` and what came since."""
+        self._ensure_open()
         return {self._key_of(name): error for name, error in self._cache.bad().items()}
 
     @property
@@ -197,8 +214,11 @@ class Loader(Generic[K, V]):
         wait = check_wait(timeout)
         slot = self._take(id, name, None if wait is None else monotonic() + wait, timeout)
         try:
-            created = (slot.known is None or slot.doubt) and self._create(slot, entity)
-            return Handle(self, slot), created
+            known = slot.known
+            if known is not None and not slot.doubt:
+                return Handle(self, slot, known), False
+            known, created = self._create(slot, entity)
+            return Handle(self, slot, known), created
         except BaseException:
             self._cache.release(slot)
             raise
@@ -210,7 +230,7 @@ class Loader(Generic[K, V]):
         ``stage``. An id given twice counts once. `kvi.lock_many` locks entities of several loaders.
         ``timeout`` bounds the wait for all; raises as `lock` does, and then holds none.
         """
-        wanted = tuple(dict.fromkeys(ids))
+        wanted = {self._name_of(id): id for id in ids}.values()
         handles = lock_in_order([self.at(id) for id in wanted], timeout)
         return Handles(dict(zip(wanted, handles, strict=True)))
 
@@ -256,7 +276,10 @@ class Loader(Generic[K, V]):
     # -- its end ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Follow no more and refuse every further call; the store stays open. Again: nothing."""
+        """Follow no more, and give out no more entities; the store stays open. Again: nothing.
+
+        Handles that are held can be ended in good order.
+        """
         self._closed = True
         watch = self._watch
         if watch is not None:
@@ -329,8 +352,15 @@ class Loader(Generic[K, V]):
             raise
         return id, Known(entity, entry.revision)
 
-    def _decoded(self, entry: KeyValue | None) -> Known[V] | None:
-        return None if entry is None else self._decode(entry)[1]
+    def _decoded(self, entry: KeyValue | None) -> tuple[K, Known[V]] | None:
+        """What its holder has found of an entity; a `BadRecord` is noted, and raised."""
+        if entry is None:
+            return None
+        try:
+            return self._decode(entry)
+        except BadRecord as error:
+            self._cache.spoil(entry.key.removeprefix(self._prefix), error, entry.revision)
+            raise
 
     # -- locks and the store ----------------------------------------------------------------------
 
@@ -367,23 +397,29 @@ class Loader(Generic[K, V]):
         """A handle on an entity, there or not."""
         slot = self._take(id, name, deadline, timeout)
         try:
-            if slot.known is None or slot.doubt:
-                self._read(slot, None)
-            return Handle(self, slot)
+            known = slot.known
+            if known is None or slot.doubt:
+                known = self._read(slot, None)
+            return Handle(self, slot, known)
         except BaseException:
             self._cache.release(slot)
             raise
 
-    def _read(self, slot: Slot[K, V], timeout: float | None) -> None:
+    def _read(self, slot: Slot[K, V], timeout: float | None) -> Known[V] | None:
         """Read a slot that is held from the store."""
         while True:
             told = slot.told
-            entry = self._store.get(self._key_of(slot.name), timeout=timeout)
-            if self._cache.read(slot, self._decoded(entry), told):
-                return
+            found = self._decoded(self._store.get(self._key_of(slot.name), timeout=timeout))
+            if self._cache.read(slot, found, told):
+                # What is known now may be newer, or an object that is shared already.
+                return slot.known if found is None else slot.known or found[1]
 
-    def _create(self, slot: Slot[K, V], entity: V) -> bool:
-        """Store an entity that is not there; else read the one that is. Whether it is new."""
+    def _create(self, slot: Slot[K, V], entity: V) -> tuple[Known[V], bool]:
+        """Store an entity that is not there; else read the one that is. What is, and if it is new.
+
+        The answer may be overtaken by news of its end; then the holder has what was true before,
+        and the next write finds out.
+        """
         key = self._key_of(slot.name)
         data = self._encode(slot.name, entity)
         try:
@@ -393,30 +429,35 @@ class Loader(Generic[K, V]):
                     [Key(key).absent], [Put(key, data)], [Get(key)], None, "lock_or_create"
                 )
                 if done.succeeded:
-                    if done.revision is None:
-                        self._read(slot, None)
-                    else:
-                        self._cache.wrote(slot, Known(entity, done.revision))
-                    return True
+                    if done.revision is not None:
+                        known = Known(entity, done.revision)
+                        self._cache.wrote(slot, known, told)
+                        return known, True
+                    read = self._read(slot, None)  # a store that does not tell
+                    if read is not None:
+                        return read, True
+                    continue
                 (entry,) = done.results
                 assert isinstance(entry, KeyValue)  # it is there
-                if self._cache.read(slot, self._decoded(entry), told):
-                    return False
+                found = self._decoded(entry)
+                assert found is not None
+                if self._cache.read(slot, found, told):
+                    return slot.known or found[1], False
         except KviError as error:
             raise self._store._placed(error, "lock_or_create", key)
 
     # -- following --------------------------------------------------------------------------------
 
+    def _gets_events(self) -> bool:
+        return self._begins or self.following
+
     def _begin_to_follow(self, timeout: float | None) -> None:
-        if self.following:
-            return
-        self._cache.following = True  # before the first event may come
+        self._begins = True
         try:
             watch = self._store.watch(prefix=self._prefix, callback=self._on_event, timeout=timeout)
-        except BaseException:
-            self._cache.following = False
-            raise
-        self._watch = watch
+            self._watch = watch
+        finally:
+            self._begins = False
         if self._closed:  # meanwhile
             watch.cancel()
             self._ensure_open()
@@ -426,14 +467,10 @@ class Loader(Generic[K, V]):
             return False
         name = event.key.removeprefix(self._prefix)
         if event.type is EventType.RESYNC:
-            assert event.snapshot is not None
-            names = {entry.key.removeprefix(self._prefix) for entry in event.snapshot}
-            self._cache.replace(names, event.revision)
-            for entry in event.snapshot:
-                self._learn(entry)
+            self._resync(event.snapshot or [])
         elif event.type is EventType.DELETE:
             self._cache.forget(name, event.revision)
-        elif self._cache.wants(name, event.revision):
+        else:
             self._learn(KeyValue(event.key, event.value, event.revision, 0))
         watch = self._watch
         revision = None if watch is None else watch.revision
@@ -441,10 +478,12 @@ class Loader(Generic[K, V]):
             self._cache.passed(revision)
         return None
 
-    def _learn(self, entry: KeyValue) -> BadRecord | None:
+    def _learn(self, entry: KeyValue, *, loading: bool = False) -> BadRecord | None:
+        """Take what an event or a page says of an entity; returns what is wrong with it."""
         name = entry.key.removeprefix(self._prefix)
-        self._cache.seen(name)
-        if not self._cache.wants(name, entry.revision):
+        if loading:
+            self._cache.seen(name)
+        if not self._cache.wants(name, entry.revision, loading=loading):
             return None
         try:
             id, known = self._decode(entry)
@@ -452,8 +491,24 @@ class Loader(Generic[K, V]):
             self._cache.spoil(name, error, entry.revision)
             _log.warning("a record is left out: %s", error)
             return error
-        self._cache.learn(name, id, known)
+        self._cache.learn(name, id, known, loading=loading)
         return None
+
+    def _resync(self, snapshot: Iterable[KeyValue]) -> None:
+        entities: dict[str, tuple[K, Known[V]]] = {}
+        bad: dict[str, tuple[BadRecord, int]] = {}
+        for entry in snapshot:
+            name = entry.key.removeprefix(self._prefix)
+            known = self._cache.find(name)
+            if known is not None and known.revision == entry.revision:
+                entities[name] = (self._id_of(known.value), known)
+                continue
+            try:
+                entities[name] = self._decode(entry)
+            except BadRecord as error:
+                bad[name] = (error, entry.revision)
+                _log.warning("a record is left out: %s", error)
+        self._cache.resync(entities, bad)
 
     def _ensure_open(self) -> None:
         self._store._ensure_open()

@@ -26,25 +26,36 @@ class PydanticCodec(Generic[M]):
         self._model = model
 
     def encode(self, value: M) -> bytes:
-        """The model as JSON. Raises `InvalidArgument` for another class, or what JSON lacks."""
+        """The model as JSON. Raises `InvalidArgument` for another class, or what JSON lacks.
+
+        Also for a model that could not be read again, such as one with an infinite number.
+        """
         if not isinstance(value, self._model):
             raise InvalidArgument(f"{self!r} stores no {type(value).__name__}")
         try:
-            return value.model_dump_json(by_alias=True).encode()
-        except (PydanticSerializationError, UnicodeEncodeError) as error:
-            raise InvalidArgument(f"{self!r} cannot store this model: {error}") from error
+            data = value.model_dump_json(by_alias=True).encode()
+            self._model.model_validate_json(data)
+        except (PydanticSerializationError, UnicodeEncodeError, ValidationError) as error:
+            raise InvalidArgument(f"{self!r} cannot store this model: {_told(error)}") from error
+        return data
 
     def decode(self, data: bytes) -> M:
         """The model. Raises `BadRecord` if the bytes are none that it accepts."""
         try:
             return self._model.model_validate_json(data)
         except ValidationError as error:
-            found = error.errors(include_url=False, include_context=False, include_input=False)
-            told = "; ".join(
-                ": ".join([".".join(map(str, one["loc"])), one["msg"]]).removeprefix(": ")
-                for one in found[:3]
-            )
-            raise BadRecord(f"this is no {self._model.__name__}: {told}") from error
+            raise BadRecord(f"this is no {self._model.__name__}: {_told(error)}") from error
 
     def __repr__(self) -> str:
         return f"PydanticCodec({self._model.__name__})"
+
+
+def _told(error: Exception) -> str:
+    """What is wrong and where, without what is stored."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(
+        ": ".join([".".join(map(str, one["loc"])), one["msg"]]).removeprefix(": ")
+        for one in found[:3]
+    )

@@ -39,7 +39,8 @@ class Entry(NamedTuple, Generic[V]):
 class TypedEvent(NamedTuple, Generic[V]):
     """One change with its value decoded; otherwise as `kvi.Event`.
 
-    ``value`` is ``None`` unless ``type`` is ``PUT``. ``previous`` is not told.
+    ``value`` is ``None`` unless ``type`` is ``PUT``. ``previous`` is not told. ``bad`` are the
+    records that are missing in the ``snapshot`` of a ``RESYNC``, because they are none.
     """
 
     type: EventType
@@ -48,6 +49,7 @@ class TypedEvent(NamedTuple, Generic[V]):
     revision: int
     initial: bool = False
     snapshot: list[Entry[V]] | None = None
+    bad: tuple[BadRecord, ...] = ()
 
 
 class TypedView(Generic[V]):
@@ -181,8 +183,18 @@ class TypedView(Generic[V]):
 
     def _event(self, event: Event) -> TypedEvent[V]:
         value = None if event.value is None else self._value(event.key, event.value)
-        snapshot = None if event.snapshot is None else list(map(self._entry, event.snapshot))
-        return TypedEvent(event.type, event.key, value, event.revision, event.initial, snapshot)
+        snapshot: list[Entry[V]] | None = None
+        bad: list[BadRecord] = []
+        if event.snapshot is not None:
+            snapshot = []
+            for entry in event.snapshot:
+                try:
+                    snapshot.append(self._entry(entry))
+                except BadRecord as error:
+                    bad.append(error)
+        return TypedEvent(
+            event.type, event.key, value, event.revision, event.initial, snapshot, tuple(bad)
+        )
 
 
 class TypedRange(Iterable[Entry[V]]):

@@ -47,9 +47,9 @@ def check_txn(
     operation: str = "txn",
 ) -> Txn:
     """Check a caller's transaction whole and return it normalised; nothing has been sent yet."""
-    compares = tuple(_check_compare(compare, limits) for compare in _items("when", when))
+    compares = tuple(_check_compare(compare, limits) for compare in check_items("when", when))
     branches = [
-        tuple(_check_operation(name, op, limits) for op in _items(name, operations))
+        tuple(_check_operation(name, op, limits) for op in check_items(name, operations))
         for name, operations in (("then", then), ("otherwise", otherwise))
     ]
     for name, branch in zip(("then", "otherwise"), branches, strict=True):
@@ -77,7 +77,8 @@ def _weight(branch: Sequence[Operation], compared: Set[str], limits: Capabilitie
     )
 
 
-def _items(name: str, given: Iterable[Any]) -> Iterable[Any]:
+def check_items(name: str, given: Iterable[Any]) -> Iterable[Any]:
+    """Return what a caller gave as a list, if it is one; raises `InvalidArgument`."""
     if isinstance(given, (Compare, Put, Get, Delete, str, bytes)) or not isinstance(
         given, Iterable
     ):
