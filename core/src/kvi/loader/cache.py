@@ -48,8 +48,6 @@ from kvi.errors import AlreadyHeld, BadRecord
 K = TypeVar("K")
 V = TypeVar("V")
 
-_FEW = 64  # graves that are not worth a look at which of them may go
-
 
 class Known(NamedTuple, Generic[V]):
     """An entity as it was at one revision. The value is shared, and never to be modified."""
@@ -97,7 +95,6 @@ class Cache(Generic[K, V]):
         self._slots: dict[str, Slot[K, V]] = {}
         self._bad: dict[str, BadRecord] = {}
         self._graves: dict[str, int] = {}
-        self._few = _FEW
         self._pass: _Pass[V] | None = None  # while loading
 
     # -- for holders ------------------------------------------------------------------------------
@@ -286,13 +283,14 @@ class Cache(Generic[K, V]):
 
     def passed(self, revision: int) -> None:
         """Every event up to this revision has come: graves up to it are of no more use."""
-        if len(self._graves) > self._few:
-            with self._mutex:
-                if self._pass is None:
-                    for name, buried in list(self._graves.items()):
-                        if buried <= revision:
-                            del self._graves[name]
-                    self._few = max(_FEW, 2 * len(self._graves))
+        if not self._graves:
+            return
+        with self._mutex:
+            while self._pass is None and self._graves:
+                oldest = next(iter(self._graves))
+                if self._graves[oldest] > revision:
+                    break
+                del self._graves[oldest]
 
     # -- for readers ------------------------------------------------------------------------------
 
@@ -319,7 +317,8 @@ class Cache(Generic[K, V]):
         return self._pass is not None and self._pass.before.get(name) is known
 
     def _bury(self, name: str, revision: int) -> None:
-        self._graves[name] = max(revision, self._graves.get(name, -1))
+        revision = max(revision, self._graves.pop(name, -1))
+        self._graves[name] = revision  # at the end: the first are the oldest, more or less
 
     def _vacate(self, slot: Slot[K, V]) -> None:
         slot.known = None
