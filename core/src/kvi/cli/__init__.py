@@ -1,0 +1,41 @@
+"""The command `kvi`: look into a store, move it, mend it, and use its locks from a shell.
+
+It needs the extra ``kvi-core[cli]``, which the distribution `kvi` brings.
+
+============  =================================================================================
+module        holds
+============  =================================================================================
+``app``       the command and its common options; each subcommand is imported when it is asked for
+``output``    entries, tables and errors as text and as JSON
+``entries``   ``get put del ls range count tas cas``
+``txn``       ``txn`` and the text form of transactions
+``watching``  ``watch``
+``running``   ``lock lease temp``: a command runs while something is held
+``records``   the lines of an export: encoding and checking, without I/O
+``moving``    ``export import copy``
+``looking``   ``backends doctor ping conformance bench``
+============  =================================================================================
+
+Exit codes: 0 found or done; 1 not found, test failed, lock not had; 2 wrong usage or input; 3 the
+store is not available or refuses; 4 the outcome of a write is unknown; 130 after Ctrl-C, 141 when
+the reader of the output has gone; of ``lock``, ``lease`` and ``temp``, otherwise, what their
+command ended with.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Run the command of this process's arguments; returns its exit code."""
+    try:
+        from kvi.cli.app import run
+    except ModuleNotFoundError as error:
+        if error.name in {"click", "platformdirs", "rich"}:
+            print(  # noqa: T201
+                f"kvi: the command needs {error.name}: pip install kvi-core[cli]", file=sys.stderr
+            )
+            return 2
+        raise
+    return run(sys.argv[1:])

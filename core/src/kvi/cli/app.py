@@ -1,0 +1,328 @@
+"""The command and what its subcommands share: the store, the options, errors and exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import click
+
+import kvi
+from kvi.errors import InvalidArgument, KviError, OutcomeUnknown
+
+NOT_FOUND, USAGE, UNAVAILABLE, UNKNOWN, INTERRUPTED, NO_READER = 1, 2, 3, 4, 130, 141
+
+_USAGE_ERRORS = (
+    kvi.InvalidArgument,
+    kvi.UnknownBackend,
+    kvi.AmbiguousBackend,
+    kvi.BackendLoadError,
+    kvi.NotSupported,
+    kvi.Compacted,
+    kvi.BadRecord,
+)
+
+_COMMANDS = {
+    "get": "entries",
+    "put": "entries",
+    "del": "entries",
+    "ls": "entries",
+    "range": "entries",
+    "count": "entries",
+    "tas": "entries",
+    "cas": "entries",
+    "txn": "txn",
+    "watch": "watching",
+    "lock": "running",
+    "lease": "running",
+    "temp": "running",
+    "export": "moving",
+    "import": "moving",
+    "copy": "moving",
+    "backends": "looking",
+    "doctor": "looking",
+    "ping": "looking",
+    "conformance": "looking",
+    "bench": "looking",
+}
+_SHORT = {
+    "get": "Print the value of a key.",
+    "put": "Create or replace a key.",
+    "del": "Delete keys.",
+    "ls": "List the keys below a prefix, one level at a time.",
+    "range": "Print the entries of a range or a prefix, in key order.",
+    "count": "Count the keys of a range or a prefix.",
+    "tas": "Test and set: change a value only if it is as expected.",
+    "cas": "Compare and set: store only if the revision is as expected.",
+    "txn": "Run a transaction, written in a file or on standard input.",
+    "watch": "Print changes as they happen.",
+    "lock": "Run a command while holding a lock.",
+    "lease": "Run a command while a lease is kept alive.",
+    "temp": "Keep a key alive while a command runs.",
+    "export": "Write entries to a file, as JSON Lines.",
+    "import": "Store the entries of an export.",
+    "copy": "Copy entries from one store to another.",
+    "backends": "Show the installed plugins and what their stores can do.",
+    "doctor": "Check whether the store can be used, step by step.",
+    "ping": "Ask whether the store answers.",
+    "conformance": "Check the store against the contract; deletes all in it.",
+    "bench": "Measure the store's usual operations.",
+}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Failed(click.ClickException):
+    """A refusal of the command itself, with an exit code of its own."""
+
+    def __init__(self, message: str, code: int = USAGE) -> None:
+        super().__init__(message)
+        self.exit_code = code  # type: ignore[misc]  # it is there to be changed
+
+
+@dataclass(slots=True)
+class Context:
+    """What the options before and after the subcommand say."""
+
+    uri: str | None = None
+    namespace: str | None = None
+    timeout: float | None = None
+    json: bool = False
+    debug: bool = False
+    opened: list[kvi.Kvi] = field(default_factory=list)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether somebody named the store."""
+        return bool(self.uri or os.environ.get("KVI_URI"))
+
+    @property
+    def store_uri(self) -> str:
+        """The store to use: the option, the variable, or the user's own file."""
+        return self.uri or os.environ.get("KVI_URI") or default_uri()
+
+    def store(self, **options: Any) -> kvi.Kvi:
+        """Open the store; it is closed when the command ends."""
+        return self.open(self.store_uri, **options)
+
+    def open(self, uri: str, **options: Any) -> kvi.Kvi:
+        """Open a store by its URI, with the time-out and namespace asked for."""
+        if self.timeout is not None:
+            options.setdefault("timeout", self.timeout)
+        store = kvi.open(uri, **options)
+        self.opened.append(store)
+        if self.namespace is not None:
+            store = store.namespace(self.namespace)
+        return store
+
+    def close(self) -> None:
+        """Close what was opened, the last first."""
+        while self.opened:
+            with suppress(KviError):
+                self.opened.pop().close()
+
+
+def default_uri() -> str:
+    """The SQLite file in the user's data directory; its folder is made if it is not there."""
+    import platformdirs  # costs a little, and only those who name no store need it
+
+    folder = platformdirs.user_data_path("kvi", appauthor=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failed(
+            f"cannot make {folder}: {error.strerror}; name a store with --uri or KVI_URI"
+        ) from None
+    return "sqlite:" + quote(str(folder / "kvi.db"))
+
+
+class Lazy(click.Group):
+    """Imports a subcommand when it is asked for, so that ``kvi get`` pays for nothing else."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the help."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The subcommand of this name."""
+        if name not in _COMMANDS:
+            return None
+        module = import_module(f"kvi.cli.{_COMMANDS[name]}")
+        command: click.Command = getattr(module, f"{name}_")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; an unknown name tells the one that may be meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], _COMMANDS, n=1)
+            if near:
+                raise click.UsageError(
+                    f"{error.message} Did you mean {near[0]!r}?", ctx=ctx
+                ) from None
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _SHORT[name]) for name in _COMMANDS])
+
+
+def common(function: F) -> F:
+    """Give a subcommand the options that all of them take, and `Context` as first argument."""
+
+    def remember(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        if value is not None and value is not False:
+            setattr(ctx.ensure_object(Context), str(parameter.name), value)
+        return value
+
+    options = (
+        click.option(
+            "--uri", metavar="URI", expose_value=False, callback=remember,
+            help="The store. Default: the variable KVI_URI, else a SQLite file of your own.",
+        ),
+        click.option(
+            "--namespace", metavar="NAME", expose_value=False, callback=remember,
+            help="See only the keys below NAME/.",
+        ),
+        click.option(
+            "--timeout", type=float, metavar="SECONDS", expose_value=False, callback=remember,
+            help="How long a call may take. Default: 5.",
+        ),
+        click.option(
+            "--json", is_flag=True, expose_value=False, callback=remember,
+            help="Print JSON, one object a line.",
+        ),
+        click.option(
+            "--debug", is_flag=True, expose_value=False, callback=remember,
+            help="Show the traceback of an error.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return click.pass_obj(function)  # type: ignore[return-value]
+
+
+def command(
+    name: str, examples: str, cls: type[click.Command] = click.Command
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a subcommand with the common options and examples."""
+    shown = "\n".join(f"  {line}" for line in examples.strip().split("\n"))
+
+    def make(function: Callable[..., Any]) -> click.Command:
+        return click.command(
+            name,
+            cls=cls,
+            short_help=_SHORT[name],
+            epilog=f"\b\nExamples:\n{shown}",
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )(common(function))
+
+    return make
+
+
+@click.command(
+    cls=Lazy,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExamples:\n"
+    "  kvi put greeting hello && kvi get greeting\n"
+    "  kvi --uri etcd://127.0.0.1:2379 ls\n"
+    "  KVI_URI=consul://127.0.0.1:8500 kvi watch --prefix jobs/\n\n"
+    "Exit codes: 0 found or done, 1 not found or test failed, 2 usage, 3 store not available,\n"
+    "4 outcome unknown.",
+)
+@click.version_option(message="kvi %(version)s", package_name="kvi-core")
+@common
+def app(context: Context) -> None:
+    """Look into key-value and coordination stores, from a shell.
+
+    The store comes from --uri, else from the variable KVI_URI, else it is a SQLite file in your
+    data directory: memory, SQLite, etcd, Consul and other plugins are used the same way.
+    """
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; returns the exit code, after telling errors in a line or two."""
+    context = Context()
+    # Retries are warnings of the library; the command tells how it ended.
+    logging.getLogger("kvi").addHandler(logging.NullHandler())
+    try:
+        if asked := os.environ.get("_KVI_COMPLETE"):
+            from click.shell_completion import shell_complete
+
+            return shell_complete(app, {}, "kvi", "_KVI_COMPLETE", asked)
+        with app.make_context("kvi", arguments, obj=context) as ctx:
+            code = app.invoke(ctx)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        if sys.stderr.isatty():
+            click.echo(err=True)  # behind the ^C
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _no_reader()
+    except Exception as error:
+        if context.debug:
+            raise
+        return _told(error)
+    finally:
+        try:
+            context.close()
+        except BrokenPipeError:
+            _no_reader()
+
+
+def _told(error: Exception) -> int:
+    """Tell an error; returns its exit code."""
+    if isinstance(error, click.UsageError):
+        error.show()
+        return USAGE
+    if isinstance(error, click.ClickException):
+        _say(error.format_message())
+        return error.exit_code
+    if isinstance(error, KviError):
+        _say(f"{type(error).__name__}: {error}")
+        if isinstance(error, OutcomeUnknown):
+            return UNKNOWN
+        if isinstance(error, (kvi.LockTimeout, kvi.Conflict)):
+            return NOT_FOUND
+        return USAGE if isinstance(error, _USAGE_ERRORS) else UNAVAILABLE
+    if isinstance(error, OSError):
+        name = f"{error.filename}: " if error.filename else ""
+        _say(f"{name}{error.strerror or error}")
+        return USAGE
+    _say(f"this is a mistake of kvi: {type(error).__name__}: {error}; --debug shows where")
+    return UNAVAILABLE
+
+
+def _say(text: str) -> None:
+    with suppress(BrokenPipeError):
+        click.echo(f"kvi: {text}", err=True)
+
+
+def _no_reader() -> int:
+    """Nobody reads the output any more: what is left of it goes nowhere, without a word."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return NO_READER
+
+
+def seconds(name: str, value: float) -> float:
+    """A number of seconds above 0."""
+    if not value > 0:
+        raise InvalidArgument(f"{name} is a number of seconds above 0, not {value:g}")
+    return value

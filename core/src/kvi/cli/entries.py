@@ -1,0 +1,261 @@
+"""`get put del ls range count tas cas`: single keys and ranges."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+import kvi
+from kvi.cli.app import NOT_FOUND, Context, Failed, command
+from kvi.cli.output import (
+    encoding_option,
+    given,
+    members,
+    on_terminal,
+    say_fields,
+    say_json,
+    say_table,
+    say_value,
+    written,
+)
+from kvi.policy.text import prefix_end
+
+_MANY = 500  # keys of one folder after which the rest of it is skipped instead of read
+
+
+@command(
+    "get",
+    "kvi put greeting hello\n"
+    "kvi get greeting\n"
+    "kvi get greeting --json\n"
+    "kvi get nothing || echo not there",
+)
+@click.argument("key")
+@click.option("-n", "--no-newline", is_flag=True, help="Print the value and nothing else.")
+@encoding_option
+def get_(context: Context, key: str, no_newline: bool, encoding: str) -> int:
+    """Print the value of KEY; exit code 1 if it is not there."""
+    entry = context.store().get(key)
+    if entry is None:
+        if context.json:
+            say_json(None)
+        elif sys.stderr.isatty():
+            click.echo(f"kvi: {key!r} is not there", err=True)
+        return NOT_FOUND
+    if context.json:
+        say_json(members(entry))
+    else:
+        say_value(entry.value or b"", encoding, newline=not no_newline)
+    return 0
+
+
+@command(
+    "put",
+    "kvi put greeting hello\n"
+    "printf hello | kvi put greeting -\n"
+    "kvi put key 00ff --as hex\n"
+    "kvi put -- -key -value",
+)
+@click.argument("key")
+@click.argument("value")
+@click.option("--lease", type=int, metavar="ID", help="The lease that the key shall vanish with.")
+@encoding_option
+def put_(context: Context, key: str, value: str, lease: int | None, encoding: str) -> int:
+    """Store VALUE under KEY; the value - is read from standard input."""
+    data = given(value, encoding) if value != "-" else _input(encoding)
+    revision = context.store().store(key, data, lease=lease)
+    if context.json:
+        say_json({"key": key, "revision": revision})
+    return 0
+
+
+@command("del", "kvi put greeting hello\nkvi del greeting\nkvi put tmp/a 1\nkvi del --prefix tmp/")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option("--prefix", metavar="TEXT", help='All keys that begin so; "" is everything.')
+@click.option("--start", metavar="KEY", help="All keys from this one on.")
+@click.option("--end", metavar="KEY", help="All keys before this one.")
+def del_(
+    context: Context, keys: tuple[str, ...], prefix: str | None, start: str | None, end: str | None
+) -> int:
+    """Delete each KEY, or a range of keys, and print how many there were; exit code 1 if none."""
+    ranged = not (prefix is None and start is None and end is None)
+    if bool(keys) == ranged:
+        raise click.UsageError(
+            'Give keys, or a range: --prefix, --start, --end. --prefix "" is all.'
+        )
+    store = context.store()
+    if ranged:
+        deleted = store.delete_range(start, end, prefix=prefix)
+    else:
+        deleted = sum(store.delete(key) for key in keys)
+    say_json({"deleted": deleted}) if context.json else click.echo(deleted)
+    return 0 if deleted else NOT_FOUND
+
+
+@command("ls", "kvi put app/rate 10\nkvi put app/db/host ada\nkvi ls\nkvi ls app/\nkvi ls -r app/")
+@click.argument("prefix", default="")
+@click.option("-r", "--recursive", is_flag=True, help="All keys, whole.")
+@click.option("--delimiter", default="/", show_default=True, metavar="TEXT", help="Ends a level.")
+def ls_(context: Context, prefix: str, recursive: bool, delimiter: str) -> int:
+    """List what stands below PREFIX: keys, and the next levels, which end with the delimiter."""
+    if not delimiter:
+        raise click.UsageError("--delimiter is at least one character; -r lists without levels.")
+    store = context.store()
+    names: Iterator[str]
+    if recursive:
+        names = (entry.key for entry in store.range(prefix=prefix, keys_only=True))
+    else:
+        names = levels(store, prefix, delimiter)
+    found = False
+    for name in names:
+        found = True
+        if context.json:
+            say_json({"level" if not recursive and name.endswith(delimiter) else "key": name})
+        elif on_terminal() and not recursive and name.endswith(delimiter):
+            click.secho(written(name.encode(), "text"), bold=True)
+        else:
+            say_fields(name)
+    return 0 if found else NOT_FOUND
+
+
+def levels(store: kvi.Kvi, prefix: str, delimiter: str) -> Iterator[str]:
+    """Keys and next levels below a prefix, in order; long levels are skipped, not read."""
+    start: str | None = prefix
+    while start is not None:
+        level, count = None, 0
+        end = prefix_end(prefix)
+        for entry in store.range(start or None, end, keys_only=True):
+            rest = entry.key[len(prefix) :]
+            first, found, _ = rest.partition(delimiter)
+            name = prefix + first + found
+            if not found:
+                yield entry.key
+            elif name != level:
+                level, count = name, 0
+                yield name
+            else:
+                count += 1
+                if count >= _MANY:
+                    start = prefix_end(level)
+                    break
+        else:
+            return
+
+
+def _bounds(function: Any) -> Any:
+    for option in (
+        click.option("--prefix", metavar="TEXT", help="All keys that begin so."),
+        click.argument("end", required=False),
+        click.argument("start", required=False),
+    ):
+        function = option(function)
+    return function
+
+
+@command(
+    "range",
+    "kvi put a 1\n"
+    "kvi put b 2\n"
+    "kvi range a c\n"
+    "kvi range --prefix a --json\n"
+    "kvi range --reverse --limit 1",
+)
+@_bounds
+@click.option("--limit", type=click.IntRange(0), metavar="N", help="At most so many.")
+@click.option("--reverse", is_flag=True, help="From the last key down.")
+@click.option("--keys-only", is_flag=True, help="Without values.")
+@encoding_option
+def range_(
+    context: Context,
+    start: str | None,
+    end: str | None,
+    prefix: str | None,
+    limit: int | None,
+    reverse: bool,
+    keys_only: bool,
+    encoding: str,
+) -> int:
+    """Print the entries of [START, END), or of a prefix, in key order; exit code 1 if none."""
+    found = context.store().range(
+        start, end, prefix=prefix, limit=limit, reverse=reverse, keys_only=keys_only
+    )
+    some = False
+
+    def rows() -> Iterator[list[str]]:
+        nonlocal some
+        for entry in found:
+            some = True
+            yield [entry.key] if keys_only else [entry.key, written(entry.value or b"", encoding)]
+
+    if context.json:
+        for entry in found:
+            some = True
+            say_json(members(entry))
+    else:
+        say_table(["key"] if keys_only else ["key", "value"], rows())
+    return 0 if some else NOT_FOUND
+
+
+@command("count", "kvi put a 1\nkvi count\nkvi count --prefix a")
+@_bounds
+def count_(context: Context, start: str | None, end: str | None, prefix: str | None) -> int:
+    """Count the keys of [START, END), or of a prefix."""
+    count = context.store().count(start, end, prefix=prefix)
+    say_json({"count": count}) if context.json else click.echo(count)
+    return 0
+
+
+@command(
+    "tas", "kvi tas leader --absent ada\nkvi tas leader ada grace\nkvi tas leader grace --delete"
+)
+@click.argument("key")
+@click.argument("values", nargs=-1, required=False, metavar="[TEST] [SET]")
+@click.option("--absent", is_flag=True, help="Instead of TEST: the key is not there.")
+@click.option("--delete", is_flag=True, help="Instead of SET: delete the key.")
+@encoding_option
+def tas_(
+    context: Context, key: str, values: tuple[str, ...], absent: bool, delete: bool, encoding: str
+) -> int:
+    """If the value of KEY is TEST make it SET, atomically; exit code 1 if it is not."""
+    if len(values) + absent + delete != 2:
+        raise click.UsageError("Give TEST or --absent, and SET or --delete.")
+    rest = list(values)
+    test = None if absent else given(rest.pop(0), encoding)
+    new = None if delete else given(rest.pop(0), encoding)
+    done = context.store().tas(key, test, new)
+    if context.json:
+        say_json({"key": key, "set": done})
+    return 0 if done else NOT_FOUND
+
+
+@command(
+    "cas",
+    "kvi put greeting hi\n"
+    "kvi del greeting\n"
+    "kvi cas greeting 0 hello\n"
+    "kvi cas greeting 0 again || echo somebody was faster",
+)
+@click.argument("key")
+@click.argument("revision", type=click.IntRange(0))
+@click.argument("value")
+@encoding_option
+def cas_(context: Context, key: str, revision: int, value: str, encoding: str) -> int:
+    """Store VALUE if the revision of KEY is REVISION (0: it is not there); else exit code 1."""
+    data = given(value, encoding) if value != "-" else _input(encoding)
+    new = context.store().cas(key, revision, data)
+    if context.json:
+        say_json({"key": key, "set": new is not None, "revision": new})
+    return NOT_FOUND if new is None else 0
+
+
+def _input(encoding: str) -> bytes:
+    data = sys.stdin.buffer.read()
+    if encoding == "text":
+        return data
+    try:
+        return given("".join(data.decode("ascii").split()), encoding)
+    except UnicodeDecodeError:
+        raise Failed(f"standard input is not {encoding}") from None

@@ -1,0 +1,324 @@
+"""`backends doctor ping conformance bench`: what is installed, and how a store is."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+import kvi
+from kvi.cli.app import NOT_FOUND, UNAVAILABLE, Context, Failed, command
+from kvi.cli.output import on_terminal, say_fields, say_json, say_table
+
+
+@command("backends", "kvi backends\nkvi backends --json")
+def backends_(context: Context) -> int:
+    """Show the installed plugins, their versions and schemes, and what their stores can do."""
+    # A plugin stands there once for each entry point.
+    found = {(one.distribution, one.schemes or one.scheme): one for one in kvi.backends()}
+    installed = list(found.values())
+    if context.json:
+        for one in installed:
+            say_json(
+                {
+                    "distribution": one.distribution,
+                    "version": one.version,
+                    "schemes": list(one.schemes),
+                    "capabilities": one.capabilities and asdict(one.capabilities),
+                    "error": one.error and str(one.error),
+                }
+            )
+        return 0
+    titles = [
+        "plugin",
+        "version",
+        "schemes",
+        "shared",
+        "durable",
+        "fair locks",
+        "history",
+        "status",
+    ]
+    rows = []
+    for one in installed:
+        can = one.capabilities
+        marks = ["", "", "", ""]
+        if can is not None:
+            flags = (can.shared, can.durable, can.lock_fair, can.watch_history)
+            marks = ["yes" if flag else "no" for flag in flags]
+        status = "ready" if one.error is None else f"unusable: {one.error}"
+        rows.append([one.distribution, one.version, " ".join(one.schemes), *marks, status])
+    say_table(titles, rows)
+    return 0
+
+
+# -- doctor ----------------------------------------------------------------------------------------
+
+_ADVICE: dict[type[kvi.KviError], str] = {
+    kvi.AuthenticationFailed: "check user, password, token or certificate in the URI",
+    kvi.PermissionDenied: "give this user or token the permission for these keys",
+    kvi.Timeout: "the server does not answer: look at its load and leader, or give more --timeout",
+    kvi.Unavailable: "check that the server runs, its address and port, firewalls and TLS",
+    kvi.OutcomeUnknown: "the connection breaks while it writes: look at proxies and at the leader",
+    kvi.UnknownBackend: "install the plugin that the message names",
+    kvi.InvalidArgument: "mend the URI",
+    kvi.NotSupported: "this store cannot do it; see kvi backends --json",
+}
+
+
+def _steps(store: kvi.Kvi) -> list[tuple[str, Callable[[], object]]]:
+    """What is tried, in a namespace that is removed afterwards."""
+    own = store.namespace(f"kvi-doctor-{secrets.token_hex(4)}")
+
+    def write() -> None:
+        own.store("k", b"1")
+
+    def read() -> None:
+        entry = own.get("k")
+        if entry is None or entry.value != b"1":
+            raise kvi.Unavailable("what was written is not read back")
+
+    def transact() -> None:
+        if not own.txn([kvi.Key("k").value == b"1"], [kvi.Put("k", b"2")]):
+            raise kvi.Unavailable("a condition that holds was denied")
+
+    def list_() -> None:
+        if [entry.key for entry in own.range()] != ["k"]:
+            raise kvi.Unavailable("what was written is not listed")
+
+    def watch() -> None:
+        with own.watch("k") as changes:
+            own.store("k", b"3")
+            changes.next(10)
+
+    def lock() -> None:
+        with own.lock("l", timeout=10) as held:
+            if not held.held:
+                raise kvi.Unavailable("the lock was lost at once")
+
+    def temporary() -> None:
+        with own.temp_key("t", b"", ttl=10):
+            pass
+        if own.get("t") is not None:
+            raise kvi.Unavailable("a temporary key is still there")
+
+    return [
+        ("connect", lambda: store.ping()),
+        ("write", write),
+        ("read", read),
+        ("transaction", transact),
+        ("list", list_),
+        ("watch", watch),
+        ("lock", lock),
+        ("temporary key", temporary),
+        ("delete", lambda: own.delete_range(prefix="")),
+    ]
+
+
+@command("doctor", "kvi doctor\nkvi doctor --uri etcd://127.0.0.1:2379 --json")
+def doctor_(context: Context) -> int:
+    """Check whether the store can be used, step by step, and what to do about each failure.
+
+    Writes a few keys below a name of its own, and removes them. Exit code 3 if a step fails.
+    """
+    failed = False
+
+    def tell(step: str, took: float, error: kvi.KviError | None) -> None:
+        advice = (
+            ""
+            if error is None
+            else next((text for kind, text in _ADVICE.items() if isinstance(error, kind)), "")
+        )
+        if context.json:
+            found: dict[str, Any] = {"step": step, "ok": error is None, "seconds": round(took, 6)}
+            if error is not None:
+                found |= {"error": f"{type(error).__name__}: {error}", "advice": advice}
+            say_json(found)
+            return
+        if error is None:
+            mark = click.style("ok", fg="green") if on_terminal() else "ok"
+            click.echo(f"{mark}      {step:<14} {took * 1000:8.2f} ms")
+        else:
+            mark = click.style("FAILED", fg="red", bold=True) if on_terminal() else "FAILED"
+            click.echo(f"{mark}  {step:<14} {type(error).__name__}: {error}")
+            if advice:
+                click.echo(f"{'':<22} {advice}")
+
+    def attempt(step: str, act: Callable[[], Any]) -> Any:
+        nonlocal failed
+        began = time.perf_counter()
+        try:
+            made = act()
+        except kvi.KviError as error:
+            failed = True
+            tell(step, time.perf_counter() - began, error)
+            return None
+        tell(step, time.perf_counter() - began, None)
+        return made
+
+    store: kvi.Kvi | None = attempt("open", context.store)
+    if store is not None:
+        if not context.json:
+            click.echo(f"store   {store.uri}")
+        for step, act in _steps(store):
+            attempt(step, act)
+            if failed and step == "connect":
+                break  # nothing else can work
+    return UNAVAILABLE if failed else 0
+
+
+# -- ping ------------------------------------------------------------------------------------------
+
+
+@command("ping", "kvi ping\nkvi ping --watch --interval 5\nkvi ping --watch --count 3")
+@click.option("--watch", "again", is_flag=True, help="Again and again, until Ctrl-C.")
+@click.option(
+    "--interval", type=click.FloatRange(0.01), default=1.0, show_default=True, metavar="SECONDS"
+)
+@click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="With --watch: so often.")
+def ping_(context: Context, again: bool, interval: float, count: int | None) -> int:
+    """Ask whether the store answers; exit code 3 if it does not, at last."""
+    store = context.store()
+    number, alive = 0, False
+    while True:
+        began = time.perf_counter()
+        error: kvi.KviError | None = None
+        try:
+            store.ping()
+        except kvi.KviError as raised:
+            error = raised
+        took = time.perf_counter() - began
+        alive = error is None
+        number += 1
+        if not again and error is not None:
+            raise error
+        _pinged(context, took, error)
+        if not again or number == count:
+            return 0 if alive else UNAVAILABLE
+        time.sleep(interval)
+
+
+def _pinged(context: Context, took: float, error: kvi.KviError | None) -> None:
+    now = time.strftime("%Y-%m-%dT%H:%M:%S")
+    if context.json:
+        found: dict[str, Any] = {"time": now, "alive": error is None, "seconds": round(took, 6)}
+        if error is not None:
+            found["error"] = f"{type(error).__name__}: {error}"
+        say_json(found)
+    elif error is None:
+        say_fields(now, "alive", f"{took * 1000:.2f} ms")
+    else:
+        say_fields(now, "away", f"{type(error).__name__}: {error}")
+
+
+# -- conformance and bench -------------------------------------------------------------------------
+
+
+@command("conformance", "kvi conformance --uri mem:scratch --rule tas")
+@click.option("--erase", is_flag=True, help="Go on although the store is not empty.")
+@click.option("--rule", "rules", multiple=True, metavar="NAME", help="Only this rule, or these.")
+@click.option("--html", type=click.Path(dir_okay=False), metavar="FILE", help="Also as a page.")
+def conformance_(context: Context, erase: bool, rules: tuple[str, ...], html: str | None) -> int:
+    """Check the store against the contract, rule by rule. EVERYTHING IN IT IS DELETED.
+
+    Needs the extra kvi-core[conformance]. Exit code 1 if a rule is broken. The store must be named
+    with --uri or KVI_URI.
+    """
+    if not context.is_named:
+        raise click.UsageError("Name the store with --uri: everything in it is deleted.")
+    try:
+        from kvi.conformance.__main__ import main
+        from kvi.conformance.session import run
+    except ModuleNotFoundError as error:
+        raise Failed(f"{error.name} is not installed: pip install kvi-core[conformance]") from None
+    if context.json:
+        report = run(context.store_uri, erase=erase, select=rules)
+        say_json(json.loads(report.json()))
+        return 0 if report.passed else NOT_FOUND
+    arguments = [context.store_uri]
+    arguments += ["--erase"] if erase else []
+    for rule in rules:
+        arguments += ["--rule", rule]
+    arguments += ["--html", html] if html else []
+    return main(arguments)
+
+
+@command("bench", "kvi bench --uri mem:\nkvi bench --seconds 0.2 --json")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.01),
+    default=1.0,
+    show_default=True,
+    help="For each operation.",
+)
+@click.option(
+    "--size", type=click.IntRange(0), default=100, show_default=True, help="Bytes of a value."
+)
+def bench_(context: Context, seconds: float, size: int) -> int:
+    """Measure the usual operations, one after the other from one thread.
+
+    Writes below a name of its own, and removes that at the end.
+    """
+    store = context.store()
+    own = store.namespace(f"kvi-bench-{secrets.token_hex(4)}")
+    value = b"x" * size
+    try:
+        own.store("k", value)
+        measured = [
+            ("ping", lambda: store.ping()),
+            ("get", lambda: own.get("k")),
+            ("store", lambda: own.store("k", value)),
+            ("tas", lambda: own.tas("k", value, value)),
+            ("txn", lambda: own.txn([kvi.Key("k").exists], [kvi.Put("k", value), kvi.Get("k")])),
+            ("lock", lambda: _locked(own)),
+        ]
+        rows = []
+        for name, act in measured:
+            times = _measure(act, seconds)
+            cuts = statistics.quantiles(times, n=100) if len(times) > 1 else [times[0]] * 99
+            found = {
+                "operation": name,
+                "per_second": round(len(times) / sum(times), 1),
+                "median": cuts[49],
+                "p99": cuts[98],
+                "count": len(times),
+            }
+            if context.json:
+                say_json(found)
+            rows.append(
+                [
+                    name,
+                    f"{found['per_second']:,.0f}",
+                    f"{cuts[49] * 1e3:.3f} ms",
+                    f"{cuts[98] * 1e3:.3f} ms",
+                ]
+            )
+    finally:
+        with suppress(kvi.KviError):
+            own.delete_range(prefix="")
+    if not context.json:
+        titles = ["operation", "per second", "median", "99 %"]
+        say_table(titles, rows, right=titles[1:])
+    return 0
+
+
+def _locked(store: kvi.Kvi) -> None:
+    with store.lock("bench"):
+        pass
+
+
+def _measure(act: Callable[[], object], seconds: float) -> list[float]:
+    end = time.perf_counter() + seconds
+    times: list[float] = []
+    while not times or time.perf_counter() < end:
+        began = time.perf_counter()
+        act()
+        times.append(time.perf_counter() - began)
+    return times

@@ -1,0 +1,512 @@
+"""`export import copy`: entries from here to there, streamed, in bounded memory.
+
+*Writing.* Entries go out in batches, one transaction each, as large as the store takes. Puts of the
+same values do no harm twice, so that a batch whose fate is unknown is sent again, and a run that
+was killed is simply begun again.
+
+*Copying* goes along both stores in the order of their keys and writes what differs. So a second run
+finds what the first one did, and ``--verify`` is the same walk without writing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+import kvi
+from kvi.cli import records
+from kvi.cli.app import NOT_FOUND, Context, Failed, command
+from kvi.cli.output import say_json
+from kvi.errors import InvalidArgument, KviError, ValueTooLarge
+from kvi.policy.text import prefix_end
+
+_PATIENT = kvi.RetryPolicy(idempotent=True)
+_OPERATIONS, _BYTES = 100, 256 * 1024  # of a batch, where the store takes as much
+
+
+class Batches:
+    """Puts and deletes, sent in transactions as large as the store takes."""
+
+    def __init__(self, store: kvi.Kvi, sent: Callable[[int], object]) -> None:
+        self._store = store
+        self._sent = sent
+        self._most = min(store.capabilities.max_txn_ops or _OPERATIONS, _OPERATIONS)
+        self._waiting: list[kvi.Put | kvi.Delete] = []
+        self._size = 0
+
+    def put(self, key: str, value: bytes) -> None:
+        """Store an entry, with this batch or the next."""
+        self._add(kvi.Put(key, value), len(key) + len(value))
+
+    def delete(self, key: str) -> None:
+        """Delete a key, with this batch or the next."""
+        self._add(kvi.Delete(key), len(key))
+
+    def flush(self) -> None:
+        """Send what waits."""
+        waiting, self._waiting, self._size = self._waiting, [], 0
+        if waiting:
+            self._send(waiting)
+
+    def _add(self, operation: kvi.Put | kvi.Delete, size: int) -> None:
+        if self._waiting and (self._size + size > _BYTES or len(self._waiting) >= self._most):
+            self.flush()
+        self._waiting.append(operation)
+        self._size += size
+
+    def _send(self, operations: list[kvi.Put | kvi.Delete]) -> None:
+        try:
+            self._store.txn(then=operations)
+        except (ValueTooLarge, InvalidArgument):
+            # Nothing was sent: the store takes less at once, or one of them is too large.
+            if len(operations) == 1:
+                self._send_one(operations[0])
+            else:
+                middle = len(operations) // 2
+                self._send(operations[:middle])
+                self._send(operations[middle:])
+        else:
+            self._sent(len(operations))
+
+    def _send_one(self, operation: kvi.Put | kvi.Delete) -> None:
+        if isinstance(operation, kvi.Put):
+            self._store.store(operation.key, operation.value)
+        else:
+            self._store.delete(operation.key)
+        self._sent(1)
+
+
+@contextmanager
+def progress(what: str, total: int | None, context: Context) -> Iterator[Callable[[int], object]]:
+    """A bar on the terminal, if there is one; yields what to call with the number now done."""
+    if context.json or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.update(task, completed=count)
+
+
+# -- export ----------------------------------------------------------------------------------------
+
+
+@command(
+    "export",
+    "kvi put greeting hello\n"
+    "kvi export backup.jsonl\n"
+    "kvi export --prefix app/ - | gzip > app.jsonl.gz\n"
+    "kvi export --resume backup.jsonl",
+)
+@click.argument("file", type=click.Path(allow_dash=True, dir_okay=False))
+@click.option("--prefix", default="", metavar="TEXT", help="Only the keys that begin so.")
+@click.option("--leased", is_flag=True, help="Also the keys that vanish with a lease.")
+@click.option("--resume", is_flag=True, help="Go on with an export that was broken off.")
+def export_(context: Context, file: str, prefix: str, leased: bool, resume: bool) -> int:
+    """Write the entries to FILE as JSON Lines; - is standard output.
+
+    All of one revision, where the store can read so. Keys that vanish with a lease are left out
+    unless asked for.
+    """
+    store = context.store()
+    if resume and file == "-":
+        raise click.UsageError("--resume needs a file, to go on with.")
+    with _output(file, resume, prefix) as (output, after, done):
+        count, left_out = done, 0
+        start, stop = prefix or None if after is None else after + "\0", prefix_end(prefix)
+        found = store.range(start, stop)
+        total = store.count(start, stop) + done if sys.stderr.isatty() else None
+        with progress("exporting", total, context) as tell:
+            if after is None:
+                output.write(records.header(store.uri, prefix).encode() + b"\n")
+            for entry in found:
+                if entry.lease is not None and not leased:
+                    left_out += 1
+                    continue
+                output.write(records.line(entry).encode() + b"\n")
+                count += 1
+                tell(count)
+        output.write(records.end(count).encode() + b"\n")
+        output.flush()
+    if context.json and file != "-":
+        say_json({"exported": count, "left_out": left_out})
+    else:
+        left = f", {left_out:,} leased keys left out (--leased takes them)" if left_out else ""
+        click.echo(f"exported {count:,} entries{left}", err=True)
+    return 0
+
+
+@contextmanager
+def _output(file: str, resume: bool, prefix: str) -> Iterator[tuple[BinaryIO, str | None, int]]:
+    """Where to write, the last key that is there already, and how many entries are."""
+    if file == "-":
+        yield sys.stdout.buffer, None, 0
+        return
+    path = Path(file)
+    if not resume:
+        try:
+            output = path.open("xb")
+        except FileExistsError:
+            raise Failed(f"{file} is there already: remove it, or go on with --resume") from None
+        with output:
+            yield output, None, 0
+        return
+    after, count, size = None, 0, 0
+    with path.open("rb") as written:
+        for number, text in enumerate(written, 1):
+            if not text.endswith(b"\n"):
+                break  # it was broken off within this line
+            record = _parsed(file, number, text)
+            if isinstance(record, records.End):
+                raise Failed(f"{file} is whole: nothing is left to export")
+            if isinstance(record, records.Entry):
+                after, count = record.key, count + 1
+            elif record.prefix != prefix:
+                raise Failed(f"{file} is an export of the prefix {record.prefix!r}: give the same")
+            size += len(text)
+    with path.open("r+b") as broken_off:
+        broken_off.truncate(size)
+        broken_off.seek(size)
+        yield broken_off, after, count
+
+
+def _parsed(file: str, number: int, text: bytes) -> records.Header | records.Entry | records.End:
+    try:
+        return records.parse(text)
+    except InvalidArgument as error:
+        raise Failed(f"{file}, line {number:,}: {error.message}") from None
+
+
+# -- import ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Import:
+    """How far an import is."""
+
+    line: int = 0
+    sent: int = 0
+    taken: int = 0
+    left_out: int = 0
+    lines: list[int] = field(default_factory=list)
+    """The line of each entry that was not yet sent, in order."""
+
+    @property
+    def next_line(self) -> int:
+        """The first line that is not stored yet."""
+        return self.lines[0] if self.lines else self.line + 1
+
+
+@command(
+    "import",
+    "kvi import backup.jsonl\n"
+    "gunzip -c app.jsonl.gz | kvi import -\n"
+    "kvi import backup.jsonl --dry-run",
+)
+@click.argument("file", type=click.Path(allow_dash=True, dir_okay=False, exists=True))
+@click.option("--leased", is_flag=True, help="Also keys that were leased; they become permanent.")
+@click.option(
+    "--from-line",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="Leave out what stands before.",
+)
+@click.option("--dry-run", is_flag=True, help="Check the file, and store nothing.")
+def import_(context: Context, file: str, leased: bool, from_line: int, dry_run: bool) -> int:
+    """Store the entries of FILE, an export; - is standard input.
+
+    A file is checked to its end before anything is stored. What is under the keys is replaced;
+    other keys stay. If it is broken off, it says with which line to go on; beginning anew does no
+    harm either.
+    """
+    if file != "-":
+        with Path(file).open("rb") as whole:
+            _check(file, whole)
+    if dry_run:
+        if file == "-":
+            _check(file, sys.stdin.buffer)
+        click.echo("every line is right; nothing was stored", err=True)
+        return 0
+    store = context.store(retry=_PATIENT)
+    state = _Import()
+
+    def sent(number: int) -> None:
+        state.sent += number
+        del state.lines[:number]
+
+    batches = Batches(store, sent)
+    size = None if file == "-" else Path(file).stat().st_size
+    with _input(file) as lines, progress("importing", size, context) as tell:
+        try:
+            _store(file, lines, state, batches, leased, from_line, tell)
+        except (KviError, Failed) as error:
+            raise _broken_off(error, state) from error
+    if context.json:
+        say_json({"imported": state.sent, "left_out": state.left_out})
+    else:
+        left = f", {state.left_out:,} leased ones left out (--leased takes them)"
+        click.echo(f"imported {state.sent:,} entries{left if state.left_out else ''}", err=True)
+    return 0
+
+
+@contextmanager
+def _input(file: str) -> Iterator[BinaryIO]:
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    with Path(file).open("rb") as lines:
+        yield lines
+
+
+def _store(
+    file: str,
+    lines: Iterable[bytes],
+    state: _Import,
+    batches: Batches,
+    leased: bool,
+    from_line: int,
+    tell: Callable[[int], object],
+) -> None:
+    done = 0
+    for number, text in enumerate(lines, 1):
+        state.line = number
+        done += len(text)
+        if number < from_line:
+            continue
+        try:
+            record = _parsed(file, number, text)
+        except Failed:
+            batches.flush()
+            state.line = number - 1
+            raise
+        if isinstance(record, records.Entry):
+            if record.leased and not leased:
+                state.left_out += 1
+            else:
+                state.lines.append(number)
+                batches.put(record.key, record.value)
+        tell(done)
+    batches.flush()
+
+
+def _broken_off(error: Exception, state: _Import) -> Exception:
+    """The same error, with how far it came."""
+    told = (
+        f"; {state.sent:,} entries are stored, those before line {state.next_line:,}: "
+        f"go on with --from-line {state.next_line}"
+    )
+    if isinstance(error, Failed):
+        return Failed(error.message + told, error.exit_code)
+    assert isinstance(error, KviError)
+    error.message += told
+    return error
+
+
+def _check(file: str, lines: Iterable[bytes]) -> None:
+    """Raise what is wrong with an export before anything of it is stored."""
+    entries, end, last = 0, None, 0
+    for number, text in enumerate(lines, 1):
+        if end is not None:
+            raise Failed(f"{file}, line {number:,}: this stands behind the export's end")
+        record = _parsed(file, number, text)
+        if isinstance(record, records.Entry):
+            entries += 1
+        elif isinstance(record, records.End):
+            end = record.entries
+        last = number
+    if end is None:
+        raise Failed(
+            f"{file} ends with line {last:,}, without the line that says that it is whole; "
+            "export it anew, or go on with export --resume"
+        )
+    if end != entries:
+        raise Failed(f"{file} has {entries:,} entries, and its last line says {end:,}")
+
+
+# -- copy ------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Walk:
+    """What a walk along two stores has found."""
+
+    read: int = 0
+    equal: int = 0
+    different: int = 0
+    missing: int = 0
+    extra: int = 0
+    left_out: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def note(self, what: str, key: str) -> None:
+        """Count a difference; the first ones are kept to show."""
+        setattr(self, what, getattr(self, what) + 1)
+        if len(self.examples) < 5:
+            self.examples.append(f"{what}: {key!r}")
+
+
+def walk(
+    source: kvi.Kvi,
+    target: kvi.Kvi,
+    prefix: str,
+    leased: bool,
+    found: _Walk,
+    tell: Callable[[int], object],
+) -> Iterator[tuple[str, bytes | None]]:
+    """Go along both; yields each key that differs, with the value that the target should have.
+
+    ``None`` is for a key that only the target has.
+    """
+    theirs = iter(target.range(prefix=prefix))
+    other = next(theirs, None)
+    for entry in source.range(prefix=prefix):
+        found.read += 1
+        tell(found.read)
+        while other is not None and other.key < entry.key:
+            found.note("extra", other.key)
+            yield other.key, None
+            other = next(theirs, None)
+        same = other is not None and other.key == entry.key
+        if entry.lease is not None and not leased:
+            found.left_out += 1
+        elif not same:
+            found.note("missing", entry.key)
+            yield entry.key, entry.value or b""
+        elif other is not None and other.value != entry.value:
+            found.note("different", entry.key)
+            yield entry.key, entry.value or b""
+        else:
+            found.equal += 1
+        if same:
+            other = next(theirs, None)
+    for left in chain(() if other is None else (other,), theirs):
+        found.note("extra", left.key)
+        yield left.key, None
+
+
+@command(
+    "copy",
+    "kvi copy sqlite:app.db etcd://127.0.0.1:2379/app --dry-run\n"
+    "kvi copy sqlite:app.db etcd://127.0.0.1:2379/app --verify\n"
+    "kvi copy etcd://127.0.0.1:2379 consul://127.0.0.1:8500 --prefix config/",
+)
+@click.argument("source")
+@click.argument("target")
+@click.option("--prefix", default="", metavar="TEXT", help="Only the keys that begin so.")
+@click.option("--leased", is_flag=True, help="Also leased keys; they become permanent.")
+@click.option("--delete", is_flag=True, help="Delete what only the target has.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be done, and do nothing.")
+@click.option("--verify", is_flag=True, help="Compare both afterwards; exit code 1 if they differ.")
+def copy_(
+    context: Context,
+    source: str,
+    target: str,
+    prefix: str,
+    leased: bool,
+    delete: bool,
+    dry_run: bool,
+    verify: bool,
+) -> int:
+    """Copy the entries of the store SOURCE to the store TARGET, both URIs.
+
+    Only what differs is written, so that a copy that was broken off is begun again and finds what
+    is there already. Keys that vanish with a lease are left out unless asked for. A store that
+    changes meanwhile is copied as it was found, each key at its time.
+    """
+    here = context.open(source)
+    there = context.open(target, retry=_PATIENT)
+    found = _Walk()
+    written = 0
+
+    def sent(number: int) -> None:
+        nonlocal written
+        written += number
+
+    total = here.count(prefix=prefix) if sys.stderr.isatty() and not context.json else None
+    batches = Batches(there, sent)
+    try:
+        with progress("comparing" if dry_run else "copying", total, context) as tell:
+            for key, value in walk(here, there, prefix, leased, found, tell):
+                if dry_run:
+                    continue
+                if value is not None:
+                    batches.put(key, value)
+                elif delete:
+                    batches.delete(key)
+            batches.flush()
+    except KviError as error:
+        error.message += f"; {written:,} entries are written: begin again, and they are found"
+        raise
+    checked = _Walk()
+    if verify and not dry_run:
+        with progress("verifying", total, context) as tell:
+            for _ in walk(here, there, prefix, leased, checked, tell):
+                pass
+    differs = bool(checked.missing or checked.different or (delete and checked.extra))
+    _tell(
+        context,
+        found,
+        None if dry_run or not verify else checked,
+        differs,
+        written,
+        delete,
+        dry_run,
+    )
+    return NOT_FOUND if differs else 0
+
+
+def _tell(
+    context: Context,
+    found: _Walk,
+    checked: _Walk | None,
+    differs: bool,
+    written: int,
+    delete: bool,
+    dry_run: bool,
+) -> None:
+    if context.json:
+        made: dict[str, Any] = {
+            "read": found.read,
+            "written": written,
+            "equal": found.equal,
+            "missing": found.missing,
+            "different": found.different,
+            "extra": found.extra,
+            "left_out": found.left_out,
+            "dry_run": dry_run,
+        }
+        if checked is not None:
+            made["verified"] = not differs
+        say_json(made)
+        return
+    what, changes = "to write  " if dry_run else "written   ", found.missing + found.different
+    lines = [
+        f"read       {found.read:,}",
+        f"{what} {changes:,} ({found.missing:,} missing, {found.different:,} different)",
+        f"equal      {found.equal:,}",
+    ]
+    if found.extra:
+        fate = ("to delete" if dry_run else "deleted") if delete else "--delete removes them"
+        lines.append(f"extra      {found.extra:,} ({fate})")
+    if found.left_out:
+        lines.append(f"left out   {found.left_out:,} leased keys (--leased takes them)")
+    if checked is not None:
+        lines.append(f"verified   {'DIFFERENT' if differs else 'equal'}, {checked.equal:,} entries")
+        lines += [f"           {example}" for example in checked.examples if differs]
+    click.echo("\n".join(lines))

@@ -1,0 +1,127 @@
+"""Entries as text and as JSON, values in the encoding asked for, tables on a terminal.
+
+On a terminal, tables; in a pipe, lines whose fields are separated by tabs, with control characters
+and what is not UTF-8 written as backslash escapes, so that a line is always a line. JSON says
+everything exactly: a value that is not UTF-8 is ``value_base64`` instead of ``value``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+import kvi
+from kvi.errors import InvalidArgument
+
+ENCODINGS = ("text", "hex", "base64")
+
+encoding_option = click.option(
+    "--as",
+    "encoding",
+    type=click.Choice(ENCODINGS),
+    default="text",
+    show_default=True,
+    help="How values are written.",
+)
+
+
+def given(text: str, encoding: str) -> bytes:
+    """A value that was given on the command line, as bytes."""
+    try:
+        if encoding == "hex":
+            return bytes.fromhex(text)
+        if encoding == "base64":
+            return base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise InvalidArgument(f"this value is not {encoding}: {error}") from None
+    return text.encode(errors="surrogateescape")
+
+
+def written(value: bytes, encoding: str) -> str:
+    """A value as text that can be read back with the same encoding, if it is UTF-8 or encoded."""
+    if encoding == "hex":
+        return value.hex()
+    if encoding == "base64":
+        return base64.b64encode(value).decode()
+    return value.decode(errors="backslashreplace")
+
+
+def line_of(text: str) -> str:
+    """The text on one line, without control characters."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def value_members(value: bytes) -> dict[str, str]:
+    """A value as members of a JSON object, exactly."""
+    try:
+        return {"value": value.decode()}
+    except UnicodeDecodeError:
+        return {"value_base64": base64.b64encode(value).decode()}
+
+
+def members(entry: kvi.KeyValue) -> dict[str, Any]:
+    """An entry as members of a JSON object."""
+    made: dict[str, Any] = {"key": entry.key}
+    if entry.value is not None:
+        made |= value_members(entry.value)
+    made["revision"] = entry.revision
+    made["create_revision"] = entry.create_revision
+    if entry.version is not None:
+        made["version"] = entry.version
+    if entry.lease is not None:
+        made["lease"] = entry.lease
+    return made
+
+
+def say_json(found: object) -> None:
+    """One line of JSON."""
+    click.echo(json.dumps(found, ensure_ascii=False))
+
+
+def say_fields(*fields: str) -> None:
+    """One line, its fields separated by tabs."""
+    click.echo("\t".join(map(line_of, fields)))
+
+
+def say_value(value: bytes, encoding: str, *, newline: bool = True) -> None:
+    """A value alone: its very bytes, or its encoding; on a terminal what it can show."""
+    if encoding == "text" and not sys.stdout.isatty():
+        data = value
+    else:
+        data = written(value, encoding).encode(errors="backslashreplace")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data + (b"\n" if newline else b""))
+    sys.stdout.buffer.flush()
+
+
+def on_terminal() -> bool:
+    """Whether somebody looks: tables and colour are for them."""
+    return sys.stdout.isatty()
+
+
+def say_table(
+    titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()
+) -> None:
+    """A table on a terminal, else lines."""
+    if not on_terminal():
+        for row in rows:
+            say_fields(*row)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, justify="right" if title in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(line_of(cell)) for cell in row))
+    Console(highlight=False).print(table)

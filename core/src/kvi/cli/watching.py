@@ -1,0 +1,133 @@
+"""`watch`: changes as they happen."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from typing import Any
+
+import click
+
+import kvi
+from kvi.cli.app import Context, command
+from kvi.cli.output import (
+    encoding_option,
+    members,
+    say_fields,
+    say_json,
+    value_members,
+    written,
+)
+
+_LOOK = 0.25  # seconds between two looks whether anybody reads the output still
+
+
+@command(
+    "watch",
+    "kvi watch greeting\n"
+    "kvi watch --prefix jobs/ --initial --json\n"
+    "kvi watch --prefix config/ --exec 'systemctl reload myservice'\n"
+    "kvi watch greeting | head -1",
+)
+@click.argument("key", required=False)
+@click.option("--prefix", metavar="TEXT", help='All keys that begin so; "" is everything.')
+@click.option("--start", metavar="KEY", help="All keys from this one on.")
+@click.option("--end", metavar="KEY", help="All keys before this one.")
+@click.option("--initial", is_flag=True, help="First print what is there now.")
+@click.option("--from-revision", type=click.IntRange(1), metavar="N", help="Begin in the past.")
+@click.option("--events", type=click.Choice(["put", "delete"]), help="Only these changes.")
+@click.option("-n", "--limit", type=click.IntRange(1), metavar="N", help="End after so many.")
+@click.option(
+    "--exec", "run", metavar="CMD",
+    help="Run CMD in a shell for each change, with KVI_EVENT, KVI_KEY and KVI_REVISION in its "
+    "environment and the value on its standard input.",
+)  # fmt: skip
+@encoding_option
+def watch_(
+    context: Context,
+    key: str | None,
+    prefix: str | None,
+    start: str | None,
+    end: str | None,
+    initial: bool,
+    from_revision: int | None,
+    events: str | None,
+    limit: int | None,
+    run: str | None,
+    encoding: str,
+) -> int:
+    """Print each change of KEY, a prefix or a range, until Ctrl-C.
+
+    A line has the kind of the change (PUT, DELETE, RESYNC), the revision, the key and the value. A
+    RESYNC says that the store no longer has what came next; the whole state follows it. Lost
+    connections are bridged.
+    """
+    kinds = None if events is None else kvi.EventType(events.upper())
+    with context.store().watch(
+        key,
+        prefix=prefix,
+        start=start,
+        end=end,
+        from_revision=from_revision,
+        initial=initial,
+        events=kinds,
+    ) as watch:
+        number = 0
+        while limit is None or number < limit:
+            try:
+                event = watch.next(_LOOK)
+            except kvi.Timeout:
+                if _nobody_reads():
+                    raise BrokenPipeError from None
+                continue
+            number += 1
+            _say(context, event, encoding)
+            if run is not None:
+                _run(run, event)
+    return 0
+
+
+def _say(context: Context, event: kvi.Event, encoding: str) -> None:
+    if context.json:
+        made: dict[str, Any] = {"type": event.type.value, "key": event.key}
+        if event.type is kvi.EventType.RESYNC:
+            made = {"type": event.type.value, "snapshot": list(map(members, event.snapshot or []))}
+        if event.value is not None:
+            made |= value_members(event.value)
+        made["revision"] = event.revision
+        if event.initial:
+            made["initial"] = True
+        say_json(made)
+    else:
+        value = [] if event.value is None else [written(event.value, encoding)]
+        say_fields(event.type.value, str(event.revision), event.key, *value)
+        for entry in event.snapshot or []:
+            say_fields("NOW", str(entry.revision), entry.key, written(entry.value or b"", encoding))
+    sys.stdout.flush()
+
+
+def _run(command: str, event: kvi.Event) -> None:
+    """Run the command of a change; what it ends with is told if it is not 0."""
+    env = {
+        **os.environ,
+        "KVI_EVENT": event.type.value,
+        "KVI_KEY": event.key.replace("\0", "\\0"),  # no environment can hold it
+        "KVI_REVISION": str(event.revision),
+    }
+    done = subprocess.run(command, shell=True, input=event.value or b"", env=env, check=False)
+    if done.returncode:
+        click.echo(f"kvi: the command ended with {done.returncode}: {command}", err=True)
+
+
+def _nobody_reads() -> bool:
+    """Whether the output is a pipe whose reader has gone: then nobody waits for more of it."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):
+        return False
+    return any(found & (select.POLLERR | select.POLLHUP) for _, found in poll.poll(0))

@@ -1,0 +1,251 @@
+"""Each command as a process, on every store, as text and as JSON."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import kvi
+import pytest
+
+from tests.cli.conftest import Command
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
+
+
+def test_single_keys(cli: Command) -> None:
+    """`put get del cas tas count`: what they print, and their exit codes."""
+    assert cli("get", "k", code=1) == ""
+    assert cli.json("get", "k", code=1) is None
+    assert cli("put", "k", "hello") == ""
+    assert cli("get", "k") == "hello\n"
+    entry = cli.json("get", "k")
+    assert (entry["key"], entry["value"]) == ("k", "hello")
+    assert cli.json("put", "k", "again")["revision"] > entry["revision"]
+    assert cli("cas", "k", str(entry["revision"]), "late", code=1) == ""
+    assert cli.json("cas", "new", "0", "first")["set"] is True
+    assert cli.json("cas", "new", "0", "second", code=1) == {
+        "key": "new", "set": False, "revision": None,
+    }  # fmt: skip
+    assert cli("tas", "k", "wrong", "x", code=1) == ""
+    assert cli.json("tas", "k", "again", "x") == {"key": "k", "set": True}
+    assert cli("tas", "other", "--absent", "y") == ""
+    assert cli("tas", "other", "y", "--delete") == ""
+    assert cli("count") == "2\n"
+    assert cli.json("count", "--prefix", "n") == {"count": 1}
+    assert cli("del", "k", "nothing") == "1\n"
+    assert cli("del", "k", code=1) == "0\n"
+    assert cli.json("del", "--prefix", "") == {"deleted": 1}
+    assert cli("range", code=1) == ""
+
+
+def test_ranges_and_levels(cli: Command, store: kvi.Kvi) -> None:
+    """`range ls`: order, bounds, what a level is."""
+    for key in ("a", "app/db/host", "app/db/port", "app/rate", "b\nc", "z"):
+        store.store(key, key.upper())
+    assert cli("range", "a", "b") == (
+        "a\tA\napp/db/host\tAPP/DB/HOST\napp/db/port\tAPP/DB/PORT\napp/rate\tAPP/RATE\n"
+    )
+    assert cli("range", "--reverse", "--limit", "2") == "z\tZ\nb\\nc\tB\\nC\n"
+    assert cli("range", "--prefix", "app/", "--keys-only") == "app/db/host\napp/db/port\napp/rate\n"
+    assert [(one["key"], one["value"]) for one in cli.lines("range", "b")] == [
+        ("b\nc", "B\nC"), ("z", "Z"),
+    ]  # fmt: skip
+    assert cli("ls") == "a\napp/\nb\\nc\nz\n"
+    assert cli("ls", "app/") == "app/db/\napp/rate\n"
+    assert cli("ls", "-r", "app/d") == "app/db/host\napp/db/port\n"
+    assert cli.lines("ls", "app/") == [{"level": "app/db/"}, {"key": "app/rate"}]
+    assert cli("ls", "nothing/", code=1) == ""
+    assert cli("--namespace", "app", "ls") == "db/\nrate\n"
+
+
+def test_bytes(cli: Command, store: kvi.Kvi) -> None:
+    """Any value comes through: as it is, as hex, as base64, from standard input."""
+    value = bytes(range(256))
+    cli("put", "k", "-", given=value)
+    assert store.get("k").value == value  # type: ignore[union-attr]
+    cli("get", "k", "--no-newline")
+    assert cli.raw == value
+    assert cli("get", "k", "--as", "hex") == value.hex() + "\n"
+    assert cli("get", "k", "--as", "base64") == base64.b64encode(value).decode() + "\n"
+    assert base64.b64decode(cli.json("get", "k")["value_base64"]) == value
+    cli("put", "h", value.hex(), "--as", "hex")
+    cli("put", "b", "-", "--as", "base64", given=base64.b64encode(value))
+    assert store.get("h").value == store.get("b").value == value  # type: ignore[union-attr]
+    cli("put", "--", "-key", "-value")
+    assert cli("get", "--", "-key") == "-value\n"
+
+
+def test_transactions(cli: Command) -> None:
+    """The readable form, from a file and from standard input."""
+    text = """
+        if absent rate          # not there yet
+        then put rate "1 00"
+        then get rate
+        else get rate
+        else get 'no such'
+    """
+    assert cli("txn", "-", given=text) == "then\nput\trate\ngot\trate\t1 00\n"
+    (cli.folder / "file.txt").write_text(text)
+    assert cli("txn", "file.txt", code=1) == "else\ngot\trate\t1 00\nnot there\tno such\n"
+    found = cli.json("txn", "-", given="if value rate = '1 00'\nthen delete rate\nthen delete no")
+    assert (found["succeeded"], found["results"]) == (True, [True, False])
+    assert cli("txn", "-", given="then delete rate") == "then\nnot there\trate\n"
+    cli("txn", "-", given="then put a 1\nif bogus a", code=2)
+    assert "line 2: this is no condition" in cli.errors
+
+
+def test_watch(cli: Command, store: kvi.Kvi) -> None:
+    """What is there, then changes, as they happen; a command for each of them."""
+    store.store("w/a", "1")
+    with cli.start("watch", "--prefix", "w/", "--initial", "-n", "3") as watch:
+        assert watch.stdout is not None
+        assert watch.stdout.readline().split("\t")[::2] == ["PUT", "w/a"]
+        store.store("w/b", "two\nlines")
+        assert watch.stdout.readline().split("\t")[2:] == ["w/b", "two\\nlines\n"]
+        store.delete("w/a")
+        assert watch.stdout.readline().split("\t")[0] == "DELETE"
+        assert watch.wait(60) == 0
+    script = "printf '%s %s ' $KVI_EVENT $KVI_KEY >>seen; cat >>seen; echo >>seen"
+    words = ["watch", "--prefix", "w/", "--initial", "--json", "-n", "1", "--exec", script]
+    with cli.start(*words) as watch:
+        assert watch.stdout is not None
+        event = json.loads(watch.stdout.readline())
+        assert (event["type"], event["key"], event["initial"]) == ("PUT", "w/b", True)
+        assert watch.wait(60) == 0
+    assert (cli.folder / "seen").read_text() == "PUT w/b two\nlines\n"
+
+
+def test_watch_piped_into_head_ends(cli: Command, store: kvi.Kvi) -> None:
+    """Who reads no further ends it, without a word and without another change."""
+    store.store("k", "v")
+    done = subprocess.run(
+        f"{cli_line('watch', 'k', '--initial')} | head -1",
+        shell=True, capture_output=True, text=True, env=cli.env, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout.split("\t")[2:] == ["k", "v\n"]
+    assert done.stderr == ""
+
+
+def cli_line(*words: str) -> str:
+    import shlex
+    import sys
+
+    return shlex.join([sys.executable, "-m", "kvi.cli", *words])
+
+
+def test_lock(cli: Command, store: kvi.Kvi) -> None:
+    """The command runs while the lock is held, with its fence; its exit code is told."""
+    with cli.start("lock", "jobs", "--", "sh", "-c", "echo $KVI_LOCK_FENCE; read x; exit 7",
+                   stdin=subprocess.PIPE) as first:  # fmt: skip
+        assert first.stdout is not None
+        fence = int(first.stdout.readline())
+        cli("lock", "jobs", "--wait", "0", "--", "true", code=1)
+        assert "somebody else holds the lock" in cli.errors
+        with cli.start("lock", "jobs", "--", "sh", "-c", "echo $KVI_LOCK_FENCE") as second:
+            first.communicate("\n", timeout=60)
+            assert first.returncode == 7
+            assert int(second.communicate(timeout=120)[0]) > fence
+            assert second.returncode == 0
+    assert store.lock("jobs").acquire(0)
+
+
+def test_lock_of_a_killed_holder(cli: Command, store: kvi.Kvi) -> None:
+    """If `kvi` is killed the next one has the lock once the ttl is over."""
+    alive = "echo $$ >pid; while true; do sleep 0.1; done"
+    with cli.start("lock", "jobs", "--ttl", "1", "--", "sh", "-c", alive) as first:
+        until((cli.folder / "pid").exists, within=60)
+        assert leases(store, "jobs/")
+        assert not store.lock("jobs").acquire(0)
+        first.kill()
+    assert cli("lock", "jobs", "--ttl", "1", "--wait", "60", "--", "echo", "mine") == "mine\n"
+    os.kill(int((cli.folder / "pid").read_text()), signal.SIGKILL)
+
+
+def test_lost_lock_ends_the_command(cli: Command, store: kvi.Kvi) -> None:
+    """When its lease is taken away the command is ended, and the exit code is 3."""
+    with cli.start("lock", "jobs", "--ttl", "1", "--", "sleep", "1000") as running:
+        until(lambda: leases(store, "jobs/"), within=60)
+        for lease in leases(store, "jobs/"):
+            store._lease_revoke(lease, 5)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 3
+    assert "the lock 'jobs' was lost" in errors
+
+
+def leases(store: kvi.Kvi, prefix: str) -> list[int]:
+    return [entry.lease for entry in store.range(prefix=prefix) if entry.lease is not None]
+
+
+def test_signals_go_to_the_command(cli: Command, store: kvi.Kvi) -> None:
+    """A SIGTERM ends the command in its own way; then the lock is free."""
+    trap = "trap 'echo ended well; exit 5' TERM; echo ready; while true; do sleep 0.05; done"
+    with cli.start("lock", "jobs", "--", "sh", "-c", trap) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        running.terminate()
+        output, _ = running.communicate(timeout=60)
+    assert (output, running.returncode) == ("ended well\n", 5)
+    assert store.lock("jobs").acquire(10)
+
+
+def test_temporary_keys_and_leases(cli: Command, store: kvi.Kvi) -> None:
+    """`temp lease`: a key is there while a command runs, or until a signal, and gone after it."""
+    assert cli("temp", "member", "here", "--", "sh", "-c", cli_line("get", "member")) == "here\n"
+    assert store.get("member") is None
+    with cli.start("temp", "member") as running:
+        until(lambda: store.get("member"), within=60)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 0
+    until(lambda: store.get("member") is None)
+    put = f"{cli_line('put', 'leased', 'here')} --lease $KVI_LEASE; {cli_line('get', 'leased')}"
+    assert cli("lease", "--", "sh", "-c", put) == "here\n"
+    until(lambda: store.get("leased") is None)
+
+
+def test_doctor_ping_and_bench(cli: Command) -> None:
+    """All steps work, and nothing is left behind."""
+    steps = cli.lines("doctor")
+    assert [step["ok"] for step in steps] == [True] * len(steps)
+    assert len(steps) == 10
+    assert "ok      transaction" in cli("doctor")
+    assert "\talive\t" in cli("ping")
+    pings = cli.lines("ping", "--watch", "-c", "2", "--interval", "0.01")
+    assert [one["alive"] for one in pings] == [True, True]
+    measured = cli.lines("bench", "--seconds", "0.05")
+    assert [one["operation"] for one in measured] == ["ping", "get", "store", "tas", "txn", "lock"]
+    assert all(one["per_second"] > 0 for one in measured)
+    assert "lock\t" in cli("bench", "--seconds", "0.05")
+    assert cli("count") == "0\n"
+
+
+def test_conformance(cli: Command) -> None:
+    """The suite, or a part of it."""
+    assert "tas.atomic" in cli("conformance", "--rule", "tas.atomic")
+    assert cli.json("conformance", "--rule", "tas.atomic", "--erase")["store"]
+    cli("put", "precious", "data")
+    cli("conformance", "--rule", "tas.atomic", code=2)
+    assert cli("get", "precious") == "data\n"
+
+
+def test_memory(tmp_path: Path) -> None:
+    """A memory store lasts as long as the process: each command works on an empty one."""
+    cli = Command("mem:", tmp_path)
+    assert cli("get", "k", code=1) == ""
+    assert cli.json("put", "k", "v") == {"key": "k", "revision": 1}
+    assert cli("count") == "0\n"
+    assert cli("tas", "k", "--absent", "v") == ""
+    assert cli.json("cas", "k", "0", "v")["set"] is True
+    assert cli("txn", "-", given="then put k v\nthen get k") == "then\nput\tk\ngot\tk\tv\n"
+    assert cli("lock", "jobs", "--", "echo", "held") == "held\n"
+    assert cli("temp", "k", "--", "echo", "there") == "there\n"
+    assert cli("lease", "--", "sh", "-c", "test -n $KVI_LEASE && echo leased") == "leased\n"
+    assert cli("export", "-").splitlines()[-1] == '{"end": true, "entries": 0}'
+    assert all(step["ok"] for step in cli.lines("doctor"))
+    assert cli("ls", code=1) == cli("range", code=1) == ""
+    assert cli("del", "k", code=1) == "0\n"

@@ -1,0 +1,230 @@
+"""What goes wrong is told in a line or two, with the fix and the right exit code."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import kvi
+import pytest
+from kvi.cli import app, records
+from kvi.cli.txn import parse
+
+from tests.cli.conftest import Command
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
+
+MISTAKES = [
+    (["gte", "k"], 2, "Did you mean 'get'?"),
+    (["get"], 2, "Missing argument 'KEY'"),
+    (["get", ""], 2, "a key has at least one character"),
+    (["del"], 2, "Give keys, or a range"),
+    (["del", "k", "--prefix", "k"], 2, "Give keys, or a range"),
+    (["tas", "k", "a"], 2, "Give TEST or --absent"),
+    (["put", "k", "xyz", "--as", "hex"], 2, "this value is not hex"),
+    (["put", "k", "v", "--lease", "99"], 3, "LeaseLost"),
+    (["range", "a", "--prefix", "b"], 2, "prefix= cannot stand beside"),
+    (["ls", "--delimiter", ""], 2, "at least one character"),
+    (["watch"], 2, "watch needs a key"),
+    (["lock", "jobs"], 2, "What is to be run?"),
+    (["lock", "jobs", "--", "no-such-program"], 127, "cannot run 'no-such-program'"),
+    (["lease", "--ttl", "-1", "--", "true"], 2, "InvalidArgument"),
+    (["txn", "no-such-file"], 2, "No such file"),
+    (["import", "no-such-file"], 2, "does not exist"),
+    (["export", "no/such/folder/file"], 2, "No such file or directory"),
+    (["export", "-", "--resume"], 2, "--resume needs a file"),
+    (["get", "k", "--uri", "nope:x"], 2, "no backend for the scheme 'nope'"),
+    (["get", "k", "--uri", "sqlite:x.db?nope=1"], 2, "unknown option 'nope'"),
+    (["get", "k", "--uri", "mem:", "--timeout", "-1"], 2, "timeout"),
+    (["get", "k", "--uri", "sqlite:no/such/folder/x.db"], 3, "no/such/folder"),
+    (["get", "k", "--uri", "etcd://127.0.0.1:1", "--timeout", "0.3"], 3, "is it running there?"),
+    (["copy", "mem:a", "nope:b"], 2, "no backend"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "text"), MISTAKES, ids=lambda one: str(one)[:40])
+def test_mistakes(local: Command, words: list[str], code: int, text: str) -> None:
+    """One or two lines on standard error, none of them a traceback."""
+    local(*words, code=code)
+    assert text in local.errors
+    assert len(local.errors.splitlines()) <= 4
+    assert local.raw == b""
+
+
+def test_debug_shows_the_traceback(local: Command) -> None:
+    """Only then."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kvi.cli", "get", "", "--debug"],
+        capture_output=True, text=True, env=local.env, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_secrets_are_not_shown(local: Command) -> None:
+    """No error tells the password of the URI."""
+    local("get", "k", "--uri", "etcd://ada:s3cret@127.0.0.1:1", "--timeout", "0.3", code=3)
+    assert "s3cret" not in local.errors
+    assert "ada:***@" in local.errors or "***" in local.errors
+
+
+def test_store_of_ones_own(local: Command) -> None:
+    """Without a URI it is a file in the user's data directory, which is made."""
+    env = {name: value for name, value in local.env.items() if name != "KVI_URI"}
+    local("put", "greeting", "hello", env=env)
+    assert local("get", "greeting", env=env) == "hello\n"
+    assert list(local.folder.rglob("kvi.db"))
+    local("conformance", code=2, env=env)
+    assert "Name the store" in local.errors
+
+
+def test_doctor_says_what_to_do(local: Command) -> None:
+    """A dead server, a bad URI: the step that fails, and advice."""
+    output = local("doctor", "--uri", "etcd://127.0.0.1:1", "--timeout", "0.3", code=3)
+    assert "FAILED  connect" in output
+    assert "check that the server runs" in output
+    assert "mend the URI" in local("doctor", "--uri", "sqlite:x.db?nope=1", code=3)
+    assert "install the plugin" in local("doctor", "--uri", "nope:", code=3)
+    found = local.lines("ping", "--watch", "-c", "2", "--interval", "0.01", "--timeout", "0.2",
+                        "--uri", "etcd://127.0.0.1:1", code=3)  # fmt: skip
+    assert [one["alive"] for one in found] == [False, False]
+    local("ping", "--uri", "etcd://127.0.0.1:1", "--timeout", "0.3", code=3)
+
+
+def test_exit_codes() -> None:
+    """Each error of kvi has the code that the help tells."""
+    codes = {
+        kvi.InvalidKey: 2, kvi.ValueTooLarge: 2, kvi.UnknownBackend: 2, kvi.NotSupported: 2,
+        kvi.Unavailable: 3, kvi.Timeout: 3, kvi.AuthenticationFailed: 3, kvi.PermissionDenied: 3,
+        kvi.OutcomeUnknown: 4, kvi.LockTimeout: 1, kvi.Conflict: 1,
+    }  # fmt: skip
+    for kind, code in codes.items():
+        assert app._told(kind("x")) == code, kind
+
+
+def test_interrupt_is_quiet(local: Command) -> None:
+    """Ctrl-C ends a watch at once, with 130 and without a word."""
+    with local.start("watch", "k", "--initial") as watch:
+        with kvi.open(local.uri) as store:
+            store.store("k", "v")
+        assert watch.stdout is not None
+        assert watch.stdout.readline()
+        watch.send_signal(signal.SIGINT)
+        _, errors = watch.communicate(timeout=60)
+    assert (watch.returncode, errors) == (130, "")
+
+
+def test_reader_that_goes_away(local: Command) -> None:
+    """A long range piped into something short ends quietly."""
+    with kvi.open(local.uri) as store:
+        for start in range(0, 20_000, 1000):
+            store.txn(then=[kvi.Put(f"k{n:06}", "x" * 50) for n in range(start, start + 1000)])
+    for words in (["range"], ["range", "--json"], ["export", "-"], ["ls", "-r"]):
+        with local.start(*words) as running:
+            assert running.stdout is not None
+            assert running.stdout.readline()
+            running.stdout.close()
+            assert running.stderr is not None
+            assert running.stderr.read() == ""
+            assert running.wait(60) in {141, 0}
+
+
+def test_txn_text() -> None:
+    """Every form of a line; what is wrong is told with its number."""
+    when, then, otherwise = parse(
+        "if value a = x\nif value a != 'y z'\nif revision a > 3\nif version a < 9\n"
+        "if create_revision a = 0\nif lease a = 0\nif exists a\nif absent b # no\n\n"
+        "then put a 'v w'\nthen get a\nthen delete b\nelse get a\n"
+    )
+    key = kvi.Key("a")
+    assert when == [
+        key.value == b"x", key.value != b"y z", key.revision > 3, key.version < 9,
+        key.create_revision == 0, key.lease == 0, key.exists, kvi.Key("b").absent,
+    ]  # fmt: skip
+    assert then == [kvi.Put("a", b"v w"), kvi.Get("a"), kvi.Delete("b")]
+    assert otherwise == [kvi.Get("a")]
+    for text, told in {
+        "\nfoo": "line 2: a line begins with if, then or else",
+        "if value a ~ x": "line 1: unknown operator",
+        "if color a = x": "line 1: unknown property 'color'",
+        "if revision a = x": "line 1: revision compares with a whole number",
+        "then put a": "line 1: this is no operation",
+        "then put a 'x": "line 1: No closing quotation",
+    }.items():
+        with pytest.raises(kvi.InvalidArgument, match=re.escape(told)):
+            parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"\xff", "not UTF-8"),
+        (b"{", "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b'{"format": "kvi-export", "version": 2}', "version 1"),
+        (b'{"value": "x"}', '"key" is missing'),
+        (b'{"key": ""}', '"key" is missing'),
+        (b'{"key": "k"}', "neither"),
+        (b'{"key": "k", "value": 5}', "neither"),
+        (b'{"key": "k", "value": "a", "value_base64": "YQ=="}', "neither"),
+        (b'{"key": "k", "value_base64": "?"}', "not base64"),
+        (b'{"key": "k", "value": "\\ud800"}', "not Unicode"),
+        (b'{"end": true, "entries": "5"}', "not a number"),
+    ],
+)
+def test_bad_records(text: bytes, told: str) -> None:
+    """Each kind of bad line says what is wrong with it."""
+    with pytest.raises(kvi.InvalidArgument, match=re.escape(told)):
+        records.parse(text)
+
+
+def test_starts_quickly(local: Command) -> None:
+    """`kvi --help` and `kvi get` import neither rich nor any plugin that they do not need."""
+    local("put", "k", "v")
+    for words in (["--help"], ["get", "k"]):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "kvi.cli", *words],
+            capture_output=True, text=True, env=local.env, check=True,
+        )  # fmt: skip
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert not imported & {"rich", "grpc", "requests", "consul", "kvi.loader", "kvi.cli.moving"}
+
+
+def test_completion(local: Command) -> None:
+    """Shells get what they need to complete commands and options."""
+    env = {**local.env, "_KVI_COMPLETE": "bash_complete", "COMP_WORDS": "kvi ge", "COMP_CWORD": "1"}
+    assert "plain,get" in local(env=env)
+
+
+def test_help_of_each_command(local: Command) -> None:
+    """Every command tells what it does, and has examples."""
+    for name in app._COMMANDS:
+        output = local(name, "--help")
+        assert "Examples:" in output, name
+        assert f"kvi {name}" in output
+
+
+def test_interval_between_pings(local: Command) -> None:
+    """It goes on until it is ended."""
+    with local.start("ping", "--watch", "--interval", "0.05") as running:
+        assert running.stdout is not None
+        began = time.monotonic()
+        for _ in range(3):
+            assert "alive" in running.stdout.readline()
+        assert time.monotonic() - began >= 0.1
+        running.send_signal(signal.SIGINT)
+        until(lambda: running.poll() is not None)
+    assert running.returncode == 130
+
+
+def test_no_extra(tmp_path: Path) -> None:
+    """Without click it says what to install."""
+    code = "import sys; sys.modules['click'] = None; import kvi.cli; sys.exit(kvi.cli.main())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install kvi-core[cli]" in done.stderr
