@@ -221,18 +221,25 @@ def _pinged(context: Context, took: float, error: kvi.KviError | None) -> None:
 # -- conformance and bench -------------------------------------------------------------------------
 
 
-@command("conformance", "kvi conformance --uri mem:scratch --rule tas")
+@command(
+    "conformance",
+    "kvi conformance mem:scratch --rule tas\nkvi conformance mem:scratch --rule tas.atomic --json",
+)
+@click.argument("store", metavar="URI", required=False)
 @click.option("--erase", is_flag=True, help="Go on although the store is not empty.")
 @click.option("--rule", "rules", multiple=True, metavar="NAME", help="Only this rule, or these.")
 @click.option("--html", type=click.Path(dir_okay=False), metavar="FILE", help="Also as a page.")
-def conformance_(context: Context, erase: bool, rules: tuple[str, ...], html: str | None) -> int:
+def conformance_(
+    context: Context, store: str | None, erase: bool, rules: tuple[str, ...], html: str | None
+) -> int:
     """Check the store against the contract, rule by rule. EVERYTHING IN IT IS DELETED.
 
-    Needs the extra kvi-core[conformance]. Exit code 1 if a rule is broken. The store must be named
-    with --uri or KVI_URI.
+    Needs the extra kvi-core[conformance]. Exit code 1 if a rule is broken. The store must be named:
+    as URI, with --uri, or by KVI_URI.
     """
+    context.uri = store or context.uri
     if not context.is_named:
-        raise click.UsageError("Name the store with --uri: everything in it is deleted.")
+        raise click.UsageError("Name the store: everything in it is deleted.")
     try:
         from kvi.conformance.__main__ import main
         from kvi.conformance.session import run
