@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import kvi
@@ -192,6 +193,21 @@ def test_signals_go_to_the_command(cli: Command, store: kvi.Kvi) -> None:
         output, _ = running.communicate(timeout=60)
     assert (output, running.returncode) == ("ended well\n", 5)
     assert store.lock("jobs").acquire(10)
+
+
+def test_waiting_is_ended_in_good_order(cli: Command, store: kvi.Kvi) -> None:
+    """A SIGTERM while `kvi` waits for a lock leaves nothing of it in the queue."""
+    with store.lock("jobs") as held:
+        before = store.count(prefix="jobs/")
+        with cli.start("lock", "jobs", "--", "true") as waiting:
+            if store.capabilities.lock_fair:
+                until(lambda: store.count(prefix="jobs/") > before, within=60)
+            else:
+                time.sleep(0.5)  # nothing shows from outside that it waits
+            waiting.terminate()
+            assert waiting.wait(60) == 128 + signal.SIGTERM
+        assert held.held
+    assert store.lock("jobs").acquire(0)
 
 
 def test_temporary_keys_and_leases(cli: Command, store: kvi.Kvi) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from types import FrameType
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -18,6 +20,9 @@ import kvi
 from kvi.errors import InvalidArgument, KviError, OutcomeUnknown
 
 NOT_FOUND, USAGE, UNAVAILABLE, UNKNOWN, INTERRUPTED, NO_READER = 1, 2, 3, 4, 130, 141
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask the command to end; it lets go of what it holds before."""
 
 _USAGE_ERRORS = (
     kvi.InvalidArgument,
@@ -77,6 +82,14 @@ _SHORT = {
 }
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Ended(BaseException):
+    """A signal asks the command to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class Failed(click.ClickException):
@@ -258,6 +271,8 @@ def run(arguments: list[str]) -> int:
     context = Context()
     # Retries are warnings of the library; the command tells how it ended.
     logging.getLogger("kvi").addHandler(logging.NullHandler())
+    for number in ENDING:
+        signal.signal(number, _end)
     try:
         if asked := os.environ.get("_KVI_COMPLETE"):
             from click.shell_completion import shell_complete
@@ -273,6 +288,8 @@ def run(arguments: list[str]) -> int:
         if sys.stderr.isatty():
             click.echo(err=True)  # behind the ^C
         return INTERRUPTED
+    except Ended as error:
+        return 128 + error.number
     except BrokenPipeError:
         return _no_reader()
     except Exception as error:
@@ -284,6 +301,10 @@ def run(arguments: list[str]) -> int:
             context.close()
         except BrokenPipeError:
             _no_reader()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise Ended(number)
 
 
 def _told(error: Exception) -> int:

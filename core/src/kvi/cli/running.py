@@ -17,11 +17,10 @@ from types import FrameType
 import click
 
 import kvi
-from kvi.cli.app import NOT_FOUND, UNAVAILABLE, Context, Failed, command
+from kvi.cli.app import ENDING, NOT_FOUND, UNAVAILABLE, Context, Failed, command
 from kvi.cli.output import encoding_option, given
 
 _WORDS = "kvi.words"
-_PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 
 
 class WithCommand(click.Command):
@@ -67,41 +66,52 @@ def run_while(
         lost.set()
         over.set()
 
-    held(lose)
-    try:
-        process = subprocess.Popen(list(words), env={**os.environ, **env})
-    except OSError as error:
-        code = 127 if isinstance(error, FileNotFoundError) else 126
-        raise Failed(f"cannot run {words[0]!r}: {error.strerror}", code) from None
-
-    def await_end() -> None:
-        process.wait()
-        over.set()
-
-    threading.Thread(target=await_end, name="kvi-command", daemon=True).start()
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # signals that came before the command was there
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        process.send_signal(number)
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    before = {number: signal.signal(number, pass_on) for number in ENDING}
     # Ctrl-C goes to the command as well, from the terminal: it decides whether to end.
     before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
+        process = running = _started(words, env)
+        while early:
+            running.send_signal(early.pop())
+
+        def await_end() -> None:
+            running.wait()
+            over.set()
+
+        threading.Thread(target=await_end, name="kvi-command", daemon=True).start()
+        held(lose)
         over.wait()
-        if lost.is_set() and process.poll() is None:
+        if lost.is_set() and running.poll() is None:
             click.echo(f"kvi: {what} was lost; ending {words[0]!r}", err=True)
-            process.terminate()
+            running.terminate()
             try:
-                process.wait(grace)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        code = process.wait()
+                running.wait(grace)
+            except subrunning.TimeoutExpired:
+                running.kill()
+        code = running.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if lost.is_set():
         return UNAVAILABLE
     return code if code >= 0 else 128 - code
+
+
+def _started(words: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(list(words), env={**os.environ, **env})
+    except OSError as error:
+        code = 127 if isinstance(error, FileNotFoundError) else 126
+        raise Failed(f"cannot run {words[0]!r}: {error.strerror}", code) from None
 
 
 def _grace(function: Callable[..., int]) -> Callable[..., int]:
@@ -206,7 +216,7 @@ def temp_(
 
 def _until_signalled(temporary: kvi.TempKey, key: str) -> int:
     over = threading.Event()
-    for number in (*_PASSED_ON, signal.SIGINT):
+    for number in (*ENDING, signal.SIGINT):
         signal.signal(number, lambda number, frame: over.set())
     temporary.lost.add_callback(over.set)
     over.wait()
