@@ -183,6 +183,18 @@ def leases(store: kvi.Kvi, prefix: str) -> list[int]:
     return [entry.lease for entry in store.range(prefix=prefix) if entry.lease is not None]
 
 
+def test_lost_lock_kills_a_command_that_does_not_end(cli: Command, store: kvi.Kvi) -> None:
+    """After the grace it is killed."""
+    stubborn = "trap '' TERM; echo ready; while true; do sleep 0.05; done"
+    words = ["lock", "jobs", "--ttl", "1", "--grace", "0.2", "--", "sh", "-c", stubborn]
+    with cli.start(*words) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        for lease in leases(store, "jobs/"):
+            store._lease_revoke(lease, 5)
+        assert running.wait(60) == 3
+
+
 def test_signals_go_to_the_command(cli: Command, store: kvi.Kvi) -> None:
     """A SIGTERM ends the command in its own way; then the lock is free."""
     trap = "trap 'echo ended well; exit 5' TERM; echo ready; while true; do sleep 0.05; done"

@@ -95,7 +95,7 @@ def run_while(
             running.terminate()
             try:
                 running.wait(grace)
-            except subrunning.TimeoutExpired:
+            except subprocess.TimeoutExpired:
                 running.kill()
         code = running.wait()
     finally:
