@@ -127,6 +127,14 @@ def test_bad_line_of_a_pipe_says_how_far_it_came(local: Command) -> None:
     assert local("count") == "20000\n"
 
 
+def test_key_that_stands_there_twice(local: Command) -> None:
+    """The later line counts, as if each were stored alone."""
+    twice = lines(3).replace("k000002", "k000000").replace('"v"}', '"new"}')
+    (local.folder / "twice.jsonl").write_text(twice.replace('"new"', '"old"', 1))
+    local("import", "twice.jsonl")
+    assert local("range") == "k000000\tnew\nk000001\tnew\n"
+
+
 def test_unreadable_files(local: Command) -> None:
     """A folder, a file without permission: the name, and why."""
     (local.folder / "folder").mkdir()

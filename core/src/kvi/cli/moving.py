@@ -38,27 +38,28 @@ class Batches:
         self._store = store
         self._sent = sent
         self._most = min(store.capabilities.max_txn_ops or _OPERATIONS, _OPERATIONS)
-        self._waiting: list[kvi.Put | kvi.Delete] = []
+        self._waiting: dict[str, kvi.Put | kvi.Delete] = {}
         self._size = 0
 
     def put(self, key: str, value: bytes) -> None:
         """Store an entry, with this batch or the next."""
-        self._add(kvi.Put(key, value), len(key) + len(value))
+        self._add(kvi.Put(key, value), len(key.encode()) + len(value))
 
     def delete(self, key: str) -> None:
         """Delete a key, with this batch or the next."""
-        self._add(kvi.Delete(key), len(key))
+        self._add(kvi.Delete(key), len(key.encode()))
 
     def flush(self) -> None:
         """Send what waits."""
-        waiting, self._waiting, self._size = self._waiting, [], 0
+        waiting, self._waiting, self._size = self._waiting, {}, 0
         if waiting:
-            self._send(waiting)
+            self._send(list(waiting.values()))
 
     def _add(self, operation: kvi.Put | kvi.Delete, size: int) -> None:
-        if self._waiting and (self._size + size > _BYTES or len(self._waiting) >= self._most):
+        full = self._size + size > _BYTES or len(self._waiting) >= self._most
+        if full or operation.key in self._waiting:  # a transaction writes a key once
             self.flush()
-        self._waiting.append(operation)
+        self._waiting[operation.key] = operation
         self._size += size
 
     def _send(self, operations: list[kvi.Put | kvi.Delete]) -> None:

@@ -12,12 +12,15 @@ import binascii
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import click
 
 import kvi
 from kvi.errors import InvalidArgument
+
+_ROWS = 500  # of a table: it is kept in memory until its last row is known
 
 ENCODINGS = ("text", "hex", "base64")
 
@@ -110,9 +113,11 @@ def on_terminal() -> bool:
 def say_table(
     titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()
 ) -> None:
-    """A table on a terminal, else lines."""
-    if not on_terminal():
-        for row in rows:
+    """A table on a terminal, else lines; also where there are more rows than one looks at."""
+    rest = iter(rows)
+    shown = list(islice(rest, _ROWS + 1)) if on_terminal() else []
+    if not shown or len(shown) > _ROWS:
+        for row in chain(shown, rest):
             say_fields(*row)
         return
     from rich.console import Console
@@ -122,6 +127,6 @@ def say_table(
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         table.add_column(title, justify="right" if title in right else "left", overflow="fold")
-    for row in rows:
+    for row in shown:
         table.add_row(*(Text(line_of(cell)) for cell in row))
     Console(highlight=False).print(table)
