@@ -218,7 +218,8 @@ def measured(cli: Command, *words: str) -> float:
     """Run it, and return the most memory that it took, in MiB."""
     # Not ru_maxrss: that of a process that was forked begins with its parent's.
     code = (
-        "import sys\nfrom pathlib import Path\nimport kvi.cli.app as a\ncode = a.run(sys.argv[1:])\n"
+        "import sys\nfrom pathlib import Path\nimport kvi.cli.app as a\n"
+        "code = a.run(sys.argv[1:])\n"
         "lines = Path('/proc/self/status').read_text().splitlines()\n"
         "peak = next(line.split()[1] for line in lines if line.startswith('VmHWM'))\n"
         "print(peak, file=sys.stderr)\nsys.exit(code)"
