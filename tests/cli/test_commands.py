@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -63,6 +65,9 @@ def test_ranges_and_levels(cli: Command, store: kvi.Kvi) -> None:
     assert cli.lines("ls", "app/") == [{"level": "app/db/"}, {"key": "app/rate"}]
     assert cli("ls", "nothing/", code=1) == ""
     assert cli("--namespace", "app", "ls") == "db/\nrate\n"
+    store.store("app/", "of the level itself")
+    assert cli.lines("ls", "app/")[0] == {"key": "app/"}
+    assert cli("ls").splitlines()[:2] == ["a", "app/"]
 
 
 def test_bytes(cli: Command, store: kvi.Kvi) -> None:
@@ -133,11 +138,12 @@ def test_watch_piped_into_head_ends(cli: Command, store: kvi.Kvi) -> None:
     assert done.stderr == ""
 
 
-def cli_line(*words: str) -> str:
-    import shlex
-    import sys
+def cli_words(*words: str) -> list[str]:
+    return [sys.executable, "-m", "kvi.cli", *words]
 
-    return shlex.join([sys.executable, "-m", "kvi.cli", *words])
+
+def cli_line(*words: str) -> str:
+    return shlex.join(cli_words(*words))
 
 
 def test_lock(cli: Command, store: kvi.Kvi) -> None:
@@ -207,6 +213,18 @@ def test_signals_go_to_the_command(cli: Command, store: kvi.Kvi) -> None:
     assert store.lock("jobs").acquire(10)
 
 
+def test_what_the_command_started_ends_with_it(cli: Command, store: kvi.Kvi) -> None:
+    """Without a terminal a signal reaches its children too, before the lock is free."""
+    script = "(trap 'echo child; exit' TERM; echo ready; while true; do sleep 0.05; done) & wait"
+    with cli.start("lock", "jobs", "--", "sh", "-c", script, stdin=subprocess.DEVNULL) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        running.terminate()
+        output, _ = running.communicate(timeout=60)
+    assert output == "child\n"
+    assert store.lock("jobs").acquire(10)
+
+
 def test_waiting_is_ended_in_good_order(cli: Command, store: kvi.Kvi) -> None:
     """A SIGTERM while `kvi` waits for a lock leaves nothing of it in the queue."""
     with store.lock("jobs") as held:
@@ -231,6 +249,8 @@ def test_temporary_keys_and_leases(cli: Command, store: kvi.Kvi) -> None:
         running.send_signal(signal.SIGINT)
         assert running.wait(60) == 0
     until(lambda: store.get("member") is None)
+    env = {name: value for name, value in cli.env.items() if name != "KVI_URI"}
+    assert cli("temp", "k", "v", "--uri", cli.uri, "--", *cli_words("get", "k"), env=env) == "v\n"
     put = f"{cli_line('put', 'leased', 'here')} --lease $KVI_LEASE; {cli_line('get', 'leased')}"
     assert cli("lease", "--", "sh", "-c", put) == "here\n"
     until(lambda: store.get("leased") is None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pty
 import re
 import signal
 import subprocess
@@ -18,6 +21,35 @@ from tests.cli.conftest import Command
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
+
+
+class Within:
+    """Runs the command within this process, where only what it says matters."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self.output = self.errors = ""
+
+    def __call__(self, *words: str) -> int:
+        """Run it; its exit code."""
+        before = {number: signal.getsignal(number) for number in app.ENDING}
+        try:
+            return app.run(list(words))
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.output, self.errors = self._capsys.readouterr()
+
+
+@pytest.fixture
+def within(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Within:
+    """The command on an SQLite file, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KVI_URI", f"sqlite:{tmp_path}/local.db")
+    return Within(capsys)
+
 
 MISTAKES = [
     (["gte", "k"], 2, "Did you mean 'get'?"),
@@ -44,15 +76,31 @@ MISTAKES = [
     (["get", "k", "--uri", "sqlite:no/such/folder/x.db"], 3, "no/such/folder"),
     (["get", "k", "--uri", "etcd://127.0.0.1:1", "--timeout", "0.3"], 3, "is it running there?"),
     (["copy", "mem:a", "nope:b"], 2, "no backend"),
+    (["copy", "mem:a", "mem:a"], 2, "the one store is the other"),
+    (["copy", "mem:a", "mem:b", "--uri", "mem:"], 2, "takes two URIs"),
+    (["copy", "mem:a", "mem:b", "--delete"], 2, "--delete would delete all"),
+    (["get", "k", "--uri", ""], 2, "--uri is empty"),
+    (["del", "--start", ""], 2, "--start and --end are empty"),
+    (["conformance", "mem:x", "--namespace", "a"], 2, "takes a whole store"),
+    (["lock", "jobs", "true"], 2, "A command to run stands behind --"),
+    (["put", "k", "-5"], 2, "No such option"),
 ]
 
 
 @pytest.mark.parametrize(("words", "code", "text"), MISTAKES, ids=lambda one: str(one)[:40])
-def test_mistakes(local: Command, words: list[str], code: int, text: str) -> None:
+def test_mistakes(within: Within, words: list[str], code: int, text: str) -> None:
     """One or two lines on standard error, none of them a traceback."""
-    local(*words, code=code)
-    assert text in local.errors
-    assert len(local.errors.splitlines()) <= 4
+    assert within(*words) == code
+    assert text in within.errors
+    assert len(within.errors.splitlines()) <= 4
+    assert "Traceback" not in within.errors
+    assert within.output == ""
+
+
+def test_a_mistake_as_a_process(local: Command) -> None:
+    """The exit code is the process's, and nothing goes to standard output."""
+    local("gte", "k", code=2)
+    assert "Did you mean 'get'?" in local.errors
     assert local.raw == b""
 
 
@@ -62,8 +110,9 @@ def test_debug_shows_the_traceback(local: Command) -> None:
         [sys.executable, "-m", "kvi.cli", "get", "", "--debug"],
         capture_output=True, text=True, env=local.env, check=False,
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
+    assert "a key has at least one character" in done.stderr.splitlines()[-1]
 
 
 def test_secrets_are_not_shown(local: Command) -> None:
@@ -134,6 +183,18 @@ def test_reader_that_goes_away(local: Command) -> None:
             assert running.wait(60) in {141, 0}
 
 
+def test_txn_comments_are_those_of_a_shell() -> None:
+    """A # begins a comment only where a word begins, and not within quotes."""
+    _, then, _ = parse(
+        "then put color a#b#\nthen put 'x # y' \"# z\" # no\n#\nthen put \\# '\u2028'"
+    )
+    assert then == [
+        kvi.Put("color", b"a#b#"),
+        kvi.Put("x # y", b"# z"),
+        kvi.Put("#", "\u2028".encode()),
+    ]
+
+
 def test_txn_text() -> None:
     """Every form of a line; what is wrong is told with its number."""
     when, then, otherwise = parse(
@@ -173,7 +234,8 @@ def test_txn_text() -> None:
         (b'{"key": "k", "value": 5}', "neither"),
         (b'{"key": "k", "value": "a", "value_base64": "YQ=="}', "neither"),
         (b'{"key": "k", "value_base64": "?"}', "not base64"),
-        (b'{"key": "k", "value": "\\ud800"}', "not Unicode"),
+        (b'{"key": "k", "value": "\\ud800"}', '"value" is not Unicode'),
+        (b'{"key": "\\ud800", "value": "k"}', '"key" is not Unicode'),
         (b'{"end": true, "entries": "5"}', "not a number"),
     ],
 )
@@ -201,12 +263,98 @@ def test_completion(local: Command) -> None:
     assert "plain,get" in local(env=env)
 
 
-def test_help_of_each_command(local: Command) -> None:
+def test_help_of_each_command(within: Within) -> None:
     """Every command tells what it does, and has examples."""
     for name in app._COMMANDS:
-        output = local(name, "--help")
-        assert "Examples:" in output, name
-        assert f"kvi {name}" in output
+        assert within(name, "--help") == 0
+        assert "Examples:" in within.output, name
+        assert f"kvi {name}" in within.output
+
+
+def test_closed_streams(local: Command) -> None:
+    """A script that closed its streams gets the right exit code all the same."""
+    kvi_ = f"{sys.executable} -m kvi.cli"
+    for line, code in {
+        f"{kvi_} put b 1 >&-": 0,
+        f"{kvi_} get nothing 2>&-": 1,
+        f"{kvi_} put k - <&-": 0,
+        f"{kvi_} count > /dev/full": 3,
+    }.items():
+        if "/dev/full" in line and not Path("/dev/full").exists():
+            continue
+        done = subprocess.run(line, shell=True, env=local.env, capture_output=True, check=False)
+        assert done.returncode == code, (line, done.stderr)
+        assert b"mistake" not in done.stderr
+
+
+def test_output_is_utf8_everywhere(local: Command) -> None:
+    """Whatever the locale is; so that JSON is JSON."""
+    local("put", "größe→", "ü")
+    env = {**local.env, "PYTHONIOENCODING": "cp1252"}
+    assert json.loads(local("range", "--json", env=env))["key"] == "größe→"
+
+
+def test_typed_options_override_those_of_the_uri(local: Command) -> None:
+    """A time-out may stand in both; a policy of the URI stays."""
+    local.env["KVI_URI"] += "?timeout=7&retry=off"
+    local("put", "k", "v", "--timeout", "3")
+    assert local("get", "k") == "v\n"
+    local("copy", local.env["KVI_URI"], f"sqlite:{local.folder}/copy.db?retry=off&timeout=2")
+
+
+def test_nohup_is_respected(local: Command) -> None:
+    """A signal that is ignored stays ignored, for `kvi` and for its command."""
+    script = "trap '' HUP; kill -HUP $$; exec \"$@\""
+    inner = [
+        sys.executable,
+        "-m",
+        "kvi.cli",
+        "lock",
+        "jobs",
+        "--",
+        "sh",
+        "-c",
+        "kill -HUP $$; exit 6",
+    ]
+    done = subprocess.run(["sh", "-c", script, "sh", *inner], env=local.env, check=False)
+    assert done.returncode == 6
+
+
+def test_control_characters_on_a_terminal(local: Command) -> None:
+    """Nothing that is stored can steer the terminal of who looks at it."""
+    local("put", "evil\x1b]0;pwn\x07/x", "\x1b[31mred\nnext")
+    leader, follower = pty.openpty()
+    for words in (["ls"], ["range"], ["get", "evil\x1b]0;pwn\x07/x"]):
+        subprocess.run(
+            [sys.executable, "-m", "kvi.cli", *words], stdout=follower, env=local.env, check=True
+        )
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            seen += os.read(leader, 4096)
+        except OSError:
+            break
+    os.close(leader)
+    assert b"\\x1b]0;pwn\\x07" in seen
+    assert b"\x1b]0" not in seen
+    assert b"\\x1b[31mred\r\nnext" in seen
+
+
+def test_doctor_that_is_interrupted_leaves_nothing(local: Command) -> None:
+    """Its keys are removed, whatever ends it."""
+    code = (
+        "import sys, kvi.cli.app as a, kvi.cli.looking as l\n"
+        "real = l._steps\n"
+        "def steps(store, own):\n"
+        "    yield from real(store, own)[:2]\n"
+        "    raise KeyboardInterrupt\n"
+        "l._steps = steps\n"
+        "sys.exit(a.run(['doctor']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=local.env, check=False)
+    assert done.returncode == 130
+    assert local("count") == "0\n"
 
 
 def test_interval_between_pings(local: Command) -> None:

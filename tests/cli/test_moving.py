@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import kvi
 import pytest
+from kvi.cli.moving import overlap
 
 from tests.cli.conftest import Command
 from tests.support.waiting import until
@@ -84,8 +85,9 @@ def test_export_goes_on(local: Command) -> None:
     local("export", "--resume", "part.jsonl", code=2)
     assert "is whole" in local.errors
     part.write_bytes(whole[:150])
+    local("export", "--resume", "part.jsonl", "--leased", code=2)
     local("export", "--resume", "part.jsonl", "--prefix", "k", code=2)
-    assert "give the same" in local.errors
+    assert "ask for the same" in local.errors
 
 
 def lines(count: int, broken: int | None = None) -> str:
@@ -94,6 +96,73 @@ def lines(count: int, broken: int | None = None) -> str:
     if broken is not None:
         made[broken - 1] = '{"key": "k", "val'
     return "\n".join([*made, json.dumps({"end": True, "entries": count})]) + "\n"
+
+
+def test_export_that_cannot_begin_leaves_no_file(local: Command) -> None:
+    """A dead server: nothing is in the way of the next attempt."""
+    local("export", "f", "--uri", "etcd://127.0.0.1:1", "--timeout", "0.3", code=3)
+    assert not (local.folder / "f").exists()
+
+
+def test_pipe_that_is_cut_short(local: Command) -> None:
+    """Its end is missing: what is stored is told, and the exit code is no success."""
+    local("import", "-", given="\n".join(lines(10).split("\n")[:4]) + "\n", code=2)
+    assert "was cut short" in local.errors
+    assert "3 entries are stored" in local.errors
+    local("import", "-", "--from-line", "99", given=lines(10), code=2)
+    assert "there is no line 99" in local.errors
+
+
+def test_import_that_is_interrupted_says_how_far_it_came(local: Command) -> None:
+    """Ctrl-C and SIGTERM tell with which line to go on."""
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        with local.start("import", "-", stdin=subprocess.PIPE) as running:
+            assert running.stdin is not None
+            running.stdin.write("\n".join(lines(1000).split("\n")[:500]) + "\n")
+            running.stdin.flush()
+            until(lambda: has_more_than(local.uri, 399), within=60)
+            running.send_signal(number)
+            _, errors = running.communicate(timeout=60)
+        assert running.returncode == code
+        assert "go on with --from-line" in errors
+        local("del", "--prefix", "")
+
+
+def test_copy_leaves_what_is_at_work(local: Command, tmp_path: Path) -> None:
+    """Locks and members of the target are no leftovers, also for --delete."""
+    source = f"sqlite:{tmp_path}/source.db"
+    with kvi.open(source) as here, kvi.open(local.uri) as there:
+        here.store("a", "1")
+        here.store("member", "ours")
+        with there.lock("jobs") as lock, there.temp_key("member", "theirs"):
+            there.store("old", "")
+            told = local.json("copy", source, local.uri, "--delete", "--verify")
+            assert (told["extra"], told["left_out"], told["verified"]) == (1, 2, True)
+            assert lock.held
+            assert there.txn([lock.guard], [kvi.Get("member")]).results[0].text == "theirs"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "same"),
+    [
+        ("sqlite:a.db", "sqlite:./a.db", True),
+        ("sqlite:a.db", "sqlite:a.db?namespace=bak", True),
+        ("sqlite:a.db?namespace=bak/x", "sqlite:a.db?namespace=bak", True),
+        ("sqlite:a.db?namespace=ba", "sqlite:a.db?namespace=bak", False),
+        ("sqlite:a.db?namespace=app", "sqlite:a.db?namespace=bak", False),
+        ("sqlite:a.db", "sqlite:b.db", False),
+        ("mem:", "mem:", True),
+        ("mem:a", "mem:b", False),
+        ("etcd://h:2379,i:2379/app", "http://i:2379", True),
+        ("etcd://h:2379/app", "etcd://h:2379/bak", False),
+        ("etcd://h/app", "etcd+tls://h:2379/app/x", True),
+        ("consul://h:8500", "consul://h:8501", False),
+        ("consul://h:8500", "etcd://h:8500", False),
+    ],
+)
+def test_overlap(source: str, target: str, same: bool) -> None:
+    """A store is not copied into itself, in whole or in part."""
+    assert overlap(source, target) == overlap(target, source) == same
 
 
 def test_bad_line_stores_nothing(local: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from urllib.parse import quote
 import click
 
 import kvi
-from kvi.errors import InvalidArgument, KviError, OutcomeUnknown
+from kvi.errors import KviError, OutcomeUnknown
 
 NOT_FOUND, USAGE, UNAVAILABLE, UNKNOWN, INTERRUPTED, NO_READER = 1, 2, 3, 4, 130, 141
 
@@ -121,6 +122,10 @@ class Context:
         """The store to use: the option, the variable, or the user's own file."""
         return self.uri or os.environ.get("KVI_URI") or default_uri()
 
+    def named(self) -> dict[str, str]:
+        """The environment that lets a command use the same store."""
+        return {"KVI_URI": self.uri} if self.uri else {}
+
     def store(self, **options: Any) -> kvi.Kvi:
         """Open the store; it is closed when the command ends."""
         return self.open(self.store_uri, **options)
@@ -129,6 +134,9 @@ class Context:
         """Open a store by its URI, with the time-out and namespace asked for."""
         if self.timeout is not None:
             options.setdefault("timeout", self.timeout)
+            uri = without(uri, "timeout")  # what is typed counts
+        if "retry" in options and uri != without(uri, "retry"):
+            del options["retry"]
         store = kvi.open(uri, **options)
         self.opened.append(store)
         if self.namespace is not None:
@@ -142,13 +150,20 @@ class Context:
                 self.opened.pop().close()
 
 
+def without(uri: str, option: str) -> str:
+    """The URI without an option of its query."""
+    before, mark, query = uri.partition("?")
+    kept = [part for part in query.split("&") if part.partition("=")[0] != option]
+    return before + mark * bool(kept) + "&".join(kept)
+
+
 def default_uri() -> str:
     """The SQLite file in the user's data directory; its folder is made if it is not there."""
     import platformdirs  # costs a little, and only those who name no store need it
 
     folder = platformdirs.user_data_path("kvi", appauthor=False)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise Failed(
             f"cannot make {folder}: {error.strerror}; name a store with --uri or KVI_URI"
@@ -197,6 +212,8 @@ def common(function: F) -> F:
     """Give a subcommand the options that all of them take, and `Context` as first argument."""
 
     def remember(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        if value == "" and parameter.name == "uri":
+            raise click.UsageError("--uri is empty: name a store, or leave it out.", ctx=ctx)
         if value is not None and value is not False:
             setattr(ctx.ensure_object(Context), str(parameter.name), value)
         return value
@@ -271,8 +288,10 @@ def run(arguments: list[str]) -> int:
     context = Context()
     # Retries are warnings of the library; the command tells how it ended.
     logging.getLogger("kvi").addHandler(logging.NullHandler())
+    _prepare_streams()
     for number in ENDING:
-        signal.signal(number, _end)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _end)
     try:
         if asked := os.environ.get("_KVI_COMPLETE"):
             from click.shell_completion import shell_complete
@@ -292,15 +311,28 @@ def run(arguments: list[str]) -> int:
         return 128 + error.number
     except BrokenPipeError:
         return _no_reader()
-    except Exception as error:
-        if context.debug:
-            raise
+    except Exception as error:  # noqa: BLE001  (told, with its exit code)
+        if context.debug and not isinstance(error, click.ClickException):
+            import traceback
+
+            traceback.print_exc()
         return _told(error)
     finally:
-        try:
+        # A second signal while it lets go ends it at once; leases end by themselves.
+        with suppress(KeyboardInterrupt, Ended, BrokenPipeError):
             context.close()
-        except BrokenPipeError:
-            _no_reader()
+
+
+def _prepare_streams() -> None:
+    """Standard streams that are closed lead nowhere; pipes are UTF-8, whatever the locale is."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
+        elif mode == "w" and hasattr(stream, "reconfigure"):
+            if not stream.isatty():
+                stream.reconfigure(encoding="utf-8", newline="\n")
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -325,7 +357,8 @@ def _told(error: Exception) -> int:
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         _say(f"{name}{error.strerror or error}")
-        return USAGE
+        full = error.errno in {errno.ENOSPC, errno.EIO, errno.EDQUOT}
+        return UNAVAILABLE if full else USAGE
     _say(f"this is a mistake of kvi: {type(error).__name__}: {error}; --debug shows where")
     return UNAVAILABLE
 
@@ -340,10 +373,3 @@ def _no_reader() -> int:
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return NO_READER
-
-
-def seconds(name: str, value: float) -> float:
-    """A number of seconds above 0."""
-    if not value > 0:
-        raise InvalidArgument(f"{name} is a number of seconds above 0, not {value:g}")
-    return value

@@ -13,6 +13,7 @@ from kvi.cli.app import NOT_FOUND, Context, Failed, command
 from kvi.cli.output import (
     encoding_option,
     given,
+    line_of,
     members,
     on_terminal,
     say_fields,
@@ -82,6 +83,8 @@ def del_(
 ) -> int:
     """Delete each KEY, or a range of keys, and print how many there were; exit code 1 if none."""
     ranged = not (prefix is None and start is None and end is None)
+    if ranged and prefix is None and not (start or end):
+        raise click.UsageError('--start and --end are empty; --prefix "" deletes everything.')
     if bool(keys) == ranged:
         raise click.UsageError(
             'Give keys, or a range: --prefix, --start, --end. --prefix "" is all.'
@@ -104,25 +107,29 @@ def ls_(context: Context, prefix: str, recursive: bool, delimiter: str) -> int:
     if not delimiter:
         raise click.UsageError("--delimiter is at least one character; -r lists without levels.")
     store = context.store()
-    names: Iterator[str]
+    names: Iterator[tuple[str, bool]]
     if recursive:
-        names = (entry.key for entry in store.range(prefix=prefix, keys_only=True))
+        names = ((entry.key, False) for entry in store.range(prefix=prefix, keys_only=True))
     else:
         names = levels(store, prefix, delimiter)
     found = False
-    for name in names:
+    for name, is_level in names:
         found = True
         if context.json:
-            say_json({"level" if not recursive and name.endswith(delimiter) else "key": name})
-        elif on_terminal() and not recursive and name.endswith(delimiter):
-            click.secho(written(name.encode(), "text"), bold=True)
+            say_json({"level" if is_level else "key": name})
+        elif on_terminal() and is_level:
+            click.secho(line_of(name), bold=True)
         else:
             say_fields(name)
     return 0 if found else NOT_FOUND
 
 
-def levels(store: kvi.Kvi, prefix: str, delimiter: str) -> Iterator[str]:
-    """Keys and next levels below a prefix, in order; long levels are skipped, not read."""
+def levels(store: kvi.Kvi, prefix: str, delimiter: str) -> Iterator[tuple[str, bool]]:
+    """Keys and next levels below a prefix, in order, and which is which.
+
+    Long levels are skipped, not read. A key that ends with the delimiter is the key of a level
+    itself, and stands as a key where that level is listed.
+    """
     start: str | None = prefix
     while start is not None:
         level, count = None, 0
@@ -131,11 +138,11 @@ def levels(store: kvi.Kvi, prefix: str, delimiter: str) -> Iterator[str]:
             rest = entry.key[len(prefix) :]
             first, found, _ = rest.partition(delimiter)
             name = prefix + first + found
-            if not found:
-                yield entry.key
+            if not found or not first:
+                yield entry.key, False
             elif name != level:
                 level, count = name, 0
-                yield name
+                yield name, True
             else:
                 count += 1
                 if count >= _MANY:

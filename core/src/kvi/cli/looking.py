@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
 import kvi
 from kvi.cli.app import NOT_FOUND, UNAVAILABLE, Context, Failed, command
-from kvi.cli.output import on_terminal, say_fields, say_json, say_table
+from kvi.cli.output import on_terminal, progress, say_fields, say_json, say_table
 
 
 @command("backends", "kvi backends\nkvi backends --json")
@@ -73,9 +74,8 @@ _ADVICE: dict[type[kvi.KviError], str] = {
 }
 
 
-def _steps(store: kvi.Kvi) -> list[tuple[str, Callable[[], object]]]:
-    """What is tried, in a namespace that is removed afterwards."""
-    own = store.namespace(f"kvi-doctor-{secrets.token_hex(4)}")
+def _steps(store: kvi.Kvi, own: kvi.Kvi) -> list[tuple[str, Callable[[], object]]]:
+    """What is tried, on keys of its own."""
 
     def write() -> None:
         own.store("k", b"1")
@@ -167,10 +167,15 @@ def doctor_(context: Context) -> int:
     if store is not None:
         if not context.json:
             click.echo(f"store   {store.uri}")
-        for step, act in _steps(store):
-            attempt(step, act)
-            if failed and step == "connect":
-                break  # nothing else can work
+        own = store.namespace(f"kvi-doctor-{secrets.token_hex(4)}")
+        try:
+            for step, act in _steps(store, own):
+                attempt(step, act)
+                if failed and step == "connect":
+                    break  # nothing else can work
+        finally:
+            with suppress(kvi.KviError):
+                own.delete_range(prefix="")
     return UNAVAILABLE if failed else 0
 
 
@@ -238,23 +243,31 @@ def conformance_(
     as URI, with --uri, or by KVI_URI.
     """
     context.uri = store or context.uri
+    if context.namespace is not None or context.timeout is not None:
+        raise click.UsageError("The suite takes a whole store: no --namespace, no --timeout.")
     if not context.is_named:
         raise click.UsageError("Name the store: everything in it is deleted.")
     try:
-        from kvi.conformance.__main__ import main
+        from kvi.conformance.plugin import NotRun
         from kvi.conformance.session import run
     except ModuleNotFoundError as error:
         raise Failed(f"{error.name} is not installed: pip install kvi-core[conformance]") from None
+    with progress("checking", None, context.json) as tell:
+
+        def told(done: int, total: int) -> None:
+            tell(done)
+
+        try:
+            report = run(context.store_uri, erase=erase, select=rules, progress=told)
+        except NotRun as error:
+            raise Failed(str(error)) from error
+    if html is not None:
+        Path(html).write_text(report.html(), encoding="utf-8", errors="backslashreplace")
     if context.json:
-        report = run(context.store_uri, erase=erase, select=rules)
         say_json(json.loads(report.json()))
-        return 0 if report.passed else NOT_FOUND
-    arguments = [context.store_uri]
-    arguments += ["--erase"] if erase else []
-    for rule in rules:
-        arguments += ["--rule", rule]
-    arguments += ["--html", html] if html else []
-    return main(arguments)
+    else:
+        click.echo(report.text(width=100, colour=on_terminal()), nl=False)
+    return 0 if report.passed else NOT_FOUND
 
 
 @command("bench", "kvi bench --uri mem:\nkvi bench --seconds 0.2 --json")
@@ -274,7 +287,8 @@ def bench_(context: Context, seconds: float, size: int) -> int:
     Writes below a name of its own, and removes that at the end.
     """
     store = context.store()
-    own = store.namespace(f"kvi-bench-{secrets.token_hex(4)}")
+    name = f"kvi-bench-{secrets.token_hex(4)}"
+    own = store.namespace(name)
     value = b"x" * size
     try:
         own.store("k", value)
@@ -287,11 +301,11 @@ def bench_(context: Context, seconds: float, size: int) -> int:
             ("lock", lambda: _locked(own)),
         ]
         rows = []
-        for name, act in measured:
+        for operation, act in measured:
             times = _measure(act, seconds)
             cuts = statistics.quantiles(times, n=100) if len(times) > 1 else [times[0]] * 99
             found = {
-                "operation": name,
+                "operation": operation,
                 "per_second": round(len(times) / sum(times), 1),
                 "median": cuts[49],
                 "p99": cuts[98],
@@ -301,15 +315,17 @@ def bench_(context: Context, seconds: float, size: int) -> int:
                 say_json(found)
             rows.append(
                 [
-                    name,
+                    operation,
                     f"{found['per_second']:,.0f}",
                     f"{cuts[49] * 1e3:.3f} ms",
                     f"{cuts[98] * 1e3:.3f} ms",
                 ]
             )
     finally:
-        with suppress(kvi.KviError):
+        try:
             own.delete_range(prefix="")
+        except kvi.KviError:
+            click.echo(f"kvi: keys are left: kvi del --prefix {name}/", err=True)
     if not context.json:
         titles = ["operation", "per second", "median", "99 %"]
         say_table(titles, rows, right=titles[1:])

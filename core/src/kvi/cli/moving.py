@@ -10,6 +10,7 @@ finds what the first one did, and ``--verify`` is the same walk without writing.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,10 +23,11 @@ import click
 
 import kvi
 from kvi.cli import records
-from kvi.cli.app import NOT_FOUND, Context, Failed, command
-from kvi.cli.output import say_json
+from kvi.cli.app import NOT_FOUND, Context, Ended, Failed, command
+from kvi.cli.output import progress, say_json
 from kvi.errors import InvalidArgument, KviError, ValueTooLarge
 from kvi.policy.text import prefix_end
+from kvi.uri import StoreUri
 
 _PATIENT = kvi.RetryPolicy(idempotent=True)
 _OPERATIONS, _BYTES = 100, 256 * 1024  # of a batch, where the store takes as much
@@ -84,26 +86,6 @@ class Batches:
         self._sent(1)
 
 
-@contextmanager
-def progress(what: str, total: int | None, context: Context) -> Iterator[Callable[[int], object]]:
-    """A bar on the terminal, if there is one; yields what to call with the number now done."""
-    if context.json or not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.update(task, completed=count)
-
-
 # -- export ----------------------------------------------------------------------------------------
 
 
@@ -124,26 +106,33 @@ def export_(context: Context, file: str, prefix: str, leased: bool, resume: bool
     All of one revision, where the store can read so. Keys that vanish with a lease are left out
     unless asked for.
     """
-    store = context.store()
     if resume and file == "-":
         raise click.UsageError("--resume needs a file, to go on with.")
-    with _output(file, resume, prefix) as (output, after, done):
-        count, left_out = done, 0
-        start, stop = prefix or None if after is None else after + "\0", prefix_end(prefix)
-        found = store.range(start, stop)
-        total = store.count(start, stop) + done if sys.stderr.isatty() else None
-        with progress("exporting", total, context) as tell:
-            if after is None:
-                output.write(records.header(store.uri, prefix).encode() + b"\n")
-            for entry in found:
-                if entry.lease is not None and not leased:
-                    left_out += 1
-                    continue
-                output.write(records.line(entry).encode() + b"\n")
-                count += 1
-                tell(count)
-        output.write(records.end(count).encode() + b"\n")
-        output.flush()
+    store = context.store()
+    done = _resumed(file, records.Header(store.uri, prefix, leased)) if resume else _Part()
+    start = prefix or None if done.last is None else done.last + "\0"
+    stop = prefix_end(prefix)
+    found = store.range(start, stop)  # before the file is there, so that it is not left behind
+    total = store.count(start, stop) + done.count if sys.stderr.isatty() else None
+    count, left_out = done.count, 0
+    with _output(file, done.size if resume else None) as output:
+        try:
+            with progress("exporting", total, context.json) as tell:
+                if done.size == 0:
+                    output.write(records.header(store.uri, prefix, leased).encode() + b"\n")
+                for entry in found:
+                    if entry.lease is not None and not leased:
+                        left_out += 1
+                        continue
+                    output.write(records.line(entry).encode() + b"\n")
+                    count += 1
+                    tell(count)
+            output.write(records.end(count).encode() + b"\n")
+            output.flush()
+        except (Exception, KeyboardInterrupt, Ended):
+            if file != "-":
+                click.echo(f"kvi: {file} is not whole: go on with export --resume", err=True)
+            raise
     if context.json and file != "-":
         say_json({"exported": count, "left_out": left_out})
     else:
@@ -152,23 +141,19 @@ def export_(context: Context, file: str, prefix: str, leased: bool, resume: bool
     return 0
 
 
-@contextmanager
-def _output(file: str, resume: bool, prefix: str) -> Iterator[tuple[BinaryIO, str | None, int]]:
-    """Where to write, the last key that is there already, and how many entries are."""
-    if file == "-":
-        yield sys.stdout.buffer, None, 0
-        return
-    path = Path(file)
-    if not resume:
-        try:
-            output = path.open("xb")
-        except FileExistsError:
-            raise Failed(f"{file} is there already: remove it, or go on with --resume") from None
-        with output:
-            yield output, None, 0
-        return
-    after, count, size = None, 0, 0
-    with path.open("rb") as written:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What an export that was broken off has: bytes that are whole lines, entries, the last key."""
+
+    size: int = 0
+    count: int = 0
+    last: str | None = None
+
+
+def _resumed(file: str, wanted: records.Header) -> _Part:
+    """How far a file is; refused if it is of something else, or whole."""
+    last, count, size = None, 0, 0
+    with Path(file).open("rb") as written:
         for number, text in enumerate(written, 1):
             if not text.endswith(b"\n"):
                 break  # it was broken off within this line
@@ -176,14 +161,35 @@ def _output(file: str, resume: bool, prefix: str) -> Iterator[tuple[BinaryIO, st
             if isinstance(record, records.End):
                 raise Failed(f"{file} is whole: nothing is left to export")
             if isinstance(record, records.Entry):
-                after, count = record.key, count + 1
-            elif record.prefix != prefix:
-                raise Failed(f"{file} is an export of the prefix {record.prefix!r}: give the same")
+                last, count = record.key, count + 1
+            elif record != wanted:
+                raise Failed(
+                    f"{file} is an export of {record.store} with the prefix {record.prefix!r}"
+                    f"{' and leased keys' if record.leased else ''}: ask for the same"
+                )
             size += len(text)
-    with path.open("r+b") as broken_off:
-        broken_off.truncate(size)
-        broken_off.seek(size)
-        yield broken_off, after, count
+    return _Part(size, count, last)
+
+
+@contextmanager
+def _output(file: str, size: int | None) -> Iterator[BinaryIO]:
+    """Where to write; ``size``: behind so many bytes of a file that is there."""
+    if file == "-":
+        yield sys.stdout.buffer
+        return
+    path = Path(file)
+    if size is not None:
+        with path.open("r+b") as broken_off:
+            broken_off.truncate(size)
+            broken_off.seek(size)
+            yield broken_off
+        return
+    try:
+        output = path.open("xb")
+    except FileExistsError:
+        raise Failed(f"{file} is there already: remove it, or go on with --resume") from None
+    with output:
+        yield output
 
 
 def _parsed(file: str, number: int, text: bytes) -> records.Header | records.Entry | records.End:
@@ -242,7 +248,10 @@ def import_(context: Context, file: str, leased: bool, from_line: int, dry_run: 
     if dry_run:
         if file == "-":
             _check(file, sys.stdin.buffer)
-        click.echo("every line is right; nothing was stored", err=True)
+        if context.json:
+            say_json({"imported": 0, "dry_run": True})
+        else:
+            click.echo("every line is right; nothing was stored", err=True)
         return 0
     store = context.store(retry=_PATIENT)
     state = _Import()
@@ -253,11 +262,14 @@ def import_(context: Context, file: str, leased: bool, from_line: int, dry_run: 
 
     batches = Batches(store, sent)
     size = None if file == "-" else Path(file).stat().st_size
-    with _input(file) as lines, progress("importing", size, context) as tell:
+    with _input(file) as lines, progress("importing", size, context.json) as tell:
         try:
             _store(file, lines, state, batches, leased, from_line, tell)
         except (KviError, Failed) as error:
             raise _broken_off(error, state) from error
+        except (Exception, KeyboardInterrupt, Ended):
+            click.echo(f"kvi: broken off{_so_far(state)}", err=True)
+            raise
     if context.json:
         say_json({"imported": state.sent, "left_out": state.left_out})
     else:
@@ -284,7 +296,7 @@ def _store(
     from_line: int,
     tell: Callable[[int], object],
 ) -> None:
-    done = 0
+    done, entries, end = 0, 0, None
     for number, text in enumerate(lines, 1):
         state.line = number
         done += len(text)
@@ -296,7 +308,10 @@ def _store(
             batches.flush()
             state.line = number - 1
             raise
-        if isinstance(record, records.Entry):
+        if isinstance(record, records.End):
+            end = record.entries
+        elif isinstance(record, records.Entry):
+            entries += 1
             if record.leased and not leased:
                 state.left_out += 1
             else:
@@ -304,14 +319,22 @@ def _store(
                 batches.put(record.key, record.value)
         tell(done)
     batches.flush()
+    if state.line < from_line:
+        raise Failed(f"{file} has {state.line:,} lines: there is no line {from_line:,}")
+    if end is None or (from_line == 1 and end != entries):
+        raise Failed(f"{file} was cut short: {'no' if end is None else 'another'} count at its end")
+
+
+def _so_far(state: _Import) -> str:
+    return (
+        f"; {state.sent:,} entries are stored, those before line {state.next_line:,}: "
+        f"go on with --from-line {state.next_line}"
+    )
 
 
 def _broken_off(error: Exception, state: _Import) -> Exception:
     """The same error, with how far it came."""
-    told = (
-        f"; {state.sent:,} entries are stored, those before line {state.next_line:,}: "
-        f"go on with --from-line {state.next_line}"
-    )
+    told = _so_far(state)
     if isinstance(error, Failed):
         return Failed(error.message + told, error.exit_code)
     assert isinstance(error, KviError)
@@ -376,29 +399,60 @@ def walk(
     """
     theirs = iter(target.range(prefix=prefix))
     other = next(theirs, None)
+
+    def extra(one: kvi.KeyValue) -> Iterator[tuple[str, bytes | None]]:
+        # What lives by a lease is somebody's at work: a lock, a member. It is no leftover.
+        if one.lease is not None and not leased:
+            found.left_out += 1
+        else:
+            found.note("extra", one.key)
+            yield one.key, None
+
     for entry in source.range(prefix=prefix):
         found.read += 1
         tell(found.read)
         while other is not None and other.key < entry.key:
-            found.note("extra", other.key)
-            yield other.key, None
+            yield from extra(other)
             other = next(theirs, None)
-        same = other is not None and other.key == entry.key
-        if entry.lease is not None and not leased:
+        same = other if other is not None and other.key == entry.key else None
+        if not leased and (entry.lease is not None or (same and same.lease is not None)):
             found.left_out += 1
-        elif not same:
+        elif same is None:
             found.note("missing", entry.key)
             yield entry.key, entry.value or b""
-        elif other is not None and other.value != entry.value:
+        elif same.value != entry.value:
             found.note("different", entry.key)
             yield entry.key, entry.value or b""
         else:
             found.equal += 1
-        if same:
+        if same is not None:
             other = next(theirs, None)
     for left in chain(() if other is None else (other,), theirs):
-        found.note("extra", left.key)
-        yield left.key, None
+        yield from extra(left)
+
+
+def overlap(source: str, target: str) -> bool:
+    """Whether one of these URIs names a part of the other's store, or the same."""
+    one, two = StoreUri.parse(source), StoreUri.parse(target)
+    if _family(one) != _family(two):
+        return False
+    if one.hosts or two.hosts:
+        shared = any(
+            a == b and (None in (p, q) or p == q) for a, p in one.hosts for b, q in two.hosts
+        )
+    else:
+        shared = os.path.realpath(one.path) == os.path.realpath(two.path)
+    here, there = f"{_namespace(one)}/".lstrip("/"), f"{_namespace(two)}/".lstrip("/")
+    return shared and (here.startswith(there) or there.startswith(here))
+
+
+def _family(uri: StoreUri) -> str:
+    return "etcd" if uri.backend in {"http", "https"} else uri.backend
+
+
+def _namespace(uri: StoreUri) -> str:
+    named = dict(uri.query).get("namespace")
+    return named or (uri.path.strip("/") if uri.hosts else "")
 
 
 @command(
@@ -428,8 +482,13 @@ def copy_(
 
     Only what differs is written, so that a copy that was broken off is begun again and finds what
     is there already. Keys that vanish with a lease are left out unless asked for. A store that
-    changes meanwhile is copied as it was found, each key at its time.
+    changes meanwhile is copied as it was found, each key at its time. --namespace and --prefix
+    count for both sides.
     """
+    if context.uri is not None:
+        raise click.UsageError("copy takes two URIs, and no --uri.")
+    if overlap(source, target):
+        raise Failed("the one store is the other, or a part of it: copy between separate ones")
     here = context.open(source)
     there = context.open(target, retry=_PATIENT)
     found = _Walk()
@@ -439,10 +498,15 @@ def copy_(
         nonlocal written
         written += number
 
+    if delete and not here.count(prefix=prefix):
+        raise Failed(
+            f"{here.uri} has no such keys: --delete would delete all of the target's; "
+            "if that is meant, use kvi del"
+        )
     total = here.count(prefix=prefix) if sys.stderr.isatty() and not context.json else None
     batches = Batches(there, sent)
     try:
-        with progress("comparing" if dry_run else "copying", total, context) as tell:
+        with progress("comparing" if dry_run else "copying", total, context.json) as tell:
             for key, value in walk(here, there, prefix, leased, found, tell):
                 if dry_run:
                     continue
@@ -454,9 +518,12 @@ def copy_(
     except KviError as error:
         error.message += f"; {written:,} entries are written: begin again, and they are found"
         raise
+    except (KeyboardInterrupt, Ended):
+        click.echo(f"kvi: broken off; {written:,} entries are written: begin again", err=True)
+        raise
     checked = _Walk()
     if verify and not dry_run:
-        with progress("verifying", total, context) as tell:
+        with progress("verifying", total, context.json) as tell:
             for _ in walk(here, there, prefix, leased, checked, tell):
                 pass
     differs = bool(checked.missing or checked.different or (delete and checked.extra))

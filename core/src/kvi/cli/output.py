@@ -11,7 +11,8 @@ import base64
 import binascii
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
 
@@ -99,7 +100,8 @@ def say_value(value: bytes, encoding: str, *, newline: bool = True) -> None:
     if encoding == "text" and not sys.stdout.isatty():
         data = value
     else:
-        data = written(value, encoding).encode(errors="backslashreplace")
+        lines = written(value, encoding).split("\n")
+        data = "\n".join(map(line_of, lines)).encode(errors="backslashreplace")
     sys.stdout.flush()
     sys.stdout.buffer.write(data + (b"\n" if newline else b""))
     sys.stdout.buffer.flush()
@@ -130,3 +132,23 @@ def say_table(
     for row in shown:
         table.add_row(*(Text(line_of(cell)) for cell in row))
     Console(highlight=False).print(table)
+
+
+@contextmanager
+def progress(what: str, total: int | None, as_json: bool) -> Iterator[Callable[[int], object]]:
+    """A bar on the terminal, if there is one; yields what to call with the number now done."""
+    if as_json or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.update(task, completed=count)

@@ -2,7 +2,7 @@
 
 ::
 
-    {"format": "kvi-export", "version": 1, "store": "sqlite:app.db", "prefix": ""}
+    {"format": "kvi-export", "version": 1, "store": "sqlite:app.db", "prefix": "", "leased": true}
     {"key": "greeting", "value": "hello"}
     {"key": "picture", "value_base64": "/9j/4A=="}
     {"key": "member/ada", "value": "here", "lease": 7587}
@@ -40,7 +40,9 @@ class Entry:
 class Header:
     """The first line."""
 
+    store: str
     prefix: str
+    leased: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,10 @@ class End:
     entries: int
 
 
-def header(store: str, prefix: str) -> str:
+def header(store: str, prefix: str, leased: bool) -> str:
     """The first line of an export."""
-    return json.dumps({"format": FORMAT, "version": VERSION, "store": store, "prefix": prefix})
+    made = {"format": FORMAT, "version": VERSION, "store": store, "prefix": prefix}
+    return json.dumps({**made, "leased": leased}, ensure_ascii=False)
 
 
 def line(entry: KeyValue) -> str:
@@ -81,7 +84,9 @@ def parse(text: bytes) -> Header | Entry | End:
     if "format" in found:
         if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
             raise InvalidArgument(f"not a {FORMAT} of version {VERSION}")
-        return Header(str(found.get("prefix", "")))
+        return Header(
+            str(found.get("store", "")), str(found.get("prefix", "")), bool(found.get("leased"))
+        )
     if found.get("end") is True:
         entries = found.get("entries")
         if not isinstance(entries, int) or isinstance(entries, bool):
@@ -90,6 +95,10 @@ def parse(text: bytes) -> Header | Entry | End:
     key = found.get("key")
     if not isinstance(key, str) or not key:
         raise InvalidArgument('"key" is missing, or not text')
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f'"key" is not Unicode: {error}') from None
     text_, coded = found.get("value"), found.get("value_base64")
     if isinstance(text_, str) and coded is None:
         try:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
 
 import click
@@ -21,6 +23,7 @@ from kvi.cli.app import ENDING, NOT_FOUND, UNAVAILABLE, Context, Failed, command
 from kvi.cli.output import encoding_option, given
 
 _WORDS = "kvi.words"
+_WAKE = 0.25  # seconds between two looks at what a signal may have said
 
 
 class WithCommand(click.Command):
@@ -31,9 +34,18 @@ class WithCommand(click.Command):
         ours, words = args, []
         if "--" in args:
             separator = args.index("--")
+            if "--" in args[separator + 1 :]:  # the first one ends the options, as everywhere
+                separator = args.index("--", separator + 1)
             ours, words = args[:separator], args[separator + 1 :]
         ctx.meta[_WORDS] = words
-        return super().parse_args(ctx, ours)
+        try:
+            return super().parse_args(ctx, ours)
+        except click.UsageError as error:
+            if words:
+                raise
+            raise click.UsageError(
+                f"{error.format_message()} A command to run stands behind --.", ctx=ctx
+            ) from None
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """With the command in its place."""
@@ -69,19 +81,34 @@ def run_while(
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []  # signals that came before the command was there
 
+    def send(number: int) -> None:
+        assert process is not None
+        with suppress(ProcessLookupError):
+            if grouped:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+
     def pass_on(number: int, frame: FrameType | None) -> None:
         if process is None:
             early.append(number)
         else:
-            process.send_signal(number)
+            send(number)
 
-    before = {number: signal.signal(number, pass_on) for number in ENDING}
-    # Ctrl-C goes to the command as well, from the terminal: it decides whether to end.
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
+    # On a terminal the command shares the foreground, and gets Ctrl-C by itself. Elsewhere it has a
+    # group of its own, so that what it started ends with it.
+    grouped = os.name == "posix" and not sys.stdin.isatty()
+    before = {
+        number: signal.signal(number, pass_on)
+        for number in (*ENDING, *([signal.SIGINT] if grouped else []))
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    if not grouped and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
     try:
-        process = running = _started(words, env)
+        process = running = _started(words, env, grouped)
         while early:
-            running.send_signal(early.pop())
+            send(early.pop())
 
         def await_end() -> None:
             running.wait()
@@ -89,14 +116,15 @@ def run_while(
 
         threading.Thread(target=await_end, name="kvi-command", daemon=True).start()
         held(lose)
-        over.wait()
+        while not over.wait(_WAKE):
+            pass  # some systems wake from an endless wait for no signal
         if lost.is_set() and running.poll() is None:
             click.echo(f"kvi: {what} was lost; ending {words[0]!r}", err=True)
-            running.terminate()
+            send(signal.SIGTERM)
             try:
                 running.wait(grace)
             except subprocess.TimeoutExpired:
-                running.kill()
+                send(signal.SIGKILL)
         code = running.wait()
     finally:
         for number, handler in before.items():
@@ -106,9 +134,10 @@ def run_while(
     return code if code >= 0 else 128 - code
 
 
-def _started(words: Sequence[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+def _started(words: Sequence[str], env: dict[str, str], grouped: bool) -> subprocess.Popen[bytes]:
+    group = 0 if grouped else None
     try:
-        return subprocess.Popen(list(words), env={**os.environ, **env})
+        return subprocess.Popen(list(words), env={**os.environ, **env}, process_group=group)
     except OSError as error:
         code = 127 if isinstance(error, FileNotFoundError) else 126
         raise Failed(f"cannot run {words[0]!r}: {error.strerror}", code) from None
@@ -148,14 +177,14 @@ def lock_(context: Context, name: str, wait: float | None, ttl: float, grace: fl
     CMD finds KVI_LOCK_NAME and KVI_LOCK_FENCE in its environment; the fence is larger with every
     holder. If the lock is lost CMD is ended, and the exit code is 3; if it cannot be had in time,
     CMD is not run and the exit code is 1. The locks of a store are those of `etcdctl lock` and
-    `consul lock`.
+    `consul lock`. Where there is no terminal, what CMD started is ended with it; on one only CMD.
     """
     words = words_of("lock NAME")
     with context.store() as store:
         lock = store.lock(name, ttl=ttl)
         if not lock.acquire(wait):
             raise Failed(f"somebody else holds the lock {name!r}", NOT_FOUND)
-        env = {"KVI_LOCK_NAME": name, "KVI_LOCK_FENCE": str(lock.fence)}
+        env = context.named() | {"KVI_LOCK_NAME": name, "KVI_LOCK_FENCE": str(lock.fence)}
         code = run_while(lock.lost.add_callback, f"the lock {name!r}", words, env, grace)
         _let_go(lock.release)
         return code
@@ -177,7 +206,7 @@ def lease_(context: Context, ttl: float, grace: float) -> int:
     words = words_of("lease")
     with context.store() as store:
         lease = store.lease(ttl)
-        env = {"KVI_LEASE": str(lease.id)}
+        env = context.named() | {"KVI_LEASE": str(lease.id)}
         code = run_while(lease.lost.add_callback, "the lease", words, env, grace)
         _let_go(lease.revoke)
         return code
@@ -206,7 +235,7 @@ def temp_(
     with context.store() as store:
         temporary = store.temp_key(key, data, ttl=ttl)
         if words:
-            env = {"KVI_KEY": key}
+            env = context.named() | {"KVI_KEY": key}
             code = run_while(temporary.lost.add_callback, f"the key {key!r}", words, env, grace)
         else:
             code = _until_signalled(temporary, key)
@@ -215,11 +244,17 @@ def temp_(
 
 
 def _until_signalled(temporary: kvi.TempKey, key: str) -> int:
-    over = threading.Event()
+    over = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal over
+        over = True
+
     for number in (*ENDING, signal.SIGINT):
-        signal.signal(number, lambda number, frame: over.set())
-    temporary.lost.add_callback(over.set)
-    over.wait()
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+    while not over and not temporary.lost.wait(_WAKE):
+        pass
     if temporary.lost.is_set():
         click.echo(f"kvi: the key {key!r} was lost", err=True)
         return UNAVAILABLE

@@ -35,9 +35,9 @@ def parse(
     """The parts of a transaction; raises `InvalidArgument` with the number of the line."""
     when: list[Compare] = []
     branches: dict[str, list[Operation]] = {"then": [], "else": []}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
-            words = shlex.split(line, comments=True)
+            words = shlex.split(_without_comment(line))
             if not words:
                 continue
             if words[0] == "if":
@@ -51,6 +51,23 @@ def parse(
         except ValueError as error:
             raise kvi.InvalidArgument(f"line {number}: {error}; the forms are: {_FORMS}") from None
     return when, branches["then"], branches["else"]
+
+
+def _without_comment(line: str) -> str:
+    """The line up to a ``#`` that begins a word, as a shell reads it."""
+    quote, before = "", " "
+    for index, char in enumerate(line):
+        if before == "\\" and quote != "'":
+            before = "x"  # whatever it is, it is part of a word
+            continue
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char == "#" and before.isspace():
+            return line[:index]
+        before = char
+    return line
 
 
 def _compare(words: list[str], encoding: str) -> Compare:

@@ -61,8 +61,8 @@ def watch_(
     """Print each change of KEY, a prefix or a range, until Ctrl-C.
 
     A line has the kind of the change (PUT, DELETE, RESYNC), the revision, the key and the value. A
-    RESYNC says that the store no longer has what came next; the whole state follows it. Lost
-    connections are bridged.
+    RESYNC says that the store no longer has what came next; the whole state follows it (and --exec
+    runs once, without a key). Lost connections are bridged.
     """
     kinds = None if events is None else kvi.EventType(events.upper())
     with context.store().watch(
@@ -127,7 +127,7 @@ def _nobody_reads() -> bool:
         return False
     poll = select.poll()
     try:
-        poll.register(sys.stdout.fileno(), 0)
+        poll.register(sys.stdout.fileno(), select.POLLOUT)  # not 0: some systems then tell nothing
     except (OSError, ValueError):
         return False
     return any(found & (select.POLLERR | select.POLLHUP) for _, found in poll.poll(0))
