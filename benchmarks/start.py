@@ -16,24 +16,30 @@ _FIRST_GET = "import kvi; kvi.open('mem:').get('key')"
 
 
 def rows(effort: Effort) -> Iterator[Row]:
-    """``import kvi``, open ``mem:`` and get, each in a new process, against bare Python."""
+    """``import kvi``, open ``mem:`` and get, and the command, against bare Python."""
     few = Effort(effort.rounds, 0.0)
     with tempfile.TemporaryDirectory(prefix="kvi-benchmark-") as folder:
-        compared = compare(
-            few, {FLOOR: _process("pass", folder), KVI: _process(_FIRST_GET, folder)}
-        )
-    yield Row("a new process", "import, open mem:, get", compared, (within(compared, 0.040),))
+        floor = _process("-c", "pass", folder=folder)
+        compared = compare(few, {FLOOR: floor, KVI: _process("-c", _FIRST_GET, folder=folder)})
+        yield Row("a new process", "import, open mem:, get", compared, (within(compared, 0.040),))
+        for words in (("--help",), ("put", "key", "value"), ("get", "key")):
+            command = _process("-m", "kvi.cli", *words, folder=folder)
+            compared = compare(few, {FLOOR: floor, KVI: command})
+            goals = () if words[0] == "put" else (within(compared, 0.150),)
+            yield Row("a new process", f"kvi {words[0]}, on SQLite", compared, goals)
 
 
-def _process(code: str, folder: str) -> Run:
-    """Run ``code`` in a new interpreter; modules are compiled, as an installer leaves them."""
-    env = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
+def _process(*words: str, folder: str) -> Run:
+    """Run a new interpreter; modules are compiled, as an installer leaves them."""
+    uri = f"sqlite:{folder}/kvi.db"
+    env = {**os.environ, "PYTHONPYCACHEPREFIX": folder, "KVI_URI": uri}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def run(number: int) -> float:
         start = time.perf_counter()
         for _ in range(number):
-            subprocess.run([sys.executable, "-c", code], check=True, env=env)
+            command = [sys.executable, *words]
+            subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
         return time.perf_counter() - start
 
     return run

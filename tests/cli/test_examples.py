@@ -78,6 +78,16 @@ def test_examples_of_help(shell: Command) -> None:
     assert left == NOT_RUN
 
 
+def test_commands_of_the_readme(shell: Command) -> None:
+    """Those that need no server are run."""
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^    (kvi (?!servers).*)$", text, re.MULTILINE)
+    assert len(lines) >= 4
+    for line in lines:
+        if "127.0.0.1" not in line:
+            run(shell, line)
+
+
 def test_examples_of_the_documentation(shell: Command) -> None:
     """Blocks of docs/cli.md that show a session give what they show."""
     page = (ROOT / "docs" / "cli.md").read_text()

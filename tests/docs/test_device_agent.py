@@ -67,6 +67,7 @@ def test_agents_for_a_minute(request: pytest.FixtureRequest, store: str, tmp_pat
     assert code == 0, output
     assert told["wrong"] == []
     assert told["kills"] >= 29
+    assert told["converged"] <= 1
 
 
 @pytest.mark.slow

@@ -23,7 +23,10 @@ PROJECTS = {
     "kvi-consul": "plugins/consul",
 }
 # the oldest versions that the etcd plugin allows, all with wheels for Python 3.11
-OLDEST = ["protobuf==4.21.0", "grpcio==1.49.1", "pluggy==1.5.0", "sortedcontainers==2.4.0"]
+OLDEST = [
+    "protobuf==4.21.0", "grpcio==1.49.1", "pluggy==1.5.0", "sortedcontainers==2.4.0",
+    "click==8.1.0", "platformdirs==3.0.0", "rich==13.0.0",
+]  # fmt: skip
 # and the oldest of the suite
 SUITE = [
     "pytest==8.2.0", "hypothesis==6.100.0", "rich==13.0.0", "jinja2==3.1.0", "pytest-timeout==2.3.1"
@@ -208,6 +211,40 @@ def test_suite_from_wheels(wheels: Path, tmp_path: Path, versions: str) -> None:
         "lock.fence",
     }
     assert "<title>kvi-memory" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("which", ["full", "oldest"])
+def test_the_command(request: pytest.FixtureRequest, which: str, tmp_path: Path) -> None:
+    """The distribution `kvi` brings a command that works at once, with nothing set up."""
+    if which == "oldest" and sys.version_info >= (3, 12):
+        which = "full"  # the oldest gRPC has no wheels for this Python
+    environment: Environment = request.getfixturevalue(which)
+    env = {"PATH": str(environment.folder / "bin"), "HOME": str(tmp_path)}
+
+    def kvi_(*words: str) -> str:
+        return subprocess.run(
+            ["kvi", *words], env=env, cwd=tmp_path, capture_output=True, text=True, check=True,
+            executable=str(environment.folder / "bin" / "kvi"),
+        ).stdout  # fmt: skip
+
+    assert kvi_("put", "greeting", "hello") == ""
+    assert kvi_("get", "greeting") == "hello\n"
+    assert list(tmp_path.rglob("kvi.db"))
+    assert '"revision": 1' in kvi_("range", "--json")
+    assert "kvi-consul\t" in kvi_("backends")
+    assert "Examples:" in kvi_("copy", "--help")
+    assert kvi_("lock", "jobs", "--", str(environment.python), "-c", "print('held')") == "held\n"
+    assert "verified   equal" in kvi_("copy", f"sqlite:{next(tmp_path.rglob('kvi.db'))}",
+                                     f"sqlite:{tmp_path}/copy.db", "--verify")  # fmt: skip
+
+
+def test_command_needs_its_extra(small: Environment) -> None:
+    """With core alone it says what to install."""
+    done = subprocess.run(
+        [str(small.folder / "bin" / "kvi"), "get", "k"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install kvi-core[cli]" in done.stderr
 
 
 def test_conformance_extra(small: Environment) -> None:
