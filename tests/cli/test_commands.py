@@ -273,12 +273,18 @@ def test_doctor_ping_and_bench(cli: Command) -> None:
 
 
 def test_conformance(cli: Command) -> None:
-    """The suite, or a part of it."""
-    assert "tas.atomic" in cli("conformance", "--rule", "tas.atomic")
-    assert cli.json("conformance", "--rule", "tas.atomic", "--erase")["store"]
+    """The suite, or a part of it; never on a store that somebody uses."""
+    found = cli.json("conformance", "--rule", "tas.atomic")
+    assert found["passed"]
     cli("put", "precious", "data")
     cli("conformance", "--rule", "tas.atomic", code=2)
     assert cli("get", "precious") == "data\n"
+
+
+def test_conformance_as_text(local: Command) -> None:
+    """A line a rule, and a page."""
+    assert "tas.atomic" in local("conformance", "--rule", "tas.atomic", "--html", "report.html")
+    assert "tas.atomic" in (local.folder / "report.html").read_text()
 
 
 def test_memory(tmp_path: Path) -> None:

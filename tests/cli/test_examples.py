@@ -30,6 +30,7 @@ NOT_RUN = {
     "kvi copy etcd://127.0.0.1:2379 consul://127.0.0.1:8500 --prefix config/",
     "kvi doctor --uri etcd://127.0.0.1:2379 --json",
     "kvi ping --watch --interval 5",
+    "kvi bench --uri mem:",
     "kvi export --resume backup.jsonl",
     "kvi import backup.jsonl",
     "gunzip -c app.jsonl.gz | kvi import -",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 from kvi.cli.moving import overlap
 
 from tests.cli.conftest import Command
+from tests.servers import ConsulServer, EtcdServer
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -307,13 +307,17 @@ def has_more_than(uri: str, count: int) -> bool:
         return store.count() > count
 
 
-def circle(request: pytest.FixtureRequest, cli: Command, count: int) -> None:
+def circle(cli: Command, count: int) -> None:
+    with EtcdServer() as etcd, ConsulServer() as consul:  # its own: others want theirs alone
+        around(cli, etcd.uri, consul.uri, count)
+
+
+def around(cli: Command, etcd: str, consul: str, count: int) -> None:
     folder = cli.folder
-    own = secrets.token_hex(6)
     uris = [
         f"sqlite:{folder}/first.db",
-        f"{request.getfixturevalue('etcd_uri')}/move-{own}",
-        f"{request.getfixturevalue('consul_uri')}/move-{own}",
+        f"{etcd}/moved",
+        f"{consul}/moved",
         f"sqlite:{folder}/last.db",
     ]
     make(uris[0], count, 1000)
@@ -327,9 +331,6 @@ def circle(request: pytest.FixtureRequest, cli: Command, count: int) -> None:
         assert peak < 150
     with kvi.open(uris[0]) as here, kvi.open(uris[3]) as there:
         assert contents(here) == contents(there)
-    for uri in uris[1:3]:
-        with kvi.open(uri, timeout=60) as store:
-            store.delete_range(prefix="")
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
@@ -338,10 +339,9 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 @needs_proc
 @pytest.mark.etcd
 @pytest.mark.consul
-@pytest.mark.xdist_group("consul")
-def test_copy_in_a_circle(request: pytest.FixtureRequest, local: Command) -> None:
+def test_copy_in_a_circle(local: Command) -> None:
     """SQLite to etcd to Consul to SQLite, each killed half-way and begun again: all is equal."""
-    circle(request, local, 3000)
+    circle(local, 3000)
 
 
 @needs_proc
@@ -349,9 +349,9 @@ def test_copy_in_a_circle(request: pytest.FixtureRequest, local: Command) -> Non
 @pytest.mark.etcd
 @pytest.mark.consul
 @pytest.mark.timeout(3600)
-def test_copy_of_hundred_thousand(request: pytest.FixtureRequest, local: Command) -> None:
+def test_copy_of_hundred_thousand(local: Command) -> None:
     """The same with 100,000 keys of 1 KB, in bounded memory."""
-    circle(request, local, 100_000)
+    circle(local, 100_000)
 
 
 def test_progress_on_a_terminal(local: Command, tmp_path: Path) -> None:

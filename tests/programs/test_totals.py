@@ -9,28 +9,29 @@ from pathlib import Path
 import kvi
 import pytest
 
-PROCESSES, ROUNDS = 8, 500
+PROCESSES = 8
+FEW, MANY = 120, 500  # rounds of each, in `make test` and in `make soak`
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-def increment(uri: str, number: int) -> None:
+def increment(uri: str, number: int, rounds: int) -> None:
     """Add one to a shared counter, by tas, until it has worked so many times."""
     with kvi.open(uri, timeout=60) as store:
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             while True:
                 entry = store.get("counter")
                 assert entry is not None
                 if store.tas("counter", entry.value, str(int(entry.text) + 1)):
                     break
-        store.store(f"done/{number}", str(ROUNDS))
+        store.store(f"done/{number}", str(rounds))
 
 
-def transfer(uri: str, number: int) -> None:
+def transfer(uri: str, number: int, rounds: int) -> None:
     """Move random amounts between two accounts, by txn, until it has worked so many times."""
     dice = random.Random(number)
     with kvi.open(uri, timeout=60) as store:
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             amount = dice.randint(-50, 50)
             while True:
                 a, b = store.txn(then=[kvi.Get("account/a"), kvi.Get("account/b")]).results
@@ -45,7 +46,7 @@ def transfer(uri: str, number: int) -> None:
                     ],
                 ):
                     break
-        store.store(f"done/{number}", str(ROUNDS))
+        store.store(f"done/{number}", str(rounds))
 
 
 @pytest.fixture(
@@ -65,15 +66,16 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return uri
 
 
+@pytest.mark.parametrize("rounds", [FEW, pytest.param(MANY, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("work", [increment, transfer], ids=["tas", "txn"])
-def test_totals(uri: str, work: object) -> None:
-    """8 processes × 500 increments by tas, or transfers by txn, end with exact totals."""
+def test_totals(uri: str, work: object, rounds: int) -> None:
+    """8 processes, increments by tas or transfers by txn: the totals are exact at the end."""
     with kvi.open(uri) as store:
         store.store("counter", b"0")
         store.txn(then=[kvi.Put("account/a", b"400"), kvi.Put("account/b", b"600")])
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=work, args=(uri, number))  # type: ignore[arg-type]
+        context.Process(target=work, args=(uri, number, rounds))  # type: ignore[arg-type]
         for number in range(PROCESSES)
     ]
     for process in processes:
@@ -84,6 +86,6 @@ def test_totals(uri: str, work: object) -> None:
     with kvi.open(uri) as store:
         assert store.count(prefix="done/") == PROCESSES
         if work is increment:
-            assert store.get("counter").text == str(PROCESSES * ROUNDS)  # type: ignore[union-attr]
+            assert store.get("counter").text == str(PROCESSES * rounds)  # type: ignore[union-attr]
         else:
             assert sum(int(entry.text) for entry in store.range(prefix="account/")) == 1000

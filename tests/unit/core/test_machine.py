@@ -194,7 +194,11 @@ MUTANTS: list[tuple[type[Forwarding], list[str]]] = [
     (VersionGoesOn, ["a.delete", "list(b.range())", ", 1, None)]", ", 2, None)]"]),
     (EarlyGet, ["kvi.Get('a')", "# expected: ", "# came:     TxnResult("]),
     (HalfBranch, ["kvi.Put('b', ", "list(b.range())"]),
-    (DropsDeletes, ["w1 = a.watch(", "# expected: DELETE 'a' at revision"]),
+    pytest.param(
+        DropsDeletes,
+        ["w1 = a.watch(", "# expected: DELETE 'a' at revision"],
+        marks=pytest.mark.soak,  # half a minute; the others are told the same way
+    ),
     (TellsTwice, ["w1 = a.watch(", "w1.next(1)"]),
     (LateInitial, ["initial=True", "# expected: PUT 'a'", ", initial"]),
     (LeakingNamespace, [".namespace('a')", "'ab'", "# expected: []"]),

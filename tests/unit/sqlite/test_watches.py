@@ -449,8 +449,10 @@ def test_fork_with_watches(store: kvi.Kvi, uri: str) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-def test_fork_amid_looks(store: kvi.Kvi, uri: str) -> None:
+def test_fork_amid_looks(uri: str) -> None:
     """A fork while the thread looks all the time leaves neither a lock nor a connection behind."""
+    uri += "?history=1000000"  # however slow the forks are, nothing is trimmed meanwhile
+    store = inmost(kvi.open(uri))
     readers = [Reader(store, only(f"k{n}")) for n in range(3)]
     stop = threading.Event()
     written = 0
@@ -479,3 +481,4 @@ def test_fork_amid_looks(store: kvi.Kvi, uri: str) -> None:
     readers[1].wait_for(10)
     readers[0].wait_for(written)
     assert store.range().revision == written + 10
+    store.close()
