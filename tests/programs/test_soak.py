@@ -89,7 +89,7 @@ def test_killed_at_random(uri: str) -> None:
 def test_totals_again(uri: str, work: object, turn: int) -> None:
     """The totals of `make test`, with 500 rounds, several times in a row."""
     began = time.monotonic()
-    totals.test_totals(uri, work, totals.MANY)
+    totals.check_totals(uri, work, totals.MANY)
     print(f"\n{uri.partition(':')[0]}: 8 × 500 exact in {time.monotonic() - began:.1f} s")
 
 
