@@ -238,27 +238,17 @@ def temp_(
             env = context.named() | {"KVI_KEY": key}
             code = run_while(temporary.lost.add_callback, f"the key {key!r}", words, env, grace)
         else:
-            code = _until_signalled(temporary, key)
+            code = _until_lost(temporary, key)
         _let_go(temporary.close)
         return code
 
 
-def _until_signalled(temporary: kvi.TempKey, key: str) -> int:
-    over = False
-
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal over
-        over = True
-
-    for number in (*ENDING, signal.SIGINT):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, end)
-    while not over and not temporary.lost.wait(_WAKE):
+def _until_lost(temporary: kvi.TempKey, key: str) -> int:
+    """Wait; a signal that ends the wait ends the command, which lets go of what it holds."""
+    while not temporary.lost.wait(_WAKE):
         pass
-    if temporary.lost.is_set():
-        click.echo(f"kvi: the key {key!r} was lost", err=True)
-        return UNAVAILABLE
-    return 0
+    click.echo(f"kvi: the key {key!r} was lost", err=True)
+    return UNAVAILABLE
 
 
 def _let_go(release: Callable[[], object]) -> None:
