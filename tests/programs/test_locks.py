@@ -208,19 +208,30 @@ def hold_and_look(uri: str, ttl: float, folder: str) -> None:
 
 def test_holder_that_was_paused(uri: str, tmp_path: Path) -> None:
     """A holder that was stopped past its ttl sees ``held`` false at its first look."""
-    ttl = 10.0 if uri.startswith("consul") else 2.0
+    # On a machine that stands still by itself a short lease may end before the pause: once more.
+    seen = "False False True"
+    for ttl in (10.0,) * 3 if uri.startswith("consul") else (2.0, 6.0, 10.0):
+        if seen == "False False True":
+            (tmp_path / str(ttl)).mkdir(exist_ok=True)
+            seen = seen_after_a_pause(uri, ttl, tmp_path / str(ttl))
+    assert seen == "False True True"
+
+
+def seen_after_a_pause(uri: str, ttl: float, folder: Path) -> str:
+    """What a holder sees that is stopped for a little longer than its ttl."""
+    (folder / "holding").unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=hold_and_look, args=(uri, ttl, str(tmp_path)), daemon=True)
+    process = context.Process(target=hold_and_look, args=(uri, ttl, str(folder)), daemon=True)
     process.start()
     try:
-        until((tmp_path / "holding").exists)
+        until((folder / "holding").exists)
         _pause(process, ttl * 1.1)
         process.join(30)
         assert process.exitcode == 0
     finally:
         process.kill()
         process.join(30)
-    assert (tmp_path / "seen").read_text() == "False True True"
+    return (folder / "seen").read_text()
 
 
 @pytest.mark.slow
