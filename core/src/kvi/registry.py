@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import pluggy
 
 from kvi import hookspecs
-from kvi.backend.namespace import Namespace, check_name
-from kvi.backend.retry import Retrying
 from kvi.capabilities import Capabilities
 from kvi.discovery import GROUP, Claim, all_claims, claims_on
+from kvi.driver.threads import Threads
 from kvi.errors import (
     AmbiguousBackend,
     BackendLoadError,
@@ -25,10 +24,14 @@ from kvi.errors import (
     KviError,
     UnknownBackend,
 )
+from kvi.flow.scope import Scope
 from kvi.hookspecs import INTERFACE, PROJECT, BackendInfo
-from kvi.interface import Kvi
+from kvi.middleware.namespace import Prefixed, check_name, narrowed
+from kvi.middleware.retry import Retrying
 from kvi.options import COMMON, resolve
 from kvi.policy.retry import RetryPolicy
+from kvi.primitives import Primitives
+from kvi.sync.kvi import Kvi
 from kvi.uri import StoreUri
 
 __all__ = ["InstalledBackend", "backends", "open"]
@@ -233,24 +236,30 @@ def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi
     if namespace is not None:
         check_name(namespace)
     try:
-        store = plugin.hooks.kvi_open(uri=uri, options=values)
+        primitives = plugin.hooks.kvi_open(uri=uri, options=values)
     except KviError:
         raise
     except Exception as error:
         raise BackendLoadError(
             f"the backend {uri.backend!r} fails to open: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(store, Kvi):
+    if not isinstance(primitives, Primitives):
         raise BackendLoadError(
-            f"the backend {uri.backend!r} opened a {type(store).__name__}, not a Kvi"
+            f"the backend {uri.backend!r} opened a {type(primitives).__name__}, not a Primitives"
         )
-    try:
-        if namespace is not None:
-            store = Namespace(store, namespace, owns=True, named="namespace" not in keywords)
-    except KviError:
-        store.close()
-        raise
-    return store if policy is None else Retrying(store, policy, owns=True)
+    scope = Scope.of(Threads(), primitives)
+    if namespace is not None:
+        try:
+            scope.capabilities = narrowed(scope.capabilities, f"{namespace}/")
+        except KviError:
+            primitives._close()
+            raise
+        scope.executor = Prefixed(scope.executor, f"{namespace}/")
+        if "namespace" in keywords:
+            scope.uri = f"{scope.uri} in {namespace!r}"
+    if policy is not None:
+        scope.executor = Retrying(scope.executor, policy, scope.uri, lambda: scope.closed)
+    return Kvi(scope)
 
 
 def _namespace_of(uri: StoreUri, option: str | None) -> str | None:

@@ -24,7 +24,7 @@ from kvi.feed import Batch, Feed, Wake, WatchSpec
 from kvi.model import Event, EventType, KeyValue, Scan
 
 if TYPE_CHECKING:
-    from kvi.interface import Kvi
+    from kvi.primitives import Primitives
 
 __all__ = ["PollingFeed", "changes_between"]
 
@@ -54,7 +54,13 @@ class PollingFeed(Feed):
     """Changes found by listing ``spec.span`` every ``interval`` seconds, with ``store._range``."""
 
     def __init__(
-        self, store: Kvi, spec: WatchSpec, wake: Wake, timeout: float, *, interval: float = 0.1
+        self,
+        store: Primitives,
+        spec: WatchSpec,
+        wake: Wake,
+        timeout: float,
+        *,
+        interval: float = 0.1,
     ) -> None:
         self._store = store
         self._scan = Scan(spec.span)

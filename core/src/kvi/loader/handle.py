@@ -30,7 +30,6 @@ from kvi.errors import (
     NotFound,
     NotHeld,
     OutcomeUnknown,
-    UsedAfterFork,
 )
 from kvi.loader.cache import Known, Slot
 from kvi.model import Compare, Delete, Get, Key, KeyValue, Operation, Put
@@ -164,7 +163,7 @@ class Handle(Generic[V]):
             self._held = False
             self._change = None
             if (
-                self._loader._store._shut is not UsedAfterFork
+                not self._loader._store._scope.primitives.forked
             ):  # else its locks may be held for ever
                 self._loader._cache.release(self._slot)
 

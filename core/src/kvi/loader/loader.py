@@ -25,20 +25,20 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
-from kvi.backend.namespace import check_name
 from kvi.errors import BadRecord, Closed, InvalidArgument, KviError, LockTimeout, shown
-from kvi.interface import Kvi
 from kvi.loader.cache import Cache, Known, Slot
 from kvi.loader.codecs import Codec
 from kvi.loader.handle import Handle, Handles, Ref, lock_in_order, numbers
+from kvi.middleware.namespace import check_name
 from kvi.model import Event, EventType, Get, Key, KeyValue, Put
 from kvi.policy.lock import check_wait
 from kvi.policy.text import check_bound
+from kvi.sync.kvi import Kvi
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from kvi.recipes.watch import Watch
+    from kvi.sync.watch import Watch
 
 __all__ = ["Loader"]
 
