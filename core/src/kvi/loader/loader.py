@@ -22,17 +22,21 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from time import monotonic
+from math import inf
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from kvi.errors import BadRecord, Closed, InvalidArgument, KviError, LockTimeout, shown
-from kvi.loader.cache import Cache, Known, Slot
+from kvi.loader.cache import Cache, Hold, Known, Slot
 from kvi.loader.codecs import Codec
 from kvi.loader.handle import Handle, Handles, Ref, lock_in_order, numbers
 from kvi.middleware.namespace import check_name
-from kvi.model import Event, EventType, Get, Key, KeyValue, Put
+from kvi.model import Event, EventType, Get, Key, KeyValue, Put, Scan, Span
+from kvi.ops import GetOp, PageOp, RangeOp, TxnOp
 from kvi.policy.lock import check_wait
 from kvi.policy.text import check_bound
+from kvi.policy.txn import check_txn
+from kvi.port import Port
 from kvi.sync.kvi import Kvi
 
 if TYPE_CHECKING:
@@ -48,6 +52,7 @@ R = TypeVar("R")
 
 _log = logging.getLogger("kvi.loader")
 _STEP = 1000  # entities between two calls of a progress function
+_PAUSE = 0.01  # seconds between looks whether another load is over
 
 
 class Loader(Generic[K, V]):
@@ -135,34 +140,56 @@ class Loader(Generic[K, V]):
         that has ended anew. Raises what `kvi.Kvi.range` does; what was read until then is kept.
         """
         self._ensure_open()
-        if self._loads == threading.get_ident():
+        if self._loads == get_ident():
             raise InvalidArgument("load() is under way in this thread: progress= cannot load")
-        with self._once:
-            self._loads = threading.get_ident()
-            try:
-                if self._follow and not self.following:
-                    self._begin_to_follow(timeout)
-                while (bad := self._load(progress, timeout)) is None:
-                    pass
-            finally:
-                self._loads = None
-            self._loaded = True
+        store = self._store
+        try:
+            seconds = store._seconds(timeout)
+            return store._drive(lambda port: self._load(port, progress, seconds))
+        except KviError as error:
+            raise store._placed(error, "range", self._prefix)
+
+    async def _load(
+        self, port: Port, progress: Callable[[int], object] | None, timeout: float
+    ) -> tuple[BadRecord, ...]:
+        while not self._once.acquire(blocking=False):
+            await port.sleep(_PAUSE)
+            self._ensure_open()
+        self._loads = get_ident()
+        try:
+            if self._follow and not self.following:
+                self._begin_to_follow(timeout)
+            while (bad := await self._pass(port, progress, timeout)) is None:
+                pass
+        finally:
+            self._loads = None
+            self._once.release()
+        self._loaded = True
         return tuple(bad)
 
-    def _load(
-        self, progress: Callable[[int], object] | None, timeout: float | None
+    async def _pass(
+        self, port: Port, progress: Callable[[int], object] | None, timeout: float
     ) -> list[BadRecord] | None:
-        """One pass; ``None`` if it was overtaken by a snapshot."""
+        """Read all once; ``None`` if it was overtaken by a snapshot."""
         bad: list[BadRecord] = []
         number = 0
+        scan = Scan(Span.of_prefix(self._prefix))
+        scope = self._store._scope
         with self._cache.loading() as run:
-            for entry in self._store.range(prefix=self._prefix, timeout=timeout):
-                error = self._learn(entry, loading=True)
-                if error is not None:
-                    bad.append(error)
-                number += 1
-                if progress is not None and number % _STEP == 0:
-                    progress(number)
+            found = await scope.execute(port, RangeOp(scan), timeout)
+            pages = PageOp(found, scan)
+            try:
+                while (page := await scope.execute(port, pages, timeout)) is not None:
+                    self._ensure_open()
+                    for entry in page:
+                        error = self._learn(entry, loading=True)
+                        if error is not None:
+                            bad.append(error)
+                        number += 1
+                        if progress is not None and number % _STEP == 0:
+                            progress(number)
+            finally:
+                pages.close()
             if progress is not None and not run.overtaken and (number % _STEP or not number):
                 progress(number)
         return None if run.overtaken else bad
@@ -191,10 +218,11 @@ class Loader(Generic[K, V]):
         after that time, `AlreadyHeld` if this thread holds it, `BadRecord` if what is stored is no
         entity, and what `kvi.Kvi.get` does.
         """
-        name = self._name_of(id)
-        wait = check_wait(timeout)
-        deadline = None if wait is None else monotonic() + wait
-        handle = self._lock(id, name, deadline, timeout)
+        name, wait, owner = self._name_of(id), check_wait(timeout), get_ident()
+        handle = self._store._drive(
+            lambda port: self._hold(port, owner, id, name, _deadline(port, wait), wait),
+            undo=Handle.unlock,
+        )
         if handle._seen is not None:
             return handle
         handle.unlock()
@@ -210,18 +238,27 @@ class Loader(Generic[K, V]):
         does.
         """
         id = self._id_of(entity)
-        name = self._name_of(id)
-        wait = check_wait(timeout)
-        slot = self._take(id, name, None if wait is None else monotonic() + wait, timeout)
+        name, wait, owner = self._name_of(id), check_wait(timeout), get_ident()
+
+        async def flow(port: Port) -> tuple[Handle[V], bool]:
+            deadline = _deadline(port, wait)
+            slot, hold = await self._take(port, owner, id, name, deadline, wait)
+            try:
+                known = slot.known
+                if known is not None and not slot.doubt:
+                    return Handle(self, slot, hold, known), False
+                known, created = await self._create(port, slot, entity)
+                return Handle(self, slot, hold, known), created
+            except BaseException:
+                self._let_go(slot, hold)
+                raise
+
         try:
-            known = slot.known
-            if known is not None and not slot.doubt:
-                return Handle(self, slot, known), False
-            known, created = self._create(slot, entity)
-            return Handle(self, slot, known), created
-        except BaseException:
-            self._cache.release(slot)
+            return self._store._drive(flow, undo=lambda result: result[0].unlock())
+        except LockTimeout:
             raise
+        except KviError as error:
+            raise self._store._placed(error, "lock_or_create", self._key_of(name))
 
     def lock_many(self, ids: Iterable[K], timeout: float | None = None) -> Handles[K, V]:
         """Lock several entities; together they cannot deadlock with others who do the same.
@@ -364,87 +401,83 @@ class Loader(Generic[K, V]):
 
     # -- locks and the store ----------------------------------------------------------------------
 
-    def _take(
-        self,
-        id: K,
-        name: str,
-        deadline: float | None,
-        timeout: float | None,
-    ) -> Slot[K, V]:
+    async def _take(
+        self, port: Port, owner: object, id: K, name: str, deadline: float, wait: float | None
+    ) -> tuple[Slot[K, V], Hold]:
         key = self._key_of(name)
         try:
             self._ensure_open()
-            slot = self._cache.take(id, name, deadline)
+            taken = await self._cache.take(port, owner, id, name, deadline)
+            if taken is None:
+                raise LockTimeout(f"another thread held the entity for {wait:g} seconds")
         except KviError as error:
             error.located("lock", key, self._store.uri)
             raise
-        if slot is None:
-            raise LockTimeout(
-                f"another thread held the entity for {timeout:g} seconds",
-                operation="lock",
-                key=key,
-                uri=self._store.uri,
-            )
-        return slot
+        return taken
 
-    def _lock(
-        self,
-        id: K,
-        name: str,
-        deadline: float | None,
-        timeout: float | None,
+    async def _hold(
+        self, port: Port, owner: object, id: K, name: str, deadline: float, wait: float | None
     ) -> Handle[V]:
         """A handle on an entity, there or not."""
-        slot = self._take(id, name, deadline, timeout)
+        slot, hold = await self._take(port, owner, id, name, deadline, wait)
         try:
             known = slot.known
             if known is None or slot.doubt:
-                known = self._read(slot, None)
-            return Handle(self, slot, known)
+                known = await self._read(port, slot, self._store._scope.timeout)
+            return Handle(self, slot, hold, known)
         except BaseException:
-            self._cache.release(slot)
+            self._let_go(slot, hold)
             raise
 
-    def _read(self, slot: Slot[K, V], timeout: float | None) -> Known[V] | None:
+    def _let_go(self, slot: Slot[K, V], hold: Hold) -> None:
+        self._cache.release(slot, hold)
+        self._cache.tidy(slot)
+
+    async def _read(self, port: Port, slot: Slot[K, V], timeout: float) -> Known[V] | None:
         """Read a slot that is held from the store."""
+        scope, key = self._store._scope, self._key_of(slot.name)
         while True:
             told = slot.told
-            found = self._decoded(self._store.get(self._key_of(slot.name), timeout=timeout))
+            try:
+                scope.ensure_open()
+                entry = await scope.execute(port, GetOp(key), timeout)
+            except KviError as error:
+                raise scope.placed(error, "get", key) from error.__cause__
+            found = self._decoded(entry)
             if self._cache.read(slot, found, told):
                 # What is known now may be newer, or an object that is shared already.
                 return slot.known if found is None else slot.known or found[1]
 
-    def _create(self, slot: Slot[K, V], entity: V) -> tuple[Known[V], bool]:
+    async def _create(self, port: Port, slot: Slot[K, V], entity: V) -> tuple[Known[V], bool]:
         """Store an entity that is not there; else read the one that is. What is, and if it is new.
 
         The answer may be overtaken by news of its end; then the holder has what was true before,
         and the next write finds out.
         """
-        key = self._key_of(slot.name)
+        scope, key = self._store._scope, self._key_of(slot.name)
         data = self._encode(slot.name, entity)
-        try:
-            while True:
-                told = slot.told
-                done = self._store._run(
-                    [Key(key).absent], [Put(key, data)], [Get(key)], None, "lock_or_create"
-                )
-                if done.succeeded:
-                    if done.revision is not None:
-                        known = Known(entity, done.revision)
-                        self._cache.wrote(slot, known, told)
-                        return known, True
-                    read = self._read(slot, None)  # a store that does not tell
-                    if read is not None:
-                        return read, True
-                    continue
-                (entry,) = done.results
-                assert isinstance(entry, KeyValue)  # it is there
-                found = self._decoded(entry)
-                assert found is not None
-                if self._cache.read(slot, found, told):
-                    return slot.known or found[1], False
-        except KviError as error:
-            raise self._store._placed(error, "lock_or_create", key)
+        txn = check_txn(
+            [Key(key).absent], [Put(key, data)], [Get(key)], scope.capabilities, "lock_or_create"
+        )
+        while True:
+            told = slot.told
+            scope.ensure_open()
+            done = await scope.execute(port, TxnOp(txn), scope.timeout)
+            if done.succeeded:
+                if done.revision is not None:
+                    known = Known(entity, done.revision)
+                    self._cache.wrote(slot, known, told)
+                    return known, True
+                read = await self._read(port, slot, scope.timeout)  # a store that does not tell
+                if read is not None:
+                    return read, True
+                continue
+            (entry,) = done.results
+            assert isinstance(entry, KeyValue)  # it is there
+            found = self._decoded(entry)
+            assert found is not None
+            if self._cache.read(slot, found, told):
+                return slot.known or found[1], False
 
     # -- following --------------------------------------------------------------------------------
 
@@ -519,3 +552,7 @@ class Loader(Generic[K, V]):
         self._ensure_open()
         if not self._loaded:
             raise InvalidArgument("nothing is loaded yet: call load() first")
+
+
+def _deadline(port: Port, wait: float | None) -> float:
+    return inf if wait is None else port.now() + wait
