@@ -201,6 +201,11 @@ def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.
     Raises `InvalidOption` for a malformed URI or an unknown or bad option; `UnknownBackend`,
     `AmbiguousBackend` or `BackendLoadError` if there is no usable plugin for the scheme.
     """
+    runtime = Threads()
+    return runtime.apart(lambda: _open(runtime, uri, options), Kvi.close)
+
+
+def _open(runtime: Threads, uri: str, options: Mapping[str, object]) -> Kvi:
     shown = None
     try:
         parsed = StoreUri.parse(uri)
@@ -214,13 +219,16 @@ def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.
             )
         parsed = parsed.showing(option.name for option in info.options if not option.secret)
         shown = parsed.redacted
-        return _open(plugin, parsed, options)
+        return Kvi(_scope_of(runtime, plugin, parsed, options))
     except KviError as error:
+        runtime.stop()
         error.operation, error.uri = "open", shown
         raise
 
 
-def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi:
+def _scope_of(
+    runtime: Threads, plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]
+) -> Scope:
     policy = _DEFAULT_POLICY if plugin.info.has_passing_faults else None
     if "retry" in keywords:
         given = keywords["retry"]
@@ -247,7 +255,7 @@ def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi
         raise BackendLoadError(
             f"the backend {uri.backend!r} opened a {type(primitives).__name__}, not a Primitives"
         )
-    scope = Scope.of(Threads(), primitives)
+    scope = Scope.of(runtime, primitives)
     if namespace is not None:
         try:
             scope.capabilities = narrowed(scope.capabilities, f"{namespace}/")
@@ -259,7 +267,7 @@ def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi
             scope.uri = f"{scope.uri} in {namespace!r}"
     if policy is not None:
         scope.executor = Retrying(scope.executor, policy, scope.uri, lambda: scope.closed)
-    return Kvi(scope)
+    return scope
 
 
 def _namespace_of(uri: StoreUri, option: str | None) -> str | None:

@@ -37,6 +37,7 @@ import itertools
 import logging
 import os
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -44,6 +45,7 @@ from contextvars import copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import get_ident
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from kvi.clock import now
@@ -439,6 +441,16 @@ class Threads:
         if errand.port.ended:
             self.spawn_call(errand.give_back)
 
+    def apart(self, function: Callable[[], T], undo: Callable[[T], object]) -> T:
+        """Call a function as `drive` runs a flow, before there is a handle."""
+        if get_ident() != _main or _is_importing():
+            return function()
+
+        async def flow(port: Port) -> T:
+            return function()
+
+        return self.drive(Errand(flow, undo, _NotYet()))
+
     def read(self, flow: Callable[[Port], Flow[Any]]) -> None:
         """Run a flow that nobody waits for on a thread of its own."""
         try:
@@ -584,6 +596,25 @@ class Threads:
 
 def _run_flow(flow: Callable[[Port], Flow[T]]) -> T:
     return run(flow(ThreadPort()))
+
+
+class _NotYet:
+    """What an errand is for that makes a handle."""
+
+    closed = False
+
+    def refusal(self) -> BaseException:
+        raise AssertionError("what is not there cannot be closed")
+
+
+def _is_importing() -> bool:
+    """Whether this thread is at the import of a module, which another thread might wait for."""
+    here: FrameType | None = sys._getframe()
+    while here is not None:
+        if here.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        here = here.f_back
+    return False
 
 
 def _nothing() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from kvi.call import Call
 from kvi.errors import KviError, LeaseLost, Timeout
@@ -32,10 +33,11 @@ class LeaseFlow:
         scope: what it hangs on.
         id: its id at the store.
         lost: set once it is lost; not by `revoke`, nor when the handle is closed.
+        owner: a weak reference to what it is kept alive for; ``None``: until somebody ends it.
 
     """
 
-    __slots__ = ("__weakref__", "_kept", "_lock", "id", "lost", "scope", "term")
+    __slots__ = ("__weakref__", "_kept", "_lock", "id", "lost", "owner", "scope", "term")
 
     def __init__(
         self, scope: Scope, lease: int, ttl: float, sent: float, *, keep_alive: bool
@@ -43,6 +45,7 @@ class LeaseFlow:
         self.scope = scope
         self.id = lease
         self.term = Term(ttl, sent)
+        self.owner: Callable[[], object | None] | None = None
         self._kept = keep_alive
         self._lock = threading.Lock()
         self.lost = LossState(scope.runtime, self._is_lost)
@@ -142,7 +145,8 @@ class LeaseFlow:
             patience = self.term.patience(port.now())
         if state is not LeaseState.ALIVE:
             return None
-        if self.scope.ledger.is_surplus(self, port.now()):
+        orphan = self.owner is not None and self.owner() is None
+        if orphan or self.scope.ledger.is_surplus(self, port.now()):
             self.abandon()
             return None
         if self._kept and port.now() >= due:

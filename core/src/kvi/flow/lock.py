@@ -33,6 +33,7 @@ from __future__ import annotations
 import enum
 import logging
 import threading
+from collections.abc import Callable
 from math import inf
 
 from kvi.call import Call
@@ -100,8 +101,13 @@ class LockFlow:
         lease = self.lease
         return self._state is LockState.HELD and lease is not None and lease.alive
 
-    async def acquire(self, port: Port, wait: float | None) -> bool:
-        """Wait for it, at most ``wait`` seconds (``None``: without end); whether it is held."""
+    async def acquire(
+        self, port: Port, wait: float | None, owner: Callable[[], object | None] | None = None
+    ) -> bool:
+        """Wait for it, at most ``wait`` seconds (``None``: without end); whether it is held.
+
+        ``owner`` is a weak reference to what it is held for: once that is gone, it is given up.
+        """
         self.scope.ensure_open()
         with self._lock:
             if self._state is LockState.CLAIMING or self.held:
@@ -119,6 +125,7 @@ class LockFlow:
                 return False
             lease = attempt.lease
             assert lease is not None  # the claim stands on it
+            lease.owner = owner
             self._enter(claim, lease, reusable=not attempt.doubt)
         except BaseException:
             with self._lock:

@@ -110,6 +110,7 @@ class Ledger:
 
     def give_idle(self, lease: LeaseFlow, ttl: float, now: float) -> None:
         """Keep a lease without keys for the next lock."""
+        lease.owner = None
         lease.lost.forget()  # else the call-backs of all locks that ever had it pile up
         with self._lock:
             if len(self._idle) < MOST_IDLE and not lease.scope.closed:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Self
 
 from kvi.errors import KviError
 from kvi.flow.lease import LeaseFlow
 from kvi.model import LeaseRef
+from kvi.sync.block import Block, BlockExit
 from kvi.sync.loss import Loss
 
 if TYPE_CHECKING:
@@ -88,7 +90,12 @@ class Lease(LeaseRef):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
+    __exit__ = BlockExit()
+
+    def _hold_for(self, block: weakref.ref[Block]) -> None:
+        self._flow.owner = block
+
+    def _leave(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
