@@ -51,8 +51,9 @@ from kvi.model import (
     TxnResult,
 )
 from kvi.policy.retry import RetryPolicy
-from kvi.registry import backends, open
+from kvi.registry import backends
 from kvi.sync.kvi import Kvi
+from kvi.sync.opening import open
 
 if TYPE_CHECKING:
     from kvi.loader.codecs import BytesCodec, JsonCodec, ProtobufCodec, TextCodec

@@ -24,15 +24,22 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from kvi.ops import Op
     from kvi.primitives import Primitives
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Flow = Coroutine[Any, Any, T]
 
 
 class Cancelled(BaseException):
     """Nobody waits for the flow any more."""
+
+
+class Performable(Protocol[T_co]):
+    """What a store can do: an operation of `kvi.ops`."""
+
+    def run(self, primitives: Primitives, timeout: float) -> T_co:
+        """Let a store do it."""
 
 
 class Signal(Protocol):
@@ -63,7 +70,7 @@ class Port(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait for so long, or less if the handle is closed meanwhile."""
 
-    async def perform(self, op: Op[T], primitives: Primitives, timeout: float) -> T:
+    async def perform(self, op: Performable[T], primitives: Primitives, timeout: float) -> T:
         """Let the store do it, within ``timeout`` seconds."""
 
 

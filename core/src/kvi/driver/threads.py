@@ -49,10 +49,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from kvi.clock import now
-from kvi.port import Cancelled, Flow, Kept, Port, run
+from kvi.port import Cancelled, Flow, Kept, Performable, Port, run
 
 if TYPE_CHECKING:
-    from kvi.ops import Op
     from kvi.primitives import Primitives
 
 T = TypeVar("T")
@@ -131,7 +130,7 @@ class ThreadPort:
         """Wait, or less."""
         await ThreadSignal(self).wait(seconds)
 
-    async def perform(self, op: Op[T], primitives: Primitives, timeout: float) -> T:
+    async def perform(self, op: Performable[T], primitives: Primitives, timeout: float) -> T:
         """Block this thread in the primitive."""
         self.look()
         self.performs = primitives, get_ident()

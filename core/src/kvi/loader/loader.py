@@ -34,10 +34,10 @@ from kvi.middleware.namespace import check_name
 from kvi.model import Event, EventType, Get, Key, KeyValue, Put, Scan, Span
 from kvi.ops import GetOp, PageOp, RangeOp, TxnOp
 from kvi.policy.lock import check_wait
-from kvi.policy.text import check_bound
 from kvi.policy.txn import check_txn
 from kvi.port import Port
 from kvi.sync.kvi import Kvi
+from kvi.text import check_bound
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -44,7 +44,7 @@ from kvi.ops import (
     TxnOp,
     WatchOp,
 )
-from kvi.policy.text import check_bound, prefix_end
+from kvi.text import check_bound, prefix_end
 
 T = TypeVar("T")
 MIN_MAX_KEY = 4096  # what the contract leaves for keys at the least

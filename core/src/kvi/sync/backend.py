@@ -35,9 +35,9 @@ from kvi.options import check_timeout
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 from kvi.policy.retry import RetryPolicy
-from kvi.policy.text import check_key, check_value
-from kvi.registry import open as open_store
 from kvi.sync.kvi import Kvi
+from kvi.sync.opening import open as open_store
+from kvi.text import check_key, check_value
 
 __all__ = ["Backend", "LivenessChannel"]
 

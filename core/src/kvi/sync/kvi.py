@@ -50,9 +50,9 @@ from kvi.ops import (
     TxnOp,
 )
 from kvi.options import check_timeout
-from kvi.policy.text import check_bound, check_key, check_value
 from kvi.policy.txn import check_lease, check_txn
 from kvi.port import Flow, Port
+from kvi.text import check_bound, check_key, check_value
 
 if TYPE_CHECKING:
     from types import TracebackType
