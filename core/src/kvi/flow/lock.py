@@ -223,7 +223,9 @@ class _Attempt:
         ledger = self._scope.ledger
         try:
             while True:
-                idle = self.lease = ledger.take_idle(self._ttl)
+                idle = ledger.take_idle(self._ttl)
+                assert idle is None or isinstance(idle, LeaseFlow)  # what was given
+                self.lease = idle
                 lease = self.lease = await self._grant() if idle is None else idle
                 self.doubt = False
                 try:

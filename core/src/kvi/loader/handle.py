@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from math import inf
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
@@ -34,6 +33,7 @@ from kvi.errors import (
     OutcomeUnknown,
 )
 from kvi.loader.cache import Hold, Known, Slot
+from kvi.loader.records import Records
 from kvi.model import Compare, Delete, Get, Key, KeyValue, Operation, Put, Txn
 from kvi.ops import TxnOp
 from kvi.policy.lock import check_wait
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import TracebackType
 
-    from kvi.loader.loader import Loader
 
 __all__ = ["Handle", "Handles", "Ref", "commit", "lock_many"]
 
@@ -76,13 +75,13 @@ class Handle(Generic[V]):
 
     """
 
-    __slots__ = ("_change", "_hold", "_loader", "_seen", "_slot", "key")
+    __slots__ = ("_change", "_hold", "_records", "_seen", "_slot", "key")
 
     def __init__(
-        self, loader: Loader[Any, V], slot: Slot[Any, V], hold: Hold, seen: Known[V] | None
+        self, records: Records[Any, V], slot: Slot[Any, V], hold: Hold, seen: Known[V] | None
     ) -> None:
-        self.key = loader._key_of(slot.name)
-        self._loader = loader
+        self.key = records.key_of(slot.name)
+        self._records = records
         self._slot = slot
         self._hold: Hold | None = hold  # while it lives, nobody else gets the entity
         self._seen = seen
@@ -116,7 +115,7 @@ class Handle(Generic[V]):
         does.
         """
         self._ensure_held()
-        store = self._loader._store
+        store = self._records.store
         try:
             seconds = store._seconds(timeout)
             store._drive(lambda port: self._refresh(port, seconds))
@@ -124,7 +123,7 @@ class Handle(Generic[V]):
             raise store._placed(error, "get", self.key)
 
     async def _refresh(self, port: Port, timeout: float) -> None:
-        known = await self._loader._read(port, self._slot, timeout)
+        known = await self._records.read(port, self._slot, timeout)
         if (known and known.revision) != (self._seen and self._seen.revision):
             self._change = None
         self._seen = known
@@ -162,7 +161,7 @@ class Handle(Generic[V]):
         ``entity`` is another one or cannot be stored.
         """
         self._look()
-        self._change = _Change(entity, self._loader._encode(self._slot.name, entity))
+        self._change = _Change(entity, self._records.encode(self._slot.name, entity))
 
     def stage_delete(self) -> None:
         """Prepare the end of the entity for `kvi.commit`. Raises `NotFound` if it is not there."""
@@ -175,11 +174,11 @@ class Handle(Generic[V]):
         """Let others have the entity; what is staged is dropped. Again, it does nothing."""
         hold = self._hold
         if hold is not None:
-            loader = self._loader
-            loader._cache.release(self._slot, hold)
+            records = self._records
+            records.cache.release(self._slot, hold)
             self._hold = self._change = None
-            if self._slot.known is None and not loader._store.closed:
-                loader._store._runtime.prompt(partial(loader._cache.tidy, self._slot))
+            if self._slot.known is None and not records.store.closed:
+                records.store._runtime.prompt(partial(records.cache.tidy, self._slot))
 
     def __enter__(self) -> Self:
         self._ensure_held()
@@ -197,7 +196,7 @@ class Handle(Generic[V]):
         state = (
             "unlocked" if self._hold is None else "locked" if self._seen else "locked, not there"
         )
-        return f"<Handle {self.key!r} {state} {self._loader._store.uri}>"
+        return f"<Handle {self.key!r} {state} {self._records.store.uri}>"
 
     # -- for loaders and commits ------------------------------------------------------------------
 
@@ -214,14 +213,14 @@ class Handle(Generic[V]):
     def _present(self) -> Known[V]:
         known = self._look()
         if known is None:
-            raise NotFound("the entity is not there", key=self.key, uri=self._loader._store.uri)
+            raise NotFound("the entity is not there", key=self.key, uri=self._records.store.uri)
         return known
 
     def _write(self, operation: str, timeout: float | None) -> None:
         try:
             _run([self], (), timeout, operation)
         except KviError as error:
-            raise self._loader._store._placed(error, operation, self.key)
+            raise self._records.store._placed(error, operation, self.key)
         finally:
             self._change = None
 
@@ -237,7 +236,7 @@ class Handle(Generic[V]):
 
     def _applied(self, revision: int | None, told: int) -> None:
         change, self._change = self._change, None
-        cache = self._loader._cache
+        cache = self._records.cache
         if change is None:
             return
         if change.data is None:
@@ -253,15 +252,15 @@ class Handle(Generic[V]):
     def _found(self, entry: KeyValue | None, told: int) -> bool:
         """Take what a refused commit has read instead; whether it is news."""
         before, self._change = self._seen, None
-        found = self._loader._decoded(entry)
-        if not self._loader._cache.read(self._slot, found, told):
-            self._loader._cache.doubted(self._slot)
+        found = self._records.decoded(entry)
+        if not self._records.cache.read(self._slot, found, told):
+            self._records.cache.doubted(self._slot)
         self._seen = None if found is None else found[1]
         return (before and before.revision) != (self._seen and self._seen.revision)
 
     def _lost_sight(self) -> None:
         self._change = None
-        self._loader._cache.doubted(self._slot)
+        self._records.cache.doubted(self._slot)
 
 
 class Handles(Mapping[K, Handle[V]]):
@@ -307,7 +306,7 @@ class Handles(Mapping[K, Handle[V]]):
 class Ref(Generic[V]):
     """An entity that may be there or not, for `lock_many`; made by `kvi.Loader.at`."""
 
-    loader: Loader[Any, V]
+    records: Records[Any, V]
     id: Any
 
 
@@ -332,9 +331,9 @@ def commit(
         raise InvalidArgument(
             "commit needs handles with something staged: stage() or stage_delete()"
         )
-    store = handles[0]._loader._store
+    store = handles[0]._records.store
     for handle in handles:
-        if handle._loader._store is not store:
+        if handle._records.store is not store:
             raise InvalidArgument(
                 "one transaction is of one store: give these loaders the same handle of kvi.open",
                 key=handle.key,
@@ -354,7 +353,7 @@ def _run(
     operation: str,
 ) -> None:
     handles = tuple(handles)
-    store = handles[0]._loader._store
+    store = handles[0]._records.store
     store._ensure_open()
     seconds = store._seconds(timeout)
     unchanged = [handle._unchanged() for handle in handles]
@@ -376,7 +375,7 @@ async def _apply(
 ) -> None:
     told = [handle._slot.told for handle in handles]
     try:
-        done = await handles[0]._loader._store._scope.execute(port, TxnOp(txn), timeout)
+        done = await handles[0]._records.store._scope.execute(port, TxnOp(txn), timeout)
     except BaseException as error:
         # A cancellation may have come after the request was sent.
         if not isinstance(error, KviError) or isinstance(error, (OutcomeUnknown, Closed)):
@@ -453,8 +452,8 @@ def lock_in_order(refs: Iterable[Ref[Any]], timeout: float | None) -> tuple[Hand
     """Lock these, in the order of all; the handles are in the order given."""
     refs = tuple(refs)
     wait = check_wait(timeout)
-    names = [ref.loader._name_of(ref.id) for ref in refs]
-    places = [(ref.loader._number, name) for ref, name in zip(refs, names, strict=True)]
+    names = [ref.records.name_of(ref.id) for ref in refs]
+    places = [(ref.records.number, name) for ref, name in zip(refs, names, strict=True)]
     if len(set(places)) < len(places):
         raise InvalidArgument("lock_many takes each entity once")
     if not refs:
@@ -468,8 +467,8 @@ def lock_in_order(refs: Iterable[Ref[Any]], timeout: float | None) -> tuple[Hand
         try:
             for index in order:
                 ref = refs[index]
-                handles[index] = await ref.loader._hold(
-                    port, owner, ref.id, names[index], deadline, wait
+                handles[index] = await hold(
+                    ref.records, port, owner, ref.id, names[index], deadline, wait
                 )
         except BaseException:
             for handle in handles.values():
@@ -477,7 +476,7 @@ def lock_in_order(refs: Iterable[Ref[Any]], timeout: float | None) -> tuple[Hand
             raise
         return tuple(handles[index] for index in range(len(refs)))
 
-    return refs[0].loader._store._drive(flow, undo=_unlock)
+    return refs[0].records.store._drive(flow, undo=_unlock)
 
 
 def _unlock(handles: Iterable[Handle[Any]]) -> None:
@@ -485,5 +484,22 @@ def _unlock(handles: Iterable[Handle[Any]]) -> None:
         handle.unlock()
 
 
-numbers = count()
-"""The order of loaders."""
+async def hold(
+    records: Records[Any, V],
+    port: Port,
+    owner: object,
+    id: Any,
+    name: str,
+    deadline: float,
+    wait: float | None,
+) -> Handle[V]:
+    """A handle on an entity, there or not."""
+    slot, held = await records.take(port, owner, id, name, deadline, wait)
+    try:
+        known = slot.known
+        if known is None or slot.doubt:
+            known = await records.read(port, slot, records.store._scope.timeout)
+        return Handle(records, slot, held, known)
+    except BaseException:
+        records.let_go(slot, held)
+        raise

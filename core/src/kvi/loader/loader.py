@@ -26,18 +26,17 @@ from math import inf
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
-from kvi.errors import BadRecord, Closed, InvalidArgument, KviError, LockTimeout, shown
-from kvi.loader.cache import Cache, Hold, Known, Slot
+from kvi.errors import BadRecord, InvalidArgument, KviError, LockTimeout
+from kvi.loader.cache import Known
 from kvi.loader.codecs import Codec
-from kvi.loader.handle import Handle, Handles, Ref, lock_in_order, numbers
+from kvi.loader.handle import Handle, Handles, Ref, hold, lock_in_order
+from kvi.loader.records import Records
 from kvi.middleware.namespace import check_name
-from kvi.model import Event, EventType, Get, Key, KeyValue, Put, Scan, Span
-from kvi.ops import GetOp, PageOp, RangeOp, TxnOp
+from kvi.model import Event, EventType, KeyValue, Scan, Span
+from kvi.ops import PageOp, RangeOp
 from kvi.policy.lock import check_wait
-from kvi.policy.txn import check_txn
 from kvi.port import Port
 from kvi.sync.kvi import Kvi
-from kvi.text import check_bound
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -110,20 +109,14 @@ class Loader(Generic[K, V]):
     ) -> None:
         if (pack is None) != (unpack is None):
             raise InvalidArgument("pack= and unpack= undo each other: give both, or none")
-        self._store = store
-        self._prefix = f"{check_name(path)}/" if path != "" else ""
-        self._codec = codec
-        self._id_of = key
-        self._written = name
-        self._pack = pack
-        self._unpack = unpack
+        prefix = f"{check_name(path)}/" if path != "" else ""
+        self._records: Records[K, V] = Records(
+            store, prefix, codec, key, name, pack, unpack, self._gets_events
+        )
         self._follow = follow
-        self._number = next(numbers)
-        self._cache: Cache[K, V] = Cache(self._gets_events)
         self._once = threading.Lock()  # held while loading
         self._loads: int | None = None  # the thread that does
         self._loaded = False
-        self._closed = False
         self._watch: Watch | None = None
         self._begins = False  # while the watch is begun: its first event may be here already
 
@@ -139,22 +132,22 @@ class Loader(Generic[K, V]):
         (seconds) bounds each page. Loading again brings the cache up to date, and begins a watch
         that has ended anew. Raises what `kvi.Kvi.range` does; what was read until then is kept.
         """
-        self._ensure_open()
+        self._records.ensure_open()
         if self._loads == get_ident():
             raise InvalidArgument("load() is under way in this thread: progress= cannot load")
-        store = self._store
+        store = self._records.store
         try:
             seconds = store._seconds(timeout)
             return store._drive(lambda port: self._load(port, progress, seconds))
         except KviError as error:
-            raise store._placed(error, "range", self._prefix)
+            raise store._placed(error, "range", self._records.prefix)
 
     async def _load(
         self, port: Port, progress: Callable[[int], object] | None, timeout: float
     ) -> tuple[BadRecord, ...]:
         while not self._once.acquire(blocking=False):
             await port.sleep(_PAUSE)
-            self._ensure_open()
+            self._records.ensure_open()
         self._loads = get_ident()
         try:
             if self._follow and not self.following:
@@ -173,14 +166,14 @@ class Loader(Generic[K, V]):
         """Read all once; ``None`` if it was overtaken by a snapshot."""
         bad: list[BadRecord] = []
         number = 0
-        scan = Scan(Span.of_prefix(self._prefix))
-        scope = self._store._scope
-        with self._cache.loading() as run:
+        scan = Scan(Span.of_prefix(self._records.prefix))
+        scope = self._records.store._scope
+        with self._records.cache.loading() as run:
             found = await scope.execute(port, RangeOp(scan), timeout)
             pages = PageOp(found, scan)
             try:
                 while (page := await scope.execute(port, pages, timeout)) is not None:
-                    self._ensure_open()
+                    self._records.ensure_open()
                     for entry in page:
                         error = self._learn(entry, loading=True)
                         if error is not None:
@@ -197,8 +190,10 @@ class Loader(Generic[K, V]):
     @property
     def bad(self) -> dict[str, BadRecord]:
         """The records that are no entities, by their keys, as of `load` and what came since."""
-        self._ensure_open()
-        return {self._key_of(name): error for name, error in self._cache.bad().items()}
+        self._records.ensure_open()
+        return {
+            self._records.key_of(name): error for name, error in self._records.cache.bad().items()
+        }
 
     @property
     def following(self) -> bool:
@@ -218,9 +213,9 @@ class Loader(Generic[K, V]):
         after that time, `AlreadyHeld` if this thread holds it, `BadRecord` if what is stored is no
         entity, and what `kvi.Kvi.get` does.
         """
-        name, wait, owner = self._name_of(id), check_wait(timeout), get_ident()
-        handle = self._store._drive(
-            lambda port: self._hold(port, owner, id, name, _deadline(port, wait), wait),
+        name, wait, owner = self._records.name_of(id), check_wait(timeout), get_ident()
+        handle = self._records.store._drive(
+            lambda port: hold(self._records, port, owner, id, name, _deadline(port, wait), wait),
             undo=Handle.unlock,
         )
         if handle._seen is not None:
@@ -237,28 +232,28 @@ class Loader(Generic[K, V]):
         Raises as `lock` does, `InvalidArgument` for what cannot be stored, and what `kvi.Kvi.txn`
         does.
         """
-        id = self._id_of(entity)
-        name, wait, owner = self._name_of(id), check_wait(timeout), get_ident()
+        id = self._records.id_of(entity)
+        name, wait, owner = self._records.name_of(id), check_wait(timeout), get_ident()
 
         async def flow(port: Port) -> tuple[Handle[V], bool]:
             deadline = _deadline(port, wait)
-            slot, hold = await self._take(port, owner, id, name, deadline, wait)
+            slot, held = await self._records.take(port, owner, id, name, deadline, wait)
             try:
                 known = slot.known
                 if known is not None and not slot.doubt:
-                    return Handle(self, slot, hold, known), False
-                known, created = await self._create(port, slot, entity)
-                return Handle(self, slot, hold, known), created
+                    return Handle(self._records, slot, held, known), False
+                known, created = await self._records.create(port, slot, entity)
+                return Handle(self._records, slot, held, known), created
             except BaseException:
-                self._let_go(slot, hold)
+                self._records.let_go(slot, held)
                 raise
 
         try:
-            return self._store._drive(flow, undo=lambda result: result[0].unlock())
+            return self._records.store._drive(flow, undo=lambda result: result[0].unlock())
         except LockTimeout:
             raise
         except KviError as error:
-            raise self._store._placed(error, "lock_or_create", self._key_of(name))
+            raise self._records.store._placed(error, "lock_or_create", self._records.key_of(name))
 
     def lock_many(self, ids: Iterable[K], timeout: float | None = None) -> Handles[K, V]:
         """Lock several entities; together they cannot deadlock with others who do the same.
@@ -267,20 +262,20 @@ class Loader(Generic[K, V]):
         ``stage``. An id given twice counts once. `kvi.lock_many` locks entities of several loaders.
         ``timeout`` bounds the wait for all; raises as `lock` does, and then holds none.
         """
-        wanted = {self._name_of(id): id for id in ids}.values()
+        wanted = {self._records.name_of(id): id for id in ids}.values()
         handles = lock_in_order([self.at(id) for id in wanted], timeout)
         return Handles(dict(zip(wanted, handles, strict=True)))
 
     def at(self, id: K) -> Ref[V]:
         """Name an entity, there or not, for `kvi.lock_many`."""
-        return Ref(self, id)
+        return Ref(self._records, id)
 
     # -- reading without locks --------------------------------------------------------------------
 
     def list(self) -> list[K]:
         """A snapshot of the ids of all entities, in no order. Raises before the first `load`."""
         self._ensure_loaded()
-        return [slot.id for slot in self._cache.present()]
+        return [slot.id for slot in self._records.cache.present()]
 
     def items(self) -> Iterator[tuple[K, V]]:
         """Each entity with its id, as it is when its turn comes; those of now, in no order.
@@ -289,7 +284,7 @@ class Loader(Generic[K, V]):
         modified.
         """
         self._ensure_loaded()
-        for slot in self._cache.present():
+        for slot in self._records.cache.present():
             known = slot.known
             if known is not None:
                 yield slot.id, known.value
@@ -303,8 +298,8 @@ class Loader(Generic[K, V]):
 
         The value is shared, and never to be modified.
         """
-        self._ensure_open()
-        known = self._cache.find(self._name_of(id))
+        self._records.ensure_open()
+        known = self._records.cache.find(self._records.name_of(id))
         return None if known is None else known.value
 
     def __len__(self) -> int:
@@ -317,7 +312,7 @@ class Loader(Generic[K, V]):
 
         Handles that are held can be ended in good order.
         """
-        self._closed = True
+        self._records.closed = True
         watch = self._watch
         if watch is not None:
             watch.cancel()
@@ -334,150 +329,8 @@ class Loader(Generic[K, V]):
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "loaded" if self._loaded else "not loaded"
-        return f"<Loader {self._prefix!r} {state} {self._store.uri}>"
-
-    # -- names and records ------------------------------------------------------------------------
-
-    def _name_of(self, id: K) -> str:
-        name = self._written(id)
-        try:
-            check_bound("name", name)
-        except InvalidArgument as error:
-            raise InvalidArgument(f"the name of an id: {error.message}") from None
-        if not name:
-            raise InvalidArgument(f"the id {shown(id)} has an empty name; see name= of the loader")
-        return name
-
-    def _key_of(self, name: str) -> str:
-        return self._prefix + name
-
-    def _encode(self, name: str, entity: V) -> bytes:
-        """The record of an entity as bytes, if it belongs under this name."""
-        key = self._key_of(name)
-        own = self._name_of(self._id_of(entity))
-        if own != name:
-            raise InvalidArgument(
-                f"this entity is stored under {self._key_of(own)!r}: lock that one, or create it",
-                key=key,
-            )
-        record = entity if self._pack is None else self._pack(entity)
-        try:
-            data = self._codec.encode(record)
-        except KviError as error:
-            error.located("encode", key, self._store.uri)
-            raise
-        return data
-
-    def _decode(self, entry: KeyValue) -> tuple[K, Known[V]]:
-        """An entry as an entity; raises `BadRecord`."""
-        assert entry.value is not None
-        try:
-            try:
-                record = self._codec.decode(entry.value)
-                entity: V = record if self._unpack is None else self._unpack(record)
-                id = self._id_of(entity)
-                own = self._key_of(self._name_of(id))
-            except BadRecord:
-                raise
-            except Exception as error:
-                raise BadRecord(f"no entity can be made of it: {error!r}") from error
-            if own != entry.key:
-                raise BadRecord(f"it says that it belongs under {own!r}")
-        except BadRecord as error:
-            error.located("decode", entry.key, self._store.uri)
-            raise
-        return id, Known(entity, entry.revision)
-
-    def _decoded(self, entry: KeyValue | None) -> tuple[K, Known[V]] | None:
-        """What its holder has found of an entity; a `BadRecord` is noted, and raised."""
-        if entry is None:
-            return None
-        try:
-            return self._decode(entry)
-        except BadRecord as error:
-            self._cache.spoil(entry.key.removeprefix(self._prefix), error, entry.revision)
-            raise
-
-    # -- locks and the store ----------------------------------------------------------------------
-
-    async def _take(
-        self, port: Port, owner: object, id: K, name: str, deadline: float, wait: float | None
-    ) -> tuple[Slot[K, V], Hold]:
-        key = self._key_of(name)
-        try:
-            self._ensure_open()
-            taken = await self._cache.take(port, owner, id, name, deadline)
-            if taken is None:
-                raise LockTimeout(f"another thread held the entity for {wait:g} seconds")
-        except KviError as error:
-            error.located("lock", key, self._store.uri)
-            raise
-        return taken
-
-    async def _hold(
-        self, port: Port, owner: object, id: K, name: str, deadline: float, wait: float | None
-    ) -> Handle[V]:
-        """A handle on an entity, there or not."""
-        slot, hold = await self._take(port, owner, id, name, deadline, wait)
-        try:
-            known = slot.known
-            if known is None or slot.doubt:
-                known = await self._read(port, slot, self._store._scope.timeout)
-            return Handle(self, slot, hold, known)
-        except BaseException:
-            self._let_go(slot, hold)
-            raise
-
-    def _let_go(self, slot: Slot[K, V], hold: Hold) -> None:
-        self._cache.release(slot, hold)
-        self._cache.tidy(slot)
-
-    async def _read(self, port: Port, slot: Slot[K, V], timeout: float) -> Known[V] | None:
-        """Read a slot that is held from the store."""
-        scope, key = self._store._scope, self._key_of(slot.name)
-        while True:
-            told = slot.told
-            try:
-                scope.ensure_open()
-                entry = await scope.execute(port, GetOp(key), timeout)
-            except KviError as error:
-                raise scope.placed(error, "get", key) from error.__cause__
-            found = self._decoded(entry)
-            if self._cache.read(slot, found, told):
-                # What is known now may be newer, or an object that is shared already.
-                return slot.known if found is None else slot.known or found[1]
-
-    async def _create(self, port: Port, slot: Slot[K, V], entity: V) -> tuple[Known[V], bool]:
-        """Store an entity that is not there; else read the one that is. What is, and if it is new.
-
-        The answer may be overtaken by news of its end; then the holder has what was true before,
-        and the next write finds out.
-        """
-        scope, key = self._store._scope, self._key_of(slot.name)
-        data = self._encode(slot.name, entity)
-        txn = check_txn(
-            [Key(key).absent], [Put(key, data)], [Get(key)], scope.capabilities, "lock_or_create"
-        )
-        while True:
-            told = slot.told
-            scope.ensure_open()
-            done = await scope.execute(port, TxnOp(txn), scope.timeout)
-            if done.succeeded:
-                if done.revision is not None:
-                    known = Known(entity, done.revision)
-                    self._cache.wrote(slot, known, told)
-                    return known, True
-                read = await self._read(port, slot, scope.timeout)  # a store that does not tell
-                if read is not None:
-                    return read, True
-                continue
-            (entry,) = done.results
-            assert isinstance(entry, KeyValue)  # it is there
-            found = self._decoded(entry)
-            assert found is not None
-            if self._cache.read(slot, found, told):
-                return slot.known or found[1], False
+        state = "closed" if self._records.closed else "loaded" if self._loaded else "not loaded"
+        return f"<Loader {self._records.prefix!r} {state} {self._records.store.uri}>"
 
     # -- following --------------------------------------------------------------------------------
 
@@ -487,69 +340,66 @@ class Loader(Generic[K, V]):
     def _begin_to_follow(self, timeout: float | None) -> None:
         self._begins = True
         try:
-            watch = self._store.watch(prefix=self._prefix, callback=self._on_event, timeout=timeout)
+            watch = self._records.store.watch(
+                prefix=self._records.prefix, callback=self._on_event, timeout=timeout
+            )
             self._watch = watch
         finally:
             self._begins = False
-        if self._closed:  # meanwhile
+        if self._records.closed:  # meanwhile
             watch.cancel()
-            self._ensure_open()
+            self._records.ensure_open()
 
     def _on_event(self, event: Event, data: object) -> bool | None:
-        if self._closed:
+        if self._records.closed:
             return False
-        name = event.key.removeprefix(self._prefix)
+        name = event.key.removeprefix(self._records.prefix)
         if event.type is EventType.RESYNC:
             self._resync(event.snapshot or [])
         elif event.type is EventType.DELETE:
-            self._cache.forget(name, event.revision)
+            self._records.cache.forget(name, event.revision)
         else:
             self._learn(KeyValue(event.key, event.value, event.revision, 0))
         watch = self._watch
         revision = None if watch is None else watch.revision
         if revision is not None:
-            self._cache.passed(revision)
+            self._records.cache.passed(revision)
         return None
 
     def _learn(self, entry: KeyValue, *, loading: bool = False) -> BadRecord | None:
         """Take what an event or a page says of an entity; returns what is wrong with it."""
-        name = entry.key.removeprefix(self._prefix)
+        name = entry.key.removeprefix(self._records.prefix)
         if loading:
-            self._cache.seen(name)
-        if not self._cache.wants(name, entry.revision, loading=loading):
+            self._records.cache.seen(name)
+        if not self._records.cache.wants(name, entry.revision, loading=loading):
             return None
         try:
-            id, known = self._decode(entry)
+            id, known = self._records.decode(entry)
         except BadRecord as error:
-            self._cache.spoil(name, error, entry.revision)
+            self._records.cache.spoil(name, error, entry.revision)
             _log.warning("a record is left out: %s", error)
             return error
-        self._cache.learn(name, id, known, loading=loading)
+        self._records.cache.learn(name, id, known, loading=loading)
         return None
 
     def _resync(self, snapshot: Iterable[KeyValue]) -> None:
         entities: dict[str, tuple[K, Known[V]]] = {}
         bad: dict[str, tuple[BadRecord, int]] = {}
         for entry in snapshot:
-            name = entry.key.removeprefix(self._prefix)
-            known = self._cache.find(name)
+            name = entry.key.removeprefix(self._records.prefix)
+            known = self._records.cache.find(name)
             if known is not None and known.revision == entry.revision:
-                entities[name] = (self._id_of(known.value), known)
+                entities[name] = (self._records.id_of(known.value), known)
                 continue
             try:
-                entities[name] = self._decode(entry)
+                entities[name] = self._records.decode(entry)
             except BadRecord as error:
                 bad[name] = (error, entry.revision)
                 _log.warning("a record is left out: %s", error)
-        self._cache.resync(entities, bad)
-
-    def _ensure_open(self) -> None:
-        self._store._ensure_open()
-        if self._closed:
-            raise Closed("the loader is closed; make another one")
+        self._records.cache.resync(entities, bad)
 
     def _ensure_loaded(self) -> None:
-        self._ensure_open()
+        self._records.ensure_open()
         if not self._loaded:
             raise InvalidArgument("nothing is loaded yet: call load() first")
 

@@ -9,12 +9,12 @@ from kvi.errors import KviError
 from kvi.flow.lease import LeaseFlow
 from kvi.model import LeaseRef
 from kvi.sync.block import Block, BlockExit
+from kvi.sync.face import Face
 from kvi.sync.loss import Loss
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from kvi.sync.kvi import Kvi
 
 __all__ = ["Lease"]
 
@@ -35,7 +35,7 @@ class Lease(LeaseRef):
 
     lost: Loss
 
-    def __init__(self, store: Kvi, flow: LeaseFlow) -> None:
+    def __init__(self, store: Face, flow: LeaseFlow) -> None:
         self._store = store
         self._flow = flow
         self.lost = Loss(flow.lost, lambda: store.closed)

@@ -12,12 +12,12 @@ from kvi.flow.lock import LockFlow
 from kvi.model import Claim, Compare
 from kvi.policy.lock import check_wait
 from kvi.sync.block import Block, BlockExit
+from kvi.sync.face import Face
 from kvi.sync.loss import Loss
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from kvi.sync.kvi import Kvi
 
 __all__ = ["Lock"]
 
@@ -31,7 +31,7 @@ class Lock:
     within the lock's ttl.
     """
 
-    def __init__(self, store: Kvi, flow: LockFlow, timeout: float | None) -> None:
+    def __init__(self, store: Face, flow: LockFlow, timeout: float | None) -> None:
         self._store = store
         self._flow = flow
         self._wait = timeout

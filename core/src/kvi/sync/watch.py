@@ -13,11 +13,11 @@ from kvi.errors import Closed, InvalidArgument, KviError, NotSupported, Timeout,
 from kvi.flow.watch import WatchFlow
 from kvi.model import MAX_NUMBER, Event, EventType
 from kvi.policy.lock import check_wait
+from kvi.sync.face import Face
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from kvi.sync.kvi import Kvi
 
 __all__ = ["Watch"]
 
@@ -36,7 +36,7 @@ class Watch:
     while an event is asked for loses none: the next call gives it.
     """
 
-    def __init__(self, store: Kvi, flow: WatchFlow) -> None:
+    def __init__(self, store: Face, flow: WatchFlow) -> None:
         self._store = store
         self._flow = flow
 
