@@ -25,7 +25,9 @@ class Op(Generic[T]):
 
     Attributes:
         called: its name; ``""``: observers do not see it.
+        effect: what doing it twice does.
         proves: whether its success proves that the store is alive.
+        key: the key, or the lower bound, that it is about.
 
     """
 
@@ -33,25 +35,22 @@ class Op(Generic[T]):
 
     called: ClassVar[str] = ""
     proves: ClassVar[bool] = True
+    effect: Effect = Effect.READ
+    key: str | None
 
     @property
     def name(self) -> str:
         """The name, as observers see it."""
         return self.called
 
-    @property
-    def effect(self) -> Effect:
-        """What doing it twice does."""
-        return Effect.READ
-
-    @property
-    def key(self) -> str | None:
-        """The key, or the lower bound, that it is about."""
-        return None
-
     def run(self, primitives: Primitives, timeout: float) -> T:
         """Let a store do it."""
         raise NotImplementedError
+
+
+class _Keyless(Op[T]):
+    __slots__ = ()
+    key = None
 
 
 class Executor(Protocol):
@@ -74,67 +73,47 @@ class Direct:
         return await call.port.perform(op, self.primitives, call.left())
 
 
-class _Keyed(Op[T]):
-    __slots__ = ("_key",)
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    @property
-    def key(self) -> str:
-        return self._key
-
-
-class GetOp(_Keyed["KeyValue | None"]):
+@dataclass(frozen=True, slots=True)
+class GetOp(Op["KeyValue | None"]):
     """Read one entry."""
 
-    __slots__ = ()
     called = "get"
+    key: str
 
     def run(self, primitives: Primitives, timeout: float) -> KeyValue | None:
-        return primitives._get(self._key, timeout)
-
-
-class DeleteOp(_Keyed[bool]):
-    """Delete one entry."""
-
-    __slots__ = ()
-    called = "delete"
-
-    @property
-    def effect(self) -> Effect:
-        return Effect.WRITE
-
-    def run(self, primitives: Primitives, timeout: float) -> bool:
-        return primitives._delete(self._key, timeout)
-
-
-class PutOp(_Keyed[int]):
-    """Create or replace one entry."""
-
-    __slots__ = ("lease", "value")
-    called = "store"
-
-    def __init__(self, key: str, value: bytes, lease: int | None) -> None:
-        self._key = key
-        self.value = value
-        self.lease = lease
-
-    @property
-    def effect(self) -> Effect:
-        return Effect.WRITE
-
-    def run(self, primitives: Primitives, timeout: float) -> int:
-        return primitives._put(self._key, self.value, self.lease, timeout)
+        return primitives._get(self.key, timeout)
 
 
 @dataclass(frozen=True, slots=True)
-class _Spanning(Op[T]):
-    span: Span
+class PutOp(Op[int]):
+    """Create or replace one entry."""
 
-    @property
-    def key(self) -> str:
-        return self.span.start
+    called, effect = "store", Effect.WRITE
+    key: str
+    value: bytes
+    lease: int | None
+
+    def run(self, primitives: Primitives, timeout: float) -> int:
+        return primitives._put(self.key, self.value, self.lease, timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteOp(Op[bool]):
+    """Delete one entry."""
+
+    called, effect = "delete", Effect.WRITE
+    key: str
+
+    def run(self, primitives: Primitives, timeout: float) -> bool:
+        return primitives._delete(self.key, timeout)
+
+
+class _Spanning(Op[T]):
+    __slots__ = ("key", "span")
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.key = span.start
 
 
 class CountOp(_Spanning[int]):
@@ -151,26 +130,21 @@ class DeleteRangeOp(_Spanning[int]):
     """Delete the entries of a span."""
 
     __slots__ = ()
-    called = "delete_range"
-
-    @property
-    def effect(self) -> Effect:
-        return Effect.WRITE
+    called, effect = "delete_range", Effect.WRITE
 
     def run(self, primitives: Primitives, timeout: float) -> int:
         return primitives._delete_range(self.span, timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class RangeOp(Op[RangeResult]):
+class RangeOp(_Spanning[RangeResult]):
     """Read the first page of a range, and promise the rest."""
 
-    scan: Scan
+    __slots__ = ("scan",)
     called = "range"
 
-    @property
-    def key(self) -> str:
-        return self.scan.span.start
+    def __init__(self, scan: Scan) -> None:
+        super().__init__(scan.span)
+        self.scan = scan
 
     def run(self, primitives: Primitives, timeout: float) -> RangeResult:
         return primitives._range(self.scan, timeout)
@@ -183,12 +157,13 @@ class PageOp(Op["list[KeyValue] | None"]):
     the store has snapshots) and skips what was read.
     """
 
-    __slots__ = ("_found", "_last", "_pages", "_scan", "_skip")
+    __slots__ = ("_found", "_last", "_pages", "_scan", "_skip", "key")
     called = "range_page"
 
     def __init__(self, found: RangeResult, scan: Scan) -> None:
         self._found = found
         self._scan = scan
+        self.key = scan.span.start
         self._pages: Iterator[Iterable[KeyValue]] | None = None
         self._last: str | None = None  # the last key that was read
         self._skip: str | None = None  # up to here this pass repeats an earlier one
@@ -196,10 +171,6 @@ class PageOp(Op["list[KeyValue] | None"]):
     @property
     def name(self) -> str:
         return "" if self._last is None else self.called  # the first came with the range
-
-    @property
-    def key(self) -> str:
-        return self._scan.span.start
 
     def run(self, primitives: Primitives, timeout: float) -> list[KeyValue] | None:
         try:
@@ -241,147 +212,119 @@ class PageOp(Op["list[KeyValue] | None"]):
 class TxnOp(Op[TxnResult]):
     """Run a transaction."""
 
-    txn: Txn
     called = "txn"
+    txn: Txn
 
     @property
     def name(self) -> str:
         return self.txn.operation
 
     @property
-    def effect(self) -> Effect:
+    def effect(self) -> Effect:  # type: ignore[override]  # it depends
         txn = self.txn
         if all(isinstance(op, Get) for op in (*txn.then, *txn.otherwise)):
             return Effect.READ
         return Effect.DECIDING if txn.when else Effect.WRITE
 
     @property
-    def key(self) -> str | None:
+    def key(self) -> str | None:  # type: ignore[override]
         txn = self.txn
-        for part in (*txn.when, *txn.then, *txn.otherwise):
-            return part.key
-        return None
+        return next((part.key for part in (*txn.when, *txn.then, *txn.otherwise)), None)
 
     def run(self, primitives: Primitives, timeout: float) -> TxnResult:
         return primitives._txn(self.txn, timeout)
 
 
-@dataclass(frozen=True, slots=True)
 class WatchOp(Op[Feed]):
     """Begin to watch."""
 
-    spec: WatchSpec
-    wake: Wake
-    called = "watch"
-    proves = False
+    __slots__ = ("key", "spec", "wake")
+    called, proves = "watch", False
 
-    @property
-    def key(self) -> str:
-        return self.spec.span.start
+    def __init__(self, spec: WatchSpec, wake: Wake) -> None:
+        self.spec = spec
+        self.wake = wake
+        self.key = spec.span.start
 
     def run(self, primitives: Primitives, timeout: float) -> Feed:
         return primitives._watch(self.spec, self.wake, timeout)
 
 
 @dataclass(frozen=True, slots=True)
-class PollOp(Op["Batch | None"]):
+class PollOp(_Keyless["Batch | None"]):
     """Ask a feed for what comes next. It is asked again by itself, so that nobody else tries."""
 
+    effect, proves = Effect.ASKING, False
     feed: Feed
-    proves = False
-
-    @property
-    def effect(self) -> Effect:
-        return Effect.ASKING
 
     def run(self, primitives: Primitives, timeout: float) -> Batch | None:
         return self.feed.poll(timeout)
 
 
 @dataclass(frozen=True, slots=True)
-class _Repeatable(Op[T]):
-    @property
-    def effect(self) -> Effect:
-        return Effect.REPEATABLE
-
-
-@dataclass(frozen=True, slots=True)
-class GrantOp(_Repeatable[Grant]):
+class GrantOp(_Keyless[Grant]):
     """Grant a lease. Of one whose fate is unknown, a lease without keys is left."""
 
+    called, effect = "lease_grant", Effect.REPEATABLE
     ttl: float
-    called = "lease_grant"
 
     def run(self, primitives: Primitives, timeout: float) -> Grant:
         return primitives._lease_grant(self.ttl, timeout)
 
 
 @dataclass(frozen=True, slots=True)
-class RenewOp(_Repeatable[float]):
+class RenewOp(_Keyless[float]):
     """Let the time of a lease begin anew."""
 
+    called, effect = "lease_renew", Effect.REPEATABLE
     lease: int
-    called = "lease_renew"
 
     def run(self, primitives: Primitives, timeout: float) -> float:
         return primitives._lease_renew(self.lease, timeout)
 
 
 @dataclass(frozen=True, slots=True)
-class RevokeOp(_Repeatable[None]):
+class RevokeOp(_Keyless[None]):
     """End a lease, and its keys."""
 
+    called, effect = "lease_revoke", Effect.REPEATABLE
     lease: int
-    called = "lease_revoke"
 
     def run(self, primitives: Primitives, timeout: float) -> None:
         primitives._lease_revoke(self.lease, timeout)
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimOp(_Repeatable[Claim]):
-    """Claim a lock, or look where the claim stands: one that stands keeps its place."""
+class ClaimOp(Op[Claim]):
+    """Claim the lock ``key``, or look where the claim stands: one that stands keeps its place."""
 
-    lock: str
+    called, effect = "lock_claim", Effect.REPEATABLE
+    key: str
     lease: int
-    called = "lock_claim"
-
-    @property
-    def key(self) -> str:
-        return self.lock
 
     def run(self, primitives: Primitives, timeout: float) -> Claim:
-        return primitives._lock_claim(self.lock, self.lease, timeout)
+        return primitives._lock_claim(self.key, self.lease, timeout)
 
 
-@dataclass(frozen=True, slots=True)
 class ReleaseOp(Op[bool]):
     """Take a claim back."""
 
-    claim: Claim
-    called = "lock_release"
+    __slots__ = ("claim", "key")
+    called, effect = "lock_release", Effect.DECIDING
 
-    @property
-    def effect(self) -> Effect:
-        return Effect.DECIDING
-
-    @property
-    def key(self) -> str:
-        return self.claim.key
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.key = claim.key
 
     def run(self, primitives: Primitives, timeout: float) -> bool:
         return primitives._lock_release(self.claim, timeout)
 
 
-class PingOp(Op[None]):
+class PingOp(_Keyless[None]):
     """Ask whether the store answers now."""
 
     __slots__ = ()
-    called = "ping"
-
-    @property
-    def effect(self) -> Effect:
-        return Effect.ASKING
+    called, effect = "ping", Effect.ASKING
 
     def run(self, primitives: Primitives, timeout: float) -> None:
         primitives._ping(timeout)

@@ -307,7 +307,7 @@ class _Attempt:
                     continue
                 left = min(self._deadline, due) - port.now()
                 if left > 0:
-                    await self._awake.wait(left)
+                    await self._awake.wait(min(left, feed.interval or inf))
                 elif self._left() <= 0:
                     return None
                 else:

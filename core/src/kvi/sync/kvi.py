@@ -51,8 +51,6 @@ from kvi.sync.face import Face
 from kvi.text import check_bound, check_key, check_value
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from kvi.sync.lease import Lease
     from kvi.sync.lock import Lock
     from kvi.sync.temp_key import TempKey
@@ -523,12 +521,7 @@ class Kvi(Face):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
