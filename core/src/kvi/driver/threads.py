@@ -276,21 +276,23 @@ class _Flows:
         me = threading.current_thread()
         self.threads.add(me)
         fetches = True  # started for some work that is in the queue
-        while not self.stopped or fetches:
+        while fetches or not self.stopped:
             if not fetches:
                 self._free.append(None)
             try:
                 work = self._queue.get(timeout=LINGER)
             except Empty:
+                work = None
+            if work is not None:
+                fetches = False
+                _run_safely(work)
+            elif not fetches:
                 try:
                     self._free.pop()
                 except IndexError:  # somebody counts on this thread
                     fetches = True
-                    continue
-                break
-            fetches = False
-            if work is not None:
-                _run_safely(work)
+                else:
+                    break
             del work
         self.threads.discard(me)
 
