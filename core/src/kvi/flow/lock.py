@@ -171,7 +171,7 @@ class LockFlow:
         scope = self.scope
         # in this order: closing ends the lease, and is no loss
         lost = LossState(scope.runtime, lambda: not lease.alive and not scope.closed)
-        lease.lost.add(lost.set, own=True)
+        lease.lost.add(lost.is_set, own=True)  # a look: the lease may have been given up
         with self._lock:
             self.claim, self.lease, self.lost = claim, lease, lost
             self._reusable = reusable
@@ -216,7 +216,7 @@ class _Attempt:
         ledger = self._scope.ledger
         try:
             while True:
-                idle = self.lease = ledger.take_idle(self._ttl)
+                idle = self.lease = ledger.take_idle(self._ttl, self._scope)
                 lease = self.lease = await self._grant() if idle is None else idle
                 self.doubt = False
                 try:
