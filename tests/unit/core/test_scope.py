@@ -1,22 +1,28 @@
-"""What goes on behind a handle: idle leases, settling, threads."""
+"""What hangs on a handle and its views: idle leases, settling, threads."""
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
+from collections.abc import Callable
 
 import kvi
 import pytest
-from kvi.runtime import runtime as module
-from kvi.runtime.runtime import IDLE, MOST_IDLE
+from kvi.flow.scope import IDLE, MOST_IDLE
 
+from tests.support.faulty import Faulty, fails
 from tests.support.waiting import until
-from tests.unit.core.conftest import Clock
-from tests.unit.core.faulty import Faulty, fails
+from tests.unit.core.conftest import Clock, revoke, step
+
+
+def threads(store: kvi.Kvi) -> list[threading.Thread]:
+    return [thread for thread in store._runtime._threads() if thread.is_alive()]
 
 
 def idle_leases(store: kvi.Kvi) -> list[int]:
-    return [lease.id for idle in store._running()._idle.values() for lease, _ in idle]
+    return [lease.id for lease, _, _ in store._scope.ledger._idle]
 
 
 def test_lease_of_a_released_lock_is_taken_again(store: Faulty) -> None:
@@ -24,11 +30,11 @@ def test_lease_of_a_released_lock_is_taken_again(store: Faulty) -> None:
     for _ in range(5):
         with store.lock("a", ttl=60), store.lock("b", ttl=60):
             pass
-    assert store.calls["grant"] == 2
+    assert store.times("lease_grant") == 2
     with store.lock("a", ttl=50):
         pass
-    assert store.calls["grant"] == 3
-    assert store.calls["revoke"] == 0
+    assert store.times("lease_grant") == 3
+    assert store.times("lease_revoke") == 0
 
 
 def test_idle_lease_is_taken_once(store: Faulty) -> None:
@@ -38,12 +44,12 @@ def test_idle_lease_is_taken_once(store: Faulty) -> None:
         assert lock.acquire(0)
     for lock in locks:
         lock.release()
-    runtime = store._running()
+    scope = store._scope
     taken: list[int | None] = []
 
     def take() -> None:
         for _ in range(4):
-            lease = runtime.take_idle(60)
+            lease = scope.ledger.take_idle(60, scope)
             taken.append(None if lease is None else lease.id)
 
     threads = [threading.Thread(target=take) for _ in range(4)]
@@ -57,51 +63,67 @@ def test_idle_lease_is_taken_once(store: Faulty) -> None:
 
 
 def test_few_are_kept(store: Faulty) -> None:
-    """Of the leases of many locks held at once, no more than MOST_IDLE wait for the next."""
-    locks = [store.lock(str(number), ttl=60) for number in range(MOST_IDLE + 3)]
+    """Of the leases of many locks held at once, no more than MOST_IDLE wait for the next.
+
+    That is one bound for the handle with all its views.
+    """
+    views = [store, *(store.namespace(str(number)) for number in range(6))]
+    locks = [view.lock(str(n), ttl=60) for view in views for n in range(MOST_IDLE // 2)]
     for lock in locks:
         assert lock.acquire(0)
     for lock in locks:
         lock.release()
     assert len(idle_leases(store)) == MOST_IDLE
-    until(lambda: store.calls["revoke"] == 3)
+    until(lambda: store.times("lease_revoke") == len(locks) - MOST_IDLE)
+
+
+def test_idle_lease_of_another_view(store: Faulty) -> None:
+    """A lease that a lock took over from a view lives on when that view is closed."""
+    view = store.namespace("view")
+    with view.lock("a", ttl=60):
+        pass
+    with store.lock("b", ttl=60) as lock:
+        assert store.times("lease_grant") == 1
+        view.close()
+        assert lock.held
+        assert store.txn(when=[lock.guard])
 
 
 def test_revoked_when_unused_for_long(store: Faulty, clock: Clock) -> None:
     """An idle lease is renewed like any other, until IDLE seconds have passed without use."""
     with store.lock("a", ttl=60) as lock:
-        lease = lock._lease
+        lease = lock._flow.lease
         assert lease is not None
         clock.advance(21)
-        assert lease.step()
-        assert store.calls["renew"] == 1
+        assert step(lease)
+        assert store.times("lease_renew") == 1
     clock.advance(IDLE)
-    assert lease.step()
-    assert store.calls["renew"] == 2
+    assert step(lease)
+    assert store.times("lease_renew") == 2
     assert idle_leases(store) == [lease.id]
     clock.advance(1)
-    assert lease.step() is None
-    assert store.calls["revoke"] == 1
+    assert step(lease) is None
+    until(lambda: store.times("lease_revoke") == 1)
     assert not idle_leases(store)
     assert not lease.alive
     with store.lock("a", ttl=60):
         pass
-    assert store.calls["grant"] == 2
+    assert store.times("lease_grant") == 2
 
 
 def test_use_begins_the_time_anew(store: Faulty, clock: Clock) -> None:
     """A lease that is in use, or was lately, is not revoked however old it is."""
     with store.lock("a", ttl=600) as lock:
-        lease = lock._lease
+        lease = lock._flow.lease
         assert lease is not None
     for _ in range(5):
         clock.advance(IDLE - 1)
         with store.lock("a", ttl=600):
             clock.advance(IDLE + 1)
-            assert lease.step()
-        assert lease.step()
-    assert store.calls["revoke"] == 0
-    assert store.calls["grant"] == 1
+            assert step(lease)
+        assert step(lease)
+    assert store.times("lease_revoke") == 0
+    assert store.times("lease_grant") == 1
 
 
 def test_lost_while_idle(store: Faulty, clock: Clock) -> None:
@@ -111,8 +133,8 @@ def test_lost_while_idle(store: Faulty, clock: Clock) -> None:
     clock.advance(60)
     with store.lock("a", ttl=60) as lock:
         assert lock.held
-    assert store.calls["grant"] == 2
-    assert store.calls["claim"] == 2
+    assert store.times("lease_grant") == 2
+    assert store.times("lock_claim") == 2
 
 
 def test_ended_by_others_while_idle(store: Faulty, peer: kvi.Kvi) -> None:
@@ -120,7 +142,7 @@ def test_ended_by_others_while_idle(store: Faulty, peer: kvi.Kvi) -> None:
     with store.lock("a", ttl=60):
         pass
     (lease,) = idle_leases(store)
-    peer._lease_revoke(lease, 5)
+    revoke(peer, lease)
     lock = store.lock("a", ttl=60)
     assert lock.acquire(0)
     assert lock.held
@@ -133,9 +155,9 @@ def test_call_backs_of_former_locks_are_let_go(store: Faulty) -> None:
         with lock:
             pass
     assert lock.acquire(0)
-    lease = lock._lease
+    lease = lock._flow.lease
     assert lease is not None
-    assert store.calls["grant"] == 1
+    assert store.times("lease_grant") == 1
     assert len(lease.lost._callbacks) <= 1
 
 
@@ -149,78 +171,91 @@ def test_settle_revokes_all(store: Faulty, peer: kvi.Kvi) -> None:
         pass
     store.lease(60).revoke()
     store.close()
-    assert store.calls["grant"] == store.calls["revoke"] == 5
+    assert store.times("lease_grant") == store.times("lease_revoke") == 5
     assert peer.count() == 0
 
 
-def test_settle_takes_no_longer_than_one_time_out(
-    uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settle_takes_no_longer_than_one_time_out(store: Faulty, clock: Clock) -> None:
     """The views of a handle share the time that closing may take; the rest ends by itself."""
-    time = [100.0]
-    monkeypatch.setattr(module, "monotonic", lambda: time[0])
+    leases = [store.namespace(f"view{number}").lease(60) for number in range(3)]
+    leases.append(store.lease(60))
+    began = clock.time
 
-    def silent(lease: int, timeout: float) -> None:
-        time[0] += timeout
+    def silent() -> None:
+        clock.advance(store.calls[-1][2])
         raise kvi.Timeout("no answer")
 
-    with kvi.open(uri, timeout=5) as store:
-        store._lease_revoke = silent  # type: ignore[method-assign]
-        leases = [store.namespace(f"view{number}").lease(60) for number in range(3)]
-        leases.append(store.lease(60))
-    assert time == [105]
+    store.before["lease_revoke"] = silent
+    store.close()
+    assert clock.time == pytest.approx(began + 5)
+    assert store.times("lease_revoke") == 1
     assert not any(lease.alive for lease in leases)
 
 
-def test_settle_of_a_store_that_is_gone(store: Faulty) -> None:
-    """A store that does not answer is asked once, and closing goes on."""
-    for _ in range(5):
-        store.lease(60)
-    store.before["revoke"] = fails(kvi.Unavailable)
+@pytest.mark.parametrize("error", [kvi.Unavailable, kvi.Timeout, kvi.OutcomeUnknown])
+def test_settle_of_a_store_that_comes_back(
+    store: Faulty, peer: kvi.Kvi, error: type[kvi.KviError]
+) -> None:
+    """While it is out of reach it is asked again until the time-out is up: then nothing is left."""
+    for number in range(5):
+        store.store(f"k{number}", b"", lease=store.lease(60))
+    store.before["lease_revoke"] = fails(error, times=4)
     store.close()
-    assert store.calls["revoke"] == 1
-    assert store.closed
+    assert peer.count() == 0
+    assert store.times("lease_revoke") == 9
 
 
-def test_close_is_whole_after_an_interrupt(store: Faulty) -> None:
-    """An interrupt while leases are revoked comes through, and the rest is closed all the same."""
+def test_settle_of_a_store_that_is_gone(uri: str) -> None:
+    """Closing gives up when the time-out is up, or when nothing will pass."""
+    for error, least, most in (
+        (kvi.Unavailable("x"), 2, 6),
+        (kvi.Unavailable("gone", passing=False), 5, 5),
+    ):
+        with Faulty(kvi.open(uri, timeout=0.3)) as store:
+            for _ in range(5):
+                store.lease(60)
+            store.fails("lease_revoke", *[error] * 100)
+        assert least <= store.times("lease_revoke") <= most
+        assert store.closed
+
+
+def test_close_is_whole_after_a_mistake(store: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a revocation raises while closing comes through, and all is closed the same."""
     closed: list[bool] = []
-    threads = store._running().threads
     store.lease(60)
-    store.before["revoke"] = fails(KeyboardInterrupt)
-    inner = store._inner
-    inner._close = lambda: closed.append(True)  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
+    store.before["lease_revoke"] = fails(ZeroDivisionError)
+    monkeypatch.setattr(store._scope.primitives, "_close", lambda: closed.append(True))
+    with pytest.raises(ZeroDivisionError):
         store.close()
     assert closed == [True]
-    assert inner.closed
-    until(lambda: not threads.keeper._threads)
+    assert store.closed
+    until(lambda: not threads(store))
     store.close()
 
 
 def test_given_up_and_not_revoked_yet(store: Faulty, peer: kvi.Kvi) -> None:
     """What was given up while the store was out of reach is revoked once it is back."""
-    store.after["claim"] = fails(kvi.OutcomeUnknown)
+    store.after["lock_claim"] = fails(kvi.OutcomeUnknown)
     lock = store.lock("a", ttl=60)
-    store.before["revoke"] = fails(kvi.Unavailable)
+    store.before["lease_revoke"] = fails(kvi.Unavailable)
     with pytest.raises(kvi.Unavailable):
         lock.acquire()
-    until(lambda: store.calls["revoke"])
+    until(lambda: store.times("lease_revoke"))
     assert peer.count(prefix="a/") == 1
-    del store.before["revoke"], store.after["claim"]
+    del store.before["lease_revoke"], store.after["lock_claim"]
     with peer.lock("a", timeout=20):
         pass
-    until(lambda: not store._running()._leaving)
+    until(lambda: not store._scope.ledger._leases)
 
 
 def test_given_up_and_closed(store: Faulty, peer: kvi.Kvi) -> None:
     """Closing revokes what was given up and could not be revoked so far."""
-    store.after["claim"] = fails(kvi.OutcomeUnknown)
-    store.before["revoke"] = fails(kvi.Unavailable)
+    store.after["lock_claim"] = fails(kvi.OutcomeUnknown)
+    store.before["lease_revoke"] = fails(kvi.Unavailable)
     with pytest.raises(kvi.Unavailable):
         store.lock("a", ttl=60).acquire()
-    until(lambda: store.calls["revoke"])
-    del store.before["revoke"]
+    until(lambda: store.times("lease_revoke"))
+    del store.before["lease_revoke"]
     store.close()
     assert peer.count() == 0
 
@@ -231,76 +266,110 @@ def test_threads_are_shared_and_end(store: Faulty) -> None:
     What is begun afterwards raises Closed.
     """
     view = store.namespace("view")
-    threads = store._running().threads
-    assert view._running().threads is threads
+    assert view._runtime is store._runtime
     called = threading.Event()
     with view.watch("k", callback=lambda *_: called.set()), store.lease(60):
         view.store("k", b"")
         assert called.wait(20)
-        assert threads.keeper._threads
         view.close()
-        assert view._running() not in store._running()._views
-        assert threads.dispatcher._threads
+        assert threads(store)
         store.close()
-    assert not threads.dispatcher._threads
-    assert not threads.keeper._threads
+    assert not threads(store)
     for handle in (store, view):
         with pytest.raises(kvi.Closed):
             handle.lease(60)
         with pytest.raises(kvi.Closed):
+            handle.lock().acquire()
+        with pytest.raises(kvi.Closed):
             handle.watch("k")
 
 
-def test_runtime_made_while_closing(store: Faulty) -> None:
-    """Who begins something at the moment of closing gets Closed, and leaves no thread."""
+@pytest.mark.parametrize("begins", ["lease", "temp_key", "acquire"])
+def test_close_wakes_who_is_granting(store: Faulty, peer: kvi.Kvi, begins: str) -> None:
+    """Who waits for a lease when the handle is closed gets Closed at once, and nothing is left."""
     entered, go = threading.Event(), threading.Event()
     errors: list[type[BaseException]] = []
+    granted: list[int] = []
+    calls: dict[str, Callable[[], object]] = {
+        "lease": lambda: store.lease(60),
+        "temp_key": lambda: store.temp_key("k", ttl=60),
+        "acquire": lambda: store.lock("k", ttl=60).acquire(),
+    }
 
     def block() -> None:
+        granted.append(1)
         entered.set()
         assert go.wait(20)
 
-    store.after["grant"] = block
-
-    def grant() -> None:
+    def call() -> None:
         try:
-            store.lease(60)
+            calls[begins]()
         except kvi.KviError as error:
             errors.append(type(error))
 
-    thread = threading.Thread(target=grant)
+    store.after["lease_grant"] = block
+    thread = threading.Thread(target=call)
     thread.start()
     assert entered.wait(20)
-    store.close()
-    go.set()
+    closing = threading.Thread(target=store.close)
+    closing.start()
     thread.join(20)
     assert errors == [kvi.Closed]
-    assert not store._running().threads.keeper._threads
+    assert not go.is_set()
+    go.set()
+    closing.join(20)
+    until(lambda: not threads(store))
+    assert peer.count() == 0
+
+
+@pytest.mark.parametrize("begins", ["call", "lasting"])
+def test_begun_after_the_threads_have_ended(store: Faulty, begins: str) -> None:
+    """A call that close has overtaken on its way comes to an end like any other."""
+    lock = store.lock("a", ttl=60)
+    store.close()
+    if begins == "call":
+        with pytest.raises(kvi.Closed):
+            lock.acquire()
+    else:
+        store._drive(store._end, lasting=True)
+    until(lambda: not threads(store))
+
+
+def test_views_that_are_dropped_leave_nothing(store: Faulty) -> None:
+    """However many views come and go without being closed, no thread and no object stays."""
+    before = len(threads(store))
+    views = []
+    for number in range(200):
+        view = store.namespace(str(number))
+        view.store("k", b"")
+        with view.lock("jobs", ttl=60):
+            pass
+        with view.watch("k"):
+            pass
+        views.append(weakref.ref(view._scope))
+        del view
+    gc.collect()
+    assert sum(view() is not None for view in views) <= MOST_IDLE, "idle leases know their scope"
+    assert len(threads(store)) <= before + 5
+    assert store.times("lease_grant") == 1
 
 
 def test_one_lease_that_cannot_be_revoked(store: Faulty, peer: kvi.Kvi) -> None:
     """A lease whose end is refused does not keep the others from being revoked."""
     for number in range(3):
         store.store(f"k{number}", b"", lease=store.lease(60))
-    store.before["revoke"] = fails(kvi.PermissionDenied, times=1)
+    store.before["lease_revoke"] = fails(kvi.PermissionDenied, times=1)
     store.close()
     assert peer.count() == 1
 
 
-def test_view_first_used_while_its_parent_closes(store: Faulty) -> None:
-    """What a view begins once its parent is closed is ended with it."""
-    view = store.namespace("view")
-    store.close()
-    assert view._running()._settled
-
-
 def test_time_out_of_a_temporary_key(store: Faulty, peer: kvi.Kvi) -> None:
     """Granting and storing have one time-out together; after it nothing is stored."""
-    store.after["grant"] = lambda: time.sleep(0.05)
+    store.after["lease_grant"] = lambda: time.sleep(0.05)
     with pytest.raises(kvi.Timeout):
         store.temp_key("k", timeout=0.01)
-    assert store.calls["put"] == 0
-    until(lambda: store.calls["revoke"] == 1)
+    assert store.times("store") == 0
+    until(lambda: store.times("lease_revoke") == 1)
     assert peer.get("k") is None
 
 
