@@ -50,6 +50,7 @@ class Lock:
         """
         store, flow = self._store, self._flow
         try:
+            store._ensure_open()  # a forked child has none of the threads
             wait = self._wait if isinstance(timeout, EllipsisType) else check_wait(timeout)
             return store._drive(
                 lambda port: flow.acquire(port, wait), undo=lambda _: flow.give_up(), away=True
