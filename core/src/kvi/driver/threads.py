@@ -58,7 +58,9 @@ T = TypeVar("T")
 STALL = 0.02  # seconds without progress after which a pool gets another thread
 LINGER = 2.0  # seconds that a thread without work waits for some
 PATIENCE = 1.0  # seconds that the end of threads is waited for
-_SLICE = 1.0  # seconds after which a waiting flow looks whether it was given up
+# Seconds after which who waits looks around: a flow whether it was given up, the main thread
+# whether a signal came between its last bytecode and the wait, which does not end by it.
+_SLICE = 1.0
 _LONGEST = 3600.0  # seconds of one wait, which no platform finds too long
 
 _log = logging.getLogger("kvi")
@@ -88,16 +90,16 @@ class ThreadSignal:
             return self.wait_here(timeout)
         port.waits = self
         port.look()
-        done = self.wait_here(min(timeout, _SLICE))
+        done = self.wait_here(timeout)
         port.waits = None
         port.look()
         return done
 
     def wait_here(self, timeout: float) -> bool:
-        """Wait on this thread, outside of any flow."""
+        """Wait on this thread, outside of any flow; for a slice of time at most."""
         try:
             if timeout > 0:
-                self._queue.get(timeout=min(timeout, _LONGEST))
+                self._queue.get(timeout=min(timeout, _SLICE))
             else:
                 self._queue.get_nowait()
         except Empty:
@@ -226,7 +228,10 @@ class Errand(Generic[T]):
     def wait(self) -> bool:
         """Wait for its end, on the caller's thread; false if the handle was closed before."""
         while True:
-            self._word.get()
+            try:
+                self._word.get(timeout=_SLICE)
+            except Empty:  # a signal that came right before the wait is handled now
+                continue
             if self.port.ended:
                 return True
             if self.scope.closed and not self.port.lasting:
