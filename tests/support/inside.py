@@ -10,3 +10,8 @@ import kvi
 def inmost(store: kvi.Kvi) -> Any:
     """The backend's own object below ``store``."""
     return store._scope.primitives
+
+
+def revoke(store: kvi.Kvi, lease: int) -> None:
+    """End a lease behind the back of its holder."""
+    inmost(store)._lease_revoke(lease, 5)

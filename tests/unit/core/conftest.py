@@ -80,8 +80,3 @@ def peer(store: Faulty, uri: str) -> Iterator[kvi.Kvi]:
     """Another handle on the same data, which never fails."""
     with kvi.open(uri) as handle:
         yield handle
-
-
-def revoke(store: kvi.Kvi, lease: int) -> None:
-    """End a lease behind the back of its holder."""
-    store._scope.primitives._lease_revoke(lease, 5)

@@ -9,8 +9,9 @@ import kvi
 import pytest
 
 from tests.support.faulty import Faulty, fails
+from tests.support.inside import revoke
 from tests.support.waiting import until
-from tests.unit.core.conftest import Clock, revoke, step
+from tests.unit.core.conftest import Clock, step
 
 TTL = 60.0
 

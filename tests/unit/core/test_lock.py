@@ -17,8 +17,9 @@ from kvi.sync.lock import Lock
 from kvi.sync.loss import Loss
 
 from tests.support.faulty import Faulty, fails, kvi_over
+from tests.support.inside import revoke
 from tests.support.waiting import until
-from tests.unit.core.conftest import Clock, revoke, step
+from tests.unit.core.conftest import Clock, step
 
 TTL = 60.0
 AT_ONCE = RetryPolicy(min_wait=0, max_wait=0, factor=0)

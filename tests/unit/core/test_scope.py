@@ -13,8 +13,9 @@ import pytest
 from kvi.flow.scope import IDLE, MOST_IDLE
 
 from tests.support.faulty import Faulty, fails
+from tests.support.inside import revoke
 from tests.support.waiting import until
-from tests.unit.core.conftest import Clock, revoke, step
+from tests.unit.core.conftest import Clock, step
 
 
 def threads(store: kvi.Kvi) -> list[threading.Thread]:

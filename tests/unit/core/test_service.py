@@ -11,8 +11,8 @@ import kvi
 import pytest
 
 from tests.support.faulty import Faulty
+from tests.support.inside import revoke
 from tests.support.waiting import until
-from tests.unit.core.conftest import revoke
 
 _numbers = itertools.count()
 AT_ONCE = kvi.RetryPolicy(min_wait=0, max_wait=0, factor=0)
