@@ -188,7 +188,7 @@ class LockFlow:
         scope = self.scope
         # in this order: closing ends the lease, and is no loss
         lost = LossState(scope.runtime, lambda: not lease.alive and not scope.closed)
-        lease.lost.add(lost.set, own=True)
+        lease.lost.add(lost.is_set, own=True)  # a look: the lease may have been given up
         self.claim, self.lease, self.lost = claim, lease, lost
         self._state = LockState.HELD
 
@@ -239,7 +239,7 @@ class _Attempt:
         ledger = self._scope.ledger
         try:
             while True:
-                idle = ledger.take_idle(self._ttl)
+                idle = ledger.take_idle(self._ttl, self._scope)
                 assert idle is None or isinstance(idle, LeaseFlow)  # what was given
                 self.lease = idle
                 lease = self.lease = await self._grant() if idle is None else idle

@@ -112,8 +112,8 @@ class Ledger:
         with self._lock:
             self._watches.discard(watch)
 
-    def take_idle(self, ttl: float) -> Held | None:
-        """An idle lease that was asked for with ``ttl``, for the one who calls."""
+    def take_idle(self, ttl: float, scope: Scope) -> Held | None:
+        """An idle lease that was asked for with ``ttl``, for ``scope``, which it hangs on now."""
         dead = []
         found = None
         with self._lock:
@@ -122,6 +122,7 @@ class Ledger:
                 if asked == ttl:
                     del self._idle[position]
                     if lease.alive:
+                        lease.scope = scope  # it must not end with the view that it came by
                         found = lease
                         break
                     dead.append(lease)

@@ -178,6 +178,8 @@ class WatchFlow:
     @property
     def revision(self) -> int | None:
         """Every change up to this revision has been handed out; ``None`` before that is known."""
+        if self.scope.primitives.forked:
+            return self._before  # surely; a thread of the parent may have the lock for ever
         with self._lock:
             following = self._lent
             if following is None:

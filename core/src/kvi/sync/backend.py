@@ -43,7 +43,6 @@ __all__ = ["Backend", "LivenessChannel"]
 
 SIZE = 10  # items of a channel
 _ONCE = RetryPolicy(max_attempts=1)
-_SLICE = 1.0  # seconds after which a waiting reader looks whether the store was closed
 
 
 class LivenessChannel:
@@ -78,7 +77,7 @@ class LivenessChannel:
                     raise Closed("the store of this channel is closed")
                 if left <= 0:
                     raise Timeout("no news of the store's liveness in time")
-                signal.wait_here(min(left, _SLICE))
+                signal.wait_here(left)
         finally:
             self._readers.remove(signal)
             self._rouse()  # an item may have come for this one
