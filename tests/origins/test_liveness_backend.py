@@ -9,8 +9,7 @@ from pathlib import Path
 
 import kvi
 import pytest
-from kvi.sync.backend import SIZE, LivenessChannel
-from kvi.sync.backend import Backend
+from kvi.sync.backend import SIZE, Backend, LivenessChannel
 
 from tests.servers.run import free_ports
 from tests.support.faulty import Faulty
