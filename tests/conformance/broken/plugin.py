@@ -12,7 +12,7 @@ from typing import Any
 
 from kvi.hookspecs import BackendInfo, hookimpl
 from kvi.options import Option
-from kvi.sync.kvi import Kvi
+from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 from kvi_memory.store import CAPABILITIES
 
@@ -36,11 +36,11 @@ class Plugin:
             schemes=(self.scheme,),
             capabilities=CAPABILITIES,
             options=self.options,
-            has_passing_faults=False,  # mutants override the methods that a wrapper goes around
+            has_passing_faults=False,  # nothing tries again and so hides what a mutant does
         )
 
     @hookimpl
-    def kvi_open(self, uri: StoreUri, options: Mapping[str, Any]) -> Kvi:
+    def kvi_open(self, uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
         """Open the mutant that the path names; ``correct`` is none."""
         correct = Far if self.scheme == "far" else Correct
         store = correct if uri.path == "correct" else BROKEN[uri.path].store
