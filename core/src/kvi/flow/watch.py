@@ -278,6 +278,8 @@ class WatchFlow:
                 if batch is not None:
                     self._woken = True
                     self._accept(batch)
+                elif feed.interval is not None:
+                    scope.runtime.at(port.now() + feed.interval, self.wake)
             for signal in self._waiting:
                 signal.set()
             self._look()

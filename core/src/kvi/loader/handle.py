@@ -42,8 +42,6 @@ from kvi.port import Port
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-    from types import TracebackType
-
 
 __all__ = ["Handle", "Handles", "Ref", "commit", "lock_many"]
 
@@ -184,12 +182,7 @@ class Handle(Generic[V]):
         self._ensure_held()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.unlock()
 
     def __repr__(self) -> str:
@@ -293,12 +286,7 @@ class Handles(Mapping[K, Handle[V]]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.unlock()
 
 

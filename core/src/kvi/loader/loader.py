@@ -39,8 +39,6 @@ from kvi.port import Port
 from kvi.sync.kvi import Kvi
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from kvi.sync.watch import Watch
 
 __all__ = ["Loader"]
@@ -320,12 +318,7 @@ class Loader(Generic[K, V]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

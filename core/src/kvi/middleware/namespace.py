@@ -91,7 +91,7 @@ def inward(op: Op[T], prefix: str) -> Op[T]:
                 WatchSpec(_span_in(spec.span, prefix), spec.start, spec.initial), op.wake
             )
         case ClaimOp():
-            into = ClaimOp(prefix + op.lock, op.lease)
+            into = ClaimOp(prefix + op.key, op.lease)
         case ReleaseOp():
             into = ReleaseOp(_claim(op.claim, lambda key: prefix + key))
         case _:  # without keys

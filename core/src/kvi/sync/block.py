@@ -11,14 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, overload
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-Exit = Callable[
-    ["type[BaseException] | None", "BaseException | None", "TracebackType | None"], None
-]
+from typing import Any, Protocol
 
 
 class Blocked(Protocol):
@@ -27,12 +20,7 @@ class Blocked(Protocol):
     def _hold_for(self, block: weakref.ref[Block]) -> None:
         """From now on it is held for this block."""
 
-    def _leave(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
         """The block has ended."""
 
 
@@ -44,12 +32,7 @@ class Block:
     def __init__(self, held: Blocked) -> None:
         self._held = held
 
-    def leave(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def leave(self, kind: object, error: BaseException | None, trace: object) -> None:
         """What the ``with`` statement calls at the end."""
         self._held._leave(kind, error, trace)
 
@@ -57,14 +40,10 @@ class Block:
 class BlockExit:
     """The descriptor ``__exit__`` of what is held for a block."""
 
-    @overload
-    def __get__(self, held: None, owner: type) -> Callable[..., None]: ...
-    @overload
-    def __get__(self, held: Blocked, owner: type) -> Exit: ...
-    def __get__(self, held: Any, owner: type) -> Callable[..., None]:
+    def __get__(self, held: Any, owner: Any) -> Callable[..., None]:
         """A method of a new block; of the class, as `contextlib.ExitStack` asks, the plain one."""
         if held is None:
-            return owner._leave  # type: ignore[attr-defined, no-any-return]
+            return owner._leave  # type: ignore[no-any-return]
         block = Block(held)
         held._hold_for(weakref.ref(block))
         return block.leave

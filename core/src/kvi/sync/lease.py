@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from kvi.errors import KviError
 from kvi.flow.lease import LeaseFlow
@@ -11,10 +11,6 @@ from kvi.model import LeaseRef
 from kvi.sync.block import Block, BlockExit
 from kvi.sync.face import Face
 from kvi.sync.loss import Loss
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
 
 __all__ = ["Lease"]
 
@@ -95,12 +91,7 @@ class Lease(LeaseRef):
     def _hold_for(self, block: weakref.ref[Block]) -> None:
         self._flow.owner = block
 
-    def _leave(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.revoke()
         except KviError as failure:

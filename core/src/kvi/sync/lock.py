@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from types import EllipsisType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from kvi.errors import KviError, LeaseLost, LockTimeout, NotHeld
 from kvi.flow.lock import LockFlow
@@ -14,10 +14,6 @@ from kvi.policy.lock import check_wait
 from kvi.sync.block import Block, BlockExit
 from kvi.sync.face import Face
 from kvi.sync.loss import Loss
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
 
 __all__ = ["Lock"]
 
@@ -136,12 +132,7 @@ class Lock:
     def _hold_for(self, block: weakref.ref[Block]) -> None:
         self._block = block
 
-    def _leave(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.release()
         except KviError as failure:

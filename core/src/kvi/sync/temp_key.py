@@ -9,8 +9,6 @@ from kvi.sync.block import Block, BlockExit
 from kvi.sync.lease import Lease
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from kvi.sync.loss import Loss
 
 __all__ = ["TempKey"]
@@ -61,12 +59,7 @@ class TempKey:
     def _hold_for(self, block: weakref.ref[Block]) -> None:
         self._lease._hold_for(block)
 
-    def _leave(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._lease._leave(kind, error, trace)
 
     def __repr__(self) -> str:

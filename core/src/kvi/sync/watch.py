@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 from threading import get_ident
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from kvi.capabilities import Capabilities
 from kvi.clock import now
@@ -14,10 +14,6 @@ from kvi.flow.watch import WatchFlow
 from kvi.model import MAX_NUMBER, Event, EventType
 from kvi.policy.lock import check_wait
 from kvi.sync.face import Face
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
 
 __all__ = ["Watch"]
 
@@ -108,12 +104,7 @@ class Watch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.cancel()
 
     def __repr__(self) -> str:
