@@ -30,7 +30,7 @@ from kvi.feed import Batch, Feed, WatchSpec
 from kvi.model import KeyValue, Span
 from kvi_consul import diff, sessions, watches, wire
 from kvi_consul.store import ConsulKvi
-from kvi_consul.watches import ConsulFeed, Poll
+from kvi_consul.watches import ConsulFeed, Query as Poll
 
 from tests.servers import ConsulServer
 from tests.servers.find import find_consul
@@ -79,12 +79,12 @@ def inner(store: kvi.Kvi) -> ConsulKvi:
 def prefixes(store: kvi.Kvi) -> set[str]:
     """The prefixes that a handle polls, without its namespace."""
     cut = len(getattr(store._inner, "_prefix", "")) if isinstance(store, Forwarding) else 0
-    return {prefix[cut:] for prefix in inner(store)._watches._polls}
+    return {prefix[cut:] for prefix in inner(store)._watches.queries}
 
 
 def in_step(store: kvi.Kvi) -> bool:
     """Whether no watch is still joining a poll."""
-    return not any(poll.joining for poll in inner(store)._watches._polls.values())
+    return not any(poll.joining for poll in inner(store)._watches.queries.values())
 
 
 def threads() -> int:
@@ -375,7 +375,7 @@ def test_one_key_costs_no_look_at_those_below_it(store: kvi.Kvi) -> None:
         store.store(f"config/{number}", bytes(1000))
     one = Mirror(store, key("config"))
     until(lambda: prefixes(store) == {"config"})
-    (poll,) = inner(store)._watches._polls.values()
+    (poll,) = inner(store)._watches.queries.values()
     store.store("config", "1")
     one.catch_up(store)
     assert len(poll._known) == 1
@@ -717,7 +717,7 @@ def test_a_fork_leaves_the_watches_of_the_parent_alone(store: kvi.Kvi) -> None:
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
-    (poll,) = inner(store)._watches._polls.values()
+    (poll,) = inner(store)._watches.queries.values()
     assert poll._call is not None
     for number in range(3):
         store.store("k", f"after {number}")

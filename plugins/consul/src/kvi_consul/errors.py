@@ -12,6 +12,7 @@ sent, then time-out, reset, or an answer that is none       reads: `Timeout`, `U
 409 of a transaction                                        surely not; see `Refusal`
 429; 500 "No cluster leader", "Missing node registration";  `Unavailable`: surely not
 3xx; 404
+500 "No path to datacenter"                                 `Unavailable`: surely not
 500 "Invalid session"                                       `LeaseLost`: surely not
 500 "Invalid Session TTL"                                   `InvalidArgument`: surely not
 other 5xx                                                   reads: `Unavailable`;
@@ -47,6 +48,7 @@ from kvi.errors import (
 
 _SHOWN = 300  # characters of a server's text in a message
 NO_LEADER = b"No cluster leader"
+NO_TOKEN = b"ACL not found"
 _LEASE_GONE = "the session of this lease is gone, nothing was written; grant a new lease"
 # What a TLS server says when it wants (another) client certificate. With TLS 1.3 it comes after
 # the request was sent, but before the server reads it.
@@ -129,10 +131,10 @@ def of_refusal(refusal: Refusal, text: str) -> KviError:
             return InvalidArgument(f"Consul refused the transaction: {_short(text)}")
 
 
-def of_status(status: int, text: str, *, write: bool) -> KviError:
-    """The error for an answer whose status is not what the request hoped for."""
+def of_status(status: int, text: str, *, write: bool, dc: str | None = None) -> KviError:
+    """The error for an answer whose status is not what a request to ``dc`` hoped for."""
     said = f"{status} {_short(text)}".rstrip()
-    if status == 401 or (status == 403 and "ACL not found" in text):
+    if status == 401 or (status == 403 and NO_TOKEN.decode() in text):
         return AuthenticationFailed(
             f"Consul does not know the token ({said}); check the token of the URI"
         )
@@ -160,8 +162,10 @@ def of_status(status: int, text: str, *, write: bool) -> KviError:
         )
     if NO_LEADER.decode() in text:
         return Unavailable("Consul has no leader at the moment; try again later")
-    if "No path to datacenter" in text and not write:
-        return Unavailable("Consul knows no such datacenter; check the option dc", passing=False)
+    if "No path to datacenter" in text:  # and so it went to nobody
+        return Unavailable(
+            f"Consul knows no way to the datacenter {dc!r}; check the option dc", passing=False
+        )
     if write:
         return OutcomeUnknown(
             f"Consul failed ({said}); the write may have applied, or may still apply"
