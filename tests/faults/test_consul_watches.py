@@ -30,7 +30,8 @@ from kvi.feed import Batch, Feed, WatchSpec
 from kvi.model import KeyValue, Span
 from kvi_consul import diff, sessions, watches, wire
 from kvi_consul.store import ConsulKvi
-from kvi_consul.watches import ConsulFeed, Query as Poll
+from kvi_consul.transport import CONNECTIONS
+from kvi_consul.watches import ConsulFeed, Query
 
 from tests.servers import ConsulServer
 from tests.servers.find import find_consul
@@ -76,15 +77,15 @@ def inner(store: kvi.Kvi) -> ConsulKvi:
     return found
 
 
-def prefixes(store: kvi.Kvi) -> set[str]:
-    """The prefixes that a handle polls, without its namespace."""
+def targets(store: kvi.Kvi) -> set[str]:
+    """What a handle asks for, without its namespace; single keys end in ``!``."""
     cut = len(getattr(store._inner, "_prefix", "")) if isinstance(store, Forwarding) else 0
-    return {prefix[cut:] for prefix in inner(store)._watches.queries}
+    return {target[cut:] for target in inner(store)._watches.queries}
 
 
 def in_step(store: kvi.Kvi) -> bool:
-    """Whether no watch is still joining a poll."""
-    return not any(poll.joining for poll in inner(store)._watches.queries.values())
+    """Whether no watch is still joining a query."""
+    return not any(query.joining for query in inner(store)._watches.queries.values())
 
 
 def threads() -> int:
@@ -242,7 +243,7 @@ def test_a_thousand_watches_cost_little(store: kvi.Kvi) -> None:
         return lambda: woken.append(number)
 
     feeds = [store._watch(WatchSpec(key(f"k{n:04}")), waker(n), 5) for n in range(1000)]
-    assert threads() <= watches.MOST_POLLS
+    assert threads() <= CONNECTIONS
     for first in range(0, 1000, 50):
         batch = range(first, first + 50)
         store.txn([], [Put(f"k{n:04}", str(n)) for n in batch])
@@ -300,11 +301,11 @@ def test_a_watch_that_begins_while_a_look_comes_in(
 ) -> None:
     """Its first change is told, though the look that shows it passed the key before it came."""
     store.store("a", "1")
-    others = [store._watch(WatchSpec(key(name)), nothing, 5) for name in "bcdefgh"]
-    assert prefixes(store) == {""}  # of nobody who follows "a"
+    others = [store._watch(WatchSpec(key(name)), nothing, 5) for name in "bcdefghijklmnopqrs"]
+    assert targets(store) == {""}  # of nobody who follows "a"
     until(lambda: in_step(store))
     passed, entered = threading.Event(), threading.Event()
-    baseline, finish = watches.Watches.baseline, watches._Seen.finish
+    baseline, finish = watches.Watches.baseline, diff.Snapshot.finish
 
     def read(self: watches.Watches, span: Span, timeout: float, *, keep: bool) -> Any:
         found = baseline(self, span, timeout, keep=keep)
@@ -312,13 +313,13 @@ def test_a_watch_that_begins_while_a_look_comes_in(
         assert passed.wait(10)
         return found
 
-    def wait(self: watches._Seen, index: int) -> None:
+    def wait(self: diff.Snapshot[ConsulFeed], index: int) -> None:
         passed.set()
         assert entered.wait(10)
         finish(self, index)
 
     monkeypatch.setattr(watches.Watches, "baseline", read)
-    monkeypatch.setattr(watches._Seen, "finish", wait)
+    monkeypatch.setattr(diff.Snapshot, "finish", wait)
     feed = store._watch(WatchSpec(key("a")), nothing, 5)
     monkeypatch.undo()
     entered.set()
@@ -344,7 +345,7 @@ def test_watches_without_a_beginning_see_what_comes_after(store: kvi.Kvi) -> Non
 
 def test_polls_merge_and_part_without_a_loss(store: kvi.Kvi) -> None:
     """Watches of ever more trees share polls, and leave them again, while all of it changes."""
-    trees = "abcdefgh"
+    trees = "abcdefghijkl"
     keys = [f"{tree}/{n}" for tree in trees for n in range(3)]
     steady = [Mirror(store, Span.of_prefix(f"{tree}/")) for tree in "ab"]
     seen = set()
@@ -355,16 +356,16 @@ def test_polls_merge_and_part_without_a_loss(store: kvi.Kvi) -> None:
                     for tree in trees[2:]:
                         mirror = Mirror(store, Span.of_prefix(f"{tree}/"))
                         stack.callback(mirror.close)
-                        assert len(prefixes(store)) <= watches.MOST_POLLS
-                        seen.add(len(prefixes(store)))
+                        assert len(targets(store)) <= CONNECTIONS
+                        seen.add(len(targets(store)))
                 writers.wait(writers.written + 50)
-                until(lambda: prefixes(store) == {"a/", "b/"})
+                until(lambda: targets(store) == {"a/", "b/"})
         for mirror in steady:
             mirror.catch_up(store)
     finally:
         for mirror in steady:
             mirror.close()
-    assert {1, 3, 4} <= seen
+    assert set(range(3, CONNECTIONS + 1)) <= seen
     assert {mirror.resyncs for mirror in steady} == {0}
     until(lambda: threads() == 0, within=2)
 
@@ -374,21 +375,22 @@ def test_one_key_costs_no_look_at_those_below_it(store: kvi.Kvi) -> None:
     for number in range(20):
         store.store(f"config/{number}", bytes(1000))
     one = Mirror(store, key("config"))
-    until(lambda: prefixes(store) == {"config"})
-    (poll,) = inner(store)._watches.queries.values()
+    until(lambda: targets(store) == {"config!"})
+    (query,) = inner(store)._watches.queries.values()
     store.store("config", "1")
     one.catch_up(store)
-    assert len(poll._known) == 1
+    assert len(query.known) == 1
     below = Mirror(store, Span.of_prefix("config"))
     store.store("config/3", "new")
     store.store("config", "2")
     until(lambda: below.agrees(store) and one.agrees(store))
-    assert len(poll._known) == 21
+    (query,) = inner(store)._watches.queries.values()
+    assert len(query.known) == 21
     below.close()
     store.store("config", "3")
     store.delete("config")
     one.catch_up(store)
-    until(lambda: poll._known == {})
+    assert targets(store) == {"config!"}
     one.close()
     assert (one.resyncs, below.resyncs) == (0, 0)
 
@@ -459,8 +461,7 @@ def test_who_does_not_read_is_told_the_whole_state(
     (other,) = (f for f in gather(slow) if isinstance(f, ConsulFeed))
     assert other.behind
     assert not other.pending
-    batch = slow.poll(5)
-    assert batch is not None
+    batch = heard(slow)
     (event,) = batch.events
     assert event.type is EventType.RESYNC
     assert event.snapshot == list(store.range())
@@ -468,8 +469,7 @@ def test_who_does_not_read_is_told_the_whole_state(
     woken.clear()
     revision = store.store("hot", "last")
     assert woken.wait(10)
-    batch = slow.poll(5)
-    assert batch is not None
+    batch = heard(slow)
     assert [(e.key, e.value, e.revision) for e in batch.events] == [("hot", b"last", revision)]
     slow.close()
     mirror.close()
@@ -692,7 +692,7 @@ def test_the_last_watch_takes_its_poll_along(store: kvi.Kvi) -> None:
     until(lambda: threads() == 1)
     for feed in feeds[:2]:
         feed.close()
-    assert prefixes(store) == {"k"}
+    assert targets(store) == {"k!"}
     feeds[2].close()
     until(lambda: threads() == 0, within=1)
     transport = inner(store)._transport
@@ -717,8 +717,8 @@ def test_a_fork_leaves_the_watches_of_the_parent_alone(store: kvi.Kvi) -> None:
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
-    (poll,) = inner(store)._watches.queries.values()
-    assert poll._call is not None
+    (query,) = inner(store)._watches.queries.values()
+    assert query._waiting
     for number in range(3):
         store.store("k", f"after {number}")
         mirror.catch_up(store)
@@ -1170,7 +1170,7 @@ def test_a_poll_that_fails_oddly_tells_its_watches(
     def fails(*_: object) -> None:
         raise RuntimeError("oddly")
 
-    monkeypatch.setattr(Poll, "_apply", fails)
+    monkeypatch.setattr(Query, "take", fails)
     store.store("k", "v")
     assert woken.wait(10)
     with pytest.raises(kvi.KviError, match="RuntimeError: oddly"):
@@ -1194,7 +1194,7 @@ def test_a_watch_whose_thread_cannot_be_started(
         patched.setattr(threading.Thread, "start", fails)
         with pytest.raises(kvi.Unavailable, match="can't start new thread"):
             store.watch("k")
-    assert prefixes(store) == set()
+    assert targets(store) == set()
     with store.watch("k") as watch:
         store.store("k", "v")
         assert watch.next(10).value == b"v"

@@ -40,7 +40,7 @@ import threading
 from collections.abc import Iterator
 from time import monotonic
 
-from kvi_consul.errors import Broken
+from kvi_consul.errors import Broken, Dismissed
 from kvi_consul.resolving import Address, resolve
 
 _RECEIVE = 1 << 16  # bytes asked for at once: more than the answer to any point operation
@@ -59,10 +59,6 @@ _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(;.*)?\Z", re.DOTALL)
 
 class NotHttp(ConnectionError):
     """The answer is not HTTP/1.x as RFC 9112 describes it."""
-
-
-class Dismissed(ConnectionError):
-    """The agent accepted a connection and closed it without a word."""
 
 
 class Connection:
@@ -171,9 +167,8 @@ class Connection:
         except Broken as broken:
             self.touched = False  # nothing that matters
             cause = broken.__cause__
-            if isinstance(cause, ConnectionError) and not isinstance(cause, NotHttp):
-                cause = Dismissed(str(cause))
-            raise Broken(sent=False) from cause
+            gone = isinstance(cause, ConnectionError) and not self.answered
+            raise Broken(sent=False) from (Dismissed(str(cause)) if gone else cause)
 
     def _check_aborted(self) -> None:
         if self.aborted:

@@ -5,7 +5,8 @@ The question behind every line is *may the write have happened?*
 ==========================================================  ====================================
 what was seen                                               what it means
 ==========================================================  ====================================
-cannot resolve, connect or shake hands; nothing was sent    `Unavailable`, `Timeout`: surely not
+cannot resolve, connect or shake hands; closed at once;     `Unavailable`, `Timeout`: surely not
+nothing was sent
 certificate refused, by either side                         `AuthenticationFailed`: surely not
 sent, then time-out, reset, or an answer that is none       reads: `Timeout`, `Unavailable`;
                                                             writes: `OutcomeUnknown`
@@ -75,6 +76,10 @@ class Broken(Exception):
     def __init__(self, sent: bool) -> None:
         super().__init__("an answer could not be had")
         self.sent = sent
+
+
+class Dismissed(ConnectionError):
+    """The agent accepted a connection and closed it before it answered anything."""
 
 
 class Refusal(enum.Enum):
@@ -195,6 +200,12 @@ def of_broken(broken: Broken, where: str, *, write: bool) -> KviError:
             f"{where} did not answer in time"
             if broken.sent
             else f"no connection to {where} in time; nothing was sent"
+        )
+    if isinstance(cause, Dismissed):
+        return Unavailable(
+            f"{where} closed a new connection at once, nothing was sent on it ({cause}); if it runs, "
+            "it has as many as it allows from one address (limits.http_max_conns_per_client): share a "
+            "handle, or lower the option connections"
         )
     if broken.sent:
         return Unavailable(f"{where} broke off the connection ({cause}); try again")

@@ -125,6 +125,7 @@ class ConsulFeed(Feed):
         self.target = target_of(spec.span)
         self.wake = wake
         # Guarded by the lock of `watches`:
+        self.query: Query | None = None
         self.pending = Pending()
         self.resync: Batch | None = None  # comes before what is pending
         self.told = 0  # everything up to it is pending or was handed out
@@ -142,9 +143,9 @@ class ConsulFeed(Feed):
         with self._watches.lock:
             if self.error is not None:
                 raise self.error
-            if self.behind:
-                self._initial = iter(())
-                self._watches.ask_all(self)
+            if self.behind and self.query is not None:
+                self.behind, self._initial = False, iter(())
+                self.query.admit(self, None)
         batch = next(self._initial, None)
         if batch is not None:
             return batch
@@ -185,7 +186,7 @@ class Query:
 
     def admit(self, feed: ConsulFeed, stamps: Stamps | None) -> None:
         """A feed joins, with what it was told; ``None``: with nothing."""
-        self.feeds[feed] = None
+        feed.query, self.feeds[feed] = self, None
         if self._high is not None and stamps == within(feed.span, self.known):
             self.following.add(feed.span, feed)
             self._newly.add(feed)
@@ -243,11 +244,15 @@ class Query:
             if self.joining.get(feed) is shown.before[feed]:  # it has not left meanwhile
                 self.dismiss(feed)
                 self.following.add(feed.span, feed)
+                high = feed.told
                 for change in changes:
-                    feed.pending.add(change)
-                    touched[feed] = None
-                    if change.revision <= feed.told:  # the history was replaced before it joined
+                    if change.value is None:  # Consul may tell an index that is too low
+                        change = change._replace(revision=max(change.revision, high + 1))
+                    elif change.revision <= high:  # the history was replaced before it joined
                         lost.append(feed)
+                    feed.pending.add(change)
+                    feed.told = max(feed.told, change.revision)
+                    touched[feed] = None
         for feed in touched:
             feed.told = max(feed.told, shown.index)
             if feed.pending.too_large:
@@ -352,6 +357,7 @@ class Watches:
         self._transport = transport
         self._query = query
         self._find = find
+        self._most = transport.connections
         self.reset()
 
     def reset(self) -> None:
@@ -396,21 +402,15 @@ class Watches:
             if covering(self.queries, feed.target) is None:
                 self.choose(feed.target)
             feed.told = baseline.revision
-            self._of(feed).admit(feed, baseline.stamps)
-
-    def ask_all(self, feed: ConsulFeed) -> None:
-        """A feed that is behind is to be told all there is; under the lock."""
-        feed.behind = False
-        if covering(self.queries, feed.target) is not None:
-            self._of(feed).admit(feed, None)
+            self._covering(feed).admit(feed, baseline.stamps)
 
     def leave(self, feed: ConsulFeed) -> None:
         """A feed is closed."""
         with self.lock:
             feed.lose()
-            if covering(self.queries, feed.target) is None or feed not in self._of(feed).feeds:
+            query, feed.query = feed.query, None
+            if query is None or not self.current(query):
                 return
-            query = self._of(feed)
             query.dismiss(feed)
             del query.feeds[feed]
             query.left = True
@@ -418,8 +418,7 @@ class Watches:
                 del self.queries[query.target]
                 query.end()
 
-    def _of(self, feed: ConsulFeed) -> Query:
-        """The query of a feed."""
+    def _covering(self, feed: ConsulFeed) -> Query:
         target = covering(self.queries, feed.target)
         assert target is not None  # targets are chosen so
         return self.queries[target]
@@ -448,16 +447,12 @@ class Watches:
         for target, query in before.items():
             if target not in chosen:
                 for feed in query.feeds:
-                    other = self._of(feed)
+                    other = self._covering(feed)
                     if feed.behind:
-                        other.feeds[feed] = None
+                        feed.query, other.feeds[feed] = other, None
                     else:
                         other.admit(feed, query.told(feed))
                 query.end()
-
-    @property
-    def _most(self) -> int:
-        return self._transport.connections
 
     def _start(self, query: Query) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
