@@ -100,7 +100,7 @@ def test_no_call_takes_longer_than_it_may_over_a_slow_link(place: str) -> None:
     with kvi.open(place, timeout=30) as direct, Link(place) as link:
         for number in range(150):
             direct.store(f"{number:03}" + "k" * 4000, bytes(4000))
-        link.rate = 150_000
+        link.rate = 350_000
         calls: list[tuple[Callable[[kvi.Kvi], object], type[kvi.KviError]]] = [
             (lambda store: store.count(timeout=1), kvi.Timeout),
             (lambda store: store.watch(prefix="", timeout=1), kvi.Timeout),
