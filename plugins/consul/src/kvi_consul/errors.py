@@ -203,8 +203,8 @@ def of_broken(broken: Broken, where: str, *, write: bool) -> KviError:
         )
     if isinstance(cause, Dismissed):
         return Unavailable(
-            f"{where} closed a new connection at once; nothing was sent ({cause}). If it runs, it has "
-            "as many as it allows from one address (limits.http_max_conns_per_client): share a "
+            f"{where} closed a new connection at once; nothing was sent ({cause}). If it runs, it "
+            "has as many as it allows from one address (limits.http_max_conns_per_client): share a "
             "handle, or lower the option connections"
         )
     if broken.sent:

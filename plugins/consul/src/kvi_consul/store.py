@@ -127,14 +127,19 @@ class ConsulKvi(BaseKvi):
     # -- point operations -------------------------------------------------------------------------
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:
-        status, body = self._send(wire.encode_get(key), monotonic() + timeout, write=False)
+        kv = self._look(key, monotonic() + timeout)
+        return None if kv is None else self._entry(kv, write=False)
+
+    def _look(self, key: str, deadline: float) -> dict[str, Any] | None:
+        """What Consul tells of a key, or ``None`` if it is not there."""
+        status, body = self._send(wire.encode_get(key), deadline, write=False)
         if status == 409:
             self._missing(body)
             return None
         results = self._results(body, write=False)
         if not results:
             raise errors.of_hidden(write=False)
-        return self._entry(results[0], write=False)
+        return results[0]
 
     def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
         if lease is not None:
@@ -248,12 +253,10 @@ class ConsulKvi(BaseKvi):
             )
             if unlocked is not None:
                 return unlocked[-1].revision
-            status, body = self._send(wire.encode_get(key), deadline, write=False)
-            if status == 409:
-                self._missing(body)
+            kv = self._look(key, deadline)
+            if kv is None:
                 created = self._apply((Op("cas", key, op.value, 0, None, _nonce()),), deadline)
                 return revision if created is None else created[-1].revision
-            kv = self._results(body, write=False)[0]
             if kv["Flags"] != op.flags:
                 break  # someone has written since
             # The session has let go of the key by itself, which is a change without a value.
@@ -378,17 +381,13 @@ class ConsulKvi(BaseKvi):
 
     def _kept(self, key: str, ops: tuple[Op, ...], deadline: float) -> tuple[Op, ...]:
         """``ops``, which delete ``key``, so that it is afterwards as it is now."""
-        status, body = self._send(wire.encode_get(key), deadline, write=False)
-        if status == 409:
-            self._missing(body)
+        kv = self._look(key, deadline)
+        if kv is None:
             return (Op("check-not-exists", key), *ops)
-        results = self._results(body, write=False)
-        if not results:
-            raise errors.of_hidden(write=False)
-        found = self._entry(results[0], write=False)
+        found = self._entry(kv, write=False)
         session = None if found.lease is None else wire.session_of(found.lease)
         verb = "set" if session is None else "lock"
-        back = Op(verb, key, found.value, None, session, results[0]["Flags"])
+        back = Op(verb, key, found.value, None, session, kv["Flags"])
         return (Op("check-index", key, revision=found.revision), *ops, back)
 
     def _entries(self, span: Span, deadline: float, *, keys_only: bool) -> Generator[KeyValue]:
@@ -523,17 +522,13 @@ class ConsulKvi(BaseKvi):
             claim = self._claim((check, lock), lease, deadline)
             if claim is not None:
                 return claim
-            status, body = self._send(wire.encode_get(key), deadline, write=False)
-            if status == 409:
-                self._missing(body)
+            kv = self._look(key, deadline)
+            if kv is None:
                 check = Op("check-not-exists", key)
                 continue
-            results = self._results(body, write=False)
-            if not results:
-                raise errors.of_hidden(write=False)
             try:
-                found = sessions.owner(results[0], lease)
-                revision: int = results[0]["ModifyIndex"]
+                found = sessions.owner(kv, lease)
+                revision: int = kv["ModifyIndex"]
             except _BAD as error:
                 raise errors.of_nonsense(self._transport.where, write=False) from error
             if isinstance(found, Claim):
@@ -570,15 +565,8 @@ class ConsulKvi(BaseKvi):
         key, deadline = only_key(span), monotonic() + timeout
         if key is None:
             yield from self._found(span, deadline)
-            return
-        status, body = self._send(wire.encode_get(key), deadline, write=False)
-        if status == 409:
-            self._missing(body)
-            return
-        results = self._results(body, write=False)
-        if not results:
-            raise errors.of_hidden(write=False)
-        yield results[0]
+        elif (kv := self._look(key, deadline)) is not None:
+            yield kv
 
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
         return ConsulFeed(self._watches, spec, wake, timeout)
