@@ -38,7 +38,6 @@ from kvi.errors import (
     UsedAfterFork,
     ValueTooLarge,
 )
-from kvi.interface import Kvi
 from kvi.model import (
     Compare,
     Delete,
@@ -52,17 +51,19 @@ from kvi.model import (
     TxnResult,
 )
 from kvi.policy.retry import RetryPolicy
-from kvi.registry import backends, open
+from kvi.registry import backends
+from kvi.sync.kvi import Kvi
+from kvi.sync.opening import open
 
 if TYPE_CHECKING:
     from kvi.loader.codecs import BytesCodec, JsonCodec, ProtobufCodec, TextCodec
     from kvi.loader.handle import Handle, commit, lock_many
     from kvi.loader.loader import Loader
-    from kvi.recipes.lease import Lease
-    from kvi.recipes.lock import Lock
-    from kvi.recipes.temp_key import TempKey
-    from kvi.recipes.watch import Watch
-    from kvi.service import Backend
+    from kvi.sync.backend import Backend
+    from kvi.sync.lease import Lease
+    from kvi.sync.lock import Lock
+    from kvi.sync.temp_key import TempKey
+    from kvi.sync.watch import Watch
 
 __all__ = [
     "AlreadyHeld",
@@ -123,17 +124,17 @@ __all__ = [
 
 # What only names types, for the most part, is imported by those who ask for it.
 _LATER = {
-    "Backend": "service",
+    "Backend": "sync.backend",
     "BytesCodec": "loader.codecs",
     "Handle": "loader.handle",
     "JsonCodec": "loader.codecs",
-    "Lease": "recipes.lease",
+    "Lease": "sync.lease",
     "Loader": "loader.loader",
-    "Lock": "recipes.lock",
+    "Lock": "sync.lock",
     "ProtobufCodec": "loader.codecs",
-    "TempKey": "recipes.temp_key",
+    "TempKey": "sync.temp_key",
     "TextCodec": "loader.codecs",
-    "Watch": "recipes.watch",
+    "Watch": "sync.watch",
     "commit": "loader.handle",
     "lock_many": "loader.handle",
 }

@@ -29,11 +29,11 @@ from collections import deque
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from kvi.clock import now
 from kvi.errors import LeaseLost, Unavailable
 from kvi.model import KeyValue
 from kvi.policy.interest import Interests
 from kvi.policy.txn import Change
-from kvi.runtime.clock import now
 from sortedcontainers import SortedDict
 
 if TYPE_CHECKING:

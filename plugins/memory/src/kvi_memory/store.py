@@ -12,9 +12,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from kvi.capabilities import Capabilities
-from kvi.interface import BaseKvi
-from kvi.model import Grant, KeyValue, LeaseRef, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.txn import Change, choose, perform, put
+from kvi.primitives import Primitives
 from sortedcontainers import SortedDict
 
 from kvi_memory.state import state_of
@@ -38,8 +38,12 @@ CAPABILITIES = Capabilities(
 )
 
 
-class MemoryKvi(BaseKvi):
+class MemoryKvi(Primitives):
     """A handle on the memory store ``name``; the data outlives it."""
+
+    in_place = frozenset(
+        ("get", "store", "delete", "txn", "range", "range_page", "count", "delete_range", "ping")
+    )
 
     def __init__(self, uri: str, name: str, *, timeout: float) -> None:
         super().__init__(uri, CAPABILITIES, timeout=timeout)
@@ -47,37 +51,27 @@ class MemoryKvi(BaseKvi):
         with self._state.lock:
             self._state.reap()  # in a forked child the leases have been copied, and the reaper not
 
-    # A hit costs two look-ups; all that can be wrong with a call makes it a miss, and the general
-    # path then says what.
-    def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
-        """Read one entry; ``None`` if the key is not there. Linearizable."""
-        if self._shut is None and timeout is None:
-            state = self._state
-            try:
-                with state.lock:
-                    entry: KeyValue = state.entries[key]
-                return entry
-            except (KeyError, TypeError):
-                pass
-        return super().get(key, timeout=timeout)
-
-    def store(
-        self,
-        key: str,
-        value: bytes | str,
-        *,
-        lease: int | LeaseRef | None = None,
-        timeout: float | None = None,
-    ) -> int:
-        """Create or replace an entry; returns the new revision."""
-        if type(key) is str and type(value) is bytes and lease is None and timeout is None:
-            state = self._state
+    # A hit costs two look-ups; all that can be wrong with a call makes it a miss, and the long way
+    # then says what.
+    def _short_get(self, key: str) -> KeyValue | None:
+        state = self._state
+        try:
             with state.lock:
-                old: KeyValue | None = state.entries.get(key)
-                # The key is there, so it is a good one.
-                if old is not None and old.lease is None and self._shut is None:
-                    return self._replace(old, value)
-        return super().store(key, value, lease=lease, timeout=timeout)
+                entry: KeyValue = state.entries[key]
+        except (KeyError, TypeError):
+            return None
+        return None if self.forked else entry
+
+    def _short_put(self, key: str, value: bytes | str) -> int | None:
+        if type(key) is not str or type(value) is not bytes or self.forked:
+            return None
+        state = self._state
+        with state.lock:
+            old: KeyValue | None = state.entries.get(key)
+            # The key is there, so it is a good one.
+            if old is None or old.lease is not None:
+                return None
+            return self._replace(old, value)
 
     def _replace(self, old: KeyValue, value: bytes) -> int:
         state = self._state
