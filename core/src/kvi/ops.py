@@ -8,7 +8,6 @@ handle and its store is one method, ``execute(op, call)``, and not one for each 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from kvi.call import Call
@@ -53,6 +52,14 @@ class _Keyless(Op[T]):
     key = None
 
 
+class _Keyed(Op[T]):
+    __slots__ = ("key",)
+    key: str
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
 class Executor(Protocol):
     """Whatever does operations: a store, or middleware over one."""
 
@@ -73,36 +80,36 @@ class Direct:
         return await call.port.perform(op, self.primitives, call.left())
 
 
-@dataclass(frozen=True, slots=True)
-class GetOp(Op["KeyValue | None"]):
+class GetOp(_Keyed["KeyValue | None"]):
     """Read one entry."""
 
+    __slots__ = ()
     called = "get"
-    key: str
 
     def run(self, primitives: Primitives, timeout: float) -> KeyValue | None:
         return primitives._get(self.key, timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class PutOp(Op[int]):
+class PutOp(_Keyed[int]):
     """Create or replace one entry."""
 
+    __slots__ = ("lease", "value")
     called, effect = "store", Effect.WRITE
-    key: str
-    value: bytes
-    lease: int | None
+
+    def __init__(self, key: str, value: bytes, lease: int | None) -> None:
+        self.key = key
+        self.value = value
+        self.lease = lease
 
     def run(self, primitives: Primitives, timeout: float) -> int:
         return primitives._put(self.key, self.value, self.lease, timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class DeleteOp(Op[bool]):
+class DeleteOp(_Keyed[bool]):
     """Delete one entry."""
 
+    __slots__ = ()
     called, effect = "delete", Effect.WRITE
-    key: str
 
     def run(self, primitives: Primitives, timeout: float) -> bool:
         return primitives._delete(self.key, timeout)
@@ -208,12 +215,14 @@ class PageOp(Op["list[KeyValue] | None"]):
         return [entry for entry in entries if entry.key > last]
 
 
-@dataclass(frozen=True, slots=True)
 class TxnOp(Op[TxnResult]):
     """Run a transaction."""
 
+    __slots__ = ("txn",)
     called = "txn"
-    txn: Txn
+
+    def __init__(self, txn: Txn) -> None:
+        self.txn = txn
 
     @property
     def name(self) -> str:
@@ -250,57 +259,67 @@ class WatchOp(Op[Feed]):
         return primitives._watch(self.spec, self.wake, timeout)
 
 
-@dataclass(frozen=True, slots=True)
 class PollOp(_Keyless["Batch | None"]):
     """Ask a feed for what comes next. It is asked again by itself, so that nobody else tries."""
 
+    __slots__ = ("feed",)
     effect, proves = Effect.ASKING, False
-    feed: Feed
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
 
     def run(self, primitives: Primitives, timeout: float) -> Batch | None:
         return self.feed.poll(timeout)
 
 
-@dataclass(frozen=True, slots=True)
 class GrantOp(_Keyless[Grant]):
     """Grant a lease. Of one whose fate is unknown, a lease without keys is left."""
 
+    __slots__ = ("ttl",)
     called, effect = "lease_grant", Effect.REPEATABLE
-    ttl: float
+
+    def __init__(self, ttl: float) -> None:
+        self.ttl = ttl
 
     def run(self, primitives: Primitives, timeout: float) -> Grant:
         return primitives._lease_grant(self.ttl, timeout)
 
 
-@dataclass(frozen=True, slots=True)
 class RenewOp(_Keyless[float]):
     """Let the time of a lease begin anew."""
 
+    __slots__ = ("lease",)
     called, effect = "lease_renew", Effect.REPEATABLE
-    lease: int
+
+    def __init__(self, lease: int) -> None:
+        self.lease = lease
 
     def run(self, primitives: Primitives, timeout: float) -> float:
         return primitives._lease_renew(self.lease, timeout)
 
 
-@dataclass(frozen=True, slots=True)
 class RevokeOp(_Keyless[None]):
     """End a lease, and its keys."""
 
+    __slots__ = ("lease",)
     called, effect = "lease_revoke", Effect.REPEATABLE
-    lease: int
+
+    def __init__(self, lease: int) -> None:
+        self.lease = lease
 
     def run(self, primitives: Primitives, timeout: float) -> None:
         primitives._lease_revoke(self.lease, timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimOp(Op[Claim]):
+class ClaimOp(_Keyed[Claim]):
     """Claim the lock ``key``, or look where the claim stands: one that stands keeps its place."""
 
+    __slots__ = ("lease",)
     called, effect = "lock_claim", Effect.REPEATABLE
-    key: str
-    lease: int
+
+    def __init__(self, key: str, lease: int) -> None:
+        self.key = key
+        self.lease = lease
 
     def run(self, primitives: Primitives, timeout: float) -> Claim:
         return primitives._lock_claim(self.key, self.lease, timeout)

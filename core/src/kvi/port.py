@@ -56,7 +56,14 @@ class Signal(Protocol):
 
 
 class Port(Protocol):
-    """The world of one flow."""
+    """The world of one flow.
+
+    Attributes:
+        cancelled: nobody waits for the flow any more, though it may not have noticed yet.
+
+    """
+
+    cancelled: bool
 
     def now(self) -> float:
         """Seconds on a clock that never goes back and counts on while the machine sleeps."""

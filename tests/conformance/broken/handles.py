@@ -33,6 +33,7 @@ class Forgetful(Correct):
     def _close(self) -> None:
         with self._state.lock:
             self._state.entries.clear()
+            self._state._keys = None
 
 
 @broken("handle.options")

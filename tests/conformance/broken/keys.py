@@ -226,6 +226,7 @@ class DeletesUncounted(Correct):
 
     def _delete(self, key: str, timeout: float) -> bool:
         with self._state.lock:
+            self._state._keys = None
             return self._state.entries.pop(key, None) is not None
 
 
@@ -236,6 +237,7 @@ class RangeDeletesUncounted(Correct):
     def _delete_range(self, span: Any, timeout: float) -> int:
         keys = [entry.key for entry in self._range(Scan(span), timeout)]
         with self._state.lock:
+            self._state._keys = None
             for key in keys:
                 del self._state.entries[key]
         return len(keys)

@@ -76,6 +76,7 @@ class KeysGoQuietly(_Revoking):
     """The keys of a revoked lease vanish without events."""
 
     def end(self, keys: set[str]) -> None:
+        self._state._keys = None
         for key in keys:
             del self._state.entries[key]
 

@@ -218,7 +218,7 @@ class ReadsAreRevisions(Correct):
         before = self._state.revision
         results = super().apply(branch)
         if self._state.revision == before:
-            self._state.record(())
+            self._state.commit(())
         return results
 
 

@@ -169,7 +169,7 @@ class TellsOfNothing(Correct):
         found = super()._delete(key, timeout)
         if not found:
             with self._state.lock:
-                self._state.record((Change(key, None, None),))
+                self._state.commit((Change(key, None, None),))
         return found
 
 
@@ -182,7 +182,7 @@ class TellsOfFailures(Correct):
         if not done:
             with self._state.lock:
                 read = self._state.read
-                self._state.record(tuple(Change(op.key, read(op.key), None) for op in txn.then))
+                self._state.commit(tuple(Change(op.key, read(op.key), None) for op in txn.then))
         return done
 
 

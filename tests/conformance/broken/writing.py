@@ -63,7 +63,7 @@ class SameIsQuiet(Correct):
             old = state.read(key)
             if old is not None and (old.value, old.lease) == (value, lease):
                 state.entries[key] = put(old, key, value, state.revision + 1, lease)
-                state.record(())
+                state.commit(())
                 return state.revision
         return super()._put(key, value, lease, timeout)
 
@@ -85,7 +85,7 @@ class NothingIsARevision(Correct):
         found = super()._delete(key, timeout)
         if not found:
             with self._state.lock:
-                self._state.record(())
+                self._state.commit(())
         return found
 
 

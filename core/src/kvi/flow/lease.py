@@ -11,6 +11,7 @@ soon as it answers. It never waits, so it is what ``except BaseException`` calls
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 
@@ -65,9 +66,13 @@ class LeaseFlow:
 
     @classmethod
     async def with_key(
-        cls, port: Port, scope: Scope, key: str, value: bytes, ttl: float, timeout: float
+        cls, port: Port, scope: Scope, key: str, value: bytes | None, ttl: float, timeout: float
     ) -> LeaseFlow:
         """Grant a lease and store a key under it: a temporary key."""
+        if value is None:
+            import socket  # costs 5 ms
+
+            value = f"{socket.gethostname()} {os.getpid()}".encode()
         deadline = port.now() + timeout
         lease = await cls.grant(port, scope, ttl, timeout, keep_alive=True)
         try:

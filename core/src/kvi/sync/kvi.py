@@ -14,10 +14,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from kvi.errors import InvalidArgument, KviError, shown
+from kvi.feed import WatchSpec
+from kvi.flow.lease import LeaseFlow
+from kvi.flow.lock import LockFlow
 from kvi.flow.scope import Scope
+from kvi.flow.watch import WatchFlow
 from kvi.middleware.namespace import Prefixed, check_name, narrowed
 from kvi.model import (
     Compare,
@@ -45,16 +49,16 @@ from kvi.ops import (
     RangeOp,
     TxnOp,
 )
+from kvi.policy.lease import check_ttl
+from kvi.policy.lock import check_lock, check_wait
 from kvi.policy.txn import check_lease, check_txn
 from kvi.port import Port
 from kvi.sync.face import Face
+from kvi.sync.lease import Lease
+from kvi.sync.lock import Lock
+from kvi.sync.temp_key import TempKey
+from kvi.sync.watch import Watch, check_watch
 from kvi.text import check_bound, check_key, check_value
-
-if TYPE_CHECKING:
-    from kvi.sync.lease import Lease
-    from kvi.sync.lock import Lock
-    from kvi.sync.temp_key import TempKey
-    from kvi.sync.watch import Watch
 
 __all__ = ["Kvi"]
 
@@ -319,10 +323,6 @@ class Kvi(Face):
         Raises `InvalidArgument` for a ttl that is not positive or above
         ``capabilities.lease_max_ttl``.
         """
-        from kvi.flow.lease import LeaseFlow
-        from kvi.policy.lease import check_ttl
-        from kvi.sync.lease import Lease
-
         try:
             self._ensure_open()
             scope, seconds = self._scope, self._seconds(timeout)
@@ -350,21 +350,11 @@ class Kvi(Face):
         plus one. It replaces what was under the key; what others do to it later is not watched.
         Without a value the host's name and the process id are stored. Raises as `lease` does.
         """
-        import os
-        import socket
-
-        from kvi.flow.lease import LeaseFlow
-        from kvi.policy.lease import check_ttl
-        from kvi.sync.lease import Lease
-        from kvi.sync.temp_key import TempKey
-
         try:
             self._ensure_open()
             scope, limits = self._scope, self.capabilities
             key = check_key(key, limits.max_key)
-            if value is None:
-                value = f"{socket.gethostname()} {os.getpid()}"
-            data = check_value(value, limits.max_value)
+            data = None if value is None else check_value(value, limits.max_value)
             seconds, asked = self._seconds(timeout), check_ttl(ttl, limits)
             flow = self._drive(
                 lambda port: LeaseFlow.with_key(port, scope, key, data, asked, seconds),
@@ -385,11 +375,6 @@ class Kvi(Face):
 
         Raises `InvalidKey` for a bad name, `InvalidArgument` for a bad ``ttl`` or ``timeout``.
         """
-        from kvi.flow.lock import LockFlow
-        from kvi.policy.lease import check_ttl
-        from kvi.policy.lock import check_lock, check_wait
-        from kvi.sync.lock import Lock
-
         try:
             self._ensure_open()
             limits = self.capabilities
@@ -426,10 +411,6 @@ class Kvi(Face):
         `Compacted` if ``from_revision`` is gone from the history, `NotSupported` for
         ``from_revision`` where there is none.
         """
-        from kvi.feed import WatchSpec
-        from kvi.flow.watch import WatchFlow
-        from kvi.sync.watch import Watch, check_watch
-
         try:
             self._ensure_open()
             if key is not None:
