@@ -18,6 +18,7 @@ from kvi_consul.errors import Broken
 from kvi_consul.store import ConsulKvi
 from kvi_consul.transport import CONNECTIONS, Answer, Call, Places, Transport
 
+from tests.support.backends import opened
 from tests.support.waiting import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -445,7 +446,8 @@ def test_resolving_ends_by_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None
 
 def blocked_calls_wake(port: int, calls: int = 3, host: str = "127.0.0.1") -> None:
     """Assert that `close` wakes calls that hang on this port."""
-    store = ConsulKvi("consul://x", Transport(host, port), timeout=30)
+    transport = Transport(host, port)
+    store = opened(ConsulKvi("consul://x", transport, timeout=30))
     ends: list[BaseException] = []
 
     def call(write: bool) -> None:
@@ -457,15 +459,15 @@ def blocked_calls_wake(port: int, calls: int = 3, host: str = "127.0.0.1") -> No
     threads = [threading.Thread(target=call, args=(n % 2 == 0,)) for n in range(calls)]
     for thread in threads:
         thread.start()
-    until(lambda: len(store._transport._busy) == min(calls, CONNECTIONS))
+    until(lambda: len(transport._busy) == min(calls, CONNECTIONS))
     began = monotonic()
     store.close()
     for thread in threads:
         thread.join(20)
     assert monotonic() - began < 5
     assert [type(end) for end in ends] == [kvi.Closed] * calls
-    assert not store._transport._busy
-    assert not store._transport._idle
+    assert not transport._busy
+    assert not transport._idle
 
 
 def test_a_resolver_that_hangs_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -614,7 +616,8 @@ def test_redirects_are_errors(servers: Make) -> None:
     """A redirect names another key, or another server; it is never followed."""
     elsewhere = b"HTTP/1.1 301 Moved\r\nLocation: /v1/kv/a/b\r\nContent-Length: 0\r\n\r\n"
     server = servers(lambda *_: elsewhere)
-    with ConsulKvi("consul://x", Transport("127.0.0.1", server.port), timeout=5) as store:
+    transport = Transport("127.0.0.1", server.port)
+    with opened(ConsulKvi("consul://x", transport, timeout=5)) as store:
         for call in (lambda: store.get("k"), lambda: store.store("k", b"v"), store.count):
             with pytest.raises(kvi.Unavailable, match="301"):
                 call()
@@ -659,7 +662,8 @@ def test_python_consul_gets_time_outs_and_no_redirects(servers: Make) -> None:
 def test_a_child_drops_the_connections_of_its_parent(servers: Make) -> None:
     """After a fork the parent's connection goes on, whatever the child does with its handle."""
     server = servers(lambda *_: b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"Results":[]}')
-    with ConsulKvi("consul://x", Transport("127.0.0.1", server.port), timeout=5) as store:
+    transport = Transport("127.0.0.1", server.port)
+    with opened(ConsulKvi("consul://x", transport, timeout=5)) as store:
         assert store.delete("k")
         child = os.fork()
         if child == 0:
@@ -667,7 +671,7 @@ def test_a_child_drops_the_connections_of_its_parent(servers: Make) -> None:
                 store.get("k")
             except kvi.UsedAfterFork:
                 store.close()
-                os._exit(0 if not store._transport._idle else 2)
+                os._exit(0 if not transport._idle else 2)
             os._exit(1)
         assert os.waitpid(child, 0)[1] == 0
         with pytest.raises(kvi.PermissionDenied):  # an answer without the result
