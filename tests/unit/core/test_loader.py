@@ -243,7 +243,7 @@ def test_lock_many_takes_each_once(scripted: Faulty) -> None:
         assert len(handles) == 2
     with entities.lock_many([]) as handles, kvi.lock_many() as none:
         assert (len(handles), none) == (0, ())
-    assert not entities._cache._slots
+    assert not entities._records.cache._slots
 
 
 def test_lock_many_that_fails_holds_nothing(scripted: Faulty) -> None:
@@ -252,11 +252,11 @@ def test_lock_many_that_fails_holds_nothing(scripted: Faulty) -> None:
     scripted.fails("get", None, kvi.Unavailable("away"))
     with pytest.raises(kvi.Unavailable):
         entities.lock_many([1, 2])
-    assert not entities._cache._slots
+    assert not entities._records.cache._slots
     scripted.store("e/2", b"{")
     with pytest.raises(kvi.BadRecord):
         entities.lock_many([1, 2])
-    assert not entities._cache._slots
+    assert not entities._records.cache._slots
 
 
 def test_block_that_fails_unlocks(scripted: Faulty) -> None:
@@ -306,7 +306,7 @@ def test_event_from_before_a_delete_raises_no_dead(scripted: Faulty) -> None:
     revision = handle.revision
     assert entities._watch is not None
     entities._watch.cancel()  # its own events come no more, those of the test do
-    entities._cache._following = lambda: True
+    entities._records.cache._following = lambda: True
     handle.delete()
     entities._on_event(put(1, revision), None)
     assert entities.peek(1) is None
@@ -358,7 +358,7 @@ def test_entity_deleted_while_it_is_read(scripted: Faulty, monkeypatch: pytest.M
     monkeypatch.setattr(Faulty, "get", get)
     assert entities.lock(1) is None
     assert overtaken
-    assert not entities._cache._slots
+    assert not entities._records.cache._slots
 
 
 def test_resync_is_the_whole_truth(scripted: Faulty) -> None:
@@ -418,8 +418,8 @@ def test_graves_are_cleared(scripted: Faulty) -> None:
     for number in range(400):
         entities.lock_or_create(entity(number))[0].delete()
     entities.lock_or_create(entity(1000))
-    until(lambda: not entities._cache._graves)
-    assert list(entities._cache._slots) == ["1000"]
+    until(lambda: not entities._records.cache._graves)
+    assert list(entities._records.cache._slots) == ["1000"]
 
 
 @pytest.mark.parametrize("revision", [0, 2, 10_000])
@@ -463,7 +463,7 @@ def test_resync_amid_loading(scripted: Faulty, monkeypatch: pytest.MonkeyPatch) 
 def test_restored_store_is_loaded_again(scripted: Faulty) -> None:
     """Loading believes the store, also if it counts from lower numbers than before."""
     entities = loader(scripted)
-    entities._cache.learn("1", 1, Known(entity(1, n=1), 1000))
+    entities._records.cache.learn("1", 1, Known(entity(1, n=1), 1000))
     scripted.store("e/1", encoded(entity(1, n=2)))
     entities.load()
     assert entities.peek(1) == entity(1, n=2)
@@ -478,14 +478,14 @@ def test_write_that_is_overtaken_by_its_end(scripted: Faulty, what: str) -> None
     if what == "lock_or_create":
         handle.delete()
         until(lambda: ((entities._watch and entities._watch.revision) or 0) >= 2)
-    told = entities._cache._slots["1"].told if what == "update" else 0
+    told = entities._records.cache._slots["1"].told if what == "update" else 0
 
     def overtaken() -> None:
         scripted.delete("e/1")
         until(lambda: entities.peek(1) is None and slot().told > told)
 
     def slot() -> Any:
-        return entities._cache._slots["1"]
+        return entities._records.cache._slots["1"]
 
     scripted.after[what] = overtaken
     if what == "update":
@@ -499,7 +499,7 @@ def test_write_that_is_overtaken_by_its_end(scripted: Faulty, what: str) -> None
     with pytest.raises(kvi.Conflict):
         handle.update(entity(1, n=2))
     handle.unlock()
-    assert not entities._cache._slots
+    assert not entities._records.cache._slots
 
 
 def test_lock_or_create_never_gives_nothing(
@@ -548,7 +548,7 @@ def test_finalizers_may_unlock_anywhere(scripted: Faulty) -> None:
     entities.load()
     for number in range(10):
         entities.lock_or_create(entity(number))[0].unlock()
-    with entities._cache._mutex:  # as if the collector ran within
+    with entities._records.cache._mutex:  # as if the collector ran within
         block = kvi.lock_many(entities.at(1), entities.at(2))
         block.__enter__()
         del block
@@ -574,10 +574,10 @@ def test_bad_is_what_is_bad_now(scripted: Faulty, peer: kvi.Kvi) -> None:
     assert entities.peek(1) is None
     assert entities.list() == []
     error = entities.bad["e/1"]
-    entities._cache.learn("1", 1, Known(entity(1), 10_000))
-    entities._cache.spoil("1", error, 9_000)
+    entities._records.cache.learn("1", 1, Known(entity(1), 10_000))
+    entities._records.cache.spoil("1", error, 9_000)
     assert entities.bad == {}
-    entities._cache.spoil("1", error, 11_000)
+    entities._records.cache.spoil("1", error, 11_000)
 
     def stop(count: int) -> None:
         raise RuntimeError("enough")
@@ -623,7 +623,7 @@ def test_events_that_end_leave_no_graves(scripted: Faulty) -> None:
     entities._watch.cancel()
     for number in range(100):
         entities.lock_or_create(entity(number))[0].delete()
-    assert not entities._cache._graves
+    assert not entities._records.cache._graves
 
 
 # -- loading -------------------------------------------------------------------------------------
@@ -712,7 +712,7 @@ def test_hundred_thousand_entities(tmp_path: Any) -> None:
         assert len(entities) == 100_000
         assert peak - kept < 8 * 2**20, f"{(peak - kept) / 2**20:.1f} MiB beside the entities"
         taken = threading.Lock()
-        for slot in entities._cache._slots.values():
+        for slot in entities._records.cache._slots.values():
             slot.lock = taken  # whoever takes an entity's lock now waits for ever
         taken.acquire()
         assert len(entities.list()) == 100_000
@@ -767,7 +767,7 @@ def test_pack_that_fails_sends_nothing(scripted: Faulty) -> None:
         assert handle.value == entity(1)
     with pytest.raises(ZeroDivisionError):
         entities.lock_or_create(entity(2, bad=True))
-    assert list(entities._cache._slots) == ["1"]
+    assert list(entities._records.cache._slots) == ["1"]
 
 
 # -- arguments and the end -----------------------------------------------------------------------
@@ -820,7 +820,7 @@ def test_bad_timeouts(scripted: Faulty, timeout: Any) -> None:
     for call in calls:
         with pytest.raises(kvi.InvalidArgument):
             call()
-    assert not entities._cache._slots
+    assert not entities._records.cache._slots
 
 
 def test_before_loading(scripted: Faulty) -> None:
@@ -874,7 +874,7 @@ def test_child_of_a_fork_waits_for_nobody(scripted: Faulty) -> None:
     entities = loader(scripted)
     with ThreadPoolExecutor(1) as pool:
         handle = pool.submit(entities.lock_or_create, entity(1)).result()[0]
-        with entities._cache._mutex:  # as another thread may at that moment
+        with entities._records.cache._mutex:  # as another thread may at that moment
             child = os.fork()
         if child == 0:
             status = 1
