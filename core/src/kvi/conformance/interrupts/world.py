@@ -63,6 +63,7 @@ class Witness:
     def __init__(self, name: str, handle: kvi.Kvi) -> None:
         self.name = name
         self.events: list[kvi.Event] = []
+        self._handle = handle
         self._history = handle.capabilities.watch_history
         self._watch = handle.watch(prefix="writes/", callback=self._note)
 
@@ -77,12 +78,19 @@ class Witness:
 
         deadline = monotonic() + LIMIT
         until(lambda: ("writes/last", last) in seen(), f"{self.name} went quiet", deadline)
-        if not self._history:
-            return
-        told = [pair for pair in seen() if pair in set(acknowledged)]
-        lost = [pair for pair in acknowledged if pair not in set(told)]
-        must(not lost, f"{self.name} lost the events of {lost[:3]}")
-        must(told == list(acknowledged), f"{self.name} told {told[:6]} out of order or twice")
+        if self._history:
+            missing = set(acknowledged) - set(seen())
+            must(not missing, f"{self.name} lost the events of {sorted(missing)[:3]}")
+            self._compare()
+
+    def _compare(self) -> None:
+        """It saw what the store's history has, no more, and in that order."""
+        told = [(event.revision, event.key, event.value) for event in list(self.events)]
+        with self._handle.watch(prefix="writes/", from_revision=told[0][0]) as watch:
+            there = [watch.next(LIMIT) for _ in told]
+        for seen, event in zip(told, there, strict=True):
+            expected = (event.revision, event.key, event.value)
+            must(seen == expected, f"{self.name} told {seen} where the history has {expected}")
 
 
 class World:
