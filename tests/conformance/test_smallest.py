@@ -1,4 +1,4 @@
-"""What `BaseKvi` derives from nine primitives keeps the contract too."""
+"""What `Primitives` derives from nine primitives keeps the contract too."""
 
 from __future__ import annotations
 

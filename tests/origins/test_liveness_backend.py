@@ -10,7 +10,7 @@ from pathlib import Path
 import kvi
 import pytest
 from kvi.backend.liveness import SIZE, LivenessChannel
-from kvi.service import Backend
+from kvi.sync.backend import Backend
 
 from tests.servers.run import free_ports
 from tests.support.scripted import Scripted

@@ -11,7 +11,7 @@ import grpc
 import kvi
 import pytest
 from kvi.policy.retry import Effect
-from kvi.service import Backend
+from kvi.sync.backend import Backend
 from kvi_etcd.errors import translate
 
 from tests.support.scripted import Scripted

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import kvi
 import pytest
-from kvi.runtime.clock import now
+from kvi.clock import now
 
 from tests.servers import ConsulServer, EtcdServer, Server
 from tests.support.waiting import until

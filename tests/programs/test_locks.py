@@ -27,7 +27,7 @@ from pathlib import Path
 
 import kvi
 import pytest
-from kvi.runtime.clock import now
+from kvi.clock import now
 
 from tests.programs.test_totals import uri
 from tests.support.waiting import until

@@ -6,8 +6,8 @@ of the URI scheme before ``+``::
     [project.entry-points."kvi.backends"]
     etcd = "kvi_etcd.plugin"
 
-Hooks serve opening and describing. Operations go straight to the `kvi.Kvi` object that
-`kvi_open` returns: a hook call is untyped and copies lists, which is too dear for a ``get``.
+Hooks serve opening and describing. Operations go straight to the `Primitives` object
+that `kvi_open` returns: a hook call is untyped and copies lists, which is too dear for a ``get``.
 
 One more hook, `kvi_operation`, is for those who observe: see `kvi.observers`.
 """
@@ -22,8 +22,8 @@ import pluggy
 
 from kvi.capabilities import Capabilities
 from kvi.errors import KviError
-from kvi.interface import Kvi
 from kvi.options import Option
+from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
 __all__ = [
@@ -80,7 +80,7 @@ def kvi_describe() -> BackendInfo:  # type: ignore[empty-body]
 
 
 @hookspec(firstresult=True)
-def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Kvi:  # type: ignore[empty-body]
+def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:  # type: ignore[empty-body]
     """Open a store.
 
     ``options`` has a checked value for every declared option and for ``timeout``; the namespace

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import pluggy
 
 from kvi import hookspecs
-from kvi.backend.namespace import Namespace, check_name
-from kvi.backend.retry import Retrying
 from kvi.capabilities import Capabilities
 from kvi.discovery import GROUP, Claim, all_claims, claims_on
 from kvi.errors import (
@@ -25,13 +23,17 @@ from kvi.errors import (
     KviError,
     UnknownBackend,
 )
+from kvi.flow.scope import Scope
 from kvi.hookspecs import INTERFACE, PROJECT, BackendInfo
-from kvi.interface import Kvi
+from kvi.middleware.namespace import Prefixed, check_name, narrowed
+from kvi.middleware.retry import Retrying
 from kvi.options import COMMON, resolve
 from kvi.policy.retry import RetryPolicy
+from kvi.port import Runtime
+from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
-__all__ = ["InstalledBackend", "backends", "open"]
+__all__ = ["InstalledBackend", "backends", "open_scope"]
 
 _PACKAGES = {
     "mem": "kvi-memory",
@@ -173,31 +175,8 @@ def _load(claim: Claim) -> _Plugin:
 _registry = _Registry()
 
 
-def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.open)
-    """Open the store at ``uri``.
-
-    ======================================================================  ====================
-    URI                                                                     store
-    ======================================================================  ====================
-    ``mem:``, ``mem:NAME``                                                  this process's memory
-    ``sqlite:PATH``, ``sqlite:///abs/path``                                 a file
-    ``etcd://[user:password@]host:port[,host:port…][/namespace]``           etcd v3
-    ``consul://[token@]host:port[,host:port…][/namespace]``                 Consul KV
-    ======================================================================  ====================
-
-    ``etcd+tls://`` and ``consul+tls://`` speak TLS; ``http://`` and ``https://`` are an etcd
-    endpoint. Options stand in the URI (``?timeout=2``) or are keywords: ``timeout`` (seconds,
-    default 5, bounds every call that does not give its own), ``namespace`` (puts ``NAMESPACE/``
-    before every key), ``retry`` (as keyword a `RetryPolicy`, or ``None`` for none; ``?retry=off``
-    for none: how operations that failed are tried again within their time-out, by default as
-    `RetryPolicy` says), and what the backend adds.
-
-    Opening does not block on a server that cannot be reached; the first operation does, within
-    its time-out.
-
-    Raises `InvalidOption` for a malformed URI or an unknown or bad option; `UnknownBackend`,
-    `AmbiguousBackend` or `BackendLoadError` if there is no usable plugin for the scheme.
-    """
+def open_scope(runtime: Runtime, uri: str, options: Mapping[str, object]) -> Scope:
+    """Open the store at ``uri``; see `kvi.open`."""
     shown = None
     try:
         parsed = StoreUri.parse(uri)
@@ -211,13 +190,15 @@ def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.
             )
         parsed = parsed.showing(option.name for option in info.options if not option.secret)
         shown = parsed.redacted
-        return _open(plugin, parsed, options)
+        return _scope_of(runtime, plugin, parsed, options)
     except KviError as error:
         error.operation, error.uri = "open", shown
         raise
 
 
-def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi:
+def _scope_of(
+    runtime: Runtime, plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]
+) -> Scope:
     policy = _DEFAULT_POLICY if plugin.info.has_passing_faults else None
     if "retry" in keywords:
         given = keywords["retry"]
@@ -233,24 +214,30 @@ def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi
     if namespace is not None:
         check_name(namespace)
     try:
-        store = plugin.hooks.kvi_open(uri=uri, options=values)
+        primitives = plugin.hooks.kvi_open(uri=uri, options=values)
     except KviError:
         raise
     except Exception as error:
         raise BackendLoadError(
             f"the backend {uri.backend!r} fails to open: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(store, Kvi):
+    if not isinstance(primitives, Primitives):
         raise BackendLoadError(
-            f"the backend {uri.backend!r} opened a {type(store).__name__}, not a Kvi"
+            f"the backend {uri.backend!r} opened a {type(primitives).__name__}, not a Primitives"
         )
-    try:
-        if namespace is not None:
-            store = Namespace(store, namespace, owns=True, named="namespace" not in keywords)
-    except KviError:
-        store.close()
-        raise
-    return store if policy is None else Retrying(store, policy, owns=True)
+    scope = Scope.of(runtime, primitives)
+    if namespace is not None:
+        try:
+            scope.capabilities = narrowed(scope.capabilities, f"{namespace}/")
+        except KviError:
+            primitives._close()
+            raise
+        scope.executor = Prefixed(scope.executor, f"{namespace}/")
+        if "namespace" in keywords:
+            scope.uri = f"{scope.uri} in {namespace!r}"
+    if policy is not None:
+        scope.executor = Retrying(scope.executor, policy, scope.uri, lambda: scope.closed)
+    return scope
 
 
 def _namespace_of(uri: StoreUri, option: str | None) -> str | None:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import kvi_memory.state
 from kvi.conformance.contract import RULES
 from kvi.feed import Batch, Feed, Wake, WatchSpec
-from kvi.interface import BaseKvi, Kvi
 from kvi.model import (
     Compare,
     KeyValue,
@@ -22,6 +21,8 @@ from kvi.model import (
     TxnResult,
 )
 from kvi.policy.txn import holds, perform
+from kvi.primitives import Primitives
+from kvi.sync.kvi import Kvi
 from kvi_memory.store import MemoryKvi
 
 Results = tuple[KeyValue | int | bool | None, ...]
@@ -81,8 +82,8 @@ class Correct(MemoryKvi):
         self.capabilities = replace(self.capabilities, **self.declares)
         self.notes = notes_of(name)
 
-    get = BaseKvi.get
-    store = BaseKvi.store
+    get = Primitives.get
+    store = Primitives.store
 
     def key_in(self, key: str) -> str:
         """A key as it is stored."""

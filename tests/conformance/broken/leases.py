@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvi.errors import InvalidArgument, LeaseLost
-from kvi.interface import Kvi
 from kvi.model import Grant, KeyValue, Operation, Put
 from kvi.policy.lease import LeaseState
 from kvi.policy.txn import Change
-from kvi.recipes.lease import Lease
-from kvi.recipes.temp_key import TempKey
+from kvi.sync.kvi import Kvi
+from kvi.sync.lease import Lease
+from kvi.sync.temp_key import TempKey
 
 from tests.conformance.broken.correct import Correct, Making, Results, broken
 

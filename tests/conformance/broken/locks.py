@@ -14,7 +14,7 @@ from typing import Any, Self
 from kvi.errors import LeaseLost, LockTimeout, NotHeld
 from kvi.model import Claim, Key, Scan, Span
 from kvi.policy.lock import queue_span
-from kvi.recipes.lock import Lock, _State
+from kvi.sync.lock import Lock, _State
 
 from tests.conformance.broken.correct import Correct, Making, broken
 

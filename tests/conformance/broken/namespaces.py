@@ -10,8 +10,8 @@ from typing import ClassVar
 from kvi.backend.namespace import Namespace
 from kvi.errors import Closed, KviError
 from kvi.feed import Feed, Wake, WatchSpec
-from kvi.interface import Kvi
 from kvi.model import Claim, KeyValue, Span
+from kvi.sync.kvi import Kvi
 
 from tests.conformance.broken.correct import Correct, broken
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kvi.hookspecs import BackendInfo, hookimpl
-from kvi.interface import Kvi
 from kvi.options import Option
+from kvi.sync.kvi import Kvi
 from kvi.uri import StoreUri
 from kvi_memory.store import CAPABILITIES
 

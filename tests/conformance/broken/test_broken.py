@@ -13,7 +13,7 @@ from kvi.conformance.faults import away, calls, history
 from kvi.conformance.plugin import Findings
 from kvi.conformance.report import Outcome
 from kvi.conformance.suite import watches
-from kvi.recipes.watch import Watch
+from kvi.sync.watch import Watch
 
 from tests.conformance.broken import BROKEN, Mutant
 from tests.conformance.broken.correct import forget

@@ -15,7 +15,7 @@ from kvi.errors import Compacted, Timeout
 from kvi.feed import Batch, Feed, Wake, WatchSpec
 from kvi.model import Event, EventType, Span, Txn, TxnResult
 from kvi.policy.txn import Change
-from kvi.recipes.watch import Watch
+from kvi.sync.watch import Watch
 
 from tests.conformance.broken.correct import Correct, Making, Passing, broken
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import kvi
 import kvi_memory.state
 import pytest
+from kvi import clock as real
 from kvi.recipes import lease
-from kvi.runtime import clock as real
 from kvi.runtime import keeper, runtime
 
 from tests.unit.core.faulty import Faulty

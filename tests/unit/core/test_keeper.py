@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import kvi
 import pytest
+from kvi.clock import now
 from kvi.runtime import keeper as module
-from kvi.runtime.clock import now
 from kvi.runtime.keeper import Keeper
 
 from tests.support.waiting import until

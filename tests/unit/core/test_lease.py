@@ -8,7 +8,7 @@ import threading
 import kvi
 import pytest
 from kvi.model import Grant
-from kvi.recipes.lease import Lease
+from kvi.sync.lease import Lease
 
 from tests.support.waiting import until
 from tests.unit.core.conftest import Clock

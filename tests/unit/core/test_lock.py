@@ -9,8 +9,8 @@ from dataclasses import replace
 import kvi
 import pytest
 from kvi.recipes import lock as module
-from kvi.recipes.lock import Lock
-from kvi.runtime.loss import Loss
+from kvi.sync.lock import Lock
+from kvi.sync.loss import Loss
 
 from tests.support.waiting import until
 from tests.unit.core.conftest import Clock

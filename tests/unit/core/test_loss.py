@@ -8,7 +8,7 @@ from functools import partial
 
 import kvi
 import pytest
-from kvi.runtime.loss import Loss
+from kvi.sync.loss import Loss
 
 
 class Held:

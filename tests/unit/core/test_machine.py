@@ -18,7 +18,7 @@ from kvi.backend.polling import PollingFeed
 from kvi.conformance.suite import machine
 from kvi.feed import Batch, Feed, Wake, WatchSpec
 from kvi.model import Event, KeyValue, RangeResult, Scan, Span, Target, Txn, TxnResult
-from kvi.policy.text import prefix_end
+from kvi.text import prefix_end
 
 from tests.unit.core.test_interface import Smallest
 

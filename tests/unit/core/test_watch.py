@@ -15,7 +15,7 @@ from kvi.backend.forwarding import Forwarding
 from kvi.feed import Batch, Feed, Wake, WatchSpec
 from kvi.model import Event, EventType, KeyValue
 from kvi.recipes import watch as module
-from kvi.recipes.watch import Watch
+from kvi.sync.watch import Watch
 
 from tests.support.waiting import until
 

@@ -14,10 +14,9 @@ from typing import Any
 
 import kvi
 import pytest
-from kvi import Get, Key, Put
+from kvi import Get, Key, Put, clock
 from kvi.feed import WatchSpec
 from kvi.model import Span
-from kvi.runtime import clock
 from kvi_sqlite import leases, schema
 from kvi_sqlite.boot import boot_id
 

@@ -105,7 +105,7 @@ def pipe() -> tuple[Any, Any]:
 
 def keep_reading(uri: str, key: str, said: Any) -> None:
     """Read a key until it is gone, and say when that was, on the clock of leases."""
-    from kvi.runtime.clock import now
+    from kvi.clock import now
 
     with kvi.open(uri) as store:
         said.send("ready")

@@ -27,7 +27,7 @@ from kvi.feed import Batch, Feed, WatchSpec
 from kvi.model import Event, EventType, KeyValue, RangeResult, Scan, Span
 
 if TYPE_CHECKING:
-    from kvi.interface import Kvi
+    from kvi.primitives import Primitives
 
 __all__ = ["HistoryFeed", "OpenChanges"]
 
@@ -56,7 +56,7 @@ class HistoryFeed(Feed):
     """A feed over ``open_changes`` with the initial state and resync, from ``store._range``."""
 
     def __init__(
-        self, store: Kvi, spec: WatchSpec, open_changes: OpenChanges, timeout: float
+        self, store: Primitives, spec: WatchSpec, open_changes: OpenChanges, timeout: float
     ) -> None:
         deadline = monotonic() + timeout
         self._store = store

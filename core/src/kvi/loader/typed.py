@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
 from kvi.errors import BadRecord, KviError
-from kvi.interface import Kvi
 from kvi.loader.codecs import Codec
 from kvi.model import Compare, Event, EventType, Key, KeyValue, LeaseRef, Put, RangeResult
+from kvi.sync.kvi import Kvi
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from kvi.recipes.watch import Watch
+    from kvi.sync.watch import Watch
 
 __all__ = ["Entry", "TypedEvent", "TypedRange", "TypedView", "TypedWatch"]
 
@@ -256,10 +254,5 @@ class TypedWatch(Generic[V]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.cancel()

@@ -4,7 +4,7 @@
 was sent. So the holder counts from the moment of sending: by its own clock a lease is over no later
 than by the store's, whatever the network did. It asks nobody to know that.
 
-The clock keeps counting while the machine sleeps or the process is stopped (`kvi.runtime.clock`).
+The clock keeps counting while the machine sleeps or the process is stopped (`kvi.clock`).
 
 ===========  ==========================================  =======================================
 state        guarantee                                   left by

@@ -11,7 +11,7 @@ import kvi
 import kvi_directory.journal
 import kvi_directory.state
 import pytest
-from kvi.runtime.clock import now
+from kvi.clock import now
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 
 from kvi.errors import InvalidOption
 from kvi.hookspecs import BackendInfo, hookimpl
-from kvi.interface import Kvi
 from kvi.options import Option
+from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
 from kvi_consul.store import CAPABILITIES, ConsulKvi
@@ -44,7 +44,7 @@ def kvi_describe() -> BackendInfo:
 
 
 @hookimpl
-def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Kvi:
+def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
     """Open the store of the agents; nothing is sent yet."""
     first, *others = _agents(uri)
     transport = Transport(

@@ -26,12 +26,12 @@ from typing import Any
 from urllib.parse import quote
 
 from kvi.capabilities import Capabilities
-from kvi.errors import Contention, KviError, OutcomeUnknown, ValueTooLarge
+from kvi.errors import Contention, KviError, OutcomeUnknown, Unavailable, ValueTooLarge
 from kvi.feed import Feed, Wake, WatchSpec
-from kvi.interface import BaseKvi
 from kvi.model import Claim, Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.interest import only_key
 from kvi.policy.lock import single_key
+from kvi.primitives import Primitives
 
 from kvi_consul import errors, sessions, wire
 from kvi_consul.errors import Broken, Refusal
@@ -72,7 +72,7 @@ class _Refused(KviError):
     """A streamed transaction was refused because of the state of a key."""
 
 
-class ConsulKvi(BaseKvi):
+class ConsulKvi(Primitives):
     """A handle on the store of the agent that ``transport`` speaks to."""
 
     def __init__(
@@ -95,7 +95,7 @@ class ConsulKvi(BaseKvi):
             if self._client is None:
                 from kvi_consul.client import ConsulClient
 
-                self._client = ConsulClient(self._transport, dc=self._dc, timeout=self._timeout)
+                self._client = ConsulClient(self._transport, dc=self._dc, timeout=self.timeout)
             return self._client
 
     # -- point operations -------------------------------------------------------------------------
@@ -188,8 +188,8 @@ class ConsulKvi(BaseKvi):
                 f"others changed what the transaction had read {planner.conflicts} times until "
                 "its time was up; nothing was applied: try again, or make the time-out longer"
             )
-        self._transport.closing.wait(pause)
-        self._ensure_open()
+        if self._transport.closing.wait(pause):
+            raise Unavailable("the handle was closed")
 
     def _free(self, held: Held, deadline: float) -> int:
         """Make permanent what was written under a session's hold; the key's revision then.

@@ -7,8 +7,8 @@ from typing import Any
 
 from kvi.errors import InvalidOption
 from kvi.hookspecs import BackendInfo, hookimpl
-from kvi.interface import Kvi
 from kvi.options import Option
+from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
 from kvi_etcd.store import CAPABILITIES, EtcdKvi
@@ -35,7 +35,7 @@ def kvi_describe() -> BackendInfo:
 
 
 @hookimpl
-def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Kvi:
+def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
     """Open a handle; the first operation connects."""
     if not uri.hosts:
         raise InvalidOption("an etcd URI names a host; write etcd://host:2379")

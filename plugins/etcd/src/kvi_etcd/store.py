@@ -23,8 +23,8 @@ from kvi.backend.history import HistoryFeed
 from kvi.capabilities import Capabilities
 from kvi.errors import PermissionDenied
 from kvi.feed import Feed, Wake, WatchSpec
-from kvi.interface import BaseKvi
 from kvi.model import Claim, Get, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.primitives import Primitives
 
 from kvi_etcd import leases, wire
 from kvi_etcd import wire_pb2 as pb
@@ -62,7 +62,7 @@ class _Page(NamedTuple):
     next_size: PageSize
 
 
-class EtcdKvi(BaseKvi):
+class EtcdKvi(Primitives):
     """A handle on the etcd cluster behind ``endpoints``."""
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import Any
 
 from kvi.errors import InvalidOption
 from kvi.hookspecs import BackendInfo, hookimpl
-from kvi.interface import Kvi
+from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
 from kvi_memory.store import CAPABILITIES, MemoryKvi
@@ -26,7 +26,7 @@ def kvi_describe() -> BackendInfo:
 
 
 @hookimpl
-def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Kvi:
+def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
     """Open the store that the path names; the empty name is a store like any other."""
     if uri.authority:
         raise InvalidOption("a memory store has no host; write mem: or mem:NAME, without slashes")

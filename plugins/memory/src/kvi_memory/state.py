@@ -46,11 +46,11 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from kvi.clock import now
 from kvi.errors import LeaseLost, Unavailable
 from kvi.model import KeyValue, Span
 from kvi.policy.interest import Interests
 from kvi.policy.txn import Change
-from kvi.runtime.clock import now
 from sortedcontainers import SortedList
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from kvi.capabilities import Capabilities
-from kvi.interface import BaseKvi
-from kvi.model import Grant, KeyValue, LeaseRef, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.txn import Change, choose, perform
+from kvi.primitives import Primitives
 
 from kvi_memory.state import state_of
 
@@ -37,8 +37,12 @@ CAPABILITIES = Capabilities(
 )
 
 
-class MemoryKvi(BaseKvi):
+class MemoryKvi(Primitives):
     """A handle on the memory store ``name``; the data outlives it."""
+
+    in_place = frozenset(
+        ("get", "store", "delete", "txn", "range", "range_page", "count", "delete_range", "ping")
+    )
 
     def __init__(self, uri: str, name: str, *, timeout: float) -> None:
         super().__init__(uri, CAPABILITIES, timeout=timeout)
@@ -46,38 +50,22 @@ class MemoryKvi(BaseKvi):
         with self._state.lock:
             self._state.resume()
 
-    # A hit costs two look-ups; all that can be wrong with a call makes it a miss, and the general
-    # path then says what.
-    def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
-        """Read one entry; ``None`` if the key is not there. Linearizable."""
-        if self._shut is None and timeout is None:
-            state = self._state
-            try:
-                entry = state.entries[key]
-            except (KeyError, TypeError):
-                pass
-            else:
-                if state.pending is None:
-                    return entry
-        return super().get(key, timeout=timeout)
+    # A hit costs two look-ups; all that can be wrong with a call makes it a miss, and the long way
+    # then says what.
+    def _short_get(self, key: str) -> KeyValue | None:
+        state = self._state
+        try:
+            entry = state.entries[key]
+        except (KeyError, TypeError):
+            return None
+        return entry if state.pending is None and not self.forked else None
 
-    def store(
-        self,
-        key: str,
-        value: bytes | str,
-        *,
-        lease: int | LeaseRef | None = None,
-        timeout: float | None = None,
-    ) -> int:
-        """Create or replace an entry; returns the new revision."""
-        plain = type(key) is str and lease is None and timeout is None
-        if plain and type(value) is bytes and self._shut is None:
-            state = self._state
-            with state.lock:
-                revision = state.replace(key, value)  # a key that is there is a good one
-            if revision is not None:
-                return revision
-        return super().store(key, value, lease=lease, timeout=timeout)
+    def _short_put(self, key: str, value: bytes | str) -> int | None:
+        if type(key) is not str or type(value) is not bytes or self.forked:
+            return None
+        state = self._state
+        with state.lock:
+            return state.replace(key, value)  # a key that is there is a good one
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:
         state = self._state

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from math import inf
 from typing import TypeVar
 
+from kvi.clock import now
 from kvi.errors import OutcomeUnknown, Unavailable
-from kvi.runtime.clock import now
 
 from kvi_sqlite import leases
 from kvi_sqlite.connection import Connection, Pool

@@ -22,7 +22,7 @@ state       meaning                                       left by
 ``GONE``    not in the table; no entry has it             final
 ==========  ============================================  ====================================
 
-*Clock.* Deadlines are on the boot clock (`kvi.runtime.clock`), which counts on while the machine
+*Clock.* Deadlines are on the boot clock (`kvi.clock`), which counts on while the machine
 sleeps, never jumps, and is the same in all processes. (Containers with a time namespace of their
 own are the exception; they must not share a store.) It starts anew when the machine boots. So the
 file remembers the id of the boot, and the first to open it in another boot gives every lease its
@@ -40,9 +40,9 @@ from __future__ import annotations
 
 import secrets
 
+from kvi.clock import now
 from kvi.errors import LeaseLost
 from kvi.model import MAX_NUMBER
-from kvi.runtime.clock import now
 
 from kvi_sqlite import schema
 from kvi_sqlite.connection import Connection

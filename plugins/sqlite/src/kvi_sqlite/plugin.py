@@ -8,8 +8,8 @@ from typing import Any
 
 from kvi.errors import InvalidOption
 from kvi.hookspecs import BackendInfo, hookimpl
-from kvi.interface import Kvi
 from kvi.options import Option
+from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
 from kvi_sqlite.store import CAPABILITIES, SqliteKvi
@@ -37,7 +37,7 @@ def kvi_describe() -> BackendInfo:
 
 
 @hookimpl
-def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Kvi:
+def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
     """Open the store in the file that the path names; the first operation opens the file."""
     return SqliteKvi(
         uri.redacted, path_of(uri), timeout=options["timeout"], history=options["history"]

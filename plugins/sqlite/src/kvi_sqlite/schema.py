@@ -38,8 +38,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+from kvi.clock import now
 from kvi.errors import Unavailable
-from kvi.runtime.clock import now
 
 from kvi_sqlite.boot import boot_id
 

@@ -23,7 +23,6 @@ from kvi.backend.history import HistoryFeed
 from kvi.capabilities import Capabilities
 from kvi.errors import LeaseLost, OutcomeUnknown, Unavailable
 from kvi.feed import Feed, Wake, WatchSpec
-from kvi.interface import BaseKvi
 from kvi.model import (
     MAX_NUMBER,
     Claim,
@@ -39,6 +38,7 @@ from kvi.model import (
 )
 from kvi.policy.lock import place, queue_key, queue_span
 from kvi.policy.txn import Change, choose, perform
+from kvi.primitives import Primitives
 
 from kvi_sqlite import leases, schema
 from kvi_sqlite.access import Access
@@ -77,7 +77,7 @@ CAPABILITIES = Capabilities(
 )
 
 
-class SqliteKvi(BaseKvi):
+class SqliteKvi(Primitives):
     """A handle on the store in the file ``path``, which the first operation opens or creates.
 
     ``history`` is how many of the last commits stay readable as events.
@@ -99,7 +99,7 @@ class SqliteKvi(BaseKvi):
         may be used by one thread at a time, and a forked child cannot open the file while it is
         open.
         """
-        return self._pool.client(self._timeout)
+        return self._pool.client(self.timeout)
 
     # -- entries ----------------------------------------------------------------------------------
 

@@ -32,11 +32,11 @@ from itertools import groupby
 from operator import itemgetter
 from time import monotonic
 
+from kvi.clock import now
 from kvi.errors import Compacted, KviError, Unavailable
 from kvi.feed import Batch, Feed, Wake
 from kvi.model import Span
 from kvi.policy.interest import Interests
-from kvi.runtime.clock import now
 
 from kvi_sqlite import schema
 from kvi_sqlite.access import Access

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 import kvi
+from kvi.clock import now
 from kvi.conformance.contract import rule
 from kvi.conformance.faults.away import (
     BACK,
@@ -31,7 +32,6 @@ from kvi.conformance.faults.counting import Counting
 from kvi.conformance.faults.ordeal import TURNS
 from kvi.conformance.server import Server
 from kvi.conformance.waiting import until
-from kvi.runtime.clock import now
 
 OUTLIVES = 8.0  # seconds: the ttl of what is to outlive a restart of the server
 SHORT = 3.0  # seconds: the ttl of what need not
@@ -123,9 +123,11 @@ def check_killed(other: Program, store: kvi.Kvi, ttl: float) -> None:
 
 def _doubtful(lock: kvi.Lock, *others: kvi.Lease | kvi.TempKey) -> bool:
     """Whether one of them lives, but has not been renewed for half its time."""
-    held = [lock._lease, *(one if isinstance(one, kvi.Lease) else one._lease for one in others)]
+    leases = [one if isinstance(one, kvi.Lease) else one.lease for one in others]
+    held = [lock._flow.lease, *(lease._flow for lease in leases)]
     return any(
-        one is not None and one.alive and one._term.deadline - now() < one.ttl / 2 for one in held
+        one is not None and one.alive and one.term.deadline - now() < one.term.ttl / 2
+        for one in held
     )
 
 

@@ -8,11 +8,11 @@ import threading
 import pytest
 
 import kvi
+from kvi.clock import now
 from kvi.conformance.contract import rule
 from kvi.conformance.neighbours import snapshot
 from kvi.conformance.rules import Rules
 from kvi.conformance.waiting import side_by_side, until
-from kvi.runtime.clock import now
 
 LONG = 60.0  # seconds: nothing of a test outlives it
 
@@ -208,7 +208,7 @@ class TestLeases(Rules):
         called = threading.Event()
         lease = store.lease(LONG, keep_alive=False)
         lease.lost.add_callback(called.set)
-        peer._lease_revoke(lease.id, 5)
+        peer._scope.primitives._lease_revoke(lease.id, 5)
         with pytest.raises(kvi.LeaseLost):
             lease.renew()
         assert not lease.alive
@@ -411,7 +411,7 @@ class TestTempKeys(Rules):
     def test_loss_is_told(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
         """A temporary key whose lease was taken away is lost, says so, and is not stored again."""
         key = store.temp_key("member", b"me", ttl=brief)
-        peer._lease_revoke(peer.get("member").lease, 5)  # type: ignore[union-attr, arg-type]
+        peer._scope.primitives._lease_revoke(peer.get("member").lease, 5)  # type: ignore[union-attr, arg-type]
         assert key.lost.wait(60)
         assert not key.alive
         assert peer.get("member") is None

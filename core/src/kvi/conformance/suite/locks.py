@@ -318,7 +318,7 @@ class TestLocks(Rules):
         assert lock.acquire()
         guard, lost = lock.guard, lock.lost
         lost.add_callback(called.set)
-        peer._lease_revoke(lease_of(store, "jobs"), 5)
+        peer._scope.primitives._lease_revoke(lease_of(store, "jobs"), 5)
         assert not peer.txn(when=[guard], then=[kvi.Put("k", b"late")])
         with peer.lock("jobs", timeout=20) as other:
             assert lost.wait(20)
@@ -340,10 +340,10 @@ class TestLocks(Rules):
     def test_lost_within_the_block(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """The end of a block raises LeaseLost after a loss, but never masks the block's error."""
         with pytest.raises(kvi.LeaseLost), store.lock("jobs") as lock:
-            peer._lease_revoke(lease_of(store, "jobs"), 5)
+            peer._scope.primitives._lease_revoke(lease_of(store, "jobs"), 5)
         assert not lock.held
         with pytest.raises(ZeroDivisionError), store.lock("jobs"):  # noqa: PT012
-            peer._lease_revoke(lease_of(store, "jobs"), 5)
+            peer._scope.primitives._lease_revoke(lease_of(store, "jobs"), 5)
             raise ZeroDivisionError
         with store.lock("jobs", timeout=5) as lock:
             assert lock.held
@@ -353,7 +353,7 @@ class TestLocks(Rules):
     def test_crashed_holder(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
         """A holder that renews no more frees the lock within the declared bound."""
         lease = store.lease(brief, keep_alive=False)
-        claim = store._lock_claim("jobs", lease.id, 5)
+        claim = store._scope.primitives._lock_claim("jobs", lease.id, 5)
         assert claim.ahead is None
         bound = store.capabilities.lease_expiry_factor * lease.ttl + 1
         assert not peer.lock("jobs").acquire(0)

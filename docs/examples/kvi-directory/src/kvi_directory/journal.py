@@ -52,8 +52,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
+from kvi.clock import now
 from kvi.errors import Closed, KviError, OutcomeUnknown, PermissionDenied, Timeout, Unavailable
-from kvi.runtime.clock import now
 
 from kvi_directory.state import FORMAT, Record, State, decode, encode
 

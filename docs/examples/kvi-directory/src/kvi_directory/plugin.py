@@ -8,8 +8,8 @@ from typing import Any
 
 from kvi.errors import InvalidOption
 from kvi.hookspecs import BackendInfo, hookimpl
-from kvi.interface import Kvi
 from kvi.options import Option
+from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
 from kvi_directory.store import CAPABILITIES, DirectoryKvi
@@ -36,7 +36,7 @@ def kvi_describe() -> BackendInfo:
 
 
 @hookimpl
-def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Kvi:
+def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
     """Open ``directory:PATH``; nothing is read or made before the first operation."""
     if uri.authority and (uri.hosts or uri.username is not None):
         raise InvalidOption("a directory has no host: write directory:PATH or directory:///PATH")

@@ -20,9 +20,9 @@ from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from kvi.clock import now
 from kvi.model import Event, EventType, KeyValue, Scan, Span
 from kvi.policy.txn import Change, put
-from kvi.runtime.clock import now
 
 Record = dict[str, Any]
 FORMAT = "kvi-directory 1"

@@ -1,8 +1,8 @@
-"""The store: the nine primitives of `kvi.interface.BaseKvi`, and two more for speed, on a journal.
+"""The store: nine primitives (`kvi.primitives.Primitives`), and two more for speed, on a journal.
 
 Everything hard is elsewhere: what a transaction does in `kvi.policy.txn`, what the state is in
 `kvi_directory.state`, who may look at it and when in `kvi_directory.journal`. Locks and temporary
-keys are made by `BaseKvi` out of these primitives.
+keys are made by `Primitives` out of these primitives.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from kvi.backend.history import HistoryFeed
 from kvi.capabilities import Capabilities
 from kvi.errors import Compacted, LeaseLost
 from kvi.feed import Batch, Feed, Wake, WatchSpec
-from kvi.interface import BaseKvi
 from kvi.model import Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.txn import Change, choose, perform
+from kvi.primitives import Primitives
 
 from kvi_directory.journal import Journal
 from kvi_directory.state import State
@@ -36,7 +36,7 @@ CAPABILITIES = Capabilities(
 )
 
 
-class DirectoryKvi(BaseKvi):
+class DirectoryKvi(Primitives):
     """A handle on a directory."""
 
     def __init__(self, uri: str, folder: Path, *, history: int, timeout: float) -> None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
-from time import monotonic
+import weakref
 from typing import TYPE_CHECKING, Self
 
-from kvi.errors import Timeout
-from kvi.recipes.lease import Lease
+from kvi.sync.block import Block, BlockExit
+from kvi.sync.lease import Lease
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from kvi.interface import Kvi
-    from kvi.runtime.loss import Loss
+    from kvi.sync.loss import Loss
 
 __all__ = ["TempKey"]
 
@@ -31,22 +26,6 @@ class TempKey:
     def __init__(self, key: str, lease: Lease) -> None:
         self._key = key
         self._lease = lease
-
-    @classmethod
-    def _create(cls, store: Kvi, key: str, value: bytes | None, ttl: float, timeout: float) -> Self:
-        if value is None:
-            value = f"{socket.gethostname()} {os.getpid()}".encode()
-        deadline = monotonic() + timeout
-        lease = Lease._grant(store, ttl, timeout, keep_alive=True)
-        try:
-            left = deadline - monotonic()
-            if left <= 0:
-                raise Timeout("the time was up before the key was stored")
-            store._put(key, value, lease.id, left)
-        except BaseException:
-            lease._abandon()
-            raise
-        return cls(key, lease)
 
     @property
     def key(self) -> str:
@@ -75,13 +54,13 @@ class TempKey:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._lease.__exit__(kind, error, trace)
+    __exit__ = BlockExit()
+
+    def _hold_for(self, block: weakref.ref[Block]) -> None:
+        self._lease._hold_for(block)
+
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._lease._leave(kind, error, trace)
 
     def __repr__(self) -> str:
         return f"<TempKey {self._key!r} {'alive' if self.alive else 'ended'}>"

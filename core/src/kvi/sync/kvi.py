@@ -1,62 +1,33 @@
-"""The interface: `Kvi`, which programs use, and `BaseKvi`, which backends extend.
+"""`Kvi`: the program's handle on a store, for threads.
 
-Data flow of a call: a public method of `Kvi` checks the arguments and the state of the handle,
-then calls a *primitive* (a method with a leading underscore) with checked arguments, and gives
-every error its place (operation, key, URI) on the way out.
+A public method checks the arguments, makes an operation or a flow of them, lets the driver run it,
+and gives every error its place (operation, key, URI) on the way out::
 
-::
+    program ── Kvi.tas(key, test, set) ──► TxnOp ──► middleware ──► Primitives ──► the store
 
-    program ── Kvi.tas(key, test, set) ──► _txn(Txn, timeout) ──► the store
-
-A backend implements nine primitives on `BaseKvi` (``_get``, ``_range``, ``_txn``, ``_watch``,
-``_lease_grant``, ``_lease_renew``, ``_lease_revoke``, ``_ping``, ``_close``) and gets everything
-else; it overrides the others for speed or atomicity, and ``_forked`` to close in a child process
-what it must not share with its parent. A wrapper extends `Kvi` itself, where every
-primitive is abstract, so that one it forgets is a type error.
-
-What a primitive may rely on, and must do:
-
-* Keys, bounds, values, transactions and time-outs have been checked against ``capabilities``.
-* ``timeout`` is in seconds, above 0, and bounds the whole primitive (for ``_range``: each page).
-* It may be called from any number of threads at once.
-* It raises errors of `kvi.errors` only, without operation, key or URI; it does not check whether
-  the handle is closed. If `close` ends it early, whatever it raises is reported as `Closed`.
-
-States of a handle: *open* → *closed* (by `close`, final), or *open* → *forked* (in a child
-process, final; the parent's handle stays open). Both are noticed at the next call.
+*In place.* An operation that its backend names in `Primitives.in_place` runs where it is called,
+without a flow where no middleware stands between; all others run on a thread of kvi's if the main
+thread calls (`kvi.driver.threads` says why).
 """
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
-import time
-import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from kvi.capabilities import Capabilities
-from kvi.errors import (
-    Closed,
-    InvalidArgument,
-    KviError,
-    OutcomeUnknown,
-    Timeout,
-    Unavailable,
-    UsedAfterFork,
-    shown,
-)
+from kvi.errors import InvalidArgument, KviError, shown
+from kvi.feed import WatchSpec
+from kvi.flow.lease import LeaseFlow
+from kvi.flow.lock import LockFlow
+from kvi.flow.scope import Scope
+from kvi.flow.watch import WatchFlow
+from kvi.middleware.namespace import Prefixed, check_name, narrowed
 from kvi.model import (
-    Claim,
     Compare,
     Delete,
     Event,
     EventType,
-    Grant,
     Key,
     KeyValue,
     LeaseRef,
@@ -65,31 +36,34 @@ from kvi.model import (
     RangeResult,
     Scan,
     Span,
-    Txn,
     TxnResult,
 )
-from kvi.options import check_timeout
-from kvi.policy.text import check_bound, check_key, check_value
+from kvi.ops import (
+    CountOp,
+    DeleteOp,
+    DeleteRangeOp,
+    GetOp,
+    PageOp,
+    PingOp,
+    PutOp,
+    RangeOp,
+    TxnOp,
+)
+from kvi.policy.lease import check_ttl
+from kvi.policy.lock import check_lock, check_wait
 from kvi.policy.txn import check_lease, check_txn
+from kvi.port import Port
+from kvi.sync.face import Face
+from kvi.sync.lease import Lease
+from kvi.sync.lock import Lock
+from kvi.sync.temp_key import TempKey
+from kvi.sync.watch import Watch, check_watch
+from kvi.text import check_bound, check_key, check_value
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from kvi.feed import Feed, Wake, WatchSpec
-    from kvi.recipes.lease import Lease
-    from kvi.recipes.lock import Lock
-    from kvi.recipes.temp_key import TempKey
-    from kvi.recipes.watch import Watch
-    from kvi.runtime.runtime import Runtime
-
-__all__ = ["BaseKvi", "Kvi"]
-
-_live: weakref.WeakSet[Kvi] = weakref.WeakSet()
-_runtimes = threading.Lock()  # held while a handle's runtime is made
-_listening = threading.Lock()  # held while a handle's listeners change
+__all__ = ["Kvi"]
 
 
-class Kvi(ABC):
+class Kvi(Face):
     """A handle on a store. Open one with `kvi.open`; close it, or use it in a ``with`` block.
 
     Safe to use from any number of threads. Every method that talks to the store takes
@@ -102,33 +76,21 @@ class Kvi(ABC):
     * `AuthenticationFailed`, `PermissionDenied`.
     * `Closed`: after `close`, also when it happens during the call; `UsedAfterFork` in a child.
 
-    Attributes:
-        uri: the store's URI with secrets replaced by ``***``.
-        capabilities: what the store can do.
-
     """
-
-    uri: str
-    capabilities: Capabilities
-    _listeners: tuple[weakref.WeakMethod[Callable[[KviError], None]], ...] = ()
-
-    def __init__(self, uri: str, capabilities: Capabilities, *, timeout: float) -> None:
-        self.uri = uri
-        self.capabilities = capabilities
-        self._timeout = timeout
-        self._latch = threading.Lock()  # taken once, by the first close()
-        self._shut: type[Closed] | None = None
-        self._runtime: Runtime | None = None
-        _live.add(self)
 
     # -- reading ----------------------------------------------------------------------------------
 
     def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
         """Read one entry; ``None`` if the key is not there. Linearizable."""
+        short = self._short_get
+        if short is not None and timeout is None and not self._scope.shut_down:
+            found = short(key)
+            if found is not None:
+                return found
         try:
             self._ensure_open()
             key = check_key(key, self.capabilities.max_key)
-            return self._get(key, self._seconds(timeout))
+            return self._do(GetOp(key), timeout)
         except KviError as error:
             raise self._placed(error, "get", key)
 
@@ -154,7 +116,7 @@ class Kvi(ABC):
         """
         try:
             self._ensure_open()
-            seconds = self._seconds(timeout)
+            self._seconds(timeout)
             span = self._span_of(start, end, prefix)
             if limit is not None and (
                 not isinstance(limit, int) or isinstance(limit, bool) or limit < 0
@@ -163,11 +125,12 @@ class Kvi(ABC):
                     f"limit= is a whole number that is not negative, not {shown(limit)}"
                 )
             if limit == 0 or span.empty:
-                return self._nothing(span, seconds)
+                return self._nothing(span, timeout)
             if limit is not None and limit > sys.maxsize:
                 limit = None
-            found = self._range(Scan(span, limit, bool(reverse), bool(keys_only)), seconds)
-            return found.map_pages(self._guarded)
+            scan = Scan(span, limit, bool(reverse), bool(keys_only))
+            found = self._do(RangeOp(scan), timeout)
+            return RangeResult(found.revision, lambda: self._pages(found, scan, timeout))
         except KviError as error:
             raise self._placed(error, "range", prefix if start is None else start)
 
@@ -182,9 +145,9 @@ class Kvi(ABC):
         """Count the keys of ``[start, end)``, or of a prefix; bounds as in `range`."""
         try:
             self._ensure_open()
-            seconds = self._seconds(timeout)
+            self._seconds(timeout)
             span = self._span_of(start, end, prefix)
-            return 0 if span.empty else self._count(span, seconds)
+            return 0 if span.empty else self._do(CountOp(span), timeout)
         except KviError as error:
             raise self._placed(error, "count", prefix if start is None else start)
 
@@ -204,12 +167,17 @@ class Kvi(ABC):
         its id) that the key shall vanish with; without one the key is permanent, also if it had a
         lease before. Raises `LeaseLost` if the lease is gone; then nothing was written.
         """
+        short = self._short_put
+        if short is not None and lease is None and timeout is None and not self._scope.shut_down:
+            revision = short(key, value)
+            if revision is not None:
+                return revision
         try:
             self._ensure_open()
             capabilities = self.capabilities
             key = check_key(key, capabilities.max_key)
             data = check_value(value, capabilities.max_value)
-            return self._put(key, data, check_lease(lease), self._seconds(timeout))
+            return self._do(PutOp(key, data, check_lease(lease)), timeout)
         except KviError as error:
             raise self._placed(error, "store", key)
 
@@ -218,7 +186,7 @@ class Kvi(ABC):
         try:
             self._ensure_open()
             key = check_key(key, self.capabilities.max_key)
-            return self._delete(key, self._seconds(timeout))
+            return self._do(DeleteOp(key), timeout)
         except KviError as error:
             raise self._placed(error, "delete", key)
 
@@ -237,13 +205,13 @@ class Kvi(ABC):
         """
         try:
             self._ensure_open()
-            seconds = self._seconds(timeout)
+            self._seconds(timeout)
             span = self._span_of(start, end, prefix)
             if start is None and end is None and prefix is None:
                 raise InvalidArgument(
                     'delete_range needs start=, end= or prefix=; prefix="" deletes everything'
                 )
-            return 0 if span.empty else self._delete_range(span, seconds)
+            return 0 if span.empty else self._do(DeleteRangeOp(span), timeout)
         except KviError as error:
             raise self._placed(error, "delete_range", prefix if start is None else start)
 
@@ -355,13 +323,16 @@ class Kvi(ABC):
         Raises `InvalidArgument` for a ttl that is not positive or above
         ``capabilities.lease_max_ttl``.
         """
-        from kvi.policy.lease import check_ttl
-        from kvi.recipes.lease import Lease
-
         try:
             self._ensure_open()
-            seconds = self._seconds(timeout)
-            return Lease._grant(self, check_ttl(ttl, self.capabilities), seconds, keep_alive)
+            scope, seconds = self._scope, self._seconds(timeout)
+            asked = check_ttl(ttl, self.capabilities)
+            flow = self._drive(
+                lambda port: LeaseFlow.grant(port, scope, asked, seconds, keep_alive=keep_alive),
+                undo=LeaseFlow.abandon,
+                away=True,
+            )
+            return Lease(self, flow)
         except KviError as error:
             raise self._placed(error, "lease", None)
 
@@ -379,16 +350,18 @@ class Kvi(ABC):
         plus one. It replaces what was under the key; what others do to it later is not watched.
         Without a value the host's name and the process id are stored. Raises as `lease` does.
         """
-        from kvi.policy.lease import check_ttl
-        from kvi.recipes.temp_key import TempKey
-
         try:
             self._ensure_open()
-            capabilities = self.capabilities
-            key = check_key(key, capabilities.max_key)
-            data = None if value is None else check_value(value, capabilities.max_value)
-            seconds = self._seconds(timeout)
-            return TempKey._create(self, key, data, check_ttl(ttl, capabilities), seconds)
+            scope, limits = self._scope, self.capabilities
+            key = check_key(key, limits.max_key)
+            data = None if value is None else check_value(value, limits.max_value)
+            seconds, asked = self._seconds(timeout), check_ttl(ttl, limits)
+            flow = self._drive(
+                lambda port: LeaseFlow.with_key(port, scope, key, data, asked, seconds),
+                undo=LeaseFlow.abandon,
+                away=True,
+            )
+            return TempKey(key, Lease(self, flow))
         except KviError as error:
             raise self._placed(error, "temp_key", key)
 
@@ -402,14 +375,11 @@ class Kvi(ABC):
 
         Raises `InvalidKey` for a bad name, `InvalidArgument` for a bad ``ttl`` or ``timeout``.
         """
-        from kvi.policy.lease import check_ttl
-        from kvi.policy.lock import check_lock, check_wait
-        from kvi.recipes.lock import Lock
-
         try:
             self._ensure_open()
-            ttl = check_ttl(ttl, self.capabilities)
-            return Lock(self, check_lock(name, self.capabilities), ttl, check_wait(timeout))
+            limits = self.capabilities
+            flow = LockFlow(self._scope, check_lock(name, limits), check_ttl(ttl, limits))
+            return Lock(self, flow, check_wait(timeout))
         except KviError as error:
             raise self._placed(error, "lock", name)
 
@@ -441,9 +411,6 @@ class Kvi(ABC):
         `Compacted` if ``from_revision`` is gone from the history, `NotSupported` for
         ``from_revision`` where there is none.
         """
-        from kvi.feed import WatchSpec
-        from kvi.recipes.watch import Watch, check_watch
-
         try:
             self._ensure_open()
             if key is not None:
@@ -460,7 +427,11 @@ class Kvi(ABC):
             seconds = self._seconds(timeout)
             kinds = check_watch(self.capabilities, from_revision, initial, events, callback)
             spec = WatchSpec(span, from_revision, bool(initial))
-            return Watch._begin(self, spec, kinds, callback, user_data, seconds)
+            flow = WatchFlow(self._scope, kinds, callback, user_data)
+            self._drive(
+                lambda port: flow.begin(port, spec, seconds), undo=lambda _: flow.end(), away=True
+            )
+            return Watch(self, flow)
         except KviError as error:
             raise self._placed(error, "watch", key or prefix or start)
 
@@ -475,11 +446,9 @@ class Kvi(ABC):
         Raises `InvalidOption` if the name is empty, begins or ends with a slash, is not UTF-8,
         or leaves less than 4,096 bytes for keys.
         """
-        from kvi.backend.namespace import Namespace
-
         try:
             self._ensure_open()
-            return Namespace(self, name)
+            return Kvi(prefixed(self._scope, name))
         except KviError as error:
             raise self._placed(error, "namespace", None)
 
@@ -487,7 +456,7 @@ class Kvi(ABC):
         """Ask the store now whether it answers, read-only; returns or raises."""
         try:
             self._ensure_open()
-            self._ping(self._seconds(timeout))
+            self._do(PingOp(), timeout)
         except KviError as error:
             raise self._placed(error, "ping", None)
 
@@ -496,28 +465,27 @@ class Kvi(ABC):
 
         Releases its locks and revokes its leases, as far as the store answers within the time-out,
         and ends its watches, threads and connections. Closing again does nothing. In a forked child
-        it does nothing to the parent's handle. From a signal handler, raise an exception instead
-        (``sys.exit()`` does) and close where it ends: the handler may have interrupted a call of
-        the same thread that holds what closing needs.
+        it does nothing to the parent's handle. A close that is interrupted counts as closed, and
+        goes on in the background. From a signal handler, raise an exception instead
+        (``sys.exit()`` does) and close where it ends.
         """
-        if self._shut is not None or not self._latch.acquire(blocking=False):
+        if self._scope.closed:
             return
-        self._shut = Closed
-        runtime = self._runtime
-        try:
-            if runtime is not None:
-                runtime.settle(self._timeout)
-        finally:  # also after an interrupt: there is no second close
-            try:
-                self._close()
-            finally:
-                if runtime is not None:
-                    runtime.end()
+        self._drive(self._end, lasting=True)
+        if self._scope.outer is None:
+            self._runtime.join()
 
-    @property
-    def closed(self) -> bool:
-        """Whether the handle can no longer be used: closed, or inherited through a fork."""
-        return self._shut is not None
+    async def _end(self, port: Port) -> None:
+        scope = self._scope
+        if not scope.latch.acquire(blocking=False):
+            return
+        scope.shut()
+        try:
+            await scope.settle(port)
+        finally:  # there is no second close
+            if scope.outer is None:
+                self._runtime.stop()
+                scope.primitives._close()
 
     @property
     def client(self) -> Any:
@@ -527,169 +495,21 @@ class Kvi(ABC):
         """
         try:
             self._ensure_open()
-            return self._native()
+            return self._scope.primitives._native()
         except KviError as error:
             raise self._placed(error, "client", None)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
         state = "" if not self.closed else " closed"
         return f"<{type(self).__name__} {self.uri}{state}>"
 
-    # -- primitives -------------------------------------------------------------------------------
-
-    @abstractmethod
-    def _get(self, key: str, timeout: float) -> KeyValue | None:
-        """Read one entry, linearizably."""
-
-    @abstractmethod
-    def _range(self, scan: Scan, timeout: float) -> RangeResult:
-        """Read the first page of ``scan`` (its span is never empty) and promise the rest."""
-
-    @abstractmethod
-    def _count(self, span: Span, timeout: float) -> int:
-        """Count the keys of ``span``."""
-
-    @abstractmethod
-    def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
-        """Write one entry; the new revision."""
-
-    @abstractmethod
-    def _delete(self, key: str, timeout: float) -> bool:
-        """Delete one entry; whether it was there."""
-
-    @abstractmethod
-    def _delete_range(self, span: Span, timeout: float) -> int:
-        """Delete the entries of ``span``; how many."""
-
-    @abstractmethod
-    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
-        """Run a transaction."""
-
-    @abstractmethod
-    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
-        """Begin to watch; see `kvi.feed`. Raises `Compacted` if ``spec.start`` is gone already."""
-
-    @abstractmethod
-    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
-        """Grant a lease that ends at the earliest ``ttl`` seconds after the call, unless renewed.
-
-        ``ttl`` is not above ``capabilities.lease_max_ttl``; the store may grant a longer one. Once
-        the lease ends, by itself or revoked, the keys stored with it vanish in one revision.
-        """
-
-    @abstractmethod
-    def _lease_renew(self, lease: int, timeout: float) -> float:
-        """Let the time of a lease begin anew; returns its ttl in seconds.
-
-        Raises `LeaseLost` if it has ended. A renewal whose answer is lost is no `OutcomeUnknown`
-        but `Unavailable` or `Timeout`: a lease that lives longer than known harms nobody.
-        """
-
-    @abstractmethod
-    def _lease_revoke(self, lease: int, timeout: float) -> None:
-        """End a lease now, and with it its keys; one that has ended is no error."""
-
-    @abstractmethod
-    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
-        """Claim the lock ``name`` for ``lease``, or look where an earlier claim stands.
-
-        A claim that stands keeps its place. Raises `LeaseLost` if the lease has ended. After any
-        other error the claim may or may not stand.
-        """
-
-    @abstractmethod
-    def _lock_release(self, claim: Claim, timeout: float) -> bool:
-        """Take back a claim that is held or waits; whether it still stood."""
-
-    @abstractmethod
-    def _ping(self, timeout: float) -> None:
-        """Return if the store can serve a linearizable read, else raise."""
-
-    @abstractmethod
-    def _native(self) -> Any:
-        """The native client, or ``None``."""
-
-    @abstractmethod
-    def _close(self) -> None:
-        """Free what the handle holds and wake its blocked calls; called once, never in a child."""
-
-    def _running(self) -> Runtime:
-        """What keeps this handle's leases, locks and watches going; made at the first use."""
-        runtime = self._runtime
-        if runtime is None:
-            from kvi.runtime.runtime import Runtime, Threads
-
-            parent = self._parent_runtime()
-            threads = Threads() if parent is None else parent.threads
-            with _runtimes:
-                runtime = self._runtime
-                if runtime is None:
-                    runtime = self._runtime = Runtime(threads, parent)
-            if self.closed:  # meanwhile, perhaps without seeing the runtime
-                runtime.settle(0)
-                runtime.end()
-        return runtime
-
-    def _listen(self, listener: Callable[[KviError], None]) -> None:
-        """For wrappers: let `_report` call this bound method, as long as its object lives."""
-        with _listening:
-            alive = (one for one in self._listeners if one() is not None)
-            self._listeners = (*alive, weakref.WeakMethod(listener))
-
-    def _report(self, error: KviError) -> None:
-        """For backends: the connection that watches are served by was lost, or not to be had.
-
-        Whoever watches is not told, for feeds bridge it; those who supervise the store are. May be
-        called by any thread, outside of all locks, and as often as it happens.
-        """
-        for reference in self._listeners:
-            listener = reference()
-            if listener is not None:
-                listener(error)
-
-    def _reporter(self) -> Callable[[KviError], None]:
-        """For backends: `_report`, for threads that must not keep the handle from being freed."""
-        method = weakref.WeakMethod(self._report)
-
-        def report(error: KviError) -> None:
-            if (alive := method()) is not None:
-                alive(error)
-
-        return report
-
-    def _parent_runtime(self) -> Runtime | None:
-        """For a view: the runtime of the handle below, whose threads it uses."""
-        return None
-
-    def _forked(self) -> None:  # noqa: B027  (most backends have nothing to do)
-        """In a child after a fork: let go of threads' state, without touching what is shared."""
-
     # -- helpers ----------------------------------------------------------------------------------
-
-    def _ensure_open(self) -> None:
-        if self._shut is not None:
-            raise self._refusal()
-
-    def _refusal(self) -> Closed:
-        if self._shut is UsedAfterFork:
-            return UsedAfterFork(
-                "this handle belongs to the parent process; open the store again after the fork"
-            )
-        return Closed("the handle is closed; open the store again")
-
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else check_timeout(timeout)
 
     def _span_of(self, start: str | None, end: str | None, prefix: str | None) -> Span:
         longest = self.capabilities.max_key
@@ -710,105 +530,40 @@ class Kvi(ABC):
     ) -> TxnResult:
         self._ensure_open()
         txn = check_txn(when, then, otherwise, self.capabilities, operation)
-        return self._txn(txn, self._seconds(timeout))
+        return self._do(TxnOp(txn), timeout)
 
-    def _nothing(self, span: Span, timeout: float) -> RangeResult:
+    def _nothing(self, span: Span, timeout: float | None) -> RangeResult:
         """An empty range, at the store's present revision where ranges have one."""
         revision = None
         if self.capabilities.snapshot_range:
             # asked where the caller asks, for permissions may end beside it
             key = span.start or "\0"
             where = Span(key, key + "\0") if span.empty else span
-            revision = self._range(Scan(where, limit=1, keys_only=True), timeout).revision
+            revision = self._do(RangeOp(Scan(where, limit=1, keys_only=True)), timeout).revision
         return RangeResult(revision, lambda: ())
 
-    def _guarded(self, pages: Iterable[Iterable[KeyValue]]) -> Iterator[Iterable[KeyValue]]:
-        """Pass pages on while the handle is open; errors get their place."""
+    def _pages(
+        self, found: RangeResult, scan: Scan, timeout: float | None
+    ) -> Iterator[list[KeyValue]]:
+        """One pass over the pages of a range; errors get their place."""
+        op = PageOp(found, scan)
         try:
             self._ensure_open()
-            for page in pages:
+            while (page := self._do(op, timeout)) is not None:
                 yield page
-                self._ensure_open()  # before the backend is asked for the next one
+                self._ensure_open()  # before the store is asked for the next one
         except KviError as error:
             raise self._placed(error, "range", None)
-
-    def _placed(self, error: KviError, operation: str, key: object) -> KviError:
-        """``error`` with its place; `Closed` instead if that is why the call failed."""
-        if self.closed and isinstance(error, (Unavailable, Timeout, OutcomeUnknown)):
-            closed = self._refusal()
-            closed.__cause__ = error
-            error = closed
-        return error.located(operation, key, self.uri)
+        finally:
+            if op.open:
+                self._runtime.post(op.close)  # left early: what it holds is freed elsewhere
 
 
-class BaseKvi(Kvi):
-    """What backends extend: all but nine primitives derived from those nine.
-
-    The derived forms are correct on any store; a backend overrides them where its store has a
-    cheaper or an atomic way (and then says so in its capabilities).
-    """
-
-    def _native(self) -> Any:
-        return None
-
-    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
-        from kvi.backend.claims import claim_in_queue, claim_single
-
-        claim = claim_in_queue if self.capabilities.lock_fair else claim_single
-        return claim(self, name, lease, timeout)
-
-    def _lock_release(self, claim: Claim, timeout: float) -> bool:
-        from kvi.backend.claims import release
-
-        if claim.ahead is not None and not self.capabilities.lock_fair:
-            return True  # who waits for a single key leaves nothing behind
-        return release(self, claim, timeout)
-
-    def _count(self, span: Span, timeout: float) -> int:
-        return sum(1 for _ in self._range(Scan(span, keys_only=True), timeout))
-
-    def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
-        revision = self._txn(Txn(then=(Put(key, value, lease),)), timeout).revision
-        assert revision is not None  # a transaction that puts has one
-        return revision
-
-    def _delete(self, key: str, timeout: float) -> bool:
-        return bool(self._txn(Txn(then=(Delete(key),)), timeout).results[0])
-
-    def _delete_range(self, span: Span, timeout: float) -> int:
-        """Delete in as few transactions as the store's limit allows; not atomic."""
-        deadline = time.monotonic() + timeout
-        size = (self.capabilities.max_txn_ops or 1000) // self.capabilities.txn_delete_ops
-        entries = iter(self._range(Scan(span, keys_only=True), timeout))
-        deleted = 0
-        try:
-            while batch := tuple(Delete(entry.key) for entry in islice(entries, size)):
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise Timeout("the time was up before all of the range was deleted")
-                deleted += sum(map(bool, self._txn(Txn(then=batch), left).results))
-        except OutcomeUnknown:
-            raise
-        except KviError as error:
-            if not deleted:
-                raise
-            raise OutcomeUnknown(
-                f"{deleted} keys of the range were deleted before this: {error.message}"
-            ) from error
-        return deleted
-
-
-def _after_fork_in_child() -> None:
-    global _listening, _runtimes
-    # threads that are not here may have held the others
-    _listening, _runtimes = threading.Lock(), threading.Lock()
-    for handle in list(_live):
-        if handle._shut is None:
-            handle._shut = UsedAfterFork
-        # A handle that another thread was still making has no state yet, and no one to use it.
-        with suppress(AttributeError):
-            handle._forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+def prefixed(outer: Scope, name: str) -> Scope:
+    """A view of the keys below ``name/``. Raises `InvalidOption`."""
+    prefix = check_name(name) + "/"
+    limits = narrowed(outer.capabilities, prefix)
+    uri = f"{outer.uri} in {name!r}"
+    scope = Scope(outer.runtime, outer.primitives, uri, limits, outer.timeout, outer)
+    scope.executor = Prefixed(outer.executor, prefix)
+    return scope

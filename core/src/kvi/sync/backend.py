@@ -1,13 +1,14 @@
 """`Backend`: a store as a service uses it, with a prefix, retries, liveness and observation.
 
-It is a chain of wrappers, each of which stands alone and can be had alone::
+It is middleware in this order, each of which stands alone::
 
-    Backend          reservations; arguments, errors and the caller's own keys
-      Monitored      is the store alive?         (kvi.backend.liveness)
-        Observed     metrics and traces          (kvi.backend.observe)
-          Retrying   what failed is tried again  (kvi.backend.retry)
-            Namespace    the path prefix         (kvi.backend.namespace)
-              the store
+    Kvi              arguments, errors and the caller's own keys
+      Reservations   what is stored under a reserved key keeps its lease
+      Monitored      is the store alive?         (kvi.middleware.liveness)
+      Observed       metrics and traces          (kvi.middleware.observe)
+      Retrying       what failed is tried again  (kvi.middleware.retry)
+      Prefixed       the path prefix             (kvi.middleware.namespace)
+        the store
 
 Liveness is outermost, so that a fault that a retry bridges is none; observation sees how many tries
 it took.
@@ -15,27 +16,95 @@ it took.
 
 from __future__ import annotations
 
-from kvi.backend.forwarding import Forwarding
-from kvi.backend.liveness import LivenessChannel, Monitored
-from kvi.backend.namespace import Namespace, check_name
-from kvi.backend.observe import Observed
-from kvi.backend.retry import Retrying
-from kvi.errors import InvalidArgument, KviError, LeaseLost, shown
-from kvi.interface import Kvi
-from kvi.model import Operation, Put, RangeResult, Txn, TxnResult
+from collections import deque
+from collections.abc import Iterator
+from math import inf
+
+from kvi.clock import now
+from kvi.driver.threads import ThreadSignal
+from kvi.errors import Closed, InvalidArgument, KviError, Timeout, shown
+from kvi.flow.reservation import Reservations
+from kvi.flow.scope import Scope
+from kvi.middleware.liveness import Monitored
+from kvi.middleware.namespace import Prefixed, check_name, narrowed
+from kvi.middleware.observe import Observed
+from kvi.middleware.retry import Retrying
+from kvi.model import RangeResult
+from kvi.ops import PingOp
 from kvi.options import check_timeout
 from kvi.policy.lease import check_ttl
+from kvi.policy.lock import check_wait
 from kvi.policy.retry import RetryPolicy
-from kvi.policy.text import check_key, check_value
-from kvi.recipes.reservation import Reservations
-from kvi.registry import open as open_store
+from kvi.sync.kvi import Kvi
+from kvi.sync.opening import open as open_store
+from kvi.text import check_key, check_value
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "LivenessChannel"]
 
+SIZE = 10  # items of a channel
 _ONCE = RetryPolicy(max_attempts=1)
+_SLICE = 1.0  # seconds after which a waiting reader looks whether the store was closed
 
 
-class Backend(Forwarding):
+class LivenessChannel:
+    """Whether a store is alive: its present state first, then every change, and now and then both.
+
+    Holds the last 10 items; while it is full, the oldest goes for the newest, so that nobody who
+    posts ever waits for who reads. Safe for threads; each item goes to one reader.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._items: deque[bool] = deque(maxlen=SIZE)
+        self._readers: list[ThreadSignal] = []
+
+    def get(self, timeout: float | None = None) -> bool:
+        """Take the next item; waits for it, at most ``timeout`` seconds (``None``: without end).
+
+        Raises `Timeout` if none came, `Closed` once the store is closed and all items are taken,
+        `InvalidArgument` for a negative time-out.
+        """
+        wait = check_wait(timeout)
+        deadline = inf if wait is None else now() + wait
+        signal = ThreadSignal()
+        self._readers.append(signal)
+        try:
+            while True:
+                try:
+                    return self._items.popleft()
+                except IndexError:
+                    left = deadline - now()
+                if self._scope.closed:
+                    raise Closed("the store of this channel is closed")
+                if left <= 0:
+                    raise Timeout("no news of the store's liveness in time")
+                signal.wait_here(min(left, _SLICE))
+        finally:
+            self._readers.remove(signal)
+            self._rouse()  # an item may have come for this one
+
+    def __iter__(self) -> Iterator[bool]:
+        """Items as they come, until the store is closed."""
+        while True:
+            try:
+                yield self.get()
+            except Closed:
+                return
+
+    def __len__(self) -> int:
+        """How many items are waiting, at most 10."""
+        return len(self._items)
+
+    def _post(self, alive: bool) -> None:
+        self._items.append(alive)
+        self._rouse()
+
+    def _rouse(self) -> None:
+        for signal in list(self._readers):
+            signal.set()
+
+
+class Backend(Kvi):
     """A store below a prefix, that tries again, knows whether it is alive, and can be observed.
 
     It is a `kvi.Kvi` over ``store``, with all that one can do. Safe for threads.
@@ -65,27 +134,28 @@ class Backend(Forwarding):
             raise InvalidArgument(f"path_prefix= is text, not {shown(path_prefix)}")
         if path_prefix:
             check_name(path_prefix)
-        owns = not isinstance(store, Kvi)
-        chain = store if isinstance(store, Kvi) else open_store(store)
+        inner = store if isinstance(store, Kvi) else open_store(store)
+        self._owned = None if isinstance(store, Kvi) else inner
         try:
-            if path_prefix:
-                chain, owns = Namespace(chain, path_prefix, owns=owns), True
-            retrying = Retrying(chain, _ONCE if retry is None else retry, owns=owns)
-            monitored = Monitored(Observed(retrying, owns=True), interval, owns=True)
+            scope = _scope_over(inner._scope, path_prefix, seconds)
         except KviError:
-            if owns:
-                chain.close()
+            if self._owned is not None:
+                self._owned.close()
             raise
-        super().__init__(monitored, owns=True)
-        self._timeout = seconds
-        self._monitored = monitored
-        self._retrying = retrying
-        self._reservations = Reservations(self)
+        policy = _ONCE if retry is None else retry
+        executor = Retrying(scope.executor, policy, scope.uri, lambda: scope.closed)
+        self._monitored = Monitored(Observed(executor, scope.uri), interval, lambda: scope.closed)
+        scope.executor = self._monitored
+        scope.executor = self._reservations = Reservations(scope)
+        scope.primitives._listen(self._monitored.failed)
+        self._channel = LivenessChannel(scope)
+        super().__init__(scope)
 
     def close(self) -> None:
         """End the handle; see `Kvi.close`. Nothing is tried again from now on."""
-        self._retrying.stop()
         super().close()
+        if self._owned is not None:
+            self._owned.close()
 
     # -- liveness ---------------------------------------------------------------------------------
 
@@ -106,11 +176,9 @@ class Backend(Forwarding):
         """
         try:
             self._ensure_open()
-            seconds = self._seconds(timeout)
+            self._seconds(timeout)
             try:
-                self._ping(seconds)
-            except InvalidArgument:
-                raise
+                self._do(PingOp(), timeout)
             except KviError:  # the answer is what it proves
                 self._ensure_open()
             return self.alive
@@ -126,7 +194,8 @@ class Backend(Forwarding):
         """
         try:
             self._ensure_open()
-            return self._monitored.enable_channel()
+            self._monitored.start(self._channel._post)
+            return self._channel
         except KviError as error:
             raise self._placed(error, "enable_liveness_channel", None)
 
@@ -162,7 +231,12 @@ class Backend(Forwarding):
             key = check_key(key, capabilities.max_key)
             data = check_value(value, capabilities.max_value)
             seconds = self._seconds(timeout)
-            return self._reservations.reserve(key, data, check_ttl(ttl, capabilities), seconds)
+            asked, held = check_ttl(ttl, capabilities), self._reservations
+            return self._drive(
+                lambda port: held.reserve(port, key, data, asked, seconds),
+                undo=lambda _: held.give_up(key),
+                away=True,
+            )
         except KviError as error:
             raise self._placed(error, "reserve", key)
 
@@ -174,7 +248,8 @@ class Backend(Forwarding):
         """
         try:
             self._ensure_open()
-            self._reservations.renew(check_key(key, None), self._seconds(timeout))
+            name, seconds, held = check_key(key, None), self._seconds(timeout), self._reservations
+            self._drive(lambda port: held.renew(port, name, seconds))
         except KviError as error:
             raise self._placed(error, "renew_reservation", key)
 
@@ -185,7 +260,8 @@ class Backend(Forwarding):
         """
         try:
             self._ensure_open()
-            self._reservations.release(check_key(key, None), self._seconds(timeout))
+            name, seconds, held = check_key(key, None), self._seconds(timeout), self._reservations
+            self._drive(lambda port: held.release(port, name, seconds), lasting=True)
         except KviError as error:
             raise self._placed(error, "release_reservation", key)
 
@@ -196,40 +272,21 @@ class Backend(Forwarding):
         """
         try:
             self._ensure_open()
-            self._reservations.release_all(self._seconds(timeout))
+            seconds, held = self._seconds(timeout), self._reservations
+            self._drive(lambda port: held.release_all(port, seconds), lasting=True)
         except KviError as error:
             raise self._placed(error, "release_all_reservations", None)
 
-    def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
-        if lease is not None or not self._reservations:
-            return self._inner._put(key, value, lease, timeout)
-        kept = self._reservations.lease_of(key)
-        try:
-            return self._inner._put(key, value, kept, timeout)
-        except LeaseLost:
-            self._reservations.lost(key)
-            raise
 
-    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
-        if not self._reservations:
-            return self._inner._txn(txn, timeout)
-        kept = Txn(
-            txn.when,
-            tuple(map(self._reserved, txn.then)),
-            tuple(map(self._reserved, txn.otherwise)),
-            txn.operation,
-        )
-        try:
-            return self._inner._txn(kept, timeout)
-        except LeaseLost:
-            put = {op.key for op in (*kept.then, *kept.otherwise) if isinstance(op, Put)}
-            self._reservations.check(put, timeout)
-            raise
-
-    def _reserved(self, operation: Operation) -> Operation:
-        if isinstance(operation, Put) and operation.lease is None:
-            return Put(operation.key, operation.value, self._reservations.lease_of(operation.key))
-        return operation
+def _scope_over(outer: Scope, path_prefix: str, timeout: float) -> Scope:
+    uri, limits = outer.uri, outer.capabilities
+    if path_prefix:
+        limits = narrowed(limits, path_prefix + "/")
+        uri = f"{uri} in {path_prefix!r}"
+    scope = Scope(outer.runtime, outer.primitives, uri, limits, timeout, outer)
+    if path_prefix:
+        scope.executor = Prefixed(scope.executor, path_prefix + "/")
+    return scope
 
 
 def _check_interval(interval: object) -> float:

@@ -1,0 +1,1 @@
+"""What runs flows: on threads (`kvi.driver.threads`), or in an event loop (`kvi.driver.loop`)."""

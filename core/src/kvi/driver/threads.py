@@ -1,0 +1,643 @@
+"""The thread driver: flows run on threads, and the main thread never runs one.
+
+*Why.* Python runs signal handlers in the main thread, between any two of its bytecodes, and a
+handler may raise. Whatever the main thread was doing then is left where it was: a lock may stay
+taken, a connection be in the middle of an answer. So a call of the main thread hands its flow to a
+thread of kvi's, and waits for it on a queue written in C. An exception out of the handler ends the
+wait and nothing else; the flow is told, and gives back what it got (`Errand`). Calls of other
+threads meet no handlers and run their flows in place. So do operations of the main thread that
+their backend declares whole at every bytecode (`Primitives.in_place`).
+
+*Who works.*
+
+===========  =========================================================  ========================
+threads      run                                                        how many
+===========  =========================================================  ========================
+flows        errands of the main thread, reading for watches: never     as many as there are
+             wait for one another                                       at once
+work         kvi's own: renewals, revocations                           1, to 8 while they stall
+call-backs   functions of the program; may block as long as they like   2, to 32 while they stall
+scheduler    decides what is due; never asks a store, never waits       1
+===========  =========================================================  ========================
+
+All are daemons, started at the first use and gone after a while without work, or by `stop`. A pool
+that has made no progress for `STALL` seconds gets one more thread. So kvi's own work never waits
+for the program's, and one call-back waits for another only when 32 are stuck at once.
+
+*What the main thread may touch.* Only steps in C that nothing can come between: `SimpleQueue.put`
+and ``get``, ``list.append`` and ``pop``, one assignment. The first thread is started in C as well,
+by a thread that starts the real one, for `threading.Thread.start` waits for a `Condition`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import heapq
+import itertools
+import logging
+import os
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import get_ident
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from kvi.clock import now
+from kvi.port import Cancelled, Flow, Kept, Performable, Port, run
+
+if TYPE_CHECKING:
+    from kvi.primitives import Primitives
+
+T = TypeVar("T")
+
+STALL = 0.02  # seconds without progress after which a pool gets another thread
+LINGER = 2.0  # seconds that a thread without work waits for some
+PATIENCE = 1.0  # seconds that the end of threads is waited for
+_SLICE = 1.0  # seconds after which a waiting flow looks whether it was given up
+_LONGEST = 3600.0  # seconds of one wait, which no platform finds too long
+
+_log = logging.getLogger("kvi")
+_main = threading.main_thread().ident
+
+
+class ThreadSignal:
+    """A `kvi.port.Signal`. Its queue is in C, so that anybody may set it at any moment."""
+
+    __slots__ = ("_port", "_queue", "_set")
+
+    def __init__(self, port: ThreadPort | None = None) -> None:
+        self._port = port
+        self._queue: SimpleQueue[None] = SimpleQueue()
+        self._set = False
+
+    def set(self) -> None:
+        """Wake the flow, now or at its next wait."""
+        if not self._set:
+            self._set = True
+            self._queue.put(None)
+
+    async def wait(self, timeout: float) -> bool:
+        """Wait until it is set."""
+        port = self._port
+        if port is None:
+            return self.wait_here(timeout)
+        port.waits = self
+        port.look()
+        done = self.wait_here(min(timeout, _SLICE))
+        port.waits = None
+        port.look()
+        return done
+
+    def wait_here(self, timeout: float) -> bool:
+        """Wait on this thread, outside of any flow."""
+        try:
+            if timeout > 0:
+                self._queue.get(timeout=min(timeout, _LONGEST))
+            else:
+                self._queue.get_nowait()
+        except Empty:
+            return False
+        self._set = False  # who waited looks after this, so that nothing is missed
+        return True
+
+
+class ThreadPort:
+    """The world of one flow on a thread."""
+
+    __slots__ = ("cancelled", "ended", "lasting", "performs", "waits")
+
+    def __init__(self, *, lasting: bool = False) -> None:
+        self.lasting = lasting  # it goes on to its end, whoever waits
+        self.cancelled = False
+        self.ended = False
+        self.waits: ThreadSignal | None = None
+        self.performs: tuple[Primitives, int] | None = None  # on which thread
+
+    now = staticmethod(now)
+    chance = staticmethod(random.random)
+
+    def signal(self) -> ThreadSignal:
+        """Something to wait for."""
+        return ThreadSignal(self)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, or less."""
+        await ThreadSignal(self).wait(seconds)
+
+    async def perform(self, op: Performable[T], primitives: Primitives, timeout: float) -> T:
+        """Block this thread in the primitive."""
+        self.look()
+        self.performs = primitives, get_ident()
+        try:
+            return op.run(primitives, timeout)
+        finally:
+            self.performs = None
+
+    def look(self) -> None:
+        """Raise `Cancelled` if nobody waits for the flow any more."""
+        if self.cancelled and not self.lasting:
+            raise Cancelled
+
+    def wake(self) -> None:
+        """Let the flow look around, if it waits."""
+        waits = self.waits
+        if waits is not None:
+            waits.set()
+
+    def cancel(self) -> None:
+        """Nobody waits for the flow any more."""
+        self.cancelled = True
+        if self.lasting:
+            return
+        self.wake()
+        performs = self.performs
+        if performs is not None:
+            primitives, thread = performs
+            primitives._cancel(thread)
+
+
+class Closing(Protocol):
+    """What an errand is for: a handle, which may be closed meanwhile."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is."""
+
+    def refusal(self) -> BaseException:
+        """What the caller gets then."""
+
+
+class Errand(Generic[T]):
+    """A flow that runs on a thread of kvi's, and the caller who waits for it.
+
+    ===============  ================================================================
+    what happened    then
+    ===============  ================================================================
+    it ended         the caller takes the result, or the error
+    the caller left  the flow is cancelled at its next look at the port, unless it
+                     is ``lasting``; if it has a result all the same,
+                     ``undo(result)`` gives that back
+    ===============  ================================================================
+
+    Both may happen at once, so each side first says its own (``port.cancelled``, ``port.ended``)
+    and then looks for the other's: whoever sees both undoes.
+    """
+
+    __slots__ = ("_context", "_flow", "_undo", "_unrun", "_word", "error", "port", "scope", "value")
+
+    def __init__(
+        self,
+        flow: Callable[[Port], Flow[T]],
+        undo: Callable[[T], object] | None,
+        scope: Closing,
+        *,
+        lasting: bool = False,
+    ) -> None:
+        self.port = ThreadPort(lasting=lasting)
+        self.scope = scope
+        self.value: T
+        self.error: BaseException | None = None
+        self._flow = flow
+        self._unrun = [None]  # popped by whoever runs it
+        self._undo = [] if undo is None else [undo]  # popped by whoever undoes
+        self._context = copy_context()
+        self._word: SimpleQueue[None] = SimpleQueue()
+
+    def __call__(self) -> None:
+        """Run the flow."""
+        try:
+            self._unrun.pop()
+        except IndexError:
+            return
+        try:
+            self.value = self._context.run(run, self._flow(self.port))
+        except BaseException as error:  # noqa: BLE001  (the caller gets it)
+            self.error = error
+        self.port.ended = True
+        self._word.put(None)
+        if self.port.cancelled:
+            self.give_back()
+
+    def wait(self) -> bool:
+        """Wait for its end, on the caller's thread; false if the handle was closed before."""
+        while True:
+            self._word.get()
+            if self.port.ended:
+                return True
+            if self.scope.closed and not self.port.lasting:
+                return False
+
+    def wake(self) -> None:
+        """Let both sides look around: something was closed."""
+        self.port.wake()
+        self._word.put(None)
+
+    def give_back(self) -> None:
+        """Undo what the flow did, once, if the caller has not got it."""
+        if self.error is None:
+            with suppress(IndexError):
+                self._undo.pop()(self.value)
+
+
+class _Flows:
+    """Threads for errands: there is always one free, or one more is started."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._free: list[None] = []  # one item for each thread that waits for work
+        self.threads: set[threading.Thread] = set()
+        self.stopped = False
+
+    def submit(self, work: Callable[[], object]) -> None:
+        """Run ``work`` on a thread. Of the main thread's steps, each is one in C."""
+        self._queue.put(work)
+        try:
+            self._free.pop()
+        except IndexError:
+            _thread.start_new_thread(self._start, ())
+
+    def stop(self) -> None:
+        self.stopped = True
+        for _ in range(len(self.threads) + 1):
+            self._queue.put(None)
+
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._work, name="kvi-flow", daemon=True).start()
+        except RuntimeError:  # too many threads: this one will do
+            self._work()
+
+    def _work(self) -> None:
+        me = threading.current_thread()
+        self.threads.add(me)
+        fetches = True  # started for some work that is in the queue
+        while not self.stopped or fetches:
+            if not fetches:
+                self._free.append(None)
+            try:
+                work = self._queue.get(timeout=LINGER)
+            except Empty:
+                try:
+                    self._free.pop()
+                except IndexError:  # somebody counts on this thread
+                    fetches = True
+                    continue
+                break
+            fetches = False
+            if work is not None:
+                _run_safely(work)
+            del work
+        self.threads.discard(me)
+
+
+class _Pool:
+    """Threads for what nobody waits for: ``few``, and up to ``most`` while they stall."""
+
+    def __init__(self, name: str, few: int, most: int, later: Callable[[float, Any], None]) -> None:
+        self.threads: set[threading.Thread] = set()
+        self._name = name
+        self._few = few
+        self._most = most
+        self._later = later
+        self._lock = threading.Lock()
+        self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._pending = 0  # in the queue, or being run
+        self._done = 0
+        self._watched = False  # somebody looks whether it stalls
+        self._stopped = False
+
+    def submit(self, work: Callable[[], object]) -> None:
+        """Run ``work`` soon; after `stop`, never. Not for the main thread."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._queue.put(work)
+            self._pending += 1
+            if self._pending > len(self.threads):
+                if len(self.threads) < self._few:
+                    self._start()
+                elif not self._watched:
+                    self._watched = True
+                    self._later(now() + STALL, partial(self._look, self._done))
+
+    def stop(self) -> None:
+        """Run nothing more; what runs now is not waited for."""
+        with self._lock:
+            self._stopped = True
+            for _ in self.threads:
+                self._queue.put(None)
+
+    def _look(self, done: int) -> None:
+        with self._lock:
+            self._watched = False
+            if self._stopped or self._pending <= len(self.threads):
+                return
+            if self._done == done and len(self.threads) < self._most:
+                self._start()
+            self._watched = True
+            self._later(now() + STALL, partial(self._look, self._done))
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # too many threads, or the interpreter ends
+            _log.warning("%s: no thread can be started, work has to wait: %s", self._name, error)
+        else:
+            self.threads.add(thread)
+
+    def _work(self) -> None:
+        while not self._stopped:
+            try:
+                work = self._queue.get(timeout=LINGER)
+            except Empty:
+                with self._lock:
+                    if self._queue.empty():
+                        self.threads.discard(threading.current_thread())
+                        return
+                continue
+            if work is None:
+                break
+            _run_safely(work)
+            del work
+            with self._lock:
+                self._pending -= 1
+                self._done += 1
+        with self._lock:
+            self.threads.discard(threading.current_thread())
+
+
+class Threads:
+    """The runtime of a handle and its views; see the module. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._flows = _Flows()
+        self._work = _Pool("kvi-work", 1, 8, self.at)
+        self._callbacks = _Pool("kvi-callbacks", 2, 32, self.at)
+        self._ports: set[ThreadPort | Errand[Any]] = set()
+        self._inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._asleep: list[None] = [None]  # empty while the scheduler runs
+        self._timers: list[tuple[float, int, Callable[[], object] | Kept]] = []
+        self._numbers = itertools.count()
+        self._forgotten = 0  # of those kept, about
+        self._stopped = False
+        self._scheduler: threading.Thread | None = None
+
+    now = staticmethod(now)
+
+    # -- for faces --------------------------------------------------------------------------------
+
+    def drive_here(self, flow: Callable[[Port], Flow[T]]) -> T:
+        """Run a flow on this thread, and return its result."""
+        port = ThreadPort()
+        self._ports.add(port)
+        try:
+            return run(flow(port))
+        finally:
+            self._ports.discard(port)
+
+    def drive(self, errand: Errand[T]) -> T:
+        """Run a flow on a thread of kvi's, and return its result.
+
+        Closing the handle wakes the caller at once.
+        """
+        try:
+            self._ports.add(errand)
+            self._hand_over(errand)
+            ended = errand.wait()
+            self._ports.discard(errand)
+            if ended and errand.error is None:
+                return errand.value  # nothing can come between here and the caller
+        except BaseException:
+            errand.port.cancelled = True  # first, and without a call: nothing can come before it
+            self._leave(errand)
+            raise
+        if not ended:
+            self._leave(errand)
+            raise errand.scope.refusal()
+        failure, errand.error = errand.error, None
+        assert failure is not None  # or the value would have been returned
+        try:
+            raise failure
+        finally:
+            del failure  # it holds this frame
+
+    def _hand_over(self, errand: Errand[Any]) -> None:
+        try:
+            self._flows.submit(errand)
+        except RuntimeError:  # no thread can be started: this one has to do
+            errand()
+
+    def _leave(self, errand: Errand[Any]) -> None:
+        errand.port.cancel()
+        self._ports.discard(errand)
+        if errand.port.ended:
+            self.spawn_call(errand.give_back)
+
+    def apart(self, function: Callable[[], T], undo: Callable[[T], object]) -> T:
+        """Call a function as `drive` runs a flow, before there is a handle."""
+        if get_ident() != _main or _is_importing():
+            return function()
+
+        async def flow(port: Port) -> T:
+            return function()
+
+        return self.drive(Errand(flow, undo, _NotYet()))
+
+    def read(self, flow: Callable[[Port], Flow[Any]]) -> None:
+        """Run a flow that nobody waits for on a thread of its own."""
+        try:
+            self._flows.submit(partial(_run_flow, flow))
+        except RuntimeError as error:  # what was submitted waits for the next thread
+            _log.warning("no thread can be started, a watch has to wait: %s", error)
+            self.at(now() + STALL, partial(self._flows.submit, _nothing))
+
+    # -- kvi.port.Runtime -------------------------------------------------------------------------
+
+    def keep(self, kept: Kept, due: float) -> None:
+        """Call ``kept.step`` at ``due``, and whenever it says."""
+        self.post(partial(self._add, due, kept))
+
+    def forget(self) -> None:
+        """One of those kept has ended. The timers are cleaned once half of them are waste."""
+        self.post(self._forget)
+
+    def spawn(self, flow: Callable[[Port], Flow[Any]]) -> None:
+        """Run a flow of kvi's own soon."""
+        self.spawn_call(partial(_run_flow, flow))
+
+    def spawn_call(self, function: Callable[[], object]) -> None:
+        """Run a function of kvi's own soon."""
+        if get_ident() == _main:
+            self.post(partial(self._work.submit, function))
+        else:
+            self._work.submit(function)
+
+    def call_back(self, function: Callable[[], object]) -> None:
+        """Run a function of the program soon."""
+        if get_ident() == _main:
+            self.post(partial(self._callbacks.submit, function))
+        else:
+            self._callbacks.submit(function)
+
+    def at(self, due: float, function: Callable[[], object]) -> None:
+        """Call a short function at the moment ``due``, on the scheduler's thread."""
+        self.post(partial(self._add, due, function))
+
+    def post(self, item: Callable[[], object]) -> None:
+        """Call ``item`` on the scheduler's thread, now. Any thread, at any moment."""
+        self._inbox.put(item)
+        try:
+            self._asleep.pop()
+        except IndexError:
+            return
+        with suppress(RuntimeError):  # the interpreter ends
+            _thread.start_new_thread(self._start, ())
+
+    def prompt(self, function: Callable[[], object]) -> None:
+        """As `post`, but at once on any thread but the main one."""
+        if get_ident() == _main:
+            self.post(function)
+        else:
+            function()
+
+    def wake(self) -> None:
+        """Wake everybody who waits: a handle was closed."""
+        for port in list(self._ports):
+            port.wake()
+
+    def stop(self) -> None:
+        """End all threads, without waiting."""
+        self._stopped = True
+        self._callbacks.stop()
+        self._work.stop()
+        self._flows.stop()
+        self._inbox.put(None)
+
+    def join(self) -> None:
+        """After `stop`: wait `PATIENCE` for the threads, except the one that calls this."""
+        deadline = now() + PATIENCE
+        for thread in self._threads():
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - now()))
+
+    def _threads(self) -> Iterable[threading.Thread]:
+        scheduler = self._scheduler
+        return [
+            *list(self._callbacks.threads),
+            *list(self._work.threads),
+            *list(self._flows.threads),
+            *([] if scheduler is None else [scheduler]),
+        ]
+
+    # -- the scheduler's thread -------------------------------------------------------------------
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._schedule, name="kvi-scheduler", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            _log.warning("no thread can be started, leases are not kept: %s", error)
+            self._asleep.append(None)
+
+    def _schedule(self) -> None:
+        self._scheduler = threading.current_thread()
+        while not self._stopped:
+            wait = LINGER
+            if self._timers:
+                wait = min(max(0.0, self._timers[0][0] - now()), _LONGEST)
+            try:
+                item = self._inbox.get(timeout=wait) if wait > 0 else self._inbox.get_nowait()
+            except Empty:
+                if not self._timers:
+                    self._asleep.append(None)
+                    if self._inbox.empty():
+                        return
+                    try:
+                        self._asleep.pop()
+                    except IndexError:  # somebody has started another
+                        return
+            else:
+                if item is None:
+                    return
+                _run_safely(item)
+                del item
+            while self._timers and self._timers[0][0] <= now():
+                due = heapq.heappop(self._timers)[2]
+                if callable(due):
+                    _run_safely(due)
+                else:
+                    self._work.submit(partial(self._step, due))
+
+    def _add(self, due: float, item: Callable[[], object] | Kept) -> None:
+        heapq.heappush(self._timers, (due, next(self._numbers), item))
+
+    def _forget(self) -> None:
+        self._forgotten += 1
+        if self._forgotten * 2 > len(self._timers):
+            self._timers = [
+                timer for timer in self._timers if not getattr(timer[2], "ended", False)
+            ]
+            heapq.heapify(self._timers)
+            self._forgotten = 0
+
+    def _step(self, kept: Kept) -> None:
+        due = _run_flow(kept.step)
+        if due is not None and not self._stopped:
+            self.keep(kept, due)
+
+
+def _run_flow(flow: Callable[[Port], Flow[T]]) -> T:
+    return run(flow(ThreadPort()))
+
+
+class _NotYet:
+    """What an errand is for that makes a handle."""
+
+    closed = False
+
+    def refusal(self) -> BaseException:
+        raise AssertionError("what is not there cannot be closed")
+
+
+def _is_importing() -> bool:
+    """Whether this thread is at the import of a module, which another thread might wait for."""
+    here: FrameType | None = sys._getframe()
+    while here is not None:
+        if here.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        here = here.f_back
+    return False
+
+
+def _nothing() -> None:
+    """Work that only needs a thread to come."""
+
+
+def is_main() -> bool:
+    """Whether this is the thread in which signal handlers run."""
+    return get_ident() == _main
+
+
+def _run_safely(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except Cancelled:
+        pass
+    except BaseException:  # noqa: BLE001  (whatever a function of the program does)
+        _log.exception("a call-back failed")
+
+
+def _after_fork_in_child() -> None:
+    global _main
+    _main = threading.main_thread().ident
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,249 @@
+"""`LeaseFlow`: a lease that is granted, kept alive, and given back, whatever happens to its holder.
+
+The decisions are in `kvi.policy.lease`; this joins them to a store. ``_lock`` guards the `Term`,
+for a few steps; the store is never asked under it. `alive` reads the clock and takes no lock, so
+that it can be asked at any moment, in a forked child too.
+
+*Given up.* `abandon` ends the lease at once for its holder and lets the runtime tell the store, as
+soon as it answers. It never waits, so it is what ``except BaseException`` calls.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+from kvi.call import Call
+from kvi.errors import KviError, LeaseLost, Timeout
+from kvi.flow.loss import LossState
+from kvi.flow.scope import PASSING, Scope
+from kvi.ops import GrantOp, PutOp, RenewOp, RevokeOp
+from kvi.policy.lease import LeaseState, Term
+from kvi.port import Port
+
+_log = logging.getLogger("kvi")
+_PAUSE = 1.0  # seconds between tries to revoke a lease that was given up
+
+
+class LeaseFlow:
+    """One lease. Safe for threads.
+
+    Attributes:
+        scope: what it hangs on.
+        id: its id at the store.
+        lost: set once it is lost; not by `revoke`, nor when the handle is closed.
+        owner: a weak reference to what it is kept alive for; ``None``: until somebody ends it.
+
+    """
+
+    __slots__ = ("__weakref__", "_kept", "_lock", "id", "lost", "owner", "scope", "term")
+
+    def __init__(
+        self, scope: Scope, lease: int, ttl: float, sent: float, *, keep_alive: bool
+    ) -> None:
+        self.scope = scope
+        self.id = lease
+        self.term = Term(ttl, sent)
+        self.owner: Callable[[], object | None] | None = None
+        self._kept = keep_alive
+        self._lock = threading.Lock()
+        self.lost = LossState(scope.runtime, self._is_lost)
+
+    @classmethod
+    async def grant(
+        cls, port: Port, scope: Scope, ttl: float, timeout: float, *, keep_alive: bool
+    ) -> LeaseFlow:
+        """Grant a lease and begin to keep it."""
+        scope.ensure_open()
+        sent = port.now()
+        grant = await scope.execute(port, GrantOp(ttl), timeout)
+        lease = cls(scope, grant.id, grant.ttl, sent, keep_alive=keep_alive)
+        scope.ledger.add_lease(lease)  # raises if closed meanwhile: it ends by itself
+        scope.runtime.keep(lease, lease._next_step())
+        return lease
+
+    @classmethod
+    async def with_key(
+        cls, port: Port, scope: Scope, key: str, value: bytes | None, ttl: float, timeout: float
+    ) -> LeaseFlow:
+        """Grant a lease and store a key under it: a temporary key."""
+        if value is None:
+            import socket  # costs 5 ms
+
+            value = f"{socket.gethostname()} {os.getpid()}".encode()
+        deadline = port.now() + timeout
+        lease = await cls.grant(port, scope, ttl, timeout, keep_alive=True)
+        try:
+            left = deadline - port.now()
+            if left <= 0:
+                raise Timeout("the time was up before the key was stored")
+            await scope.execute(port, PutOp(key, value, lease.id), left)
+        except BaseException:
+            lease.abandon()
+            raise
+        return lease
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is surely alive, by the clock, at this moment. What was false stays false."""
+        return self.term.alive(self.scope.runtime.now()) and not self.scope.closed
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is known to have ended, in whatever way."""
+        return self.term.state is not LeaseState.ALIVE
+
+    def may_live(self, moment: float) -> bool:
+        """Whether the store may still keep it, told or not."""
+        return moment < self.term.deadline
+
+    async def renew(self, port: Port, timeout: float) -> float:
+        """Let its time begin anew; returns the ttl. Raises `LeaseLost` if it has ended."""
+        with self._lock:
+            state = self._observe()
+        if state is LeaseState.ALIVE:
+            state = await self._renew(Call(port, port.now() + timeout))
+        if state is not LeaseState.ALIVE:
+            raise LeaseLost(
+                "the lease was not renewed in time; grant a new one"
+                if state is LeaseState.LOST
+                else "the lease was revoked; grant a new one"
+            )
+        return self.term.ttl
+
+    async def revoke(self, port: Port, timeout: float) -> None:
+        """End it now, and its keys. It counts as ended from the beginning of the call."""
+        if self._end() is not LeaseState.ALIVE:
+            self.scope.ledger.discard_lease(self)
+            return
+        try:
+            await self.scope.execute(port, RevokeOp(self.id), timeout)
+        except PASSING:
+            self._tell_later()
+            raise
+        except Exception:
+            self.scope.ledger.discard_lease(self)
+            raise
+        except BaseException:
+            self._tell_later()
+            raise
+        self.scope.ledger.discard_lease(self)
+
+    def abandon(self) -> None:
+        """Give it up at once; the store is told as soon as it answers. Never waits."""
+        if self._end() is not LeaseState.ENDED:
+            self._tell_later()
+
+    def shut(self) -> bool:
+        """The handle is closed: it is over. Whether the store still may have to be told."""
+        before = self._end()
+        return before is not LeaseState.LOST
+
+    # -- for the runtime --------------------------------------------------------------------------
+
+    async def step(self, port: Port) -> float | None:
+        """Renew it if that is due; returns when to come again."""
+        with self._lock:
+            state, due = self._observe(), self.term.due
+            patience = self.term.patience(port.now())
+        if state is not LeaseState.ALIVE:
+            return None
+        orphan = self.owner is not None and self.owner() is None
+        if orphan or self.scope.ledger.is_surplus(self, port.now()):
+            self.abandon()
+            return None
+        if self._kept and port.now() >= due:
+            # What follows a failure is decided here.
+            call = Call(port, port.now() + patience, decided=True)
+            try:
+                await self._renew(call)
+            except KviError as error:
+                _log.debug("a lease on %s could not be renewed: %s", self.scope.uri, error)
+            except Exception:  # noqa: BLE001  (a mistake of the backend: its loss must be told)
+                _log.exception("a lease on %s could not be renewed", self.scope.uri)
+            if self.ended:
+                return None
+        return self._next_step()
+
+    def _next_step(self) -> float:
+        term = self.term
+        return min(term.due, term.deadline) if self._kept else term.deadline
+
+    async def _renew(self, call: Call) -> LeaseState:
+        port = call.port
+        sent = port.now()
+        try:
+            ttl = await self.scope.executor.execute(RenewOp(self.id), call)
+        except LeaseLost:
+            with self._lock:
+                self.term.gone()
+                return self._observe()
+        except BaseException:
+            with self._lock:
+                self.term.failed(port.now())
+                self._observe()
+            raise
+        with self._lock:
+            self.term.renewed(ttl, sent, port.now())
+            return self._observe()
+
+    def _observe(self) -> LeaseState:
+        """The state now, told to those who wait for a loss. Hold the lock."""
+        state = self.term.observe(self.scope.runtime.now())
+        if state is LeaseState.LOST:
+            self.scope.ledger.discard_lease(self)
+            self.lost.set()
+        return state
+
+    def _is_lost(self) -> bool:
+        """The loss's probe; it is asked without locks."""
+        term = self.term
+        state = term.state  # read once: `revoke` may be changing it
+        lost = state is LeaseState.LOST or (
+            state is LeaseState.ALIVE and term.expired(self.scope.runtime.now())
+        )
+        return lost and not self.scope.closed
+
+    def _end(self) -> LeaseState:
+        with self._lock:
+            self._observe()
+            before = self.term.end()
+        self.lost.end()
+        if before is not LeaseState.ENDED:
+            self.scope.runtime.forget()
+        return before
+
+    def _tell_later(self) -> None:
+        """Let the runtime tell the store, unless the handle is closed, which tells it too."""
+        try:
+            self.scope.ledger.add_lease(self)
+        except KviError:
+            return
+        self.scope.runtime.keep(_Leaving(self), self.scope.runtime.now())
+
+
+class _Leaving:
+    """Revokes a lease that was given up; until it would have ended by itself."""
+
+    __slots__ = ("_lease",)
+    ended = False
+
+    def __init__(self, lease: LeaseFlow) -> None:
+        self._lease = lease
+
+    async def step(self, port: Port) -> float | None:
+        """Try once."""
+        lease = self._lease
+        scope, term = lease.scope, lease.term
+        try:
+            call = Call(port, port.now() + scope.timeout, decided=True)
+            await scope.executor.execute(RevokeOp(lease.id), call)
+        except PASSING:
+            if lease.may_live(port.now()) and not scope.closed:
+                return port.now() + min(_PAUSE, term.ttl / 3)
+        except KviError as error:
+            _log.debug("a lease on %s could not be revoked: %s", scope.uri, error)
+        scope.ledger.discard_lease(lease)
+        return None

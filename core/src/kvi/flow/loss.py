@@ -1,0 +1,81 @@
+"""The event that something held was lost, as flows and faces share it.
+
+It is set by whoever notices first: the lease's renewal, or a look at the clock. All steps of the
+main thread are single ones (one assignment, one ``append``), so that an exception of a signal
+handler comes before or after them; the call-backs are told by the runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kvi.port import Runtime
+
+
+class LossState:
+    """Whether something was lost against its holder's will. Giving it up is no loss.
+
+    Attributes:
+        ended: it was given up: from now on nothing can be lost.
+
+    """
+
+    __slots__ = ("_callbacks", "_lost", "_probe", "_runtime", "ended")
+
+    def __init__(self, runtime: Runtime, probe: Callable[[], bool]) -> None:
+        """``probe`` asks the clock."""
+        self._runtime = runtime
+        self._probe = probe
+        self._callbacks: list[tuple[Callable[[], object], bool]] = []
+        self._lost = False
+        self.ended = False
+
+    def is_set(self) -> bool:
+        """Whether it was lost, computed at the call: true from the first moment after a pause."""
+        if not self._lost and not self.ended and self._probe():
+            self.set()
+        return self._lost
+
+    def set(self) -> None:
+        """It is lost, unless it was given up."""
+        if not self.ended:
+            self._lost = True
+            self._runtime.post(self._tell)
+
+    def add(self, callback: Callable[[], object], *, own: bool = False) -> None:
+        """Call ``callback()`` once it is lost; soon, if it is already. ``own``: it is of kvi."""
+        self._callbacks.append((callback, own))
+        if self._lost:
+            self._runtime.post(self._tell)
+        elif self.ended:
+            self._callbacks.clear()
+
+    def remove(self, callback: Callable[[], object]) -> None:
+        """Undo `add` of one of kvi's own."""
+        try:
+            self._callbacks.remove((callback, True))
+        except ValueError:  # told already
+            return
+
+    def forget(self) -> None:
+        """Forget the call-backs: what is held goes to another holder."""
+        self._callbacks = []
+
+    def end(self) -> None:
+        """What was held is given up."""
+        self.ended = True
+        if not self._lost:
+            self._callbacks = [one for one in self._callbacks if one[1]]
+            self._runtime.post(self._tell)  # kvi's own wake and look
+
+    def _tell(self) -> Any:
+        while self._callbacks:
+            try:
+                callback, own = self._callbacks.pop(0)
+            except IndexError:  # another thread is at it
+                return
+            if own:
+                callback()
+            elif self._lost:
+                self._runtime.call_back(callback)

@@ -1,0 +1,270 @@
+"""`Scope`: one handle or view, as flows see it; and the settling of all that hangs on it.
+
+*Ownership.* The handle that `kvi.open` gives has a runtime and a store. Views and backends over it
+are scopes of the same runtime. What is begun through one hangs on it. Closing a scope settles it
+and those within it; closing the handle ends the runtime and the store as well.
+
+=============  ===================================  ==========================================
+state          guarantee                            left by
+=============  ===================================  ==========================================
+``OPEN``       operations run                       `close`, of this or of an outer scope:
+                                                    CLOSED; a fork, in the child: FORKED
+``CLOSED``     nothing new begins; everybody who    final
+               waited has been woken
+``FORKED``     as CLOSED; the parent's is untouched  final
+=============  ===================================  ==========================================
+
+*Settling* wakes everybody, then revokes the leases, which releases the locks and deletes the
+temporary keys. What fails in a way that may pass is tried again until the time-out is up; leases
+that the store was not told of end by themselves.
+
+*Idle leases.* A lock gives its lease back after a release that surely worked, and the next lock
+with the same ttl takes it, which saves granting one. It is never at two locks at once, is kept
+alive meanwhile, and revoked after `IDLE` seconds without use. There are at most `MOST_IDLE` of a
+handle, all its views together.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from kvi.call import Call
+from kvi.capabilities import Capabilities
+from kvi.errors import Closed, KviError, OutcomeUnknown, Timeout, Unavailable, UsedAfterFork
+from kvi.flow.loss import LossState
+from kvi.ops import Direct, Executor, Op, RevokeOp
+from kvi.port import Port, Runtime
+from kvi.primitives import Primitives
+
+T = TypeVar("T")
+_log = logging.getLogger("kvi")
+
+IDLE = 30.0  # seconds that an unused lease is kept for the next lock
+MOST_IDLE = 16  # leases; what locks that were held at once leave behind is not kept for ever
+PASSING = (Unavailable, Timeout, OutcomeUnknown)  # the store may be back in a moment
+_PAUSE = 0.1  # seconds between tries to tell a store that cannot be reached
+
+
+class Held(Protocol):
+    """A lease, as the ledger knows it."""
+
+    id: int
+    scope: Scope
+    lost: LossState
+    owner: Callable[[], object | None] | None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is surely alive."""
+
+    def may_live(self, moment: float) -> bool:
+        """Whether the store may still keep it."""
+
+    def shut(self) -> bool:
+        """The handle is closed. Whether the store still may have to be told."""
+
+    def abandon(self) -> None:
+        """Give it up without waiting."""
+
+
+class Watching(Protocol):
+    """A watch, as the ledger knows it."""
+
+    @property
+    def scope(self) -> Scope:
+        """What it hangs on."""
+
+    def shut(self) -> None:
+        """End, because the handle is closed: whoever waits wakes up and finds it so."""
+
+
+class Ledger:
+    """What hangs on a handle and its views: leases, idle leases, watches. Safe for threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._leases: set[Held] = set()
+        self._watches: set[Watching] = set()
+        self._idle: list[tuple[Held, float, float]] = []  # ttl asked for, and since when
+
+    def add_lease(self, lease: Held) -> None:
+        """Know a lease until it is discarded; raises `Closed` if nothing new may begin."""
+        with self._lock:
+            lease.scope.ensure_open()
+            self._leases.add(lease)
+
+    def discard_lease(self, lease: Held) -> None:
+        """Forget a lease that has ended, and that the store knows of, or will find out."""
+        with self._lock:
+            self._leases.discard(lease)
+
+    def add_watch(self, watch: Watching) -> None:
+        """Know a watch until it is discarded; raises `Closed` if nothing new may begin."""
+        with self._lock:
+            watch.scope.ensure_open()
+            self._watches.add(watch)
+
+    def discard_watch(self, watch: Watching) -> None:
+        """Forget a watch that has ended."""
+        with self._lock:
+            self._watches.discard(watch)
+
+    def take_idle(self, ttl: float) -> Held | None:
+        """An idle lease that was asked for with ``ttl``, for the one who calls."""
+        dead = []
+        found = None
+        with self._lock:
+            for position in range(len(self._idle) - 1, -1, -1):
+                lease, asked, _ = self._idle[position]
+                if asked == ttl:
+                    del self._idle[position]
+                    if lease.alive:
+                        found = lease
+                        break
+                    dead.append(lease)
+        for lease in dead:
+            lease.abandon()
+        return found
+
+    def give_idle(self, lease: Held, ttl: float, now: float) -> None:
+        """Keep a lease without keys for the next lock."""
+        lease.owner = None
+        lease.lost.forget()  # else the call-backs of all locks that ever had it pile up
+        with self._lock:
+            if len(self._idle) < MOST_IDLE and not lease.scope.closed:
+                self._idle.append((lease, ttl, now))
+                return
+        lease.abandon()
+
+    def is_surplus(self, lease: Held, now: float) -> bool:
+        """Whether a lease has been idle for too long; then it is idle no more, but to be ended."""
+        with self._lock:
+            for position, (kept, _, since) in enumerate(self._idle):
+                if kept is lease:
+                    if now - since <= IDLE:
+                        return False
+                    del self._idle[position]
+                    return True
+        return False
+
+    def clear(self, scope: Scope) -> tuple[list[Held], list[Watching]]:
+        """Take out what hangs on ``scope``, which is closed, and on the scopes within it."""
+        with self._lock:
+            leases = [one for one in self._leases if one.scope.is_within(scope)]
+            watches = [one for one in self._watches if one.scope.is_within(scope)]
+            self._leases.difference_update(leases)
+            self._watches.difference_update(watches)
+            self._idle = [one for one in self._idle if not one[0].scope.is_within(scope)]
+        return leases, watches
+
+
+class Scope:
+    """One handle or view. Safe for threads.
+
+    Attributes:
+        runtime: what keeps its leases and watches going; shared with the scopes around it.
+        ledger: what hangs on the handle and its views.
+        primitives: the store at the bottom.
+        executor: what does its operations.
+        uri: what errors call it.
+        capabilities: what it can do.
+        timeout: seconds for calls that do not give their own.
+        outer: the scope that this one is a view of, or ``None``.
+        shut_down: it was closed by itself; `closed` also looks at what is around it.
+
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        primitives: Primitives,
+        uri: str,
+        capabilities: Capabilities,
+        timeout: float,
+        outer: Scope | None = None,
+    ) -> None:
+        self.runtime = runtime
+        self.primitives = primitives
+        self.executor: Executor = Direct(primitives) if outer is None else outer.executor
+        self.uri = uri
+        self.capabilities = capabilities
+        self.timeout = timeout
+        self.ledger: Ledger = Ledger() if outer is None else outer.ledger
+        self.outer = outer
+        self.latch = threading.Lock()  # taken once, by the close that ends it
+        self.shut_down = False
+
+    @classmethod
+    def of(cls, runtime: Runtime, primitives: Primitives) -> Scope:
+        """The scope of a handle on a store that has just been opened."""
+        limits, timeout = primitives.capabilities, primitives.timeout
+        return cls(runtime, primitives, primitives.uri, limits, timeout)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can no longer be used."""
+        outer = self.outer
+        return self.shut_down or self.primitives.forked or (outer is not None and outer.closed)
+
+    def ensure_open(self) -> None:
+        """Raise `Closed`, or `UsedAfterFork`, if it is not open."""
+        if self.closed:
+            raise self.refusal()
+
+    def refusal(self) -> Closed:
+        """The error of whoever uses it now."""
+        if self.primitives.forked:
+            return UsedAfterFork(
+                "this handle belongs to the parent process; open the store again after the fork"
+            )
+        return Closed("the handle is closed; open the store again")
+
+    def placed(self, error: KviError, operation: str, key: object) -> KviError:
+        """``error`` with its place; `Closed` instead if that is why the call failed."""
+        if isinstance(error, PASSING) and self.closed:
+            closed = self.refusal()
+            closed.__cause__ = error
+            error = closed
+        return error.located(operation, key, self.uri)
+
+    def is_within(self, scope: Scope) -> bool:
+        """Whether it is ``scope``, or a view of it."""
+        here: Scope | None = self
+        while here is not None:
+            if here is scope:
+                return True
+            here = here.outer
+        return False
+
+    async def execute(self, port: Port, op: Op[T], timeout: float) -> T:
+        """Do one operation within ``timeout`` seconds."""
+        return await self.executor.execute(op, Call(port, port.now() + timeout))
+
+    def shut(self) -> None:
+        """From now on nothing new begins; wakes everybody. Never waits."""
+        self.shut_down = True
+        self.runtime.wake()
+
+    async def settle(self, port: Port) -> None:
+        """After `shut`: end what hangs on it, as far as the store answers within the time-out."""
+        deadline = port.now() + self.timeout
+        leases, watches = self.ledger.clear(self)
+        for watch in watches:
+            watch.shut()
+        owed = [lease for lease in leases if lease.shut()]
+        while owed and port.now() < deadline:
+            lease = owed.pop()
+            try:
+                call = Call(port, deadline, decided=True)
+                await self.executor.execute(RevokeOp(lease.id), call)
+            except PASSING as error:
+                final = isinstance(error, Unavailable) and not error.passing
+                if final or not lease.may_live(port.now()):
+                    continue
+                owed.insert(0, lease)
+                await port.sleep(min(_PAUSE, max(0.0, deadline - port.now())))
+            except KviError as error:
+                _log.warning("a lease could not be revoked, it ends by itself: %s", error)

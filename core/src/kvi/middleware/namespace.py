@@ -1,0 +1,198 @@
+"""The keys below ``name/``, seen as a whole store: two pure functions, and who applies them.
+
+Every key gets the prefix on its way in and loses it on its way out, in results as in errors (which
+the public methods place with the caller's own key). An open bound becomes the bound of the
+namespace, so that no span can reach outside of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from kvi.call import Call
+from kvi.capabilities import Capabilities
+from kvi.errors import InvalidKey, InvalidOption
+from kvi.feed import Batch, WatchSpec
+from kvi.model import (
+    Claim,
+    Compare,
+    Delete,
+    Event,
+    Get,
+    KeyValue,
+    Operation,
+    Put,
+    RangeResult,
+    Scan,
+    Span,
+    Txn,
+    TxnResult,
+)
+from kvi.ops import (
+    ClaimOp,
+    CountOp,
+    DeleteOp,
+    DeleteRangeOp,
+    Executor,
+    GetOp,
+    Op,
+    PutOp,
+    RangeOp,
+    ReleaseOp,
+    TxnOp,
+    WatchOp,
+)
+from kvi.text import check_bound, prefix_end
+
+T = TypeVar("T")
+MIN_MAX_KEY = 4096  # what the contract leaves for keys at the least
+
+
+class Prefixed:
+    """The keys below ``prefix``."""
+
+    __slots__ = ("_inner", "_prefix")
+
+    def __init__(self, inner: Executor, prefix: str) -> None:
+        self._inner = inner
+        self._prefix = prefix
+
+    async def execute(self, op: Op[T], call: Call) -> T:
+        """Do it with the prefix, and take it off the result."""
+        result = await self._inner.execute(inward(op, self._prefix), call)
+        return outward(result, len(self._prefix))
+
+
+def inward(op: Op[T], prefix: str) -> Op[T]:
+    """An operation of the view as one of the store below."""
+    into: Any
+    match op:
+        case GetOp():
+            into = GetOp(prefix + op.key)
+        case PutOp():
+            into = PutOp(prefix + op.key, op.value, op.lease)
+        case DeleteOp():
+            into = DeleteOp(prefix + op.key)
+        case TxnOp():
+            into = TxnOp(_txn_in(op.txn, prefix))
+        case RangeOp():
+            scan = op.scan
+            span = _span_in(scan.span, prefix)
+            into = RangeOp(Scan(span, scan.limit, scan.reverse, scan.keys_only))
+        case CountOp():
+            into = CountOp(_span_in(op.span, prefix))
+        case DeleteRangeOp():
+            into = DeleteRangeOp(_span_in(op.span, prefix))
+        case WatchOp():
+            spec = op.spec
+            into = WatchOp(
+                WatchSpec(_span_in(spec.span, prefix), spec.start, spec.initial), op.wake
+            )
+        case ClaimOp():
+            into = ClaimOp(prefix + op.key, op.lease)
+        case ReleaseOp():
+            into = ReleaseOp(_claim(op.claim, lambda key: prefix + key))
+        case _:  # without keys
+            into = op
+    return into  # type: ignore[no-any-return]
+
+
+def outward(result: T, skip: int) -> T:
+    """A result of the store below as one of the view: its keys lose ``skip`` characters."""
+    out: Any = result
+    match result:
+        case KeyValue():
+            out = _entry_out(result, skip)
+        case RangeResult():
+            out = result.map_pages(lambda pages: _pages_out(pages, skip))
+        case TxnResult():
+            results = tuple(
+                _entry_out(one, skip) if isinstance(one, KeyValue) else one
+                for one in result.results
+            )
+            out = TxnResult(result.succeeded, result.revision, results)
+        case Batch():
+            out = Batch([_event_out(event, skip) for event in result.events], result.revision)
+        case Claim():
+            out = _claim(result, lambda key: key[skip:])
+    return out  # type: ignore[no-any-return]
+
+
+def narrowed(limits: Capabilities, prefix: str) -> Capabilities:
+    """The capabilities of a view. Raises `InvalidOption` if it leaves too little for keys."""
+    if limits.max_key is None:
+        return limits
+    longest = limits.max_key - len(prefix.encode())
+    if longest < MIN_MAX_KEY:
+        raise InvalidOption(
+            f"the namespace leaves {longest:,} bytes for keys, under {MIN_MAX_KEY:,}; shorten it"
+        )
+    return replace(limits, max_key=longest)
+
+
+def check_name(name: str) -> str:
+    """Return the name of a namespace if it is one; raises `InvalidOption`."""
+    try:
+        check_bound("namespace", name)
+    except InvalidKey as error:
+        raise InvalidOption(error.message) from None
+    if not name or name.startswith("/") or name.endswith("/"):
+        raise InvalidOption(
+            f"a namespace is text that neither begins nor ends with a slash, not {name!r}"
+        )
+    return name
+
+
+def _txn_in(txn: Txn, prefix: str) -> Txn:
+    return Txn(
+        tuple(Compare(prefix + c.key, c.target, c.operator, c.operand) for c in txn.when),
+        tuple(_operation_in(op, prefix) for op in txn.then),
+        tuple(_operation_in(op, prefix) for op in txn.otherwise),
+        txn.operation,
+    )
+
+
+def _operation_in(op: Operation, prefix: str) -> Operation:
+    key = prefix + op.key
+    match op:
+        case Put():
+            return Put(key, op.value, op.lease)
+        case Get():
+            return Get(key)
+        case Delete():
+            return Delete(key)
+
+
+def _span_in(span: Span, prefix: str) -> Span:
+    # ``name/`` itself, which other tools store as a mark of a folder, is no key of the view
+    start = prefix + (span.start or "\0")
+    end = prefix_end(prefix) if span.end is None else prefix + span.end
+    everything = not span.start and span.end is None
+    inner = prefix if everything else None if span.prefix is None else prefix + span.prefix
+    return Span(start, end, inner)
+
+
+def _claim(claim: Claim, change: Any) -> Claim:
+    guard = replace(claim.guard, key=change(claim.guard.key))
+    ahead = None if claim.ahead is None else change(claim.ahead)
+    return Claim(change(claim.key), claim.fence, guard, ahead, claim.revision)
+
+
+def _entry_out(entry: KeyValue, skip: int) -> KeyValue:
+    return KeyValue(entry.key[skip:], *entry[1:])
+
+
+def _pages_out(pages: Iterable[Iterable[KeyValue]], skip: int) -> Iterator[Iterable[KeyValue]]:
+    for page in pages:
+        yield (KeyValue(entry.key[skip:], *entry[1:]) for entry in page)
+
+
+def _event_out(event: Event, skip: int) -> Event:
+    kind, key, value, revision, previous, initial, snapshot = event
+    if previous is not None:
+        previous = _entry_out(previous, skip)
+    if snapshot is not None:
+        snapshot = [_entry_out(entry, skip) for entry in snapshot]
+    return Event(kind, key[skip:], value, revision, previous, initial, snapshot)

@@ -1,0 +1,86 @@
+"""The middleware that tries again; what it decides is in `kvi.policy.retry`.
+
+An operation that works costs one look at the clock. One that fails waits for as long as the policy
+says, and then is asked again with what is left of its time. Closing the handle wakes who waits.
+
+*Of several policies on the way to the store only the outermost counts*: it marks the call as
+``decided``. Renewals of leases come so marked: they are tried again by the lease, which knows how
+much time it has left.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from kvi.call import Call
+from kvi.errors import KviError, OutcomeUnknown
+from kvi.ops import Executor, Op
+from kvi.policy.retry import RetryPolicy
+
+T = TypeVar("T")
+_logger = logging.getLogger("kvi.retry")
+
+
+class Retrying:
+    """Tries again as ``policy`` says, until ``closed()``."""
+
+    __slots__ = ("_closed", "_inner", "_policy", "_uri")
+
+    def __init__(
+        self, inner: Executor, policy: RetryPolicy, uri: str, closed: Callable[[], bool]
+    ) -> None:
+        self._inner = inner
+        self._policy = policy
+        self._uri = uri
+        self._closed = closed
+
+    async def execute(self, op: Op[T], call: Call) -> T:
+        """Do it, and again if it fails in a way that may pass."""
+        if call.decided:
+            return await self._inner.execute(op, call)
+        call.decided = True
+        try:
+            while True:
+                try:
+                    return await self._inner.execute(op, call)
+                except KviError as error:
+                    await self._pause(error, op, call)
+        finally:
+            call.decided = False
+
+    async def _pause(self, error: KviError, op: Op[T], call: Call) -> None:
+        """Wait before the next try, or raise ``error``."""
+        call.doubt = call.doubt or isinstance(error, OutcomeUnknown)
+        port = call.port
+        pause = self._policy.decide(
+            error,
+            op.effect,
+            attempt=call.attempts,
+            left=call.deadline - port.now(),
+            chance=port.chance(),
+        )
+        if pause is None or self._closed():
+            raise error
+        _log(error, op, call.attempts, pause, self._uri)
+        end = port.now() + pause
+        while (rest := end - port.now()) > 0:
+            await port.sleep(rest)
+            if self._closed():
+                raise error
+        if port.now() >= call.deadline:
+            raise error
+        call.attempts += 1
+
+
+def _log(error: KviError, op: Op[T], attempts: int, pause: float, uri: str) -> None:
+    _logger.warning(
+        "%s of %r on %s failed (try %d), again in %.3f s: %s",
+        op.name,
+        op.key,
+        uri,
+        attempts,
+        pause,
+        error,
+    )

@@ -1,0 +1,349 @@
+"""Operations as values: what is asked of a store, from the checked arguments of a call.
+
+Each has a name (as observers see it), a key (for messages), what doing it twice means
+(`kvi.policy.retry.Effect`), and knows the primitive that does it. So whatever stands between a
+handle and its store is one method, ``execute(op, call)``, and not one for each operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+from kvi.call import Call
+from kvi.feed import Batch, Feed, Wake, WatchSpec
+from kvi.model import Claim, Get, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.policy.retry import Effect
+from kvi.primitives import Primitives
+
+T = TypeVar("T")
+
+
+class Op(Generic[T]):
+    """One operation.
+
+    Attributes:
+        called: its name; ``""``: observers do not see it.
+        effect: what doing it twice does.
+        proves: whether its success proves that the store is alive.
+        key: the key, or the lower bound, that it is about.
+
+    """
+
+    __slots__ = ()
+
+    called: ClassVar[str] = ""
+    proves: ClassVar[bool] = True
+    effect: Effect = Effect.READ
+    key: str | None
+
+    @property
+    def name(self) -> str:
+        """The name, as observers see it."""
+        return self.called
+
+    def run(self, primitives: Primitives, timeout: float) -> T:
+        """Let a store do it."""
+        raise NotImplementedError
+
+
+class _Keyless(Op[T]):
+    __slots__ = ()
+    key = None
+
+
+class _Keyed(Op[T]):
+    __slots__ = ("key",)
+    key: str
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+
+class Executor(Protocol):
+    """Whatever does operations: a store, or middleware over one."""
+
+    async def execute(self, op: Op[T], call: Call) -> T:
+        """Do ``op`` within the call's deadline."""
+
+
+class Direct:
+    """The innermost executor: the store itself."""
+
+    __slots__ = ("primitives",)
+
+    def __init__(self, primitives: Primitives) -> None:
+        self.primitives = primitives
+
+    async def execute(self, op: Op[T], call: Call) -> T:
+        """Ask the store."""
+        return await call.port.perform(op, self.primitives, call.left())
+
+
+class GetOp(_Keyed["KeyValue | None"]):
+    """Read one entry."""
+
+    __slots__ = ()
+    called = "get"
+
+    def run(self, primitives: Primitives, timeout: float) -> KeyValue | None:
+        return primitives._get(self.key, timeout)
+
+
+class PutOp(_Keyed[int]):
+    """Create or replace one entry."""
+
+    __slots__ = ("lease", "value")
+    called, effect = "store", Effect.WRITE
+
+    def __init__(self, key: str, value: bytes, lease: int | None) -> None:
+        self.key = key
+        self.value = value
+        self.lease = lease
+
+    def run(self, primitives: Primitives, timeout: float) -> int:
+        return primitives._put(self.key, self.value, self.lease, timeout)
+
+
+class DeleteOp(_Keyed[bool]):
+    """Delete one entry."""
+
+    __slots__ = ()
+    called, effect = "delete", Effect.WRITE
+
+    def run(self, primitives: Primitives, timeout: float) -> bool:
+        return primitives._delete(self.key, timeout)
+
+
+class _Spanning(Op[T]):
+    __slots__ = ("key", "span")
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.key = span.start
+
+
+class CountOp(_Spanning[int]):
+    """Count the keys of a span."""
+
+    __slots__ = ()
+    called = "count"
+
+    def run(self, primitives: Primitives, timeout: float) -> int:
+        return primitives._count(self.span, timeout)
+
+
+class DeleteRangeOp(_Spanning[int]):
+    """Delete the entries of a span."""
+
+    __slots__ = ()
+    called, effect = "delete_range", Effect.WRITE
+
+    def run(self, primitives: Primitives, timeout: float) -> int:
+        return primitives._delete_range(self.span, timeout)
+
+
+class RangeOp(_Spanning[RangeResult]):
+    """Read the first page of a range, and promise the rest."""
+
+    __slots__ = ("scan",)
+    called = "range"
+
+    def __init__(self, scan: Scan) -> None:
+        super().__init__(scan.span)
+        self.scan = scan
+
+    def run(self, primitives: Primitives, timeout: float) -> RangeResult:
+        return primitives._range(self.scan, timeout)
+
+
+class PageOp(Op["list[KeyValue] | None"]):
+    """Read the next page of a range; ``None`` after the last.
+
+    Done again after a failure, it begins the pass over the pages anew (at the same revision, where
+    the store has snapshots) and skips what was read.
+    """
+
+    __slots__ = ("_found", "_last", "_pages", "_scan", "_skip", "key")
+    called = "range_page"
+
+    def __init__(self, found: RangeResult, scan: Scan) -> None:
+        self._found = found
+        self._scan = scan
+        self.key = scan.span.start
+        self._pages: Iterator[Iterable[KeyValue]] | None = None
+        self._last: str | None = None  # the last key that was read
+        self._skip: str | None = None  # up to here this pass repeats an earlier one
+
+    @property
+    def name(self) -> str:
+        return "" if self._last is None else self.called  # the first came with the range
+
+    def run(self, primitives: Primitives, timeout: float) -> list[KeyValue] | None:
+        try:
+            if self._pages is None:
+                self._pages, self._skip = iter(self._found._pages()), self._last
+            for page in self._pages:
+                entries = list(page)
+                if self._skip is not None:
+                    entries = self._behind(entries, self._skip)
+                if entries:
+                    self._last = entries[-1].key
+                    return entries
+        except BaseException:
+            self._pages = None
+            raise
+        self._pages = None
+        return None
+
+    @property
+    def open(self) -> bool:
+        """Whether a pass is under way."""
+        return self._pages is not None
+
+    def close(self) -> None:
+        """End the pass that is under way."""
+        close = getattr(self._pages, "close", None)
+        self._pages = None
+        if close is not None:
+            close()
+
+    def _behind(self, entries: list[KeyValue], last: str) -> list[KeyValue]:
+        # Text sorts by code point, as UTF-8 does by byte.
+        if self._scan.reverse:
+            return [entry for entry in entries if entry.key < last]
+        return [entry for entry in entries if entry.key > last]
+
+
+class TxnOp(Op[TxnResult]):
+    """Run a transaction."""
+
+    __slots__ = ("txn",)
+    called = "txn"
+
+    def __init__(self, txn: Txn) -> None:
+        self.txn = txn
+
+    @property
+    def name(self) -> str:
+        return self.txn.operation
+
+    @property
+    def effect(self) -> Effect:  # type: ignore[override]  # it depends
+        txn = self.txn
+        if all(isinstance(op, Get) for op in (*txn.then, *txn.otherwise)):
+            return Effect.READ
+        return Effect.DECIDING if txn.when else Effect.WRITE
+
+    @property
+    def key(self) -> str | None:  # type: ignore[override]
+        txn = self.txn
+        return next((part.key for part in (*txn.when, *txn.then, *txn.otherwise)), None)
+
+    def run(self, primitives: Primitives, timeout: float) -> TxnResult:
+        return primitives._txn(self.txn, timeout)
+
+
+class WatchOp(Op[Feed]):
+    """Begin to watch."""
+
+    __slots__ = ("key", "spec", "wake")
+    called, proves = "watch", False
+
+    def __init__(self, spec: WatchSpec, wake: Wake) -> None:
+        self.spec = spec
+        self.wake = wake
+        self.key = spec.span.start
+
+    def run(self, primitives: Primitives, timeout: float) -> Feed:
+        return primitives._watch(self.spec, self.wake, timeout)
+
+
+class PollOp(_Keyless["Batch | None"]):
+    """Ask a feed for what comes next. It is asked again by itself, so that nobody else tries."""
+
+    __slots__ = ("feed",)
+    effect, proves = Effect.ASKING, False
+
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
+
+    def run(self, primitives: Primitives, timeout: float) -> Batch | None:
+        return self.feed.poll(timeout)
+
+
+class GrantOp(_Keyless[Grant]):
+    """Grant a lease. Of one whose fate is unknown, a lease without keys is left."""
+
+    __slots__ = ("ttl",)
+    called, effect = "lease_grant", Effect.REPEATABLE
+
+    def __init__(self, ttl: float) -> None:
+        self.ttl = ttl
+
+    def run(self, primitives: Primitives, timeout: float) -> Grant:
+        return primitives._lease_grant(self.ttl, timeout)
+
+
+class RenewOp(_Keyless[float]):
+    """Let the time of a lease begin anew."""
+
+    __slots__ = ("lease",)
+    called, effect = "lease_renew", Effect.REPEATABLE
+
+    def __init__(self, lease: int) -> None:
+        self.lease = lease
+
+    def run(self, primitives: Primitives, timeout: float) -> float:
+        return primitives._lease_renew(self.lease, timeout)
+
+
+class RevokeOp(_Keyless[None]):
+    """End a lease, and its keys."""
+
+    __slots__ = ("lease",)
+    called, effect = "lease_revoke", Effect.REPEATABLE
+
+    def __init__(self, lease: int) -> None:
+        self.lease = lease
+
+    def run(self, primitives: Primitives, timeout: float) -> None:
+        primitives._lease_revoke(self.lease, timeout)
+
+
+class ClaimOp(_Keyed[Claim]):
+    """Claim the lock ``key``, or look where the claim stands: one that stands keeps its place."""
+
+    __slots__ = ("lease",)
+    called, effect = "lock_claim", Effect.REPEATABLE
+
+    def __init__(self, key: str, lease: int) -> None:
+        self.key = key
+        self.lease = lease
+
+    def run(self, primitives: Primitives, timeout: float) -> Claim:
+        return primitives._lock_claim(self.key, self.lease, timeout)
+
+
+class ReleaseOp(Op[bool]):
+    """Take a claim back."""
+
+    __slots__ = ("claim", "key")
+    called, effect = "lock_release", Effect.DECIDING
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.key = claim.key
+
+    def run(self, primitives: Primitives, timeout: float) -> bool:
+        return primitives._lock_release(self.claim, timeout)
+
+
+class PingOp(_Keyless[None]):
+    """Ask whether the store answers now."""
+
+    __slots__ = ()
+    called, effect = "ping", Effect.ASKING
+
+    def run(self, primitives: Primitives, timeout: float) -> None:
+        primitives._ping(timeout)

@@ -1,0 +1,278 @@
+"""`Primitives`: what a backend implements. A program never sees it; it sees `kvi.Kvi`.
+
+::
+
+    program ── Kvi.tas(key, test, set) ──► TxnOp ──► middleware ──► Primitives._txn(txn, timeout)
+
+A backend implements nine primitives (``_get``, ``_range``, ``_txn``, ``_watch``, ``_lease_grant``,
+``_lease_renew``, ``_lease_revoke``, ``_ping``, ``_close``) and gets everything else; it overrides
+the derived ones for speed or atomicity, and ``_forked`` to close in a child process what it must
+not share with its parent. What `kvi_open` of its plugin returns is an object of this class.
+
+What a primitive may rely on, and must do:
+
+* Keys, bounds, values, transactions and time-outs have been checked against ``capabilities``.
+* ``timeout`` is in seconds, above 0, and bounds the whole primitive (for ``_range``: each page).
+* It may be called from any number of threads at once.
+* It raises errors of `kvi.errors` only, without operation, key or URI; it does not check whether
+  the handle is closed. If ``_close`` ends it early, whatever it raises is reported as `Closed`.
+* **No exception of a signal handler ever comes inside of it.** Python runs signal handlers in the
+  main thread only, and a call of the main thread runs its primitives on a thread of kvi's. The
+  exception are the operations that a backend names in `in_place`.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from kvi.capabilities import Capabilities
+from kvi.clock import now
+from kvi.errors import KviError, OutcomeUnknown, Timeout
+from kvi.model import (
+    Claim,
+    Delete,
+    Get,
+    Grant,
+    Key,
+    KeyValue,
+    Put,
+    RangeResult,
+    Scan,
+    Span,
+    Txn,
+    TxnResult,
+)
+from kvi.policy.lock import place, queue_key, queue_span, single_key
+
+if TYPE_CHECKING:
+    from kvi.feed import Feed, Wake, WatchSpec
+
+__all__ = ["Primitives"]
+
+Listener = Callable[[KviError], None]
+
+_live: weakref.WeakSet[Primitives] = weakref.WeakSet()
+
+
+class Primitives(ABC):
+    """A store as its backend gives it; see the module for what each method promises.
+
+    Attributes:
+        uri: the store's URI with secrets replaced by ``***``.
+        capabilities: what the store can do.
+        timeout: seconds for calls that do not give their own.
+        in_place: the names of operations (``"get"``) that may run in the main thread: an exception
+            that a signal handler raises there, at any bytecode, leaves them whole.
+        forked: whether this is a parent's store, seen by a child process.
+
+    """
+
+    in_place: ClassVar[frozenset[str]] = frozenset()
+    forked = False
+
+    # Short ways of a store that costs less than the checks: the result, or None for the long way.
+    _short_get: Callable[[str], KeyValue | None] | None = None
+    _short_put: Callable[[str, bytes | str], int | None] | None = None
+
+    def __init__(self, uri: str, capabilities: Capabilities, *, timeout: float) -> None:
+        self.uri = uri
+        self.capabilities = capabilities
+        self.timeout = timeout
+        self._listeners: tuple[weakref.WeakMethod[Listener], ...] = ()
+        _live.add(self)
+
+    # -- the nine ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _get(self, key: str, timeout: float) -> KeyValue | None:
+        """Read one entry, linearizably."""
+
+    @abstractmethod
+    def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        """Read the first page of ``scan`` (its span is never empty) and promise the rest."""
+
+    @abstractmethod
+    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        """Run a transaction."""
+
+    @abstractmethod
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        """Begin to watch; see `kvi.feed`. Raises `Compacted` if ``spec.start`` is gone already."""
+
+    @abstractmethod
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        """Grant a lease that ends at the earliest ``ttl`` seconds after the call, unless renewed.
+
+        ``ttl`` is not above ``capabilities.lease_max_ttl``; the store may grant a longer one. Once
+        the lease ends, by itself or revoked, the keys stored with it vanish in one revision. If the
+        answer is lost, raises `OutcomeUnknown`: a lease without keys may be left, and ends.
+        """
+
+    @abstractmethod
+    def _lease_renew(self, lease: int, timeout: float) -> float:
+        """Let the time of a lease begin anew; returns its ttl in seconds.
+
+        Raises `LeaseLost` if it has ended. A renewal whose answer is lost is no `OutcomeUnknown`
+        but `Unavailable` or `Timeout`: a lease that lives longer than known harms nobody.
+        """
+
+    @abstractmethod
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        """End a lease now, and with it its keys; one that has ended is no error.
+
+        If the answer is lost, raises `OutcomeUnknown`; it is called again then.
+        """
+
+    @abstractmethod
+    def _ping(self, timeout: float) -> None:
+        """Return if the store can serve a linearizable read, else raise."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Free what the store holds and wake its blocked calls; called once, never in a child."""
+
+    # -- derived from those; override for speed or atomicity --------------------------------------
+
+    def _count(self, span: Span, timeout: float) -> int:
+        """Count the keys of ``span``."""
+        return sum(1 for _ in self._range(Scan(span, keys_only=True), timeout))
+
+    def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
+        """Write one entry; the new revision."""
+        revision = self._txn(Txn(then=(Put(key, value, lease),)), timeout).revision
+        assert revision is not None  # a transaction that puts has one
+        return revision
+
+    def _delete(self, key: str, timeout: float) -> bool:
+        """Delete one entry; whether it was there."""
+        return bool(self._txn(Txn(then=(Delete(key),)), timeout).results[0])
+
+    def _delete_range(self, span: Span, timeout: float) -> int:
+        """Delete the entries of ``span``, in as few transactions as the store's limit allows."""
+        deadline = now() + timeout
+        size = (self.capabilities.max_txn_ops or 1000) // self.capabilities.txn_delete_ops
+        entries = iter(self._range(Scan(span, keys_only=True), timeout))
+        deleted = 0
+        try:
+            while batch := tuple(Delete(entry.key) for entry in islice(entries, size)):
+                left = deadline - now()
+                if left <= 0:
+                    raise Timeout("the time was up before all of the range was deleted")
+                deleted += sum(map(bool, self._txn(Txn(then=batch), left).results))
+        except OutcomeUnknown:
+            raise
+        except KviError as error:
+            if not deleted:
+                raise
+            raise OutcomeUnknown(
+                f"{deleted} keys of the range were deleted before this: {error.message}"
+            ) from error
+        return deleted
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        """Claim the lock ``name`` for ``lease``, or look where an earlier claim stands.
+
+        A claim that stands keeps its place. Raises `LeaseLost` if the lease has ended. After any
+        other error the claim may or may not stand.
+
+        In a queue, two calls claim a place: the first creates the key, the second looks who else is
+        there. They need not be atomic. Whoever comes later has a larger create revision, and those
+        before can only vanish meanwhile: a claim that the list shows to be first is first.
+        """
+        if not self.capabilities.lock_fair:
+            return self._claim_single(name, lease, timeout)
+        deadline = now() + timeout
+        key = queue_key(name, lease)
+        mine = Txn((Key(key).absent,), (Put(key, b"", lease),), (Get(key),))
+        done = self._txn(mine, timeout)
+        if done.succeeded:
+            assert done.revision is not None  # it has written
+            created = done.revision
+        else:
+            (found,) = done.results
+            assert isinstance(found, KeyValue)  # it is not absent
+            created = found.create_revision
+        left = deadline - now()
+        if left <= 0:
+            raise Timeout("the time was up before the queue of the lock was read")
+        listing = self._range(Scan(queue_span(name), keys_only=True), left)
+        assert listing.revision is not None  # stores with a queue have snapshots
+        return place(name, lease, created, listing, listing.revision)
+
+    def _claim_single(self, name: str, lease: int, timeout: float) -> Claim:
+        key = single_key(name)
+        done = self._txn(Txn((Key(key).lease == 0,), (Put(key, b"", lease),), (Get(key),)), timeout)
+        if done.succeeded:
+            revision = done.revision
+            assert revision is not None  # it has written
+            return Claim(key, revision, Key(key).revision == revision, None, revision)
+        (found,) = done.results
+        assert isinstance(found, KeyValue)  # a lease holds it
+        ahead = None if found.lease == lease else key
+        guard = Key(key).revision == found.revision
+        return Claim(key, found.revision, guard, ahead, found.revision)
+
+    def _lock_release(self, claim: Claim, timeout: float) -> bool:
+        """Take back a claim that is held or waits; whether it still stood."""
+        if claim.ahead is not None and not self.capabilities.lock_fair:
+            return True  # who waits for a single key leaves nothing behind
+        return self._txn(Txn((claim.guard,), (Delete(claim.key),)), timeout).succeeded
+
+    # -- the object -------------------------------------------------------------------------------
+
+    def _native(self) -> Any:
+        """The native client, or ``None``."""
+        return None
+
+    def _cancel(self, thread: int) -> None:  # noqa: B027  (most backends have nothing to do)
+        """End what the primitive under way on this thread still does; nobody waits for it.
+
+        It may raise what it likes, and nothing is tried again.
+        """
+
+    def _forked(self) -> None:  # noqa: B027  (most backends have nothing to do)
+        """In a child after a fork: let go of threads' state, without touching what is shared."""
+
+    def _report(self, error: KviError) -> None:
+        """For backends: the connection that watches are served by was lost, or not to be had.
+
+        Whoever watches is not told, for feeds bridge it; those who supervise the store are. May be
+        called by any thread, outside of all locks, and as often as it happens.
+        """
+        for reference in self._listeners:
+            listener = reference()
+            if listener is not None:
+                listener(error)
+
+    def _reporter(self) -> Listener:
+        """For backends: `_report`, for threads that must not keep the store from being freed."""
+        method = weakref.WeakMethod(self._report)
+
+        def report(error: KviError) -> None:
+            if (alive := method()) is not None:
+                alive(error)
+
+        return report
+
+    def _listen(self, listener: Listener) -> None:
+        """For core: let `_report` call this bound method, as long as its object lives."""
+        alive = (one for one in self._listeners if one() is not None)
+        self._listeners = (*alive, weakref.WeakMethod(listener))
+
+
+def _after_fork_in_child() -> None:
+    for primitives in list(_live):
+        primitives.forked = True
+        # One that another thread was still making has no state yet, and no one to use it.
+        with suppress(AttributeError):
+            primitives._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,152 @@
+"""`Lock`: mutual exclusion among threads, handles, processes and hosts; see `kvi.flow.lock`."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from types import EllipsisType
+from typing import Self
+
+from kvi.errors import KviError, LeaseLost, LockTimeout, NotHeld
+from kvi.flow.lock import LockFlow
+from kvi.model import Claim, Compare
+from kvi.policy.lock import check_wait
+from kvi.sync.block import Block, BlockExit
+from kvi.sync.face import Face
+from kvi.sync.loss import Loss
+
+__all__ = ["Lock"]
+
+
+class Lock:
+    """A lock by name; made by `Kvi.lock`.
+
+    One object is held once at a time; make one per use, or share it among threads that check what
+    `acquire` says. Not bound to a thread: any may release. As a context manager it is held for the
+    block, or raises `LockTimeout`. An object that is dropped while it holds the lock gives it up,
+    within the lock's ttl.
+    """
+
+    def __init__(self, store: Face, flow: LockFlow, timeout: float | None) -> None:
+        self._store = store
+        self._flow = flow
+        self._wait = timeout
+        self._block: weakref.ref[Block] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name, relative to the namespace."""
+        return self._flow.name
+
+    def acquire(self, timeout: float | EllipsisType | None = ...) -> bool:
+        """Wait for the lock, at most ``timeout`` seconds; whether it is now held.
+
+        0 tries once, ``None`` waits without end; left out, it is that of `Kvi.lock`. The
+        store's own time-out bounds single calls, not the wait. First come, first served where
+        ``capabilities.lock_fair``. An attempt that fails, or is interrupted, leaves nothing that
+        could win later.
+
+        Raises `AlreadyHeld` if this object holds the lock or waits for it, `InvalidArgument` for a
+        negative time-out, and what a call to the store raises.
+        """
+        return self._acquire(timeout, weakref.ref(self))
+
+    def _acquire(
+        self, timeout: float | EllipsisType | None, owner: Callable[[], object | None]
+    ) -> bool:
+        store, flow = self._store, self._flow
+        try:
+            wait = self._wait if isinstance(timeout, EllipsisType) else check_wait(timeout)
+            return store._drive(
+                lambda port: flow.acquire(port, wait, owner),
+                undo=lambda _: flow.give_up(),
+                away=True,
+            )
+        except KviError as error:
+            raise store._placed(error, "acquire", flow.name)
+
+    def release(self, *, timeout: float | None = None) -> None:
+        """Let go of the lock. Releasing again, or after `Kvi.close`, does nothing.
+
+        Raises `NotHeld` if this object never held it, `LeaseLost` (a `NotHeld`) if it was lost
+        meanwhile; nothing is touched then. After any other error the lock is not held either, and
+        free for others once its lease has ended.
+        """
+        store, flow = self._store, self._flow
+        if store.closed:
+            return  # `close` released it; in a forked child it is not ours
+        try:
+            seconds = store._seconds(timeout)
+            store._drive(lambda port: flow.release(port, seconds), lasting=True)
+        except KviError as error:
+            raise store._placed(error, "release", flow.name)
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is surely held, by the clock, at this moment.
+
+        False from the first moment after a pause that was longer than the lease; what was false
+        stays false until the next `acquire`.
+        """
+        return self._flow.held
+
+    @property
+    def lost(self) -> Loss:
+        """Set once the lock is lost while it is held; `release` and `Kvi.close` do not set it.
+
+        Each `acquire` that succeeds has one of its own.
+        """
+        store = self._store
+        return Loss(self._flow.lost, lambda: store.closed)
+
+    @property
+    def fence(self) -> int:
+        """A number that only grows from one holder of this name to the next.
+
+        For systems beside the store, which refuse what comes with a smaller one (M. Kleppmann, "How
+        to do distributed locking", 2016). Raises `NotHeld` unless acquired and not released.
+        """
+        return self._claim("fence").fence
+
+    @property
+    def guard(self) -> Compare:
+        """A condition for ``txn(when=[lock.guard, …])``: true as long as this holder has the lock.
+
+        The store checks it together with the write, so that a writer who lost the lock, and does
+        not know yet, writes nothing. Raises `NotHeld` if the lock is not held.
+        """
+        claim = self._claim("guard")
+        if not self.held:
+            raise self._store._placed(LeaseLost("the lock is lost"), "guard", self.name)
+        return claim.guard
+
+    def __enter__(self) -> Self:
+        block, self._block = self._block, None
+        if not self._acquire(..., weakref.ref(self) if block is None else block):
+            error = LockTimeout(f"others held the lock for {self._wait:g} seconds")
+            raise self._store._placed(error, "lock", self.name)
+        return self
+
+    __exit__ = BlockExit()
+
+    def _hold_for(self, block: weakref.ref[Block]) -> None:
+        self._block = block
+
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.release()
+        except KviError as failure:
+            if error is None:
+                raise
+            error.add_note(f"afterwards the lock could not be released: {failure}")
+
+    def __repr__(self) -> str:
+        held = "held" if self.held else "not held"
+        return f"<Lock {self.name!r} {held} {self._store.uri}>"
+
+    def _claim(self, what: str) -> Claim:
+        claim = self._flow.claim
+        if claim is None:
+            error = NotHeld("this object does not hold the lock; acquire it first")
+            raise self._store._placed(error, what, self.name)
+        return claim

@@ -1,0 +1,67 @@
+"""`Loss`: the event that something held was lost, for leases, temporary keys and locks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+
+from kvi.clock import now
+from kvi.driver.threads import ThreadSignal
+from kvi.errors import Closed
+from kvi.flow.loss import LossState
+
+_PROBE = 0.2  # seconds between looks at the clock, should the keeper be late
+
+
+class Loss:
+    """Whether something was lost against its holder's will. Giving it up is no loss.
+
+    Safe for threads. Made by kvi: ``lease.lost``, ``temp_key.lost``, ``lock.lost``.
+    """
+
+    __slots__ = ("_closed", "_state")
+
+    def __init__(self, state: LossState | None, closed: Callable[[], bool]) -> None:
+        """``state`` is shared with its flow; ``None``: it was never held."""
+        self._state = state
+        self._closed = closed
+
+    def __repr__(self) -> str:
+        return f"<Loss {'lost' if self.is_set() else 'not lost'}>"
+
+    def is_set(self) -> bool:
+        """Whether it was lost, computed at the call: true from the first moment after a pause."""
+        return self._state is not None and self._state.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the loss, at most ``timeout`` seconds; whether it happened.
+
+        Returns false early if the holder gives up what it held. Raises `Closed` if the handle
+        is closed meanwhile.
+        """
+        deadline = inf if timeout is None else now() + timeout
+        signal = ThreadSignal()
+        state = self._state
+        if state is not None:
+            state.add(signal.set, own=True)
+        try:
+            while not self.is_set():
+                ended = state is not None and state.ended  # first: closing ends it, and is told so
+                if self._closed():
+                    raise Closed("the handle is closed; open a new one")
+                left = deadline - now()
+                if ended or left <= 0:
+                    return False
+                signal.wait_here(min(left, _PROBE))
+            return True
+        finally:
+            if state is not None:
+                state.remove(signal.set)
+
+    def add_callback(self, callback: Callable[[], object]) -> None:
+        """Call ``callback()`` once it is lost, on a thread of kvi; soon, if it is already.
+
+        It may call any method of the store. What it raises is logged.
+        """
+        if self._state is not None and not self._closed():
+            self._state.add(callback)

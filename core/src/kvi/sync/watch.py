@@ -1,0 +1,192 @@
+"""`Watch`: changes, event by event, for those who ask and for call-backs; see `kvi.flow.watch`."""
+
+from __future__ import annotations
+
+from math import inf
+from threading import get_ident
+from typing import Self
+
+from kvi.capabilities import Capabilities
+from kvi.clock import now
+from kvi.driver.threads import ThreadSignal, is_main
+from kvi.errors import Closed, InvalidArgument, KviError, NotSupported, Timeout, shown
+from kvi.flow.watch import WatchFlow
+from kvi.model import MAX_NUMBER, Event, EventType
+from kvi.policy.lock import check_wait
+from kvi.sync.face import Face
+
+__all__ = ["Watch"]
+
+_PATIENCE = 0.9  # seconds that cancel() waits for a call-back that is running
+_LEAST = 0.05  # seconds for a poll, also of a consumer who does not want to wait
+
+
+class Watch:
+    """The changes of some keys; made by `Kvi.watch`.
+
+    Iterate it, or call `next`; one event goes to one of the threads that do. With a call-back, kvi
+    does that. It survives lost connections, restarts and changes of leader, and delivers a `RESYNC`
+    event if the store no longer has the history that it needs. It lasts until `cancel`, the end of
+    its ``with`` block, or the end of the handle. A store that refuses it for good, because a
+    permission was taken away, ends it with that error. An exception of a signal handler that comes
+    while an event is asked for loses none: the next call gives it.
+    """
+
+    def __init__(self, store: Face, flow: WatchFlow) -> None:
+        self._store = store
+        self._flow = flow
+
+    def next(self, timeout: float | None = None) -> Event:
+        """The next event; waits for it, at most ``timeout`` seconds (``None``: without end).
+
+        Raises `Timeout` if none came, `Closed` after `cancel` and when the handle is closed,
+        `InvalidArgument` for a negative time-out and for a watch with a call-back; or the error
+        that ended the watch.
+        """
+        store, flow, main = self._store, self._flow, is_main()
+        # what is ready in a forked child is the parent's
+        event = None if store.closed else flow.take(main=main)
+        if event is None:
+            try:
+                event = self._await(check_wait(timeout), main)
+            except KviError as error:
+                raise store._placed(error, "next", None)
+        if main:
+            flow.got(event)
+        return event
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        """The next event; ends after `cancel`, raises `Closed` when the handle is closed."""
+        try:
+            return self.next()
+        except Closed:
+            if self._flow.ended and not self._store.closed:
+                raise StopIteration from None
+            raise
+
+    @property
+    def revision(self) -> int | None:
+        """Every change up to this revision has been handed out.
+
+        A new watch from the one behind it loses and repeats nothing (where
+        ``capabilities.watch_history``). Moves on only with the last change of a revision; ``None``
+        until the initial state has been handed out.
+        """
+        return self._flow.revision
+
+    @property
+    def error(self) -> KviError | None:
+        """What ended the watch, if it was an error; a watch with a call-back logs it as well."""
+        return self._flow.error
+
+    @property
+    def active(self) -> bool:
+        """Whether events may still come."""
+        return not self._flow.ended and not self._store.closed
+
+    def cancel(self) -> None:
+        """End it. No event is delivered once this has returned, within a second.
+
+        From its own call-back it returns at once. Cancelling again does nothing.
+        """
+        store, flow = self._store, self._flow
+        if store.closed:
+            return  # `close` ended it; in a forked child its locks may be held forever
+        if is_main():
+            store._runtime.post(flow.end)
+        else:
+            flow.end()
+        self._wait_for_call_back()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.cancel()
+
+    def __repr__(self) -> str:
+        state = "active" if self.active else "ended"
+        return f"<Watch {state} at revision {self.revision} {self._store.uri}>"
+
+    def _await(self, timeout: float | None, main: bool) -> Event:
+        flow = self._flow
+        if flow.calls_back:
+            raise InvalidArgument("this watch gives its events to its call-back")
+        flow.ensure_going()
+        began = now()
+        deadline = inf if timeout is None else began + timeout
+        signal = ThreadSignal()
+        polls = flow.want(signal)
+        try:
+            while (event := flow.take(main=main)) is None:
+                flow.ensure_going()
+                moment = now()
+                patience = max(deadline, began + _LEAST)
+                if moment >= deadline and (moment >= patience or flow.has_polled(polls)):
+                    raise Timeout(f"nothing changed within {timeout:g} seconds")
+                signal.wait_here((deadline if moment < deadline else patience) - moment)
+            return event
+        finally:
+            flow.unwant(signal)
+
+    def _wait_for_call_back(self) -> None:
+        flow = self._flow
+        deadline = now() + _PATIENCE
+        signal = ThreadSignal()
+        flow.want(signal)
+        try:
+            while not flow.ended or flow.runner not in (None, get_ident()):
+                left = deadline - now()
+                if left <= 0:
+                    return
+                signal.wait_here(left)
+        finally:
+            flow.unwant(signal)
+
+
+def check_watch(
+    limits: Capabilities,
+    from_revision: object,
+    initial: object,
+    events: object,
+    callback: object,
+) -> frozenset[EventType] | None:
+    """Check what `Kvi.watch` was given beside its keys; returns the kinds of events to keep."""
+    if from_revision is not None:
+        if not limits.watch_history:
+            raise NotSupported(
+                "this store keeps no history (capabilities.watch_history is false); watch with "
+                "initial=True instead of from_revision="
+            )
+        if (
+            not isinstance(from_revision, int)
+            or isinstance(from_revision, bool)
+            or not 1 <= from_revision <= MAX_NUMBER
+        ):
+            raise InvalidArgument(
+                f"from_revision= is a revision, an integer from 1 on, not {shown(from_revision)}"
+            )
+        if initial:
+            raise InvalidArgument(
+                "initial=True begins with the present state and from_revision= in the past; "
+                "give one of them"
+            )
+    if callback is not None and not callable(callback):
+        raise InvalidArgument(
+            f"callback= is a function of (event, user_data), not {shown(callback)}"
+        )
+    if events is None:
+        return None
+    given = [events] if isinstance(events, str) else events  # an EventType is a str too
+    try:
+        kinds = frozenset(EventType(kind) for kind in given)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        kinds = frozenset()
+    if not kinds:
+        raise InvalidArgument(
+            f"events= takes EventType.PUT, .DELETE or .RESYNC, one or several, not {shown(events)}"
+        )
+    return kinds
