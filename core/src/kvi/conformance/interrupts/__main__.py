@@ -60,6 +60,7 @@ class _Run:
             self._at(f"hit {tries}")
             delay = chosen.uniform(1e-6, longest)
             inside += self._striker.strike(operation.call, delay, chosen.choice(KINDS))
+            world.where = self._striker.where
             self._at(f"after hit {tries}")
             gc.collect()
             operation.struck()

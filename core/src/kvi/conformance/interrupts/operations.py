@@ -9,6 +9,7 @@ from time import monotonic
 from typing import ClassVar
 
 import kvi
+from kvi.conformance.interrupts.striking import Broken
 from kvi.conformance.interrupts.world import LIMIT, World, in_time, must, until
 
 _SEVERAL = 20  # keys of a transaction
@@ -299,6 +300,7 @@ class _Watched(Operation):
         self._over = threading.Event()
         self._written = 0
         self._got: list[int] = []
+        self._hits: dict[int, str] = {}  # by how many were told before
         self._watch = world.store.watch(self._key)
         self._writer = threading.Thread(target=self._write, name="writer", daemon=True)
         self._writer.start()
@@ -308,6 +310,10 @@ class _Watched(Operation):
             self.world.peer.store(self._key, str(self._written + 1))
             self._written += 1
 
+    def struck(self) -> None:
+        """Note how far it had got."""
+        self._hits[len(self._got)] = self.world.where
+
     def end(self) -> None:
         """Every number was told, once, in order (or the last one, where there is no history)."""
         self._over.set()
@@ -316,7 +322,10 @@ class _Watched(Operation):
         got = self._got
         if self.world.capabilities.watch_history:
             wrong = [(a, b) for a, b in zip([0, *got], got, strict=False) if b != a + 1]
-            must(not wrong, f"the watch told {wrong[0][1]} after {wrong[0][0]}" if wrong else "")
+            if wrong:
+                before, number = wrong[0]
+                where = self._hits.get(got.index(number), "no call")
+                raise Broken(f"it told {number} after {before}, and after an interrupt in {where}")
         must(got == sorted(set(got)), "the watch told a state again, or an older one")
         self._watch.cancel()
 
