@@ -59,7 +59,9 @@ T = TypeVar("T")
 STALL = 0.02  # seconds without progress after which a pool gets another thread
 LINGER = 2.0  # seconds that a thread without work waits for some
 PATIENCE = 1.0  # seconds that the end of threads is waited for
-_SLICE = 1.0  # seconds after which a waiting flow looks whether it was given up
+# Seconds after which who waits looks around: a flow whether it was given up, the main thread
+# whether a signal came between its last bytecode and the wait, which does not end by it.
+_SLICE = 1.0
 _LONGEST = 3600.0  # seconds of one wait, which no platform finds too long
 
 _log = logging.getLogger("kvi")
@@ -89,16 +91,16 @@ class ThreadSignal:
             return self.wait_here(timeout)
         port.waits = self
         port.look()
-        done = self.wait_here(min(timeout, _SLICE))
+        done = self.wait_here(timeout)
         port.waits = None
         port.look()
         return done
 
     def wait_here(self, timeout: float) -> bool:
-        """Wait on this thread, outside of any flow."""
+        """Wait on this thread, outside of any flow; for a slice of time at most."""
         try:
             if timeout > 0:
-                self._queue.get(timeout=min(timeout, _LONGEST))
+                self._queue.get(timeout=min(timeout, _SLICE))
             else:
                 self._queue.get_nowait()
         except Empty:
@@ -227,7 +229,10 @@ class Errand(Generic[T]):
     def wait(self) -> bool:
         """Wait for its end, on the caller's thread; false if the handle was closed before."""
         while True:
-            self._word.get()
+            try:
+                self._word.get(timeout=_SLICE)
+            except Empty:  # a signal that came right before the wait is handled now
+                continue
             if self.port.ended:
                 return True
             if self.scope.closed and not self.port.lasting:
@@ -277,21 +282,23 @@ class _Flows:
         me = threading.current_thread()
         self.threads.add(me)
         fetches = True  # started for some work that is in the queue
-        while not self.stopped or fetches:
+        while fetches or not self.stopped:
             if not fetches:
                 self._free.append(None)
             try:
                 work = self._queue.get(timeout=LINGER)
             except Empty:
+                work = None
+            if work is not None:
+                fetches = False
+                _run_safely(work)
+            elif not fetches:
                 try:
                     self._free.pop()
                 except IndexError:  # somebody counts on this thread
                     fetches = True
-                    continue
-                break
-            fetches = False
-            if work is not None:
-                _run_safely(work)
+                else:
+                    break
             del work
         self.threads.discard(me)
 
