@@ -106,6 +106,8 @@ def opening(open_store: Callable[..., Kvi]) -> Callable[..., Kvi]:
 class Correct(MemoryKvi):
     """The memory store without its short ways: every call goes through the primitives below.
 
+    They run in the main thread, as those of the memory store do.
+
     Attributes:
         face: the kind of its handles.
         scheme: the scheme of its URI.
@@ -120,7 +122,6 @@ class Correct(MemoryKvi):
     feed: ClassVar[type[Passing]] = Passing
     face: ClassVar[type[Handle]] = Handle
 
-    in_place = frozenset()
     _short_get = None  # type: ignore[assignment]  # as in `Primitives`
     _short_put = None  # type: ignore[assignment]
 
@@ -177,6 +178,7 @@ class Correct(MemoryKvi):
             tuple(map(self._in, txn.otherwise)),
         )
         with self._state.lock:
+            self._state.finish()
             succeeded, branch = self.choose(txn)
             results = self.apply(branch)
             revision = self._state.revision

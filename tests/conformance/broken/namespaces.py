@@ -66,10 +66,10 @@ class _Spanning(View):
                 span = self.span(given.scan.span, into.scan.span)
                 into = RangeOp(replace(into.scan, span=span))
             case CountOp() | DeleteRangeOp():
-                into = replace(into, span=self.span(given.span, into.span))
+                into = type(into)(self.span(given.span, into.span))
             case WatchOp():
                 span = self.span(given.spec.span, into.spec.span)
-                into = replace(into, spec=replace(into.spec, span=span))
+                into = WatchOp(replace(into.spec, span=span), into.wake)
         return into  # type: ignore[no-any-return]
 
 
