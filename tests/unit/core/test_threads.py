@@ -471,6 +471,29 @@ def test_threads_that_come_and_go(
     assert not threads._flows._free
 
 
+def test_no_thread_is_left_waiting(threads: Threads, handle: Handle) -> None:
+    """A thread that was started for work which another one took ends with the others."""
+    for _ in range(30):
+        own = Threads()
+        callers = [
+            threading.Thread(
+                target=lambda: [own.drive(Errand(at_once(nothing), None, handle)) for _ in range(5)]  # noqa: B023
+            )
+            for _ in range(4)
+        ]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        own.stop()
+        own.join()
+        assert not alive(own)
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
 def test_stopped_flows(threads: Threads, handle: Handle) -> None:
     """After stop the threads end as soon as they can; a late errand still comes to its end."""
     step = Step()

@@ -251,11 +251,15 @@ class Errand(Generic[T]):
 
 
 class _Flows:
-    """Threads for errands: there is always one free, or one more is started."""
+    """Threads for errands: there is always one free, or one more is started.
+
+    Items of ``_free`` are as many as threads that wait, less the work in the queue. Whose item is
+    popped does not matter: who submits takes one, or starts a thread; who goes takes one along.
+    """
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._free: list[None] = []  # one item for each thread that waits for work
+        self._free: list[None] = []
         self.threads: set[threading.Thread] = set()
         self.stopped = False
 
@@ -292,7 +296,7 @@ class _Flows:
             if work is not None:
                 fetches = False
                 _run_safely(work)
-            elif not fetches:
+            else:
                 try:
                     self._free.pop()
                 except IndexError:  # somebody counts on this thread
