@@ -530,13 +530,20 @@ def test_burst_needs_few_threads(threads: Threads, monkeypatch: pytest.MonkeyPat
     assert sorted(done) == list(range(10_000))
 
 
-@pytest.mark.parametrize("blocking", range(1, 7))
-def test_stuck_call_backs_get_company(threads: Threads, blocking: int) -> None:
-    """However many block, the last is run, and the others' threads end again."""
+@pytest.mark.parametrize("kind", ["call_back", "spawn_call", "read"])
+def test_what_is_stuck_gets_company(threads: Threads, kind: str) -> None:
+    """However many block, the last is run."""
     go, quick = threading.Event(), threading.Event()
-    for _ in range(blocking):
-        threads.call_back(lambda: go.wait(60))
-    threads.call_back(quick.set)
+
+    def submit(function: Callable[[], object]) -> None:
+        if kind == "read":
+            threads.read(at_once(function))
+        else:
+            getattr(threads, kind)(function)
+
+    for _ in range(6):
+        submit(lambda: go.wait(60))
+    submit(quick.set)
     assert quick.wait(20)
     go.set()
 
