@@ -62,7 +62,7 @@ class Retrying:
             left=call.deadline - port.now(),
             chance=port.chance(),
         )
-        if pause is None or self._closed():
+        if pause is None or self._closed() or port.cancelled:
             raise error
         _log(error, op, call.attempts, pause, self._uri)
         end = port.now() + pause
