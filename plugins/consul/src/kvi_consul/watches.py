@@ -241,7 +241,7 @@ class Query:
                 feed.pending.add(change)
                 touched[feed] = None
         for feed, changes in shown.late.items():
-            if self.joining.get(feed) is shown.before[feed]:  # it has not left meanwhile
+            if feed in self.feeds:  # it has not left meanwhile
                 self.dismiss(feed)
                 self.following.add(feed.span, feed)
                 high = feed.told
