@@ -107,7 +107,7 @@ class Baseline:
 
     def batches(self) -> Iterator[Batch]:
         """The initial state as events, of which the last have the revision."""
-        entries, left = chain.from_iterable(self._pages.forward(None)), self._pages.count
+        entries, left = chain.from_iterable(self._pages.read()), self._pages.count
         put, revision = EventType.PUT, self.revision
         while left > _PAGE:
             left -= _PAGE
