@@ -8,9 +8,11 @@ with nine primitives and nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kvi
 from kvi.capabilities import Capabilities
 from kvi.hookspecs import BackendInfo, hookimpl
 from kvi.options import Option
@@ -20,7 +22,9 @@ from kvi_memory.store import CAPABILITIES
 
 from tests.conformance.broken.correct import BROKEN, Correct
 from tests.conformance.broken.servers import Far
-from tests.conformance.broken.smallest import SMALLEST, Smallest
+from tests.support.backends import Smallest
+
+SMALLEST = replace(CAPABILITIES, atomic_range_delete="no", max_txn_ops=64)
 
 
 class Plugin:
@@ -49,7 +53,9 @@ class Plugin:
     def kvi_open(self, uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
         """Open the mutant that the path names; ``correct`` is none."""
         if self.scheme == "smallest":
-            return Smallest(uri.redacted, f"smallest {uri.path}", timeout=options["timeout"])
+            smallest = Smallest(kvi.open(f"mem:smallest-{uri.path}"), SMALLEST)
+            smallest.uri, smallest.timeout = uri.redacted, options["timeout"]
+            return smallest
         correct = Far if self.scheme == "far" else Correct
         store = correct if uri.path == "correct" else BROKEN[uri.path].store
         return store(uri.redacted, f"broken {uri.path}", timeout=options["timeout"])

@@ -67,6 +67,13 @@ class Impatient(Findings):
 def impatient(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> Iterator[None]:
     """Waiting in vain is short, no test runs once all is seen, and no data stays."""
     monkeypatch.setattr(session, "Findings", Impatient)
+    hurry(monkeypatch)
+    yield
+    forget(f"broken {mutant.name}")
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test wait for long."""
     monkeypatch.setattr(session, "HANGS", HANGS)
     monkeypatch.setattr(watches, "WAIT", PATIENCE)
     monkeypatch.setattr(waiting.until, "__kwdefaults__", {"within": PATIENCE})
@@ -79,8 +86,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> Iterator[None]
         return await_(self, ENDLESS if timeout is None else min(timeout, PATIENCE), main)
 
     monkeypatch.setattr(Watch, "_await", hasty)
-    yield
-    forget(f"broken {mutant.name}")
 
 
 def one_for_each_rule() -> set[str]:
