@@ -312,7 +312,7 @@ class Query:
             try:
                 cost = watches.look(self, shown, after, call, cost, failures)
             except (Unavailable, Timeout) as failed:
-                error = failed
+                error, refused = failed, None
             except AuthenticationFailed as failed:
                 refused = asked if refused is None else refused
                 if monotonic() - refused >= _DOUBT:
