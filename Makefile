@@ -21,9 +21,11 @@ test: lint types ## everything that must hold, on real etcd and Consul servers
 check: lint types ## the quick loop: lint, types, unit tests, memory and sqlite
 	$(PYTEST) -n 2 --dist loadgroup -m "not etcd and not consul and not slow and not soak"
 
-lint: .venv/ready
+lint: .venv/ready ## style, and the layers: an import points down
+	@mkdir -p build
 	$(BIN)/ruff check -q .
 	$(BIN)/ruff format -q --check .
+	$(BIN)/lint-imports --no-cache >build/layers.txt 2>&1 || { cat build/layers.txt; exit 1; }
 
 types: .venv/ready
 	$(BIN)/mypy

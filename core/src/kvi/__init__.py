@@ -11,6 +11,7 @@ True
 from typing import TYPE_CHECKING, Any
 
 from kvi.capabilities import Capabilities
+from kvi.driver.threads import Threads
 from kvi.errors import (
     AlreadyHeld,
     AmbiguousBackend,
@@ -51,18 +52,19 @@ from kvi.model import (
     TxnResult,
 )
 from kvi.policy.retry import RetryPolicy
-from kvi.registry import backends, open
+from kvi.registry import backends
 from kvi.sync.kvi import Kvi
+from kvi.sync.lease import Lease
+from kvi.sync.lock import Lock
+from kvi.sync.opening import open
+from kvi.sync.temp_key import TempKey
+from kvi.sync.watch import Watch
 
 if TYPE_CHECKING:
     from kvi.loader.codecs import BytesCodec, JsonCodec, ProtobufCodec, TextCodec
     from kvi.loader.handle import Handle, commit, lock_many
     from kvi.loader.loader import Loader
     from kvi.sync.backend import Backend
-    from kvi.sync.lease import Lease
-    from kvi.sync.lock import Lock
-    from kvi.sync.temp_key import TempKey
-    from kvi.sync.watch import Watch
 
 __all__ = [
     "AlreadyHeld",
@@ -127,13 +129,9 @@ _LATER = {
     "BytesCodec": "loader.codecs",
     "Handle": "loader.handle",
     "JsonCodec": "loader.codecs",
-    "Lease": "sync.lease",
     "Loader": "loader.loader",
-    "Lock": "sync.lock",
     "ProtobufCodec": "loader.codecs",
-    "TempKey": "sync.temp_key",
     "TextCodec": "loader.codecs",
-    "Watch": "sync.watch",
     "commit": "loader.handle",
     "lock_many": "loader.handle",
 }
@@ -143,7 +141,9 @@ def __getattr__(name: str) -> Any:
     if name in _LATER:
         from importlib import import_module
 
-        return getattr(import_module(f"kvi.{_LATER[name]}"), name)
+        # Not by the main thread: an interrupted import leaves Python's own locks taken.
+        module = Threads().apart(lambda: import_module(f"kvi.{_LATER[name]}"), id)
+        return getattr(module, name)
     if name == "__version__":  # importing the metadata costs 20 ms, and few programs ask
         from importlib.metadata import version
 

@@ -77,10 +77,13 @@ class Feed(ABC):
     Attributes:
         revision: the revision that the feed starts behind, or ``None`` if that is only known
             after the initial state.
+        interval: seconds after which it is polled again although nothing woke it; for stores that
+            tell of no changes.
 
     """
 
     revision: int | None = None
+    interval: float | None = None
 
     @abstractmethod
     def poll(self, timeout: float) -> Batch | None:

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, NamedTuple, NoReturn
 
 from kvi.errors import InvalidArgument, shown
-from kvi.policy.text import check_value, prefix_end
+from kvi.text import check_value, prefix_end
 
 __all__ = [
     "Claim",

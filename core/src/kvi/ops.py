@@ -8,7 +8,6 @@ handle and its store is one method, ``execute(op, call)``, and not one for each 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from kvi.call import Call
@@ -25,7 +24,9 @@ class Op(Generic[T]):
 
     Attributes:
         called: its name; ``""``: observers do not see it.
+        effect: what doing it twice does.
         proves: whether its success proves that the store is alive.
+        key: the key, or the lower bound, that it is about.
 
     """
 
@@ -33,25 +34,30 @@ class Op(Generic[T]):
 
     called: ClassVar[str] = ""
     proves: ClassVar[bool] = True
+    effect: Effect = Effect.READ
+    key: str | None
 
     @property
     def name(self) -> str:
         """The name, as observers see it."""
         return self.called
 
-    @property
-    def effect(self) -> Effect:
-        """What doing it twice does."""
-        return Effect.READ
-
-    @property
-    def key(self) -> str | None:
-        """The key, or the lower bound, that it is about."""
-        return None
-
     def run(self, primitives: Primitives, timeout: float) -> T:
         """Let a store do it."""
         raise NotImplementedError
+
+
+class _Keyless(Op[T]):
+    __slots__ = ()
+    key = None
+
+
+class _Keyed(Op[T]):
+    __slots__ = ("key",)
+    key: str
+
+    def __init__(self, key: str) -> None:
+        self.key = key
 
 
 class Executor(Protocol):
@@ -74,17 +80,6 @@ class Direct:
         return await call.port.perform(op, self.primitives, call.left())
 
 
-class _Keyed(Op[T]):
-    __slots__ = ("_key",)
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    @property
-    def key(self) -> str:
-        return self._key
-
-
 class GetOp(_Keyed["KeyValue | None"]):
     """Read one entry."""
 
@@ -92,49 +87,40 @@ class GetOp(_Keyed["KeyValue | None"]):
     called = "get"
 
     def run(self, primitives: Primitives, timeout: float) -> KeyValue | None:
-        return primitives._get(self._key, timeout)
-
-
-class DeleteOp(_Keyed[bool]):
-    """Delete one entry."""
-
-    __slots__ = ()
-    called = "delete"
-
-    @property
-    def effect(self) -> Effect:
-        return Effect.WRITE
-
-    def run(self, primitives: Primitives, timeout: float) -> bool:
-        return primitives._delete(self._key, timeout)
+        return primitives._get(self.key, timeout)
 
 
 class PutOp(_Keyed[int]):
     """Create or replace one entry."""
 
     __slots__ = ("lease", "value")
-    called = "store"
+    called, effect = "store", Effect.WRITE
 
     def __init__(self, key: str, value: bytes, lease: int | None) -> None:
-        self._key = key
+        self.key = key
         self.value = value
         self.lease = lease
 
-    @property
-    def effect(self) -> Effect:
-        return Effect.WRITE
-
     def run(self, primitives: Primitives, timeout: float) -> int:
-        return primitives._put(self._key, self.value, self.lease, timeout)
+        return primitives._put(self.key, self.value, self.lease, timeout)
 
 
-@dataclass(frozen=True, slots=True)
+class DeleteOp(_Keyed[bool]):
+    """Delete one entry."""
+
+    __slots__ = ()
+    called, effect = "delete", Effect.WRITE
+
+    def run(self, primitives: Primitives, timeout: float) -> bool:
+        return primitives._delete(self.key, timeout)
+
+
 class _Spanning(Op[T]):
-    span: Span
+    __slots__ = ("key", "span")
 
-    @property
-    def key(self) -> str:
-        return self.span.start
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.key = span.start
 
 
 class CountOp(_Spanning[int]):
@@ -151,26 +137,21 @@ class DeleteRangeOp(_Spanning[int]):
     """Delete the entries of a span."""
 
     __slots__ = ()
-    called = "delete_range"
-
-    @property
-    def effect(self) -> Effect:
-        return Effect.WRITE
+    called, effect = "delete_range", Effect.WRITE
 
     def run(self, primitives: Primitives, timeout: float) -> int:
         return primitives._delete_range(self.span, timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class RangeOp(Op[RangeResult]):
+class RangeOp(_Spanning[RangeResult]):
     """Read the first page of a range, and promise the rest."""
 
-    scan: Scan
+    __slots__ = ("scan",)
     called = "range"
 
-    @property
-    def key(self) -> str:
-        return self.scan.span.start
+    def __init__(self, scan: Scan) -> None:
+        super().__init__(scan.span)
+        self.scan = scan
 
     def run(self, primitives: Primitives, timeout: float) -> RangeResult:
         return primitives._range(self.scan, timeout)
@@ -183,12 +164,13 @@ class PageOp(Op["list[KeyValue] | None"]):
     the store has snapshots) and skips what was read.
     """
 
-    __slots__ = ("_found", "_last", "_pages", "_scan", "_skip")
+    __slots__ = ("_found", "_last", "_pages", "_scan", "_skip", "key")
     called = "range_page"
 
     def __init__(self, found: RangeResult, scan: Scan) -> None:
         self._found = found
         self._scan = scan
+        self.key = scan.span.start
         self._pages: Iterator[Iterable[KeyValue]] | None = None
         self._last: str | None = None  # the last key that was read
         self._skip: str | None = None  # up to here this pass repeats an earlier one
@@ -196,10 +178,6 @@ class PageOp(Op["list[KeyValue] | None"]):
     @property
     def name(self) -> str:
         return "" if self._last is None else self.called  # the first came with the range
-
-    @property
-    def key(self) -> str:
-        return self._scan.span.start
 
     def run(self, primitives: Primitives, timeout: float) -> list[KeyValue] | None:
         try:
@@ -237,151 +215,135 @@ class PageOp(Op["list[KeyValue] | None"]):
         return [entry for entry in entries if entry.key > last]
 
 
-@dataclass(frozen=True, slots=True)
 class TxnOp(Op[TxnResult]):
     """Run a transaction."""
 
-    txn: Txn
+    __slots__ = ("txn",)
     called = "txn"
+
+    def __init__(self, txn: Txn) -> None:
+        self.txn = txn
 
     @property
     def name(self) -> str:
         return self.txn.operation
 
     @property
-    def effect(self) -> Effect:
+    def effect(self) -> Effect:  # type: ignore[override]  # it depends
         txn = self.txn
         if all(isinstance(op, Get) for op in (*txn.then, *txn.otherwise)):
             return Effect.READ
         return Effect.DECIDING if txn.when else Effect.WRITE
 
     @property
-    def key(self) -> str | None:
+    def key(self) -> str | None:  # type: ignore[override]
         txn = self.txn
-        for part in (*txn.when, *txn.then, *txn.otherwise):
-            return part.key
-        return None
+        return next((part.key for part in (*txn.when, *txn.then, *txn.otherwise)), None)
 
     def run(self, primitives: Primitives, timeout: float) -> TxnResult:
         return primitives._txn(self.txn, timeout)
 
 
-@dataclass(frozen=True, slots=True)
 class WatchOp(Op[Feed]):
     """Begin to watch."""
 
-    spec: WatchSpec
-    wake: Wake
-    called = "watch"
-    proves = False
+    __slots__ = ("key", "spec", "wake")
+    called, proves = "watch", False
 
-    @property
-    def key(self) -> str:
-        return self.spec.span.start
+    def __init__(self, spec: WatchSpec, wake: Wake) -> None:
+        self.spec = spec
+        self.wake = wake
+        self.key = spec.span.start
 
     def run(self, primitives: Primitives, timeout: float) -> Feed:
         return primitives._watch(self.spec, self.wake, timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class PollOp(Op["Batch | None"]):
+class PollOp(_Keyless["Batch | None"]):
     """Ask a feed for what comes next. It is asked again by itself, so that nobody else tries."""
 
-    feed: Feed
-    proves = False
+    __slots__ = ("feed",)
+    effect, proves = Effect.ASKING, False
 
-    @property
-    def effect(self) -> Effect:
-        return Effect.ASKING
+    def __init__(self, feed: Feed) -> None:
+        self.feed = feed
 
     def run(self, primitives: Primitives, timeout: float) -> Batch | None:
         return self.feed.poll(timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class _Repeatable(Op[T]):
-    @property
-    def effect(self) -> Effect:
-        return Effect.REPEATABLE
-
-
-@dataclass(frozen=True, slots=True)
-class GrantOp(_Repeatable[Grant]):
+class GrantOp(_Keyless[Grant]):
     """Grant a lease. Of one whose fate is unknown, a lease without keys is left."""
 
-    ttl: float
-    called = "lease_grant"
+    __slots__ = ("ttl",)
+    called, effect = "lease_grant", Effect.REPEATABLE
+
+    def __init__(self, ttl: float) -> None:
+        self.ttl = ttl
 
     def run(self, primitives: Primitives, timeout: float) -> Grant:
         return primitives._lease_grant(self.ttl, timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class RenewOp(_Repeatable[float]):
+class RenewOp(_Keyless[float]):
     """Let the time of a lease begin anew."""
 
-    lease: int
-    called = "lease_renew"
+    __slots__ = ("lease",)
+    called, effect = "lease_renew", Effect.REPEATABLE
+
+    def __init__(self, lease: int) -> None:
+        self.lease = lease
 
     def run(self, primitives: Primitives, timeout: float) -> float:
         return primitives._lease_renew(self.lease, timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class RevokeOp(_Repeatable[None]):
+class RevokeOp(_Keyless[None]):
     """End a lease, and its keys."""
 
-    lease: int
-    called = "lease_revoke"
+    __slots__ = ("lease",)
+    called, effect = "lease_revoke", Effect.REPEATABLE
+
+    def __init__(self, lease: int) -> None:
+        self.lease = lease
 
     def run(self, primitives: Primitives, timeout: float) -> None:
         primitives._lease_revoke(self.lease, timeout)
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimOp(_Repeatable[Claim]):
-    """Claim a lock, or look where the claim stands: one that stands keeps its place."""
+class ClaimOp(_Keyed[Claim]):
+    """Claim the lock ``key``, or look where the claim stands: one that stands keeps its place."""
 
-    lock: str
-    lease: int
-    called = "lock_claim"
+    __slots__ = ("lease",)
+    called, effect = "lock_claim", Effect.REPEATABLE
 
-    @property
-    def key(self) -> str:
-        return self.lock
+    def __init__(self, key: str, lease: int) -> None:
+        self.key = key
+        self.lease = lease
 
     def run(self, primitives: Primitives, timeout: float) -> Claim:
-        return primitives._lock_claim(self.lock, self.lease, timeout)
+        return primitives._lock_claim(self.key, self.lease, timeout)
 
 
-@dataclass(frozen=True, slots=True)
 class ReleaseOp(Op[bool]):
     """Take a claim back."""
 
-    claim: Claim
-    called = "lock_release"
+    __slots__ = ("claim", "key")
+    called, effect = "lock_release", Effect.DECIDING
 
-    @property
-    def effect(self) -> Effect:
-        return Effect.DECIDING
-
-    @property
-    def key(self) -> str:
-        return self.claim.key
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.key = claim.key
 
     def run(self, primitives: Primitives, timeout: float) -> bool:
         return primitives._lock_release(self.claim, timeout)
 
 
-class PingOp(Op[None]):
+class PingOp(_Keyless[None]):
     """Ask whether the store answers now."""
 
     __slots__ = ()
-    called = "ping"
-
-    @property
-    def effect(self) -> Effect:
-        return Effect.ASKING
+    called, effect = "ping", Effect.ASKING
 
     def run(self, primitives: Primitives, timeout: float) -> None:
         primitives._ping(timeout)

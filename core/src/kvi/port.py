@@ -24,15 +24,22 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from kvi.ops import Op
     from kvi.primitives import Primitives
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Flow = Coroutine[Any, Any, T]
 
 
 class Cancelled(BaseException):
     """Nobody waits for the flow any more."""
+
+
+class Performable(Protocol[T_co]):
+    """What a store can do: an operation of `kvi.ops`."""
+
+    def run(self, primitives: Primitives, timeout: float) -> T_co:
+        """Let a store do it."""
 
 
 class Signal(Protocol):
@@ -49,7 +56,14 @@ class Signal(Protocol):
 
 
 class Port(Protocol):
-    """The world of one flow."""
+    """The world of one flow.
+
+    Attributes:
+        cancelled: nobody waits for the flow any more, though it may not have noticed yet.
+
+    """
+
+    cancelled: bool
 
     def now(self) -> float:
         """Seconds on a clock that never goes back and counts on while the machine sleeps."""
@@ -63,7 +77,7 @@ class Port(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait for so long, or less if the handle is closed meanwhile."""
 
-    async def perform(self, op: Op[T], primitives: Primitives, timeout: float) -> T:
+    async def perform(self, op: Performable[T], primitives: Primitives, timeout: float) -> T:
         """Let the store do it, within ``timeout`` seconds."""
 
 
@@ -100,7 +114,7 @@ class Runtime(Protocol):
         """As `post`, but at once where nothing can interrupt it."""
 
     def read(self, flow: Callable[[Port], Flow[Any]]) -> None:
-        """Run a flow soon that nobody waits for, and that waits for nobody else's. As `post`."""
+        """Read for a watch, soon. Any thread, at any moment; never blocks."""
 
     def spawn(self, flow: Callable[[Port], Flow[Any]]) -> None:
         """Run a flow of kvi's own soon, which nobody waits for. Never waits for the program."""

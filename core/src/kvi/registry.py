@@ -16,7 +16,6 @@ import pluggy
 from kvi import hookspecs
 from kvi.capabilities import Capabilities
 from kvi.discovery import GROUP, Claim, all_claims, claims_on
-from kvi.driver.threads import Threads
 from kvi.errors import (
     AmbiguousBackend,
     BackendLoadError,
@@ -30,11 +29,11 @@ from kvi.middleware.namespace import Prefixed, check_name, narrowed
 from kvi.middleware.retry import Retrying
 from kvi.options import COMMON, resolve
 from kvi.policy.retry import RetryPolicy
+from kvi.port import Runtime
 from kvi.primitives import Primitives
-from kvi.sync.kvi import Kvi
 from kvi.uri import StoreUri
 
-__all__ = ["InstalledBackend", "backends", "open"]
+__all__ = ["InstalledBackend", "backends", "open_scope"]
 
 _PACKAGES = {
     "mem": "kvi-memory",
@@ -176,31 +175,8 @@ def _load(claim: Claim) -> _Plugin:
 _registry = _Registry()
 
 
-def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.open)
-    """Open the store at ``uri``.
-
-    ======================================================================  ====================
-    URI                                                                     store
-    ======================================================================  ====================
-    ``mem:``, ``mem:NAME``                                                  this process's memory
-    ``sqlite:PATH``, ``sqlite:///abs/path``                                 a file
-    ``etcd://[user:password@]host:port[,host:port…][/namespace]``           etcd v3
-    ``consul://[token@]host:port[,host:port…][/namespace]``                 Consul KV
-    ======================================================================  ====================
-
-    ``etcd+tls://`` and ``consul+tls://`` speak TLS; ``http://`` and ``https://`` are an etcd
-    endpoint. Options stand in the URI (``?timeout=2``) or are keywords: ``timeout`` (seconds,
-    default 5, bounds every call that does not give its own), ``namespace`` (puts ``NAMESPACE/``
-    before every key), ``retry`` (as keyword a `RetryPolicy`, or ``None`` for none; ``?retry=off``
-    for none: how operations that failed are tried again within their time-out, by default as
-    `RetryPolicy` says), and what the backend adds.
-
-    Opening does not block on a server that cannot be reached; the first operation does, within
-    its time-out.
-
-    Raises `InvalidOption` for a malformed URI or an unknown or bad option; `UnknownBackend`,
-    `AmbiguousBackend` or `BackendLoadError` if there is no usable plugin for the scheme.
-    """
+def open_scope(runtime: Runtime, uri: str, options: Mapping[str, object]) -> Scope:
+    """Open the store at ``uri``; see `kvi.open`."""
     shown = None
     try:
         parsed = StoreUri.parse(uri)
@@ -214,13 +190,15 @@ def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.
             )
         parsed = parsed.showing(option.name for option in info.options if not option.secret)
         shown = parsed.redacted
-        return _open(plugin, parsed, options)
+        return _scope_of(runtime, plugin, parsed, options)
     except KviError as error:
         error.operation, error.uri = "open", shown
         raise
 
 
-def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi:
+def _scope_of(
+    runtime: Runtime, plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]
+) -> Scope:
     policy = _DEFAULT_POLICY if plugin.info.has_passing_faults else None
     if "retry" in keywords:
         given = keywords["retry"]
@@ -247,7 +225,7 @@ def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi
         raise BackendLoadError(
             f"the backend {uri.backend!r} opened a {type(primitives).__name__}, not a Primitives"
         )
-    scope = Scope.of(Threads(), primitives)
+    scope = Scope.of(runtime, primitives)
     if namespace is not None:
         try:
             scope.capabilities = narrowed(scope.capabilities, f"{namespace}/")
@@ -259,7 +237,7 @@ def _open(plugin: _Plugin, uri: StoreUri, keywords: Mapping[str, object]) -> Kvi
             scope.uri = f"{scope.uri} in {namespace!r}"
     if policy is not None:
         scope.executor = Retrying(scope.executor, policy, scope.uri, lambda: scope.closed)
-    return Kvi(scope)
+    return scope
 
 
 def _namespace_of(uri: StoreUri, option: str | None) -> str | None:

@@ -58,7 +58,6 @@ class Network(Server):
         state = state_of(f"broken {self.name}")
         with state.lock:
             state.history.clear()
-            state._weight = 0
         with kvi.open(self.direct_uri) as store:
             store.store("forget", b"")
 
@@ -81,6 +80,11 @@ class Far(Correct):
         self.by_network = uri.startswith("far:")
         for primitive in PRIMITIVES:
             setattr(self, primitive, self._sent(getattr(self, primitive)))
+
+    closed = False
+
+    def _close(self) -> None:
+        self.closed = True
 
     def apart(self) -> bool:
         """Whether the store cannot be reached."""
@@ -163,7 +167,7 @@ class ForgetsAWrite(Far):
     def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
         if self.notes.pop("returned", False):
             with self._state.lock:
-                self._state.record(())
+                self._state.commit(())
                 return self._state.revision
         return super()._put(key, value, lease, timeout)
 

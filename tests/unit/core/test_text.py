@@ -7,7 +7,7 @@ import itertools
 import kvi
 import pytest
 from kvi.model import Span
-from kvi.policy.text import check_key, prefix_end
+from kvi.text import check_key, prefix_end
 
 TEXTS = ["", "\0", "a", "a\0", "a/", "a0", "b", "\x7f", "\x80", "\ud7ff", "\ue000", "\U0010ffff"]
 

@@ -6,18 +6,12 @@ ever newer states that existed, and always the last, which is what ``watch_histo
 Each watch costs a listing of its keys in every interval, so this is a beginning, for small stores;
 one that can say *that* something has changed should do better.
 
-A feed looks only when it is polled, and one that found nothing asks to be woken after the interval,
-by a thread that all such feeds of the process share. What nobody reads is not looked at.
+A feed looks only when it is polled. What nobody reads is not looked at.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import os
-import threading
 from collections.abc import Iterable
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from kvi.feed import Batch, Feed, Wake, WatchSpec
@@ -27,8 +21,6 @@ if TYPE_CHECKING:
     from kvi.primitives import Primitives
 
 __all__ = ["PollingFeed", "changes_between"]
-
-_LINGER = 1.0  # seconds that the timer thread outlives the last wait
 
 
 def changes_between(
@@ -64,10 +56,8 @@ class PollingFeed(Feed):
     ) -> None:
         self._store = store
         self._scan = Scan(spec.span)
-        self._wake = wake
-        self._interval = interval
+        self.interval = interval
         self._closed = False
-        self._due = 0.0
         self._reached = 0
         entries, self._reached = self._list(timeout)
         self._known = {entry.key: entry for entry in entries}
@@ -84,16 +74,11 @@ class PollingFeed(Feed):
             put = EventType.PUT
             events = [Event(put, e.key, e.value, e.revision, initial=True) for e in entries]
             return Batch(events, self._reached)
-        if monotonic() >= self._due:
-            entries, revision = self._list(timeout)
-            self._due = monotonic() + self._interval
-            events = changes_between(self._known, entries, revision)
-            self._known = {entry.key: entry for entry in entries}
-            self._reached = revision
-            if events:
-                return Batch(events, revision)
-        _timer.wake_at(self._due, self._wake)
-        return None
+        entries, revision = self._list(timeout)
+        events = changes_between(self._known, entries, revision)
+        self._known = {entry.key: entry for entry in entries}
+        self._reached = revision
+        return Batch(events, revision) if events else None
 
     def close(self) -> None:
         """End it."""
@@ -107,48 +92,3 @@ class PollingFeed(Feed):
         if revision is None:
             revision = max((entry.revision for entry in entries), default=0)
         return entries, max(revision, self._reached)
-
-
-class _Timer:
-    """Calls ``wake`` functions at their times, on one thread that ends when there are none."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._waiting: list[tuple[float, int, Wake]] = []
-        self._numbers = itertools.count()
-        self._running = False
-
-    def wake_at(self, due: float, wake: Wake) -> None:
-        with self._changed:
-            heapq.heappush(self._waiting, (due, next(self._numbers), wake))
-            if not self._running:
-                threading.Thread(target=self._run, name="kvi-polling", daemon=True).start()
-                self._running = True
-            self._changed.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                if not self._waiting and not self._changed.wait(_LINGER) and not self._waiting:
-                    self._running = False
-                    return
-                if not self._waiting:
-                    continue
-                left = self._waiting[0][0] - monotonic()
-                if left > 0:
-                    self._changed.wait(left)
-                    continue
-                _, _, wake = heapq.heappop(self._waiting)
-            wake()
-
-
-_timer = _Timer()
-
-
-def _after_fork_in_child() -> None:
-    global _timer
-    _timer = _Timer()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

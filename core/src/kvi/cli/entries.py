@@ -22,7 +22,7 @@ from kvi.cli.output import (
     say_value,
     written,
 )
-from kvi.policy.text import prefix_end
+from kvi.text import prefix_end
 
 _MANY = 500  # keys of one folder after which the rest of it is skipped instead of read
 

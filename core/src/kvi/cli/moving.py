@@ -26,7 +26,7 @@ from kvi.cli import records
 from kvi.cli.app import NOT_FOUND, Context, Ended, Failed, command
 from kvi.cli.output import progress, say_json
 from kvi.errors import InvalidArgument, KviError, ValueTooLarge
-from kvi.policy.text import prefix_end
+from kvi.text import prefix_end
 from kvi.uri import StoreUri
 
 _PATIENT = kvi.RetryPolicy(idempotent=True)

@@ -62,6 +62,7 @@ __all__ = [
     "TestHandles",
     "TestHistories",
     "TestHistory",
+    "TestInterrupts",
     "TestKeys",
     "TestLeases",
     "TestLocks",

@@ -43,6 +43,7 @@ SECTIONS = (
             Rule("handle.close-wakes", "Blocked calls wake with `Closed` when their handle is closed."),
             Rule("handle.close-frees", "`close()` releases the handle's locks and revokes its leases."),
             Rule("handle.fork", "A forked child's use of its parent's handle raises `UsedAfterFork`; the parent's handle, leases and locks are untouched."),
+            Rule("handle.interrupt", "An exception that a signal handler raises at any moment of any call comes out as it is, and leaves the process whole: all others go on, nothing is half done, no event is lost, nothing stays taken."),
             Rule("handle.uri", "A handle, its views and its errors show the store's redacted URI."),
             Rule("handle.capabilities", "Declared limits keep the contract's own bounds."),
         ),

@@ -11,7 +11,9 @@ soon as it answers. It never waits, so it is what ``except BaseException`` calls
 from __future__ import annotations
 
 import logging
+import os
 import threading
+from collections.abc import Callable
 
 from kvi.call import Call
 from kvi.errors import KviError, LeaseLost, Timeout
@@ -32,10 +34,11 @@ class LeaseFlow:
         scope: what it hangs on.
         id: its id at the store.
         lost: set once it is lost; not by `revoke`, nor when the handle is closed.
+        owner: a weak reference to what it is kept alive for; ``None``: until somebody ends it.
 
     """
 
-    __slots__ = ("__weakref__", "_kept", "_lock", "id", "lost", "scope", "term")
+    __slots__ = ("__weakref__", "_kept", "_lock", "id", "lost", "owner", "scope", "term")
 
     def __init__(
         self, scope: Scope, lease: int, ttl: float, sent: float, *, keep_alive: bool
@@ -43,6 +46,7 @@ class LeaseFlow:
         self.scope = scope
         self.id = lease
         self.term = Term(ttl, sent)
+        self.owner: Callable[[], object | None] | None = None
         self._kept = keep_alive
         self._lock = threading.Lock()
         self.lost = LossState(scope.runtime, self._is_lost)
@@ -62,9 +66,13 @@ class LeaseFlow:
 
     @classmethod
     async def with_key(
-        cls, port: Port, scope: Scope, key: str, value: bytes, ttl: float, timeout: float
+        cls, port: Port, scope: Scope, key: str, value: bytes | None, ttl: float, timeout: float
     ) -> LeaseFlow:
         """Grant a lease and store a key under it: a temporary key."""
+        if value is None:
+            import socket  # costs 5 ms
+
+            value = f"{socket.gethostname()} {os.getpid()}".encode()
         deadline = port.now() + timeout
         lease = await cls.grant(port, scope, ttl, timeout, keep_alive=True)
         try:
@@ -108,7 +116,6 @@ class LeaseFlow:
     async def revoke(self, port: Port, timeout: float) -> None:
         """End it now, and its keys. It counts as ended from the beginning of the call."""
         if self._end() is not LeaseState.ALIVE:
-            self.scope.ledger.discard_lease(self)
             return
         try:
             await self.scope.execute(port, RevokeOp(self.id), timeout)
@@ -142,7 +149,8 @@ class LeaseFlow:
             patience = self.term.patience(port.now())
         if state is not LeaseState.ALIVE:
             return None
-        if self.scope.ledger.is_surplus(self, port.now()):
+        orphan = self.owner is not None and self.owner() is None
+        if orphan or self.scope.ledger.is_surplus(self, port.now()):
             self.abandon()
             return None
         if self._kept and port.now() >= due:

@@ -33,6 +33,7 @@ from __future__ import annotations
 import enum
 import logging
 import threading
+from collections.abc import Callable
 from math import inf
 
 from kvi.call import Call
@@ -52,7 +53,7 @@ from kvi.flow.loss import LossState
 from kvi.flow.scope import PASSING, Scope
 from kvi.model import Claim, EventType, Span
 from kvi.ops import ClaimOp, PollOp, ReleaseOp, WatchOp
-from kvi.port import Port
+from kvi.port import Cancelled, Port
 
 _log = logging.getLogger("kvi")
 _LEAST, _MOST = 0.05, 1.0  # seconds between tries while the store cannot be reached
@@ -92,37 +93,53 @@ class LockFlow:
         self._lock = threading.Lock()  # guards the state and what goes with it
         self._state = LockState.FREE
         self.lease: LeaseFlow | None = None
-        self._reusable = False  # whether the lease may go to another lock
+        self._attempt: _Attempt | None = None  # the last one; an older one has no say
 
     @property
     def held(self) -> bool:
         """Whether it is surely held, by the clock, at this moment."""
-        lease = self.lease
-        return self._state is LockState.HELD and lease is not None and lease.alive
+        lease, attempt = self.lease, self._attempt
+        return (
+            self._state is LockState.HELD
+            and lease is not None
+            and lease.alive
+            and not (attempt is None or attempt.given_up)
+        )
 
-    async def acquire(self, port: Port, wait: float | None) -> bool:
-        """Wait for it, at most ``wait`` seconds (``None``: without end); whether it is held."""
+    async def acquire(
+        self, port: Port, wait: float | None, owner: Callable[[], object | None] | None = None
+    ) -> bool:
+        """Wait for it, at most ``wait`` seconds (``None``: without end); whether it is held.
+
+        ``owner`` is a weak reference to what it is held for: once that is gone, it is given up.
+        """
         self.scope.ensure_open()
+        attempt = _Attempt(self.scope, port, self.name, self._ttl, wait)
         with self._lock:
-            if self._state is LockState.CLAIMING or self.held:
+            before = self._attempt
+            claiming = self._state is LockState.CLAIMING
+            if before is not None and not before.given_up and (claiming or self.held):
                 raise AlreadyHeld(
                     "this object holds the lock already, or waits for it; "
                     "make another one with lock()"
                 )
             self._drop()
-            self._state = LockState.CLAIMING
-        attempt = _Attempt(self.scope, port, self.name, self._ttl, wait)
+            self._attempt, self._state = attempt, LockState.CLAIMING
         try:
             claim = await attempt.run()
-            if claim is None:
-                self._state = LockState.FREE
-                return False
-            lease = attempt.lease
-            assert lease is not None  # the claim stands on it
-            self._enter(claim, lease, reusable=not attempt.doubt)
+            with self._lock:
+                if self._attempt is not attempt:  # its caller has left, and come back
+                    raise Cancelled
+                if claim is None:
+                    self._state = LockState.FREE
+                    return False
+                assert attempt.lease is not None  # the claim stands on it
+                attempt.lease.owner = owner
+                self._enter(claim, attempt.lease)
         except BaseException:
             with self._lock:
-                self._state, self.lease, self.claim = LockState.FREE, None, None
+                if self._attempt is attempt:
+                    self._state, self.lease, self.claim = LockState.FREE, None, None
             if attempt.lease is not None:
                 attempt.lease.abandon()
             raise
@@ -135,9 +152,10 @@ class LockFlow:
                 return
             if self._state is not LockState.HELD:
                 raise NotHeld("this object does not hold the lock; acquire it first")
-            claim, lease, reusable = self.claim, self.lease, self._reusable
+            claim, lease, attempt = self.claim, self.lease, self._attempt
             assert claim is not None  # while it is HELD
             assert lease is not None
+            assert attempt is not None
             alive = lease.alive
             self._drop()
             self._state = LockState.RELEASED
@@ -155,30 +173,27 @@ class LockFlow:
         except BaseException:
             lease.abandon()  # whatever it still holds shall go
             raise
-        if reusable and not call.doubt:
+        if not (attempt.doubt or call.doubt):
             self.scope.ledger.give_idle(lease, self._ttl, port.now())
         else:
             lease.abandon()
 
     def give_up(self) -> None:
-        """Let go of it without waiting, wherever it is: nobody has it any more. Never raises."""
+        """Undo an `acquire` whose caller has left; never waits."""
         with self._lock:
-            lease = self.lease if self._state is LockState.HELD else None
-            if lease is not None:
+            attempt = self._attempt
+            if self._state is LockState.HELD and attempt is not None and attempt.given_up:
                 self._drop()
                 self._state = LockState.RELEASED
-        if lease is not None:
-            lease.abandon()
 
-    def _enter(self, claim: Claim, lease: LeaseFlow, *, reusable: bool) -> None:
+    def _enter(self, claim: Claim, lease: LeaseFlow) -> None:
+        """It is held from now on. Hold the lock."""
         scope = self.scope
         # in this order: closing ends the lease, and is no loss
         lost = LossState(scope.runtime, lambda: not lease.alive and not scope.closed)
-        lease.lost.add(lost.set, own=True)
-        with self._lock:
-            self.claim, self.lease, self.lost = claim, lease, lost
-            self._reusable = reusable
-            self._state = LockState.HELD
+        lease.lost.add(lost.is_set, own=True)  # a look: the lease may have been given up
+        self.claim, self.lease, self.lost = claim, lease, lost
+        self._state = LockState.HELD
 
     def _drop(self) -> None:
         """Forget a holding. Hold the lock."""
@@ -186,7 +201,10 @@ class LockFlow:
             self.lost.is_set()  # a loss that nobody has noticed yet is told now
             self.lost.end()
         lease, self.lease, self.claim = self.lease, None, None
-        if self._state is LockState.HELD and lease is not None and not lease.alive:
+        attempt = self._attempt
+        if self._state is not LockState.HELD or lease is None or attempt is None:
+            return
+        if attempt.given_up or not lease.alive:
             lease.abandon()
 
 
@@ -211,6 +229,11 @@ class _Attempt:
         self._awake = port.signal()
         self._recheck = _LOOK_AGAIN if scope.capabilities.lock_fair else _LOOK_AGAIN_UNFAIR
 
+    @property
+    def given_up(self) -> bool:
+        """Whether its caller has left without the result."""
+        return self._port.cancelled
+
     async def run(self) -> Claim | None:
         """The claim that holds the lock, on `lease`; ``None`` when the time was up.
 
@@ -219,7 +242,9 @@ class _Attempt:
         ledger = self._scope.ledger
         try:
             while True:
-                idle = self.lease = ledger.take_idle(self._ttl)
+                idle = ledger.take_idle(self._ttl, self._scope)
+                assert idle is None or isinstance(idle, LeaseFlow)  # what was given
+                self.lease = idle
                 lease = self.lease = await self._grant() if idle is None else idle
                 self.doubt = False
                 try:
@@ -301,7 +326,7 @@ class _Attempt:
                     continue
                 left = min(self._deadline, due) - port.now()
                 if left > 0:
-                    await self._awake.wait(left)
+                    await self._awake.wait(min(left, feed.interval or inf))
                 elif self._left() <= 0:
                     return None
                 else:

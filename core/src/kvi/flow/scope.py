@@ -28,17 +28,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from kvi.call import Call
 from kvi.capabilities import Capabilities
 from kvi.errors import Closed, KviError, OutcomeUnknown, Timeout, Unavailable, UsedAfterFork
+from kvi.flow.loss import LossState
 from kvi.ops import Direct, Executor, Op, RevokeOp
 from kvi.port import Port, Runtime
 from kvi.primitives import Primitives
-
-if TYPE_CHECKING:
-    from kvi.flow.lease import LeaseFlow
 
 T = TypeVar("T")
 _log = logging.getLogger("kvi")
@@ -47,6 +46,28 @@ IDLE = 30.0  # seconds that an unused lease is kept for the next lock
 MOST_IDLE = 16  # leases; what locks that were held at once leave behind is not kept for ever
 PASSING = (Unavailable, Timeout, OutcomeUnknown)  # the store may be back in a moment
 _PAUSE = 0.1  # seconds between tries to tell a store that cannot be reached
+
+
+class Held(Protocol):
+    """A lease, as the ledger knows it."""
+
+    id: int
+    scope: Scope
+    lost: LossState
+    owner: Callable[[], object | None] | None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is surely alive."""
+
+    def may_live(self, moment: float) -> bool:
+        """Whether the store may still keep it."""
+
+    def shut(self) -> bool:
+        """The handle is closed. Whether the store still may have to be told."""
+
+    def abandon(self) -> None:
+        """Give it up without waiting."""
 
 
 class Watching(Protocol):
@@ -65,17 +86,17 @@ class Ledger:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._leases: dict[LeaseFlow, None] = {}  # in the order of their coming, as all of these
+        self._leases: dict[Held, None] = {}  # in the order of their coming, as all of these
         self._watches: dict[Watching, None] = {}
-        self._idle: list[tuple[LeaseFlow, float, float]] = []  # ttl asked for, and since when
+        self._idle: list[tuple[Held, float, float]] = []  # ttl asked for, and since when
 
-    def add_lease(self, lease: LeaseFlow) -> None:
+    def add_lease(self, lease: Held) -> None:
         """Know a lease until it is discarded; raises `Closed` if nothing new may begin."""
         with self._lock:
             lease.scope.ensure_open()
             self._leases[lease] = None
 
-    def discard_lease(self, lease: LeaseFlow) -> None:
+    def discard_lease(self, lease: Held) -> None:
         """Forget a lease that has ended, and that the store knows of, or will find out."""
         with self._lock:
             self._leases.pop(lease, None)
@@ -91,8 +112,8 @@ class Ledger:
         with self._lock:
             self._watches.pop(watch, None)
 
-    def take_idle(self, ttl: float) -> LeaseFlow | None:
-        """An idle lease that was asked for with ``ttl``, for the one who calls."""
+    def take_idle(self, ttl: float, scope: Scope) -> Held | None:
+        """An idle lease that was asked for with ``ttl``, for ``scope``, which it hangs on now."""
         dead = []
         found = None
         with self._lock:
@@ -101,6 +122,7 @@ class Ledger:
                 if asked == ttl:
                     del self._idle[position]
                     if lease.alive:
+                        lease.scope = scope  # it must not end with the view that it came by
                         found = lease
                         break
                     dead.append(lease)
@@ -108,8 +130,9 @@ class Ledger:
             lease.abandon()
         return found
 
-    def give_idle(self, lease: LeaseFlow, ttl: float, now: float) -> None:
+    def give_idle(self, lease: Held, ttl: float, now: float) -> None:
         """Keep a lease without keys for the next lock."""
+        lease.owner = None
         lease.lost.forget()  # else the call-backs of all locks that ever had it pile up
         with self._lock:
             if len(self._idle) < MOST_IDLE and not lease.scope.closed:
@@ -117,7 +140,7 @@ class Ledger:
                 return
         lease.abandon()
 
-    def is_surplus(self, lease: LeaseFlow, now: float) -> bool:
+    def is_surplus(self, lease: Held, now: float) -> bool:
         """Whether a lease has been idle for too long; then it is idle no more, but to be ended."""
         with self._lock:
             for position, (kept, _, since) in enumerate(self._idle):
@@ -128,7 +151,7 @@ class Ledger:
                     return True
         return False
 
-    def clear(self, scope: Scope) -> tuple[list[LeaseFlow], list[Watching]]:
+    def clear(self, scope: Scope) -> tuple[list[Held], list[Watching]]:
         """Take out what hangs on ``scope``, which is closed, and on the scopes within it."""
         with self._lock:
             leases = [one for one in self._leases if one.scope.is_within(scope)]

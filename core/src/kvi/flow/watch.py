@@ -178,6 +178,8 @@ class WatchFlow:
     @property
     def revision(self) -> int | None:
         """Every change up to this revision has been handed out; ``None`` before that is known."""
+        if self.scope.primitives.forked:
+            return self._before  # surely; a thread of the parent may have the lock for ever
         with self._lock:
             return self._complete()
 
@@ -282,6 +284,8 @@ class WatchFlow:
                 if batch is not None:
                     self._woken = True
                     self._accept(batch)
+                elif feed.interval is not None:
+                    scope.runtime.at(port.now() + feed.interval, self.wake)
             for signal in self._waiting:
                 signal.set()
             self._look()

@@ -5,48 +5,45 @@ until it is known not to be there and nobody holds it. Slots stand in a map by n
 key behind the loader's path. ``known`` is what was last read or written, with its revision; it is
 replaced as a whole, so that a reader needs no lock.
 
-Two locks, always taken in this order:
+*Holding* an entity is having a `Hold`. The slot has only a weak reference to it: the hold ends with
+`release`, or with the object itself, so that whatever unwinds the frames of its holder lets the
+entity go. Who waits is told of a release, and looks by itself for holds that ended otherwise.
 
-=============  ===============================================  ====================================
-lock           held                                             guards
-=============  ===============================================  ====================================
-``Slot.lock``  by the holder of the entity, over its I/O        who may change the entity here
-``_mutex``     for a few instructions                           the map, and every change of a slot
-=============  ===============================================  ====================================
+*One lock*, ``_mutex``, guards the map and every change of a slot, for a few instructions. Taking a
+hold needs it; giving one back is one assignment, which may happen at any moment, in a finalizer or
+in a signal handler's exception too.
 
-*Vacant slots.* A slot whose ``known`` is ``None`` is taken off the map when it is let go, and is
-``dead`` then: whoever waited for its lock finds that out, under the mutex, and looks again.
+*Vacant slots.* A slot whose ``known`` is ``None`` goes off the map once it is free.
 
 *What comes late.* Changes by others are learnt while nobody, or somebody, holds the slot, so that
 what was read may be older than what is known. Revisions decide: older never replaces newer. A slot
 that is gone has no revision, and so needs more:
 
 * An entity was deleted, and a page that was read before, or an event from before, comes in after.
-  Its name has a *grave* with the revision up to which it stays dead. Graves are kept while entities
-  are loaded, and otherwise for own deletions until their events have come.
+  Its name has a *tombstone* with the revision up to which it stays dead. Tombstones are kept while
+  entities are loaded, and otherwise for own deletions until their events have come.
 * An entity is read or written by its holder, and news of its end come before the answer is here.
   ``Slot.told`` counts what was learnt of it: who reads notices, and reads again; who has written
   leaves it to the events, which tell of that write too.
 
 *Snapshots.* A `RESYNC` is the whole truth at its moment, whatever the revisions say: a store that
 was restored counts anew. What was written here after it comes as an event after it.
-
-The mutex is re-entrant, for a finalizer may unlock a handle anywhere, and what it may interrupt
-iterates over nothing that it changes.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
 from typing import Generic, NamedTuple, TypeVar
 
 from kvi.errors import AlreadyHeld, BadRecord
+from kvi.port import Port, Signal
 
 K = TypeVar("K")
 V = TypeVar("V")
+_SLICE = 0.2  # seconds between looks for a hold that ended without a word
 
 
 class Known(NamedTuple, Generic[V]):
@@ -54,6 +51,20 @@ class Known(NamedTuple, Generic[V]):
 
     value: V
     revision: int
+
+
+class Hold:
+    """The right to change an entity, for as long as the object lives.
+
+    Attributes:
+        owner: the thread, or the task, that has it.
+
+    """
+
+    __slots__ = ("__weakref__", "owner")
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
 
 
 class Slot(Generic[K, V]):
@@ -65,12 +76,12 @@ class Slot(Generic[K, V]):
         known: what is known of it; ``None`` if it is not there, or nothing is known.
         doubt: a write whose fate is unknown may have changed it: read it before it is used.
         told: how often something was learnt of it.
-        dead: it is off the map; whoever gets its lock looks for another.
-        holder: the thread that holds the lock.
+        held: the hold on it; it may have ended.
+        waiting: those who want it.
 
     """
 
-    __slots__ = ("dead", "doubt", "holder", "id", "known", "lock", "name", "told")
+    __slots__ = ("doubt", "held", "id", "known", "name", "told", "waiting")
 
     def __init__(self, id: K, name: str, known: Known[V] | None = None) -> None:
         self.id = id
@@ -78,9 +89,14 @@ class Slot(Generic[K, V]):
         self.known = known
         self.doubt = False
         self.told = 0
-        self.dead = False
-        self.holder: int | None = None
-        self.lock = threading.Lock()
+        self.held: weakref.ref[Hold] | None = None
+        self.waiting: list[Signal] = []
+
+    @property
+    def hold(self) -> Hold | None:
+        """Who holds it now."""
+        held = self.held
+        return None if held is None else held()
 
 
 class Cache(Generic[K, V]):
@@ -91,44 +107,58 @@ class Cache(Generic[K, V]):
 
     def __init__(self, following: Callable[[], bool]) -> None:
         self._following = following
-        self._mutex = threading.RLock()
+        self._mutex = threading.Lock()
         self._slots: dict[str, Slot[K, V]] = {}
         self._bad: dict[str, BadRecord] = {}
-        self._graves: dict[str, int] = {}
+        self._tombstones: dict[str, int] = {}
         self._pass: _Pass[V] | None = None  # while loading
 
     # -- for holders ------------------------------------------------------------------------------
 
-    def take(self, id: K, name: str, deadline: float | None) -> Slot[K, V] | None:
-        """Lock a slot, a vacant one if there was none; ``None`` if others held it too long.
+    async def take(
+        self, port: Port, owner: object, id: K, name: str, deadline: float
+    ) -> tuple[Slot[K, V], Hold] | None:
+        """Hold an entity, a vacant slot if there was none; ``None`` if others held it too long.
 
-        ``deadline`` is a moment of the monotonic clock; what is past tries once.
+        ``deadline`` is a moment of the port's clock; what is past tries once.
         """
-        me = threading.get_ident()
+        signal = port.signal()
         while True:
             with self._mutex:
                 slot = self._slots.get(name)
                 if slot is None:
                     slot = self._slots[name] = Slot(id, name)
-            if slot.holder == me:
-                raise AlreadyHeld(
-                    "this thread holds the entity already: use that handle, or unlock it first"
-                )
-            if not slot.lock.acquire(timeout=_left(deadline)):
-                return None
-            with self._mutex:
-                if not slot.dead:
-                    slot.holder = me
-                    return slot
-            slot.lock.release()
+                other = slot.hold
+                if other is None:
+                    hold = Hold(owner)
+                    slot.held = weakref.ref(hold)
+                    return slot, hold
+                if other.owner == owner:
+                    raise AlreadyHeld(
+                        "this thread holds the entity already: use that handle, or unlock it first"
+                    )
+                del other  # else it would live for as long as this waits for its end
+                left = deadline - port.now()
+                if left <= 0:
+                    return None
+                slot.waiting.append(signal)
+            try:
+                await signal.wait(min(left, _SLICE))
+            finally:
+                slot.waiting.remove(signal)
 
-    def release(self, slot: Slot[K, V]) -> None:
-        """Let go of a slot; a vacant one goes off the map."""
+    def release(self, slot: Slot[K, V], hold: Hold) -> None:
+        """End a hold, wherever this is called from; again, it does nothing."""
+        if slot.hold is hold:
+            slot.held = None
+            for signal in tuple(slot.waiting):
+                signal.set()
+
+    def tidy(self, slot: Slot[K, V]) -> None:
+        """Take a slot off the map if it is vacant and free."""
         with self._mutex:
-            slot.holder = None
-            if slot.known is None:
+            if slot.known is None and slot.hold is None:
                 self._drop(slot)
-            slot.lock.release()  # within, so that who finds it locked knows that this comes
 
     def read(self, slot: Slot[K, V], found: tuple[K, Known[V]] | None, told: int) -> bool:
         """Take what its holder has read; false if it was told otherwise since ``told``: again."""
@@ -187,7 +217,7 @@ class Cache(Generic[K, V]):
     def learn(self, name: str, id: K, known: Known[V], *, loading: bool = False) -> None:
         """An entity was there, at this revision; so says an event, or a page while ``loading``."""
         with self._mutex:
-            if self._graves.get(name, -1) >= known.revision:
+            if self._tombstones.get(name, -1) >= known.revision:
                 return
             slot = self._slots.get(name)
             if slot is None:
@@ -222,7 +252,7 @@ class Cache(Generic[K, V]):
     def spoil(self, name: str, error: BadRecord, revision: int) -> None:
         """An entity has become a bad record, at this revision."""
         with self._mutex:
-            if self._graves.get(name, -1) >= revision:
+            if self._tombstones.get(name, -1) >= revision:
                 return
             slot = self._slots.get(name)
             if slot is not None:
@@ -239,7 +269,7 @@ class Cache(Generic[K, V]):
     ) -> None:
         """There is this, and nothing else, whatever is known."""
         with self._mutex:
-            self._graves.clear()
+            self._tombstones.clear()
             if self._pass is not None:
                 self._pass.overtaken = True
             self._bad = {name: error for name, (error, _) in bad.items()}
@@ -279,18 +309,18 @@ class Cache(Generic[K, V]):
             for name in run.bad_before - run.bad:
                 self._bad.pop(name, None)
             if not self._following():
-                self._graves.clear()
+                self._tombstones.clear()
 
     def passed(self, revision: int) -> None:
-        """Every event up to this revision has come: graves up to it are of no more use."""
-        if not self._graves:
+        """Every event up to this revision has come: tombstones up to it are of no more use."""
+        if not self._tombstones:
             return
         with self._mutex:
-            while self._pass is None and self._graves:
-                oldest = next(iter(self._graves))
-                if self._graves[oldest] > revision:
+            while self._pass is None and self._tombstones:
+                oldest = next(iter(self._tombstones))
+                if self._tombstones[oldest] > revision:
                     break
-                del self._graves[oldest]
+                del self._tombstones[oldest]
 
     # -- for readers ------------------------------------------------------------------------------
 
@@ -317,18 +347,17 @@ class Cache(Generic[K, V]):
         return self._pass is not None and self._pass.before.get(name) is known
 
     def _bury(self, name: str, revision: int) -> None:
-        revision = max(revision, self._graves.pop(name, -1))
-        self._graves[name] = revision  # at the end: the first are the oldest, more or less
+        revision = max(revision, self._tombstones.pop(name, -1))
+        self._tombstones[name] = revision  # at the end: the first are the oldest, more or less
 
     def _vacate(self, slot: Slot[K, V]) -> None:
         slot.known = None
-        if not slot.lock.locked():  # else whoever holds it, or is about to, sees to that
+        if slot.hold is None:  # else whoever holds it sees to that
             self._drop(slot)
 
     def _drop(self, slot: Slot[K, V]) -> None:
         if self._slots.get(slot.name) is slot:
             del self._slots[slot.name]
-        slot.dead = True
 
 
 class _Pass(Generic[V]):
@@ -349,10 +378,3 @@ class _Pass(Generic[V]):
         self.bad_before: set[str] = set()
         self.bad: set[str] = set()
         self.overtaken = False
-
-
-def _left(deadline: float | None) -> float:
-    """Seconds to wait for a lock, as `threading.Lock.acquire` takes them."""
-    if deadline is None:
-        return -1
-    return min(max(0.0, deadline - monotonic()), threading.TIMEOUT_MAX)

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any, Generic, Protocol, TypeVar
 
 from kvi.errors import BadRecord, InvalidArgument, shown
-from kvi.policy.text import check_value
+from kvi.text import check_value
 
 __all__ = ["BytesCodec", "Codec", "JsonCodec", "ProtobufCodec", "TextCodec"]
 

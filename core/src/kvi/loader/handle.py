@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import count
-from time import monotonic
+from functools import partial
+from math import inf
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
 
 from kvi.errors import (
@@ -31,16 +32,16 @@ from kvi.errors import (
     NotHeld,
     OutcomeUnknown,
 )
-from kvi.loader.cache import Known, Slot
-from kvi.model import Compare, Delete, Get, Key, KeyValue, Operation, Put
+from kvi.loader.cache import Hold, Known, Slot
+from kvi.loader.records import Records
+from kvi.model import Compare, Delete, Get, Key, KeyValue, Operation, Put, Txn
+from kvi.ops import TxnOp
 from kvi.policy.lock import check_wait
-from kvi.policy.txn import check_items
+from kvi.policy.txn import check_items, check_txn
+from kvi.port import Port
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-    from types import TracebackType
-
-    from kvi.loader.loader import Loader
 
 __all__ = ["Handle", "Handles", "Ref", "commit", "lock_many"]
 
@@ -72,15 +73,17 @@ class Handle(Generic[V]):
 
     """
 
-    __slots__ = ("_change", "_held", "_loader", "_seen", "_slot", "key")
+    __slots__ = ("_change", "_hold", "_records", "_seen", "_slot", "key")
 
-    def __init__(self, loader: Loader[Any, V], slot: Slot[Any, V], seen: Known[V] | None) -> None:
-        self.key = loader._key_of(slot.name)
-        self._loader = loader
+    def __init__(
+        self, records: Records[Any, V], slot: Slot[Any, V], hold: Hold, seen: Known[V] | None
+    ) -> None:
+        self.key = records.key_of(slot.name)
+        self._records = records
         self._slot = slot
+        self._hold: Hold | None = hold  # while it lives, nobody else gets the entity
         self._seen = seen
         self._change: _Change[V] | None = None
-        self._held = True
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -110,7 +113,15 @@ class Handle(Generic[V]):
         does.
         """
         self._ensure_held()
-        known = self._loader._read(self._slot, timeout)
+        store = self._records.store
+        try:
+            seconds = store._seconds(timeout)
+            store._drive(lambda port: self._refresh(port, seconds))
+        except KviError as error:
+            raise store._placed(error, "get", self.key)
+
+    async def _refresh(self, port: Port, timeout: float) -> None:
+        known = await self._records.read(port, self._slot, timeout)
         if (known and known.revision) != (self._seen and self._seen.revision):
             self._change = None
         self._seen = known
@@ -148,7 +159,7 @@ class Handle(Generic[V]):
         ``entity`` is another one or cannot be stored.
         """
         self._look()
-        self._change = _Change(entity, self._loader._encode(self._slot.name, entity))
+        self._change = _Change(entity, self._records.encode(self._slot.name, entity))
 
     def stage_delete(self) -> None:
         """Prepare the end of the entity for `kvi.commit`. Raises `NotFound` if it is not there."""
@@ -159,34 +170,31 @@ class Handle(Generic[V]):
 
     def unlock(self) -> None:
         """Let others have the entity; what is staged is dropped. Again, it does nothing."""
-        if self._held:
-            self._held = False
-            self._change = None
-            if (
-                not self._loader._store._scope.primitives.forked
-            ):  # else its locks may be held for ever
-                self._loader._cache.release(self._slot)
+        hold = self._hold
+        if hold is not None:
+            records = self._records
+            records.cache.release(self._slot, hold)
+            self._hold = self._change = None
+            if self._slot.known is None and not records.store.closed:
+                records.store._runtime.prompt(partial(records.cache.tidy, self._slot))
 
     def __enter__(self) -> Self:
         self._ensure_held()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.unlock()
 
     def __repr__(self) -> str:
-        state = "unlocked" if not self._held else "locked" if self._seen else "locked, not there"
-        return f"<Handle {self.key!r} {state} {self._loader._store.uri}>"
+        state = (
+            "unlocked" if self._hold is None else "locked" if self._seen else "locked, not there"
+        )
+        return f"<Handle {self.key!r} {state} {self._records.store.uri}>"
 
     # -- for loaders and commits ------------------------------------------------------------------
 
     def _ensure_held(self) -> None:
-        if not self._held:
+        if self._hold is None:
             raise NotHeld("this handle was unlocked: lock the entity again", key=self.key)
 
     def _look(self) -> Known[V] | None:
@@ -198,14 +206,14 @@ class Handle(Generic[V]):
     def _present(self) -> Known[V]:
         known = self._look()
         if known is None:
-            raise NotFound("the entity is not there", key=self.key, uri=self._loader._store.uri)
+            raise NotFound("the entity is not there", key=self.key, uri=self._records.store.uri)
         return known
 
     def _write(self, operation: str, timeout: float | None) -> None:
         try:
-            _apply([self], (), timeout, operation)
+            _run([self], (), timeout, operation)
         except KviError as error:
-            raise self._loader._store._placed(error, operation, self.key)
+            raise self._records.store._placed(error, operation, self.key)
         finally:
             self._change = None
 
@@ -221,7 +229,7 @@ class Handle(Generic[V]):
 
     def _applied(self, revision: int | None, told: int) -> None:
         change, self._change = self._change, None
-        cache = self._loader._cache
+        cache = self._records.cache
         if change is None:
             return
         if change.data is None:
@@ -237,15 +245,15 @@ class Handle(Generic[V]):
     def _found(self, entry: KeyValue | None, told: int) -> bool:
         """Take what a refused commit has read instead; whether it is news."""
         before, self._change = self._seen, None
-        found = self._loader._decoded(entry)
-        if not self._loader._cache.read(self._slot, found, told):
-            self._loader._cache.doubted(self._slot)
+        found = self._records.decoded(entry)
+        if not self._records.cache.read(self._slot, found, told):
+            self._records.cache.doubted(self._slot)
         self._seen = None if found is None else found[1]
         return (before and before.revision) != (self._seen and self._seen.revision)
 
     def _lost_sight(self) -> None:
         self._change = None
-        self._loader._cache.doubted(self._slot)
+        self._records.cache.doubted(self._slot)
 
 
 class Handles(Mapping[K, Handle[V]]):
@@ -278,12 +286,7 @@ class Handles(Mapping[K, Handle[V]]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.unlock()
 
 
@@ -291,7 +294,7 @@ class Handles(Mapping[K, Handle[V]]):
 class Ref(Generic[V]):
     """An entity that may be there or not, for `lock_many`; made by `kvi.Loader.at`."""
 
-    loader: Loader[Any, V]
+    records: Records[Any, V]
     id: Any
 
 
@@ -316,9 +319,9 @@ def commit(
         raise InvalidArgument(
             "commit needs handles with something staged: stage() or stage_delete()"
         )
-    store = handles[0]._loader._store
+    store = handles[0]._records.store
     for handle in handles:
-        if handle._loader._store is not store:
+        if handle._records.store is not store:
             raise InvalidArgument(
                 "one transaction is of one store: give these loaders the same handle of kvi.open",
                 key=handle.key,
@@ -326,27 +329,43 @@ def commit(
     if len({handle.key for handle in handles}) < len(handles):
         raise InvalidArgument("commit takes each entity once")
     try:
-        _apply(handles, tuple(check_items("when", when)), timeout, "commit")
+        _run(handles, tuple(check_items("when", when)), timeout, "commit")
     except KviError as error:
         raise store._placed(error, "commit", None)
 
 
-def _apply(
+def _run(
     handles: Iterable[Handle[Any]],
     when: tuple[Compare, ...],
     timeout: float | None,
     operation: str,
 ) -> None:
     handles = tuple(handles)
-    store = handles[0]._loader._store
+    store = handles[0]._records.store
+    store._ensure_open()
+    seconds = store._seconds(timeout)
     unchanged = [handle._unchanged() for handle in handles]
     writes = [op for op in (handle._operation() for handle in handles) if op is not None]
     reads = [Get(handle.key) for handle in handles]
+    txn = check_txn((*unchanged, *when), writes, reads, store.capabilities, operation)
+    try:
+        store._drive(lambda port: _apply(port, handles, txn, seconds, conditional=bool(when)))
+    except KviError:
+        raise
+    except BaseException:
+        for handle in handles:  # the request may have been sent
+            handle._slot.doubt = True
+        raise
+
+
+async def _apply(
+    port: Port, handles: tuple[Handle[Any], ...], txn: Txn, timeout: float, *, conditional: bool
+) -> None:
     told = [handle._slot.told for handle in handles]
     try:
-        done = store._run((*unchanged, *when), writes, reads, timeout, operation)
+        done = await handles[0]._records.store._scope.execute(port, TxnOp(txn), timeout)
     except BaseException as error:
-        # An interrupt may have come after the request was sent.
+        # A cancellation may have come after the request was sent.
         if not isinstance(error, KviError) or isinstance(error, (OutcomeUnknown, Closed)):
             for handle in handles:
                 if handle._change is not None:
@@ -368,7 +387,7 @@ def _apply(
             spoiled = error
     if spoiled is not None:
         raise spoiled
-    if not news and when:
+    if not news and conditional:
         raise Conflict("a condition of when= does not hold; nothing was applied")
     raise Conflict(
         f"changed by somebody else: {', '.join(map(repr, news[:5]))}; nothing was applied, look at "
@@ -421,21 +440,54 @@ def lock_in_order(refs: Iterable[Ref[Any]], timeout: float | None) -> tuple[Hand
     """Lock these, in the order of all; the handles are in the order given."""
     refs = tuple(refs)
     wait = check_wait(timeout)
-    deadline = None if wait is None else monotonic() + wait
-    places = [(ref.loader._number, ref.loader._name_of(ref.id)) for ref in refs]
+    names = [ref.records.name_of(ref.id) for ref in refs]
+    places = [(ref.records.number, name) for ref, name in zip(refs, names, strict=True)]
     if len(set(places)) < len(places):
         raise InvalidArgument("lock_many takes each entity once")
-    handles: dict[int, Handle[Any]] = {}
+    if not refs:
+        return ()
+    order = sorted(range(len(refs)), key=places.__getitem__)
+    owner = get_ident()
+
+    async def flow(port: Port) -> tuple[Handle[Any], ...]:
+        deadline = inf if wait is None else port.now() + wait
+        handles: dict[int, Handle[Any]] = {}
+        try:
+            for index in order:
+                ref = refs[index]
+                handles[index] = await hold(
+                    ref.records, port, owner, ref.id, names[index], deadline, wait
+                )
+        except BaseException:
+            for handle in handles.values():
+                handle.unlock()
+            raise
+        return tuple(handles[index] for index in range(len(refs)))
+
+    return refs[0].records.store._drive(flow, undo=_unlock)
+
+
+def _unlock(handles: Iterable[Handle[Any]]) -> None:
+    for handle in handles:
+        handle.unlock()
+
+
+async def hold(
+    records: Records[Any, V],
+    port: Port,
+    owner: object,
+    id: Any,
+    name: str,
+    deadline: float,
+    wait: float | None,
+) -> Handle[V]:
+    """A handle on an entity, there or not."""
+    slot, held = await records.take(port, owner, id, name, deadline, wait)
     try:
-        for index in sorted(range(len(refs)), key=places.__getitem__):
-            ref = refs[index]
-            handles[index] = ref.loader._lock(ref.id, places[index][1], deadline, timeout)
+        known = slot.known
+        if known is None or slot.doubt:
+            known = await records.read(port, slot, records.store._scope.timeout)
+        return Handle(records, slot, held, known)
     except BaseException:
-        for handle in handles.values():
-            handle.unlock()
+        records.let_go(slot, held)
         raise
-    return tuple(handles[index] for index in range(len(refs)))
-
-
-numbers = count()
-"""The order of loaders."""

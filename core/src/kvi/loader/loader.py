@@ -22,22 +22,23 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from time import monotonic
+from math import inf
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
-from kvi.errors import BadRecord, Closed, InvalidArgument, KviError, LockTimeout, shown
-from kvi.loader.cache import Cache, Known, Slot
+from kvi.errors import BadRecord, InvalidArgument, KviError, LockTimeout
+from kvi.loader.cache import Known
 from kvi.loader.codecs import Codec
-from kvi.loader.handle import Handle, Handles, Ref, lock_in_order, numbers
+from kvi.loader.handle import Handle, Handles, Ref, hold, lock_in_order
+from kvi.loader.records import Records
 from kvi.middleware.namespace import check_name
-from kvi.model import Event, EventType, Get, Key, KeyValue, Put
+from kvi.model import Event, EventType, KeyValue, Scan, Span
+from kvi.ops import PageOp, RangeOp
 from kvi.policy.lock import check_wait
-from kvi.policy.text import check_bound
+from kvi.port import Port
 from kvi.sync.kvi import Kvi
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from kvi.sync.watch import Watch
 
 __all__ = ["Loader"]
@@ -48,6 +49,7 @@ R = TypeVar("R")
 
 _log = logging.getLogger("kvi.loader")
 _STEP = 1000  # entities between two calls of a progress function
+_PAUSE = 0.01  # seconds between looks whether another load is over
 
 
 class Loader(Generic[K, V]):
@@ -105,20 +107,14 @@ class Loader(Generic[K, V]):
     ) -> None:
         if (pack is None) != (unpack is None):
             raise InvalidArgument("pack= and unpack= undo each other: give both, or none")
-        self._store = store
-        self._prefix = f"{check_name(path)}/" if path != "" else ""
-        self._codec = codec
-        self._id_of = key
-        self._written = name
-        self._pack = pack
-        self._unpack = unpack
+        prefix = f"{check_name(path)}/" if path != "" else ""
+        self._records: Records[K, V] = Records(
+            store, prefix, codec, key, name, pack, unpack, self._gets_events
+        )
         self._follow = follow
-        self._number = next(numbers)
-        self._cache: Cache[K, V] = Cache(self._gets_events)
         self._once = threading.Lock()  # held while loading
         self._loads: int | None = None  # the thread that does
         self._loaded = False
-        self._closed = False
         self._watch: Watch | None = None
         self._begins = False  # while the watch is begun: its first event may be here already
 
@@ -134,35 +130,57 @@ class Loader(Generic[K, V]):
         (seconds) bounds each page. Loading again brings the cache up to date, and begins a watch
         that has ended anew. Raises what `kvi.Kvi.range` does; what was read until then is kept.
         """
-        self._ensure_open()
-        if self._loads == threading.get_ident():
+        self._records.ensure_open()
+        if self._loads == get_ident():
             raise InvalidArgument("load() is under way in this thread: progress= cannot load")
-        with self._once:
-            self._loads = threading.get_ident()
-            try:
-                if self._follow and not self.following:
-                    self._begin_to_follow(timeout)
-                while (bad := self._load(progress, timeout)) is None:
-                    pass
-            finally:
-                self._loads = None
-            self._loaded = True
+        store = self._records.store
+        try:
+            seconds = store._seconds(timeout)
+            return store._drive(lambda port: self._load(port, progress, seconds))
+        except KviError as error:
+            raise store._placed(error, "range", self._records.prefix)
+
+    async def _load(
+        self, port: Port, progress: Callable[[int], object] | None, timeout: float
+    ) -> tuple[BadRecord, ...]:
+        while not self._once.acquire(blocking=False):
+            await port.sleep(_PAUSE)
+            self._records.ensure_open()
+        self._loads = get_ident()
+        try:
+            if self._follow and not self.following:
+                self._begin_to_follow(timeout)
+            while (bad := await self._pass(port, progress, timeout)) is None:
+                pass
+        finally:
+            self._loads = None
+            self._once.release()
+        self._loaded = True
         return tuple(bad)
 
-    def _load(
-        self, progress: Callable[[int], object] | None, timeout: float | None
+    async def _pass(
+        self, port: Port, progress: Callable[[int], object] | None, timeout: float
     ) -> list[BadRecord] | None:
-        """One pass; ``None`` if it was overtaken by a snapshot."""
+        """Read all once; ``None`` if it was overtaken by a snapshot."""
         bad: list[BadRecord] = []
         number = 0
-        with self._cache.loading() as run:
-            for entry in self._store.range(prefix=self._prefix, timeout=timeout):
-                error = self._learn(entry, loading=True)
-                if error is not None:
-                    bad.append(error)
-                number += 1
-                if progress is not None and number % _STEP == 0:
-                    progress(number)
+        scan = Scan(Span.of_prefix(self._records.prefix))
+        scope = self._records.store._scope
+        with self._records.cache.loading() as run:
+            found = await scope.execute(port, RangeOp(scan), timeout)
+            pages = PageOp(found, scan)
+            try:
+                while (page := await scope.execute(port, pages, timeout)) is not None:
+                    self._records.ensure_open()
+                    for entry in page:
+                        error = self._learn(entry, loading=True)
+                        if error is not None:
+                            bad.append(error)
+                        number += 1
+                        if progress is not None and number % _STEP == 0:
+                            progress(number)
+            finally:
+                pages.close()
             if progress is not None and not run.overtaken and (number % _STEP or not number):
                 progress(number)
         return None if run.overtaken else bad
@@ -170,8 +188,10 @@ class Loader(Generic[K, V]):
     @property
     def bad(self) -> dict[str, BadRecord]:
         """The records that are no entities, by their keys, as of `load` and what came since."""
-        self._ensure_open()
-        return {self._key_of(name): error for name, error in self._cache.bad().items()}
+        self._records.ensure_open()
+        return {
+            self._records.key_of(name): error for name, error in self._records.cache.bad().items()
+        }
 
     @property
     def following(self) -> bool:
@@ -191,10 +211,11 @@ class Loader(Generic[K, V]):
         after that time, `AlreadyHeld` if this thread holds it, `BadRecord` if what is stored is no
         entity, and what `kvi.Kvi.get` does.
         """
-        name = self._name_of(id)
-        wait = check_wait(timeout)
-        deadline = None if wait is None else monotonic() + wait
-        handle = self._lock(id, name, deadline, timeout)
+        name, wait, owner = self._records.name_of(id), check_wait(timeout), get_ident()
+        handle = self._records.store._drive(
+            lambda port: hold(self._records, port, owner, id, name, _deadline(port, wait), wait),
+            undo=Handle.unlock,
+        )
         if handle._seen is not None:
             return handle
         handle.unlock()
@@ -209,19 +230,28 @@ class Loader(Generic[K, V]):
         Raises as `lock` does, `InvalidArgument` for what cannot be stored, and what `kvi.Kvi.txn`
         does.
         """
-        id = self._id_of(entity)
-        name = self._name_of(id)
-        wait = check_wait(timeout)
-        slot = self._take(id, name, None if wait is None else monotonic() + wait, timeout)
+        id = self._records.id_of(entity)
+        name, wait, owner = self._records.name_of(id), check_wait(timeout), get_ident()
+
+        async def flow(port: Port) -> tuple[Handle[V], bool]:
+            deadline = _deadline(port, wait)
+            slot, held = await self._records.take(port, owner, id, name, deadline, wait)
+            try:
+                known = slot.known
+                if known is not None and not slot.doubt:
+                    return Handle(self._records, slot, held, known), False
+                known, created = await self._records.create(port, slot, entity)
+                return Handle(self._records, slot, held, known), created
+            except BaseException:
+                self._records.let_go(slot, held)
+                raise
+
         try:
-            known = slot.known
-            if known is not None and not slot.doubt:
-                return Handle(self, slot, known), False
-            known, created = self._create(slot, entity)
-            return Handle(self, slot, known), created
-        except BaseException:
-            self._cache.release(slot)
+            return self._records.store._drive(flow, undo=lambda result: result[0].unlock())
+        except LockTimeout:
             raise
+        except KviError as error:
+            raise self._records.store._placed(error, "lock_or_create", self._records.key_of(name))
 
     def lock_many(self, ids: Iterable[K], timeout: float | None = None) -> Handles[K, V]:
         """Lock several entities; together they cannot deadlock with others who do the same.
@@ -230,20 +260,20 @@ class Loader(Generic[K, V]):
         ``stage``. An id given twice counts once. `kvi.lock_many` locks entities of several loaders.
         ``timeout`` bounds the wait for all; raises as `lock` does, and then holds none.
         """
-        wanted = {self._name_of(id): id for id in ids}.values()
+        wanted = {self._records.name_of(id): id for id in ids}.values()
         handles = lock_in_order([self.at(id) for id in wanted], timeout)
         return Handles(dict(zip(wanted, handles, strict=True)))
 
     def at(self, id: K) -> Ref[V]:
         """Name an entity, there or not, for `kvi.lock_many`."""
-        return Ref(self, id)
+        return Ref(self._records, id)
 
     # -- reading without locks --------------------------------------------------------------------
 
     def list(self) -> list[K]:
         """A snapshot of the ids of all entities, in no order. Raises before the first `load`."""
         self._ensure_loaded()
-        return [slot.id for slot in self._cache.present()]
+        return [slot.id for slot in self._records.cache.present()]
 
     def items(self) -> Iterator[tuple[K, V]]:
         """Each entity with its id, as it is when its turn comes; those of now, in no order.
@@ -252,7 +282,7 @@ class Loader(Generic[K, V]):
         modified.
         """
         self._ensure_loaded()
-        for slot in self._cache.present():
+        for slot in self._records.cache.present():
             known = slot.known
             if known is not None:
                 yield slot.id, known.value
@@ -266,8 +296,8 @@ class Loader(Generic[K, V]):
 
         The value is shared, and never to be modified.
         """
-        self._ensure_open()
-        known = self._cache.find(self._name_of(id))
+        self._records.ensure_open()
+        known = self._records.cache.find(self._records.name_of(id))
         return None if known is None else known.value
 
     def __len__(self) -> int:
@@ -280,7 +310,7 @@ class Loader(Generic[K, V]):
 
         Handles that are held can be ended in good order.
         """
-        self._closed = True
+        self._records.closed = True
         watch = self._watch
         if watch is not None:
             watch.cancel()
@@ -288,163 +318,12 @@ class Loader(Generic[K, V]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "loaded" if self._loaded else "not loaded"
-        return f"<Loader {self._prefix!r} {state} {self._store.uri}>"
-
-    # -- names and records ------------------------------------------------------------------------
-
-    def _name_of(self, id: K) -> str:
-        name = self._written(id)
-        try:
-            check_bound("name", name)
-        except InvalidArgument as error:
-            raise InvalidArgument(f"the name of an id: {error.message}") from None
-        if not name:
-            raise InvalidArgument(f"the id {shown(id)} has an empty name; see name= of the loader")
-        return name
-
-    def _key_of(self, name: str) -> str:
-        return self._prefix + name
-
-    def _encode(self, name: str, entity: V) -> bytes:
-        """The record of an entity as bytes, if it belongs under this name."""
-        key = self._key_of(name)
-        own = self._name_of(self._id_of(entity))
-        if own != name:
-            raise InvalidArgument(
-                f"this entity is stored under {self._key_of(own)!r}: lock that one, or create it",
-                key=key,
-            )
-        record = entity if self._pack is None else self._pack(entity)
-        try:
-            data = self._codec.encode(record)
-        except KviError as error:
-            error.located("encode", key, self._store.uri)
-            raise
-        return data
-
-    def _decode(self, entry: KeyValue) -> tuple[K, Known[V]]:
-        """An entry as an entity; raises `BadRecord`."""
-        assert entry.value is not None
-        try:
-            try:
-                record = self._codec.decode(entry.value)
-                entity: V = record if self._unpack is None else self._unpack(record)
-                id = self._id_of(entity)
-                own = self._key_of(self._name_of(id))
-            except BadRecord:
-                raise
-            except Exception as error:
-                raise BadRecord(f"no entity can be made of it: {error!r}") from error
-            if own != entry.key:
-                raise BadRecord(f"it says that it belongs under {own!r}")
-        except BadRecord as error:
-            error.located("decode", entry.key, self._store.uri)
-            raise
-        return id, Known(entity, entry.revision)
-
-    def _decoded(self, entry: KeyValue | None) -> tuple[K, Known[V]] | None:
-        """What its holder has found of an entity; a `BadRecord` is noted, and raised."""
-        if entry is None:
-            return None
-        try:
-            return self._decode(entry)
-        except BadRecord as error:
-            self._cache.spoil(entry.key.removeprefix(self._prefix), error, entry.revision)
-            raise
-
-    # -- locks and the store ----------------------------------------------------------------------
-
-    def _take(
-        self,
-        id: K,
-        name: str,
-        deadline: float | None,
-        timeout: float | None,
-    ) -> Slot[K, V]:
-        key = self._key_of(name)
-        try:
-            self._ensure_open()
-            slot = self._cache.take(id, name, deadline)
-        except KviError as error:
-            error.located("lock", key, self._store.uri)
-            raise
-        if slot is None:
-            raise LockTimeout(
-                f"another thread held the entity for {timeout:g} seconds",
-                operation="lock",
-                key=key,
-                uri=self._store.uri,
-            )
-        return slot
-
-    def _lock(
-        self,
-        id: K,
-        name: str,
-        deadline: float | None,
-        timeout: float | None,
-    ) -> Handle[V]:
-        """A handle on an entity, there or not."""
-        slot = self._take(id, name, deadline, timeout)
-        try:
-            known = slot.known
-            if known is None or slot.doubt:
-                known = self._read(slot, None)
-            return Handle(self, slot, known)
-        except BaseException:
-            self._cache.release(slot)
-            raise
-
-    def _read(self, slot: Slot[K, V], timeout: float | None) -> Known[V] | None:
-        """Read a slot that is held from the store."""
-        while True:
-            told = slot.told
-            found = self._decoded(self._store.get(self._key_of(slot.name), timeout=timeout))
-            if self._cache.read(slot, found, told):
-                # What is known now may be newer, or an object that is shared already.
-                return slot.known if found is None else slot.known or found[1]
-
-    def _create(self, slot: Slot[K, V], entity: V) -> tuple[Known[V], bool]:
-        """Store an entity that is not there; else read the one that is. What is, and if it is new.
-
-        The answer may be overtaken by news of its end; then the holder has what was true before,
-        and the next write finds out.
-        """
-        key = self._key_of(slot.name)
-        data = self._encode(slot.name, entity)
-        try:
-            while True:
-                told = slot.told
-                done = self._store._run(
-                    [Key(key).absent], [Put(key, data)], [Get(key)], None, "lock_or_create"
-                )
-                if done.succeeded:
-                    if done.revision is not None:
-                        known = Known(entity, done.revision)
-                        self._cache.wrote(slot, known, told)
-                        return known, True
-                    read = self._read(slot, None)  # a store that does not tell
-                    if read is not None:
-                        return read, True
-                    continue
-                (entry,) = done.results
-                assert isinstance(entry, KeyValue)  # it is there
-                found = self._decoded(entry)
-                assert found is not None
-                if self._cache.read(slot, found, told):
-                    return slot.known or found[1], False
-        except KviError as error:
-            raise self._store._placed(error, "lock_or_create", key)
+        state = "closed" if self._records.closed else "loaded" if self._loaded else "not loaded"
+        return f"<Loader {self._records.prefix!r} {state} {self._records.store.uri}>"
 
     # -- following --------------------------------------------------------------------------------
 
@@ -454,68 +333,69 @@ class Loader(Generic[K, V]):
     def _begin_to_follow(self, timeout: float | None) -> None:
         self._begins = True
         try:
-            watch = self._store.watch(prefix=self._prefix, callback=self._on_event, timeout=timeout)
+            watch = self._records.store.watch(
+                prefix=self._records.prefix, callback=self._on_event, timeout=timeout
+            )
             self._watch = watch
         finally:
             self._begins = False
-        if self._closed:  # meanwhile
+        if self._records.closed:  # meanwhile
             watch.cancel()
-            self._ensure_open()
+            self._records.ensure_open()
 
     def _on_event(self, event: Event, data: object) -> bool | None:
-        if self._closed:
+        if self._records.closed:
             return False
-        name = event.key.removeprefix(self._prefix)
+        name = event.key.removeprefix(self._records.prefix)
         if event.type is EventType.RESYNC:
             self._resync(event.snapshot or [])
         elif event.type is EventType.DELETE:
-            self._cache.forget(name, event.revision)
+            self._records.cache.forget(name, event.revision)
         else:
             self._learn(KeyValue(event.key, event.value, event.revision, 0))
         watch = self._watch
         revision = None if watch is None else watch.revision
         if revision is not None:
-            self._cache.passed(revision)
+            self._records.cache.passed(revision)
         return None
 
     def _learn(self, entry: KeyValue, *, loading: bool = False) -> BadRecord | None:
         """Take what an event or a page says of an entity; returns what is wrong with it."""
-        name = entry.key.removeprefix(self._prefix)
+        name = entry.key.removeprefix(self._records.prefix)
         if loading:
-            self._cache.seen(name)
-        if not self._cache.wants(name, entry.revision, loading=loading):
+            self._records.cache.seen(name)
+        if not self._records.cache.wants(name, entry.revision, loading=loading):
             return None
         try:
-            id, known = self._decode(entry)
+            id, known = self._records.decode(entry)
         except BadRecord as error:
-            self._cache.spoil(name, error, entry.revision)
+            self._records.cache.spoil(name, error, entry.revision)
             _log.warning("a record is left out: %s", error)
             return error
-        self._cache.learn(name, id, known, loading=loading)
+        self._records.cache.learn(name, id, known, loading=loading)
         return None
 
     def _resync(self, snapshot: Iterable[KeyValue]) -> None:
         entities: dict[str, tuple[K, Known[V]]] = {}
         bad: dict[str, tuple[BadRecord, int]] = {}
         for entry in snapshot:
-            name = entry.key.removeprefix(self._prefix)
-            known = self._cache.find(name)
+            name = entry.key.removeprefix(self._records.prefix)
+            known = self._records.cache.find(name)
             if known is not None and known.revision == entry.revision:
-                entities[name] = (self._id_of(known.value), known)
+                entities[name] = (self._records.id_of(known.value), known)
                 continue
             try:
-                entities[name] = self._decode(entry)
+                entities[name] = self._records.decode(entry)
             except BadRecord as error:
                 bad[name] = (error, entry.revision)
                 _log.warning("a record is left out: %s", error)
-        self._cache.resync(entities, bad)
-
-    def _ensure_open(self) -> None:
-        self._store._ensure_open()
-        if self._closed:
-            raise Closed("the loader is closed; make another one")
+        self._records.cache.resync(entities, bad)
 
     def _ensure_loaded(self) -> None:
-        self._ensure_open()
+        self._records.ensure_open()
         if not self._loaded:
             raise InvalidArgument("nothing is loaded yet: call load() first")
+
+
+def _deadline(port: Port, wait: float | None) -> float:
+    return inf if wait is None else port.now() + wait

@@ -16,8 +16,6 @@ from kvi.model import Compare, Event, EventType, Key, KeyValue, LeaseRef, Put, R
 from kvi.sync.kvi import Kvi
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from kvi.sync.watch import Watch
 
 __all__ = ["Entry", "TypedEvent", "TypedRange", "TypedView", "TypedWatch"]
@@ -256,10 +254,5 @@ class TypedWatch(Generic[V]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.cancel()

@@ -72,10 +72,6 @@ class Monitored:
         if alive is not None:
             self._observe(alive)
 
-    def forked(self) -> None:
-        """In a child after a fork: another thread of the parent may have held the lock."""
-        self._lock = threading.Lock()
-
     def _observe(self, alive: bool) -> None:
         if self._closed():
             return

@@ -44,7 +44,7 @@ from kvi.ops import (
     TxnOp,
     WatchOp,
 )
-from kvi.policy.text import check_bound, prefix_end
+from kvi.text import check_bound, prefix_end
 
 T = TypeVar("T")
 MIN_MAX_KEY = 4096  # what the contract leaves for keys at the least
@@ -91,7 +91,7 @@ def inward(op: Op[T], prefix: str) -> Op[T]:
                 WatchSpec(_span_in(spec.span, prefix), spec.start, spec.initial), op.wake
             )
         case ClaimOp():
-            into = ClaimOp(prefix + op.lock, op.lease)
+            into = ClaimOp(prefix + op.key, op.lease)
         case ReleaseOp():
             into = ReleaseOp(_claim(op.claim, lambda key: prefix + key))
         case _:  # without keys

@@ -10,6 +10,7 @@ much time it has left.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from kvi.ops import Executor, Op
 from kvi.policy.retry import RetryPolicy
 
 T = TypeVar("T")
+_logger = logging.getLogger("kvi.retry")
 
 
 class Retrying:
@@ -73,9 +75,7 @@ class Retrying:
 
 
 def _log(error: KviError, op: Op[T], attempts: int, pause: float, uri: str) -> None:
-    import logging
-
-    logging.getLogger("kvi.retry").warning(
+    _logger.warning(
         "%s of %r on %s failed (try %d), again in %.3f s: %s",
         op.name,
         op.key,

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from kvi.capabilities import Capabilities
 from kvi.errors import InvalidArgument, shown
 from kvi.model import Claim, Key, KeyValue, Span
-from kvi.policy.text import check_key
+from kvi.text import check_key
 
 LONGEST_SUFFIX = 1 + 32  # what a lock adds to its name: a slash and a lease of 128 bits
 

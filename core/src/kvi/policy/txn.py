@@ -27,7 +27,7 @@ from kvi.model import (
     Txn,
     checked,
 )
-from kvi.policy.text import check_key, check_value
+from kvi.text import check_key, check_value
 
 Read = Callable[[str], KeyValue | None]
 

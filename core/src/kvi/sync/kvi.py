@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self
 
-from kvi.capabilities import Capabilities
-from kvi.driver.threads import Errand, Threads, is_main
 from kvi.errors import InvalidArgument, KviError, shown
+from kvi.feed import WatchSpec
+from kvi.flow.lease import LeaseFlow
+from kvi.flow.lock import LockFlow
 from kvi.flow.scope import Scope
+from kvi.flow.watch import WatchFlow
 from kvi.middleware.namespace import Prefixed, check_name, narrowed
 from kvi.model import (
     Compare,
@@ -40,34 +42,28 @@ from kvi.ops import (
     CountOp,
     DeleteOp,
     DeleteRangeOp,
-    Direct,
     GetOp,
-    Op,
     PageOp,
     PingOp,
     PutOp,
     RangeOp,
     TxnOp,
 )
-from kvi.options import check_timeout
-from kvi.policy.text import check_bound, check_key, check_value
+from kvi.policy.lease import check_ttl
+from kvi.policy.lock import check_lock, check_wait
 from kvi.policy.txn import check_lease, check_txn
-from kvi.port import Flow, Port
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from kvi.sync.lease import Lease
-    from kvi.sync.lock import Lock
-    from kvi.sync.temp_key import TempKey
-    from kvi.sync.watch import Watch
+from kvi.port import Port
+from kvi.sync.face import Face
+from kvi.sync.lease import Lease
+from kvi.sync.lock import Lock
+from kvi.sync.temp_key import TempKey
+from kvi.sync.watch import Watch, check_watch
+from kvi.text import check_bound, check_key, check_value
 
 __all__ = ["Kvi"]
 
-T = TypeVar("T")
 
-
-class Kvi:
+class Kvi(Face):
     """A handle on a store. Open one with `kvi.open`; close it, or use it in a ``with`` block.
 
     Safe to use from any number of threads. Every method that talks to the store takes
@@ -81,28 +77,6 @@ class Kvi:
     * `Closed`: after `close`, also when it happens during the call; `UsedAfterFork` in a child.
 
     """
-
-    def __init__(self, scope: Scope) -> None:
-        """Not for programs: use `kvi.open`."""
-        self._scope = scope
-        self._runtime: Threads = scope.runtime  # type: ignore[assignment]  # of this driver
-        primitives = scope.primitives
-        self._in_place = primitives.in_place
-        # Without middleware the store is asked straight away, and may have a short way of its own.
-        direct = scope.executor if isinstance(scope.executor, Direct) else None
-        self._plain = None if direct is None else direct.primitives
-        self._short_get = None if direct is None else primitives._short_get
-        self._short_put = None if direct is None else primitives._short_put
-
-    @property
-    def uri(self) -> str:
-        """The store's URI with secrets replaced by ``***``."""
-        return self._scope.uri
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the store can do."""
-        return self._scope.capabilities
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -349,10 +323,6 @@ class Kvi:
         Raises `InvalidArgument` for a ttl that is not positive or above
         ``capabilities.lease_max_ttl``.
         """
-        from kvi.flow.lease import LeaseFlow
-        from kvi.policy.lease import check_ttl
-        from kvi.sync.lease import Lease
-
         try:
             self._ensure_open()
             scope, seconds = self._scope, self._seconds(timeout)
@@ -380,21 +350,11 @@ class Kvi:
         plus one. It replaces what was under the key; what others do to it later is not watched.
         Without a value the host's name and the process id are stored. Raises as `lease` does.
         """
-        import os
-        import socket
-
-        from kvi.flow.lease import LeaseFlow
-        from kvi.policy.lease import check_ttl
-        from kvi.sync.lease import Lease
-        from kvi.sync.temp_key import TempKey
-
         try:
             self._ensure_open()
             scope, limits = self._scope, self.capabilities
             key = check_key(key, limits.max_key)
-            if value is None:
-                value = f"{socket.gethostname()} {os.getpid()}"
-            data = check_value(value, limits.max_value)
+            data = None if value is None else check_value(value, limits.max_value)
             seconds, asked = self._seconds(timeout), check_ttl(ttl, limits)
             flow = self._drive(
                 lambda port: LeaseFlow.with_key(port, scope, key, data, asked, seconds),
@@ -415,11 +375,6 @@ class Kvi:
 
         Raises `InvalidKey` for a bad name, `InvalidArgument` for a bad ``ttl`` or ``timeout``.
         """
-        from kvi.flow.lock import LockFlow
-        from kvi.policy.lease import check_ttl
-        from kvi.policy.lock import check_lock, check_wait
-        from kvi.sync.lock import Lock
-
         try:
             self._ensure_open()
             limits = self.capabilities
@@ -456,10 +411,6 @@ class Kvi:
         `Compacted` if ``from_revision`` is gone from the history, `NotSupported` for
         ``from_revision`` where there is none.
         """
-        from kvi.feed import WatchSpec
-        from kvi.flow.watch import WatchFlow
-        from kvi.sync.watch import Watch, check_watch
-
         try:
             self._ensure_open()
             if key is not None:
@@ -537,11 +488,6 @@ class Kvi:
                 scope.primitives._close()
 
     @property
-    def closed(self) -> bool:
-        """Whether the handle can no longer be used: closed, or inherited through a fork."""
-        return self._scope.closed
-
-    @property
     def client(self) -> Any:
         """The native client, as an escape hatch; ``None`` where there is none.
 
@@ -556,12 +502,7 @@ class Kvi:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -569,37 +510,6 @@ class Kvi:
         return f"<{type(self).__name__} {self.uri}{state}>"
 
     # -- helpers ----------------------------------------------------------------------------------
-
-    def _do(self, op: Op[T], timeout: float | None) -> T:
-        """Do one operation, where it may be done."""
-        seconds = self._scope.timeout if timeout is None else check_timeout(timeout)
-        here = op.called in self._in_place or not is_main()
-        if here and self._plain is not None:
-            return op.run(self._plain, seconds)
-        scope = self._scope
-        return self._drive(lambda port: scope.execute(port, op, seconds), here=here)
-
-    def _drive(
-        self,
-        flow: Callable[[Port], Flow[T]],
-        *,
-        undo: Callable[[T], object] | None = None,
-        here: bool = False,
-        away: bool = False,
-        lasting: bool = False,
-    ) -> T:
-        """Run a flow; see `Threads.drive`."""
-        scope = self._scope
-        if here or not (away or is_main()):
-            return self._runtime.drive_here(flow)
-        errand = Errand(flow, undo, scope, lasting=lasting)
-        return self._runtime.drive(errand)
-
-    def _ensure_open(self) -> None:
-        self._scope.ensure_open()
-
-    def _seconds(self, timeout: float | None) -> float:
-        return self._scope.timeout if timeout is None else check_timeout(timeout)
 
     def _span_of(self, start: str | None, end: str | None, prefix: str | None) -> Span:
         longest = self.capabilities.max_key
@@ -647,9 +557,6 @@ class Kvi:
         finally:
             if op.open:
                 self._runtime.post(op.close)  # left early: what it holds is freed elsewhere
-
-    def _placed(self, error: KviError, operation: str, key: object) -> KviError:
-        return self._scope.placed(error, operation, key)
 
 
 def prefixed(outer: Scope, name: str) -> Scope:

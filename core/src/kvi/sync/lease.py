@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+import weakref
+from typing import Self
 
 from kvi.errors import KviError
 from kvi.flow.lease import LeaseFlow
 from kvi.model import LeaseRef
+from kvi.sync.block import Block, BlockExit
+from kvi.sync.face import Face
 from kvi.sync.loss import Loss
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from kvi.sync.kvi import Kvi
 
 __all__ = ["Lease"]
 
@@ -33,7 +31,7 @@ class Lease(LeaseRef):
 
     lost: Loss
 
-    def __init__(self, store: Kvi, flow: LeaseFlow) -> None:
+    def __init__(self, store: Face, flow: LeaseFlow) -> None:
         self._store = store
         self._flow = flow
         self.lost = Loss(flow.lost, lambda: store.closed)
@@ -88,12 +86,12 @@ class Lease(LeaseRef):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    __exit__ = BlockExit()
+
+    def _hold_for(self, block: weakref.ref[Block]) -> None:
+        self._flow.owner = block
+
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.revoke()
         except KviError as failure:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from types import EllipsisType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from kvi.errors import KviError, LeaseLost, LockTimeout, NotHeld
 from kvi.flow.lock import LockFlow
 from kvi.model import Claim, Compare
 from kvi.policy.lock import check_wait
+from kvi.sync.block import Block, BlockExit
+from kvi.sync.face import Face
 from kvi.sync.loss import Loss
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from kvi.sync.kvi import Kvi
 
 __all__ = ["Lock"]
 
@@ -24,13 +23,15 @@ class Lock:
 
     One object is held once at a time; make one per use, or share it among threads that check what
     `acquire` says. Not bound to a thread: any may release. As a context manager it is held for the
-    block, or raises `LockTimeout`.
+    block, or raises `LockTimeout`. An object that is dropped while it holds the lock gives it up,
+    within the lock's ttl.
     """
 
-    def __init__(self, store: Kvi, flow: LockFlow, timeout: float | None) -> None:
+    def __init__(self, store: Face, flow: LockFlow, timeout: float | None) -> None:
         self._store = store
         self._flow = flow
         self._wait = timeout
+        self._block: weakref.ref[Block] | None = None
 
     @property
     def name(self) -> str:
@@ -48,11 +49,19 @@ class Lock:
         Raises `AlreadyHeld` if this object holds the lock or waits for it, `InvalidArgument` for a
         negative time-out, and what a call to the store raises.
         """
+        return self._acquire(timeout, weakref.ref(self))
+
+    def _acquire(
+        self, timeout: float | EllipsisType | None, owner: Callable[[], object | None]
+    ) -> bool:
         store, flow = self._store, self._flow
         try:
+            store._ensure_open()  # a forked child has none of the threads
             wait = self._wait if isinstance(timeout, EllipsisType) else check_wait(timeout)
             return store._drive(
-                lambda port: flow.acquire(port, wait), undo=lambda _: flow.give_up(), away=True
+                lambda port: flow.acquire(port, wait, owner),
+                undo=lambda _: flow.give_up(),
+                away=True,
             )
         except KviError as error:
             raise store._placed(error, "acquire", flow.name)
@@ -113,17 +122,18 @@ class Lock:
         return claim.guard
 
     def __enter__(self) -> Self:
-        if not self.acquire():
+        block, self._block = self._block, None
+        if not self._acquire(..., weakref.ref(self) if block is None else block):
             error = LockTimeout(f"others held the lock for {self._wait:g} seconds")
             raise self._store._placed(error, "lock", self.name)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    __exit__ = BlockExit()
+
+    def _hold_for(self, block: weakref.ref[Block]) -> None:
+        self._block = block
+
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.release()
         except KviError as failure:

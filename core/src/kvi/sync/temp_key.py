@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Self
 
+from kvi.sync.block import Block, BlockExit
 from kvi.sync.lease import Lease
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from kvi.sync.loss import Loss
 
 __all__ = ["TempKey"]
@@ -54,13 +54,13 @@ class TempKey:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._lease.__exit__(kind, error, trace)
+    __exit__ = BlockExit()
+
+    def _hold_for(self, block: weakref.ref[Block]) -> None:
+        self._lease._hold_for(block)
+
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._lease._leave(kind, error, trace)
 
     def __repr__(self) -> str:
         return f"<TempKey {self._key!r} {'alive' if self.alive else 'ended'}>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 from threading import get_ident
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from kvi.capabilities import Capabilities
 from kvi.clock import now
@@ -13,11 +13,7 @@ from kvi.errors import Closed, InvalidArgument, KviError, NotSupported, Timeout,
 from kvi.flow.watch import WatchFlow
 from kvi.model import MAX_NUMBER, Event, EventType
 from kvi.policy.lock import check_wait
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from kvi.sync.kvi import Kvi
+from kvi.sync.face import Face
 
 __all__ = ["Watch"]
 
@@ -36,7 +32,7 @@ class Watch:
     while an event is asked for loses none: the next call gives it.
     """
 
-    def __init__(self, store: Kvi, flow: WatchFlow) -> None:
+    def __init__(self, store: Face, flow: WatchFlow) -> None:
         self._store = store
         self._flow = flow
 
@@ -108,12 +104,7 @@ class Watch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.cancel()
 
     def __repr__(self) -> str:

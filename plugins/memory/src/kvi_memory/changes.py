@@ -1,10 +1,10 @@
 """Watches of a memory store: cursors into its history.
 
-A cursor is two numbers. ``_told`` is the revision up to which everything has been handed out.
-``_first`` is the first revision after it that may concern the watch, or ``None`` if there is none:
-a commit that touches a watched key sets it, and wakes the watch. So a watch that nothing concerns
+A cursor is two numbers. ``told`` is the revision up to which everything has been handed out.
+``first`` is the first revision after it that may concern the watch, or ``None`` if there is none:
+a commit that touches a watched key wakes the watch, and sets it. So a watch that nothing concerns
 costs nothing, and cannot fall behind; one that does not read falls behind without any buffer, until
-the history no longer has its ``_first``.
+the history no longer has its ``first``.
 """
 
 from __future__ import annotations
@@ -20,27 +20,26 @@ MOST_COMMITS = 2000  # looked at while the store's lock is held
 
 
 class MemoryChanges(Feed):
-    """The changes in ``span`` from revision ``start`` on (``None``: from now on)."""
+    """The changes in ``span`` from revision ``start`` on (``None``: from now on).
+
+    The store's lock guards ``told`` and ``first``.
+    """
 
     def __init__(self, state: MemoryState, span: Span, start: int | None, wake: Wake) -> None:
         self._state = state
         self._span = span
-        self._wake = wake
-        self._first: int | None = None
+        self.wake = wake
+        self.first: int | None = None
         with state.lock:
+            state.finish()
             if start is None:
                 start = state.revision + 1
             elif start <= state.revision:
-                self._first = start
+                self.first = start
                 self._index()  # raises if it is gone
-            self._told = self.revision = start - 1
+            self.told = self.revision = start - 1
+            state.watched = True
             state.watches.add(span, self)
-
-    def woken_by(self, revision: int) -> None:
-        """A commit concerns the watch. The store's lock is held."""
-        if self._first is None and revision > self._told:
-            self._first = revision
-            self._wake()
 
     def poll(self, timeout: float) -> Batch | None:
         """The next changes; waits for nothing."""
@@ -48,13 +47,14 @@ class MemoryChanges(Feed):
         events: list[Event] = []
         state = self._state
         with state.lock:
-            if self._first is None:
+            state.finish()
+            if self.first is None:
                 return None
             history = state.history
             index = self._index()
             last = min(index + MOST_COMMITS, len(history))
             while index < last and len(events) < MOST_EVENTS:
-                revision, changes = history[index]
+                revision, changes, _ = history[index]
                 for key, old, new in changes:
                     if key in span:
                         if new is None:
@@ -62,18 +62,21 @@ class MemoryChanges(Feed):
                         else:
                             events.append(Event(put, key, new.value, revision, old))
                 index += 1
-            self._told = history[index - 1][0]
-            self._first = self._told + 1 if index < len(history) else None
-            return Batch(events, self._told)
+            told = history[index - 1][0]
+            first = told + 1 if index < len(history) else None
+            self.told, self.first = told, first
+            return Batch(events, told)
 
     def close(self) -> None:
         """End it."""
-        with self._state.lock:
-            self._state.watches.discard(self._span, self)
+        state = self._state
+        with state.lock:
+            state.watches.discard(self._span, self)
+            state.watched = bool(state.watches)
 
     def _index(self) -> int:
-        """Where ``_first`` is in the history; raises `Compacted` if it is gone."""
-        first, history = self._first, self._state.history
+        """Where ``first`` is in the history; raises `Compacted` if it is gone."""
+        first, history = self.first, self._state.history
         assert first is not None  # asked only then
         if not history or first < history[0][0]:
             raise Compacted("the history of the memory store no longer goes back to this revision")

@@ -1,14 +1,28 @@
 """The data of one memory store: the readable reference of what a revision is.
 
-*Theory.* The store is a sorted map of the present entries, a counter, a history, and leases. One
-lock guards them all and is held only while they are read or changed, never while a caller's code
-runs.
-Entries are immutable, so that handing one out is handing out a snapshot.
+*Theory.* The store is a map of the present entries, their keys in order, a counter, a history, and
+leases. One lock guards them all and is held only while they are read or changed, never while a
+caller's code runs. Entries are immutable, so that handing one out is handing out a snapshot.
 
 Each commit of at least one change raises the counter by one, gives that revision to every entry it
 writes, and appends its changes to the history. The history keeps at most the last `HISTORY` commits
-and `HISTORY_BYTES` of values; what is older is gone, and a reader who needs it must start over from
-the present state.
+and `HISTORY_BYTES` of what they hold; what is older is gone, and a reader who needs it must start
+over from the present state.
+
+*Interrupts.* An exception of a signal handler may end any call between any two steps, and a fork
+may copy the store then. A commit is therefore prepared aside, and done by one assignment:
+
+=========  =========================================================  ==========================
+pending    guarantee                                                  left by
+=========  =========================================================  ==========================
+``None``   all parts agree                                            the assignment of `commit`
+a commit   it is done, whatever the parts say, and whoever wakes for  `finish`, to its end
+           it has been woken
+=========  =========================================================  ==========================
+
+Who takes the lock calls `finish` first. Each of its steps gives the same when it is done again, so
+it begins from the start wherever it was left. The keys in order cannot be mended in the middle of a
+change; whoever changes them takes them out before, and who finds none makes them anew.
 
 *Watches* are cursors into the history (`kvi_memory.changes`). A commit wakes those that span one of
 its keys; a watch that was not woken has missed nothing, however far the history has moved on.
@@ -17,30 +31,37 @@ its keys; a watch that was not woken has missed nothing, however far the history
 reaper, a thread that lives as long as there are leases, deletes its keys, in one commit.
 
 The data is one per name and process, and outlives every handle. A forked child has a copy of its
-own, as of everything in memory; the fork waits for commits under way, so that the copy is whole.
-The parent's watches are not the child's, and its leases end there when their time is up.
+own, as of everything in memory, with new locks. The parent's watches are not the child's, and its
+leases end there when their time is up.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 from collections import deque
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from kvi.clock import now
 from kvi.errors import LeaseLost, Unavailable
-from kvi.model import KeyValue
+from kvi.model import KeyValue, Span
 from kvi.policy.interest import Interests
 from kvi.policy.txn import Change
-from sortedcontainers import SortedDict
+from sortedcontainers import SortedList
 
 if TYPE_CHECKING:
     from kvi_memory.changes import MemoryChanges
 
 HISTORY = 50_000  # commits: a watch may fall seconds behind writers of its own process
-HISTORY_BYTES = 64 * 1024 * 1024  # a bound on what old values may hold
+HISTORY_BYTES = 64 * 1024 * 1024
+_OBJECTS = 512  # bytes of a change beside its key and values: at most seven objects
+
+_made = tuple.__new__
+_Commit = tuple[int, tuple[Change, ...], int]  # revision, changes, bytes counted before it
 
 
 class _Lease:
@@ -56,77 +77,169 @@ class MemoryState:
     """The entries, the revision counter and the history of one store.
 
     Attributes:
-        lock: guards everything else.
-        entries: the present entries in key order.
+        lock: guards everything else. Who has taken it calls `finish` before anything.
+        pending: the commit that is done but not carried through, if there is one. While it is
+            ``None``, one entry can be read without the lock: a commit counts from when it is
+            ``None`` again, for nobody who read before tells of it until then.
+        entries: the present entries.
         revision: of the last commit; 0 before the first.
-        history: the last commits as ``(revision, changes)``, oldest first, without gaps.
+        history: the last commits, oldest first, without gaps.
         watches: who is to be woken.
+        watched: whether there is anybody.
 
     """
 
     __slots__ = (
+        "_bytes",
+        "_keys",
         "_leases",
-        "_reaper",
-        "_weight",
+        "_nudges",
+        "_reaping",
         "entries",
         "history",
         "lock",
+        "pending",
         "revision",
+        "watched",
         "watches",
     )
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.entries: SortedDict = SortedDict()
+        self.pending: tuple[_Commit, int, Sequence[MemoryChanges], int | None] | None = None
+        self.entries: dict[str, KeyValue] = {}
+        self._keys: SortedList | None = None  # of the entries; None: to be made
         self.revision = 0
-        self.history: deque[tuple[int, tuple[Change, ...]]] = deque()
-        self._weight = 0  # bytes of the values in the history
-        self.watches: Interests[MemoryChanges] = Interests()
+        self.history: deque[_Commit] = deque()
+        self._bytes = 0  # counted since the beginning, also of what the history no longer has
         self._leases: dict[int, _Lease] = {}
-        self._reaper: threading.Condition | None = None  # on the lock, while the thread runs
+        self.forked()
 
-    def commit(self, changes: tuple[Change, ...]) -> None:
-        """Apply the changes of one transaction, made for ``revision + 1``. Hold the lock."""
-        for key, old, new in changes:
-            if old is not None and old.lease is not None:
-                self._leases[old.lease].keys.discard(key)
-            if new is None:
-                del self.entries[key]
-                continue
-            self.entries[key] = new
-            if new.lease is not None:
-                self._leases[new.lease].keys.add(key)
-        self.record(changes)
+    def forked(self) -> None:
+        """In a child after a fork: forget the parent's threads, and what they hold or wait for."""
+        self.lock = threading.Lock()
+        self.watches: Interests[MemoryChanges] = Interests()
+        self.watched = False
+        self._reaping = False
+        self._nudges: SimpleQueue[None] = SimpleQueue()
 
-    def record(self, changes: tuple[Change, ...]) -> None:
-        """Count the commit of changes that have been applied. Hold the lock."""
-        self.revision += 1
-        history = self.history
-        history.append((self.revision, changes))
-        self._weight += _weight(changes)
-        while len(history) > HISTORY or (self._weight > HISTORY_BYTES and len(history) > 1):
-            self._weight -= _weight(history.popleft()[1])
-        if self.watches:
+    # -- hold the lock for all of the following --------------------------------------------------
+
+    def commit(self, changes: tuple[Change, ...], ended: int | None = None) -> None:
+        """Apply the changes of one transaction, made for ``revision + 1``, and end a lease."""
+        revision, before = self.revision + 1, self._bytes
+        after = before + sum(map(_weight, changes))
+        told = []
+        if self.watched:
+            # Before it is done: they find it once they have the lock, whoever carries it through.
             for watch in self.watches.matching(change.key for change in changes):
-                watch.woken_by(self.revision)
+                if watch.first is None and revision > watch.told:
+                    watch.wake()
+                    told.append(watch)
+        self.pending = ((revision, changes, before), after, told, ended)
+        self.finish()
+
+    def finish(self) -> None:
+        """Carry the pending commit through, whether none or some of it has been done."""
+        if self.pending is None:
+            return
+        commit, after, told, ended = self.pending
+        entries, leases = self.entries, self._leases
+        moved = [key for key, _, new in commit[1] if (new is None) is (key in entries)]
+        keys = self._keys
+        if moved:
+            self._keys = None
+        for key, old, new in commit[1]:
+            if old is not None and old.lease is not None and old.lease in leases:
+                leases[old.lease].keys.discard(key)
+            if new is None:
+                entries.pop(key, None)
+                continue
+            entries[key] = new
+            if new.lease is not None:
+                leases[new.lease].keys.add(key)
+        if moved and keys is not None:
+            for key in moved:
+                (keys.add if key in entries else keys.discard)(key)
+            self._keys = keys
+        if ended is not None:
+            leases.pop(ended, None)
+        self.revision, self._bytes = commit[0], after
+        history = self.history
+        if not history or history[-1][0] < commit[0]:
+            history.append(commit)
+        self.trim()
+        for watch in told:
+            if watch.first is None:
+                watch.first = commit[0]
+        self.pending = None
+
+    def replace(self, key: str, value: bytes) -> int | None:
+        """Commit another value of a key in the shortest way, if it is there without a lease."""
+        if self.pending is not None:
+            self.finish()
+        old = self.entries.get(key)
+        if old is None:
+            return None
+        _, previous, _, created, version, lease = old
+        if lease is not None or previous is None or version is None:
+            return None
+        revision, before = self.revision + 1, self._bytes
+        new = _made(KeyValue, (key, value, revision, created, version + 1, None))
+        changes = (_made(Change, (key, old, new)),)
+        if self.watched:
+            self.commit(changes)
+            return revision
+        after = before + _OBJECTS + 4 * len(key) + len(previous) + len(value)
+        commit = (revision, changes, before)
+        self.pending = (commit, after, (), None)
+        self.entries[key] = new
+        self.revision = revision
+        self._bytes = after
+        self.history.append(commit)
+        oldest = self.history[0]
+        if revision - oldest[0] >= HISTORY or after - oldest[2] > HISTORY_BYTES:
+            self.trim()
+        self.pending = None
+        return revision
+
+    def trim(self) -> None:
+        """Let the history forget what is beyond its bounds."""
+        history, total = self.history, self._bytes
+        while len(history) > HISTORY or (
+            total - history[0][2] > HISTORY_BYTES and len(history) > 1
+        ):
+            history.popleft()
 
     def read(self, key: str) -> KeyValue | None:
-        """The present entry of ``key``. Hold the lock."""
-        entry: KeyValue | None = self.entries.get(key)
-        return entry
+        """The present entry of ``key``."""
+        return self.entries.get(key)
 
-    # -- leases; hold the lock for all of them -----------------------------------------------------
+    def between(self, span: Span, reverse: bool = False) -> Iterator[str]:
+        """The keys of ``span`` in order."""
+        if self._keys is None:
+            self._keys = SortedList(self.entries)
+        keys: Iterator[str] = self._keys.irange(span.start, span.end, (True, False), reverse)
+        return keys
+
+    def count(self, span: Span) -> int:
+        """How many keys ``span`` has."""
+        keys, self._keys = self._keys, None  # it makes its positions while it tells them
+        if keys is None:
+            keys = SortedList(self.entries)
+        end = len(keys) if span.end is None else keys.bisect_left(span.end)
+        found: int = end - keys.bisect_left(span.start)
+        self._keys = keys
+        return found
+
+    # -- leases ----------------------------------------------------------------------------------
 
     def grant(self, ttl: float) -> int:
         """Begin a lease; its id."""
         while (lease := int.from_bytes(os.urandom(8)) >> 2) in self._leases or not lease:
             pass
-        self._leases[lease] = _Lease(ttl)
-        try:
-            self.reap()
-        except Unavailable:
-            del self._leases[lease]
-            raise
+        granted = _Lease(ttl)
+        self.reap()  # before there is anything to reap: the reaper waits for the lock
+        self._leases[lease] = granted
         return lease
 
     def alive(self, lease: int) -> _Lease:
@@ -150,85 +263,70 @@ class MemoryState:
         found = self._leases.get(lease)
         if found is None:
             return
+        self._nudges.put(None)
         changes = tuple(Change(key, self.entries[key], None) for key in sorted(found.keys))
         if changes:
-            self.commit(changes)
-        del self._leases[lease]
-        if self._reaper is not None:
-            self._reaper.notify()
+            self.commit(changes, lease)
+        else:
+            del self._leases[lease]
+
+    def resume(self) -> None:
+        """See to it that leases end that a fork has copied, which the reaper is not."""
+        if self._leases:
+            self.reap()
 
     def reap(self) -> None:
-        """See to it that leases end in time, if there are any."""
-        if not self._leases:
+        """See to it that there is a reaper, and that it looks at the leases once it may."""
+        if self._reaping:
+            self._nudges.put(None)
             return
-        if self._reaper is not None:
-            self._reaper.notify()
-            return
-        changed = threading.Condition(self.lock)
-        thread = threading.Thread(
-            target=self._run_reaper, args=(changed,), name="kvi-memory-leases", daemon=True
-        )
         try:
-            thread.start()
+            # Not threading.Thread, whose start waits for the thread and can be left in the middle.
+            _thread.start_new_thread(self._reap, ())
         except RuntimeError as error:
             raise Unavailable(f"no thread can be started to end leases in time: {error}") from error
-        self._reaper = changed
 
-    def _run_reaper(self, changed: threading.Condition) -> None:
-        with changed:
-            while self._leases:
+    def _reap(self) -> None:
+        with self.lock:
+            if self._reaping:  # who started the other one was interrupted, or had not seen it yet
+                return
+            self._reaping = True
+        while True:
+            with self.lock:
+                self.finish()
                 moment = now()
                 for lease in [k for k, v in self._leases.items() if v.deadline <= moment]:
                     self.end(lease)
-                if self._leases:
-                    soonest = min(found.deadline for found in self._leases.values())
-                    changed.wait(min(max(0.0, soonest - now()), 3600))
-            self._reaper = None
-
-    def forked(self) -> None:
-        """In a child after a fork: forget the parent's threads and those who wait for them."""
-        self._reaper = None
-        self.watches = Interests()
+                if not self._leases:
+                    self._reaping = False
+                    return
+                soonest = min(found.deadline for found in self._leases.values())
+            with suppress(Empty):
+                self._nudges.get(timeout=min(max(0.0, soonest - now()), 3600))
 
 
-def _weight(changes: tuple[Change, ...]) -> int:
-    total = 0
-    for _, _, new in changes:
-        if new is not None and new.value is not None:
-            total += len(new.value)
+def _weight(change: Change) -> int:
+    """The bytes that the history keeps by a change, at most."""
+    key, old, new = change
+    total = _OBJECTS + 4 * len(key)
+    for entry in (old, new):
+        if entry is not None and entry.value is not None:
+            total += len(entry.value)
     return total
 
 
 _states: dict[str, MemoryState] = {}
-_states_lock = threading.Lock()
 
 
 def state_of(name: str) -> MemoryState:
     """The store called ``name``, made at its first use in this process."""
-    with _states_lock:
-        return _states.setdefault(name, MemoryState())
-
-
-_fork = ExitStack()
-
-
-def _before_fork() -> None:
-    _fork.enter_context(_states_lock)
-    for state in _states.values():
-        _fork.enter_context(state.lock)
-
-
-def _after_fork() -> None:
-    _fork.pop_all().close()  # apart from the stack, which the next fork may be filling already
+    return _states.get(name) or _states.setdefault(name, MemoryState())
 
 
 def _after_fork_in_child() -> None:
-    for state in _states.values():
+    for state in list(_states.values()):
         state.forked()
-    _after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
-    )
+    os.register_at_fork(after_in_child=_after_fork_in_child)

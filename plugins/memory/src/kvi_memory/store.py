@@ -2,20 +2,19 @@
 
 Every operation is one critical section on the store's lock, so that it is atomic and linearizable
 by construction; nothing ever waits for longer than another thread's section, so that time-outs
-have nothing to bound.
+have nothing to bound. An exception that a signal handler raises may end a section anywhere
+(`kvi_memory.state` tells why all is whole then).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from kvi.capabilities import Capabilities
 from kvi.model import Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
-from kvi.policy.txn import Change, choose, perform, put
+from kvi.policy.txn import Change, choose, perform
 from kvi.primitives import Primitives
-from sortedcontainers import SortedDict
 
 from kvi_memory.state import state_of
 
@@ -49,63 +48,53 @@ class MemoryKvi(Primitives):
         super().__init__(uri, CAPABILITIES, timeout=timeout)
         self._state = state_of(name)
         with self._state.lock:
-            self._state.reap()  # in a forked child the leases have been copied, and the reaper not
+            self._state.resume()
 
     # A hit costs two look-ups; all that can be wrong with a call makes it a miss, and the long way
     # then says what.
     def _short_get(self, key: str) -> KeyValue | None:
         state = self._state
         try:
-            with state.lock:
-                entry: KeyValue = state.entries[key]
+            entry = state.entries[key]
         except (KeyError, TypeError):
             return None
-        return None if self.forked else entry
+        return entry if state.pending is None and not self.forked else None
 
     def _short_put(self, key: str, value: bytes | str) -> int | None:
         if type(key) is not str or type(value) is not bytes or self.forked:
             return None
         state = self._state
         with state.lock:
-            old: KeyValue | None = state.entries.get(key)
-            # The key is there, so it is a good one.
-            if old is None or old.lease is not None:
-                return None
-            return self._replace(old, value)
-
-    def _replace(self, old: KeyValue, value: bytes) -> int:
-        state = self._state
-        key, revision = old.key, state.revision + 1
-        new = put(old, key, value, revision, None)
-        dict.__setitem__(state.entries, key, new)  # the order of the keys stays as it is
-        state.record((Change(key, old, new),))
-        return revision
+            return state.replace(key, value)  # a key that is there is a good one
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:
-        with self._state.lock:
-            return self._state.read(key)
+        state = self._state
+        with state.lock:
+            state.finish()
+            return state.read(key)
 
     def _range(self, scan: Scan, timeout: float) -> RangeResult:
         state = self._state
         with state.lock:
-            keys = _keys(state.entries, scan.span, scan.reverse)
-            page = [state.entries[key] for key in islice(keys, scan.limit)]
+            state.finish()
+            keys = state.between(scan.span, scan.reverse)
+            page = list(map(state.entries.__getitem__, islice(keys, scan.limit)))
             revision = state.revision
         if scan.keys_only:
             page = [entry._replace(value=None) for entry in page]
         return RangeResult(revision, lambda: (page,))
 
     def _count(self, span: Span, timeout: float) -> int:
-        with self._state.lock:
-            entries = self._state.entries
-            end = len(entries) if span.end is None else entries.bisect_left(span.end)
-            return int(end - entries.bisect_left(span.start))
+        state = self._state
+        with state.lock:
+            state.finish()
+            return state.count(span)
 
     def _delete_range(self, span: Span, timeout: float) -> int:
         state = self._state
         with state.lock:
-            keys = _keys(state.entries, span, reverse=False)
-            changes = tuple(Change(key, state.entries[key], None) for key in keys)
+            state.finish()
+            changes = tuple(Change(k, state.entries[k], None) for k in state.between(span))
             if changes:
                 state.commit(changes)
         return len(changes)
@@ -113,6 +102,7 @@ class MemoryKvi(Primitives):
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
         state = self._state
         with state.lock:
+            state.finish()
             succeeded, branch = choose(txn, state.read)
             for op in branch:
                 if isinstance(op, Put) and op.lease is not None:
@@ -138,14 +128,17 @@ class MemoryKvi(Primitives):
 
     def _lease_grant(self, ttl: float, timeout: float) -> Grant:
         with self._state.lock:
+            self._state.finish()
             return Grant(self._state.grant(ttl), ttl)
 
     def _lease_renew(self, lease: int, timeout: float) -> float:
         with self._state.lock:
+            self._state.finish()
             return self._state.renew(lease)
 
     def _lease_revoke(self, lease: int, timeout: float) -> None:
         with self._state.lock:
+            self._state.finish()
             self._state.end(lease)
 
     def _ping(self, timeout: float) -> None:
@@ -153,10 +146,3 @@ class MemoryKvi(Primitives):
 
     def _close(self) -> None:
         """The data stays; the handle holds nothing else."""
-
-
-def _keys(entries: SortedDict, span: Span, reverse: bool) -> Iterator[str]:
-    keys: Iterator[str] = entries.irange(
-        span.start, span.end, inclusive=(True, False), reverse=reverse
-    )
-    return keys

@@ -11,6 +11,7 @@ from kvi.conformance.suite.handles import (
     TestOptions as TestOptions,
 )
 from kvi.conformance.suite.histories import TestHistories as TestHistories
+from kvi.conformance.suite.interrupts import TestInterrupts as TestInterrupts
 from kvi.conformance.suite.keys import (
     TestKeys as TestKeys,
 )

@@ -1,0 +1,50 @@
+"""Interrupts: the rule as `kvi.conformance.interrupts` checks it, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from kvi.conformance.contract import rule
+from kvi.conformance.interrupts import GROUPS, HITS
+from kvi.conformance.rules import Rules
+from kvi.uri import StoreUri
+
+ENDS = 110
+"""Seconds after which a process hangs that is still there."""
+
+
+class TestInterrupts(Rules):
+    """An exception of a signal handler comes out of every call, and leaves the process whole."""
+
+    @rule("handle.interrupt")
+    @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this platform has no timers")
+    @pytest.mark.parametrize("group", GROUPS)
+    def test_interrupted_calls(self, kvi_uri: str, group: str) -> None:
+        """Others go on, nothing is half done or stays taken, no event is lost."""
+        options = [f"--operation={name}" for name in GROUPS[group]] + [f"--hits={HITS}"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kvi.conformance.interrupts", str(kvi_uri), *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # The store may be found by what was put into the path here.
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        try:
+            told, stacks = process.communicate(timeout=ENDS)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the calls of {group} did not end within {ENDS} s", pytrace=False)
+        finally:
+            process.kill()
+        if process.returncode:
+            shown = StoreUri.parse(str(kvi_uri)).redacted
+            again = f"python -m kvi.conformance.interrupts {shown} {' '.join(options)}"
+            broken = (told.splitlines() or ["it ended"])[-1]
+            message = f"{broken}\nsee it again: {again}\n{stacks}".replace(str(kvi_uri), shown)
+            pytest.fail(message, pytrace=False)

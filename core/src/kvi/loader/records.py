@@ -1,0 +1,192 @@
+"""`Records`: the entities under one path, between the store and the cache, as flows use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from itertools import count
+from typing import Any, Generic, TypeVar
+
+from kvi.errors import BadRecord, Closed, InvalidArgument, KviError, LockTimeout, shown
+from kvi.loader.cache import Cache, Hold, Known, Slot
+from kvi.loader.codecs import Codec
+from kvi.model import Get, Key, KeyValue, Put
+from kvi.ops import GetOp, TxnOp
+from kvi.policy.txn import check_txn
+from kvi.port import Port
+from kvi.sync.kvi import Kvi
+from kvi.text import check_bound
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+_numbers = count()
+
+
+class Records(Generic[K, V]):
+    """The entities of one loader. Safe for threads.
+
+    Attributes:
+        store: the handle that they are in.
+        prefix: what their keys begin with.
+        cache: what is known of them.
+        id_of: tells the id of an entity.
+        number: the place of the loader in the order of all, in which entities are locked.
+        closed: no more entities are given out.
+
+    """
+
+    def __init__(
+        self,
+        store: Kvi,
+        prefix: str,
+        codec: Codec[Any],
+        key: Callable[[V], K],
+        name: Callable[[K], str],
+        pack: Callable[[V], Any] | None,
+        unpack: Callable[[Any], V] | None,
+        following: Callable[[], bool],
+    ) -> None:
+        self.store = store
+        self.prefix = prefix
+        self.id_of = key
+        self.cache: Cache[K, V] = Cache(following)
+        self.number = next(_numbers)
+        self.closed = False
+        self._codec = codec
+        self._written = name
+        self._pack = pack
+        self._unpack = unpack
+
+    def ensure_open(self) -> None:
+        """Raise `Closed` if the store or the loader is."""
+        self.store._ensure_open()
+        if self.closed:
+            raise Closed("the loader is closed; make another one")
+
+    def name_of(self, id: K) -> str:
+        """The id as it stands in the key."""
+        name = self._written(id)
+        try:
+            check_bound("name", name)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"the name of an id: {error.message}") from None
+        if not name:
+            raise InvalidArgument(f"the id {shown(id)} has an empty name; see name= of the loader")
+        return name
+
+    def key_of(self, name: str) -> str:
+        """The whole key."""
+        return self.prefix + name
+
+    def encode(self, name: str, entity: V) -> bytes:
+        """The record of an entity as bytes, if it belongs under this name."""
+        key = self.key_of(name)
+        own = self.name_of(self.id_of(entity))
+        if own != name:
+            raise InvalidArgument(
+                f"this entity is stored under {self.key_of(own)!r}: lock that one, or create it",
+                key=key,
+            )
+        record = entity if self._pack is None else self._pack(entity)
+        try:
+            data = self._codec.encode(record)
+        except KviError as error:
+            error.located("encode", key, self.store.uri)
+            raise
+        return data
+
+    def decode(self, entry: KeyValue) -> tuple[K, Known[V]]:
+        """An entry as an entity; raises `BadRecord`."""
+        assert entry.value is not None
+        try:
+            try:
+                record = self._codec.decode(entry.value)
+                entity: V = record if self._unpack is None else self._unpack(record)
+                id = self.id_of(entity)
+                own = self.key_of(self.name_of(id))
+            except BadRecord:
+                raise
+            except Exception as error:
+                raise BadRecord(f"no entity can be made of it: {error!r}") from error
+            if own != entry.key:
+                raise BadRecord(f"it says that it belongs under {own!r}")
+        except BadRecord as error:
+            error.located("decode", entry.key, self.store.uri)
+            raise
+        return id, Known(entity, entry.revision)
+
+    def decoded(self, entry: KeyValue | None) -> tuple[K, Known[V]] | None:
+        """What its holder has found of an entity; a `BadRecord` is noted, and raised."""
+        if entry is None:
+            return None
+        try:
+            return self.decode(entry)
+        except BadRecord as error:
+            self.cache.spoil(entry.key.removeprefix(self.prefix), error, entry.revision)
+            raise
+
+    async def take(
+        self, port: Port, owner: object, id: K, name: str, deadline: float, wait: float | None
+    ) -> tuple[Slot[K, V], Hold]:
+        """Hold an entity, there or not; ``wait`` is what the caller gave."""
+        key = self.key_of(name)
+        try:
+            self.ensure_open()
+            taken = await self.cache.take(port, owner, id, name, deadline)
+            if taken is None:
+                raise LockTimeout(f"another thread held the entity for {wait:g} seconds")
+        except KviError as error:
+            error.located("lock", key, self.store.uri)
+            raise
+        return taken
+
+    def let_go(self, slot: Slot[K, V], hold: Hold) -> None:
+        """End a hold that nobody got."""
+        self.cache.release(slot, hold)
+        self.cache.tidy(slot)
+
+    async def read(self, port: Port, slot: Slot[K, V], timeout: float) -> Known[V] | None:
+        """Read a slot that is held from the store."""
+        scope, key = self.store._scope, self.key_of(slot.name)
+        while True:
+            told = slot.told
+            try:
+                scope.ensure_open()
+                entry = await scope.execute(port, GetOp(key), timeout)
+            except KviError as error:
+                raise scope.placed(error, "get", key) from error.__cause__
+            found = self.decoded(entry)
+            if self.cache.read(slot, found, told):
+                # What is known now may be newer, or an object that is shared already.
+                return slot.known if found is None else slot.known or found[1]
+
+    async def create(self, port: Port, slot: Slot[K, V], entity: V) -> tuple[Known[V], bool]:
+        """Store an entity that is not there; else read the one that is. What is, and if it is new.
+
+        The answer may be overtaken by news of its end; then the holder has what was true before,
+        and the next write finds out.
+        """
+        scope, key = self.store._scope, self.key_of(slot.name)
+        data = self.encode(slot.name, entity)
+        txn = check_txn(
+            [Key(key).absent], [Put(key, data)], [Get(key)], scope.capabilities, "lock_or_create"
+        )
+        while True:
+            told = slot.told
+            scope.ensure_open()
+            done = await scope.execute(port, TxnOp(txn), scope.timeout)
+            if done.succeeded:
+                if done.revision is not None:
+                    known = Known(entity, done.revision)
+                    self.cache.wrote(slot, known, told)
+                    return known, True
+                read = await self.read(port, slot, scope.timeout)  # a store that does not tell
+                if read is not None:
+                    return read, True
+                continue
+            (entry,) = done.results
+            assert isinstance(entry, KeyValue)  # it is there
+            found = self.decoded(entry)
+            assert found is not None
+            if self.cache.read(slot, found, told):
+                return slot.known or found[1], False

@@ -1,0 +1,81 @@
+"""`Face`: what every handle for threads shares: its scope, and the way to the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from kvi.capabilities import Capabilities
+from kvi.driver.threads import Errand, Threads, is_main
+from kvi.errors import KviError
+from kvi.flow.scope import Scope
+from kvi.ops import Direct, Op
+from kvi.options import check_timeout
+from kvi.port import Flow, Port
+
+T = TypeVar("T")
+
+
+class Face:
+    """A handle, as what is made through it sees it."""
+
+    def __init__(self, scope: Scope) -> None:
+        """Not for programs: use `kvi.open`."""
+        self._scope = scope
+        self._runtime: Threads = scope.runtime  # type: ignore[assignment]  # of this driver
+        primitives = scope.primitives
+        self._in_place = primitives.in_place
+        # Without middleware the store is asked straight away, and may have a short way of its own.
+        direct = scope.executor if isinstance(scope.executor, Direct) else None
+        self._plain = None if direct is None else direct.primitives
+        self._short_get = None if direct is None else primitives._short_get
+        self._short_put = None if direct is None else primitives._short_put
+
+    @property
+    def uri(self) -> str:
+        """The store's URI with secrets replaced by ``***``."""
+        return self._scope.uri
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the store can do."""
+        return self._scope.capabilities
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle can no longer be used: closed, or inherited through a fork."""
+        return self._scope.closed
+
+    def _do(self, op: Op[T], timeout: float | None) -> T:
+        """Do one operation, where it may be done."""
+        seconds = self._scope.timeout if timeout is None else check_timeout(timeout)
+        here = op.called in self._in_place or not is_main()
+        if here and self._plain is not None:
+            return op.run(self._plain, seconds)
+        scope = self._scope
+        return self._drive(lambda port: scope.execute(port, op, seconds), here=here)
+
+    def _drive(
+        self,
+        flow: Callable[[Port], Flow[T]],
+        *,
+        undo: Callable[[T], object] | None = None,
+        here: bool = False,
+        away: bool = False,
+        lasting: bool = False,
+    ) -> T:
+        """Run a flow; see `Threads.drive`."""
+        scope = self._scope
+        if here or not (away or is_main()):
+            return self._runtime.drive_here(flow)
+        errand = Errand(flow, undo, scope, lasting=lasting)
+        return self._runtime.drive(errand)
+
+    def _ensure_open(self) -> None:
+        self._scope.ensure_open()
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._scope.timeout if timeout is None else check_timeout(timeout)
+
+    def _placed(self, error: KviError, operation: str, key: object) -> KviError:
+        return self._scope.placed(error, operation, key)
