@@ -141,7 +141,11 @@ class Network:
         await suspend()
         if failure:
             raise failure[0]
-        return op.run(store, timeout)
+        found = op.run(store, timeout)
+        if isinstance(op, PollOp):  # a feed that begins is there at once, to be closed
+            world.at(world.time + draw() * SHORT, task.process, partial(task.resume, task.wait))
+            await suspend()
+        return found
 
     async def _send(
         self,

@@ -9,7 +9,7 @@ soon what the store has.
 from __future__ import annotations
 
 from kvi.capabilities import Capabilities
-from kvi.errors import Closed, KviError, Timeout
+from kvi.errors import Closed, Compacted, KviError, Timeout
 from kvi.feed import WatchSpec
 from kvi.flow.watch import WatchFlow
 from kvi.model import Event, EventType, Span
@@ -82,6 +82,8 @@ class Consumer:
         self.initial: Known | None = None
         self.position = 0  # in the log
         self.epoch = 0
+        self.certain = True  # of the epoch: two may have had the same state
+        self.start: int | None = None  # of its next watch
         self.told = 0  # the revision of the last event
         self.newest: dict[str, int] = {}
         self.main = random.random() < 0.5
@@ -95,20 +97,35 @@ class Consumer:
                 await self._rest()
             while True:
                 await self._take()
+                if self.scenario.resumable and self.world.random.random() < 0.05:
+                    self._end_watch()
+                    while not await self._begin_watch():
+                        await self._rest()
         except Closed:
             return
+
+    def _end_watch(self) -> None:
+        """Cancel the watch; another one shall go on behind what was handed out."""
+        self.flow.end()
+        self._check_revision()
+        revision = self.flow.revision
+        self.start = None if revision is None else revision + 1
+        self.initial = self.known = None
 
     async def _begin_watch(self) -> bool:
         client, model, log = self.client, self.scenario.model, self.scenario.log
         flow, timeout = WatchFlow(client.scope, None, None, None), self.scenario.timeout
-        initial = self.world.random.random() < 0.5
-        spec = WatchSpec(_SPAN, initial=initial)
+        initial = self.start is None and self.world.random.random() < 0.5
+        spec = WatchSpec(_SPAN, self.start, initial)
         try:
             await client.call(
                 lambda port: flow.begin(port, spec, timeout), undo=lambda _: flow.end()
             )
         except Closed:
             raise
+        except Compacted:
+            self.start = None
+            return False
         except (KviError, Cancelled):
             return False
         self.flow = flow
@@ -161,8 +178,8 @@ class Consumer:
             finally:
                 flow.unwant(signal)
         if self.main:
-            if world.random.random() < 0.2:
-                await self.client.port.sleep(0.0)  # an exception may come here
+            if world.random.random() < 0.05:
+                raise Cancelled  # a handler raises, where no step of Python can be kept out
             flow.got(event)
         return event
 
@@ -215,16 +232,16 @@ class Consumer:
         log, model = self.scenario.log, self.scenario.model
         assert event.snapshot is not None  # it is a RESYNC
         state: Known = {entry.key: entry.value for entry in event.snapshot}
-        here = self.known is not None and self.epoch == model.epoch
+        here = self.certain and self.known is not None and self.epoch == model.epoch
         if here and model.compacted <= self.told:
             self._fail(event, "no change was gone")
-        for epoch in range(model.epoch, -1, -1):
-            if log.states.get((epoch, event.revision)) == state:
-                self.known, self.epoch = state, epoch
-                self.position = log.behind(epoch, event.revision)
-                self.told = event.revision
-                return
-        self._fail(event, "the store never had this state")
+        epochs = [e for e in range(model.epoch + 1) if log.states.get((e, event.revision)) == state]
+        if not epochs:
+            self._fail(event, "the store never had this state")
+        self.certain = len(epochs) == 1
+        self.known, self.epoch = state, epochs[-1]
+        self.position = log.behind(self.epoch, event.revision)
+        self.told = event.revision
 
     def _accept_state(self, event: Event) -> None:
         """Without history."""
@@ -276,7 +293,9 @@ class Watches:
         self.storm = 3.0 + 5.0 * random.random()
         self.writing = True
         self.saved = self.model.snapshot()
+        self.resumable = capabilities.watch_history  # across a restore, no revision says where
         self.restores = capabilities.watch_history and random.random() < 0.4
+        self.resumable = self.resumable and not self.restores
         self.clients = [
             Client(self.network, name, capabilities, timeout=self.timeout, retrying=False)
             for name in ("P1", "P2")[: random.randint(1, 2)]
