@@ -15,6 +15,7 @@ import kvi
 import pytest
 
 from tests.cli.conftest import Command
+from tests.support.inside import revoke
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -178,7 +179,7 @@ def test_lost_lock_ends_the_command(cli: Command, store: kvi.Kvi) -> None:
     with cli.start("lock", "jobs", "--ttl", "1", "--", "sleep", "1000") as running:
         until(lambda: leases(store, "jobs/"), within=60)
         for lease in leases(store, "jobs/"):
-            store._lease_revoke(lease, 5)
+            revoke(store, lease)
         _, errors = running.communicate(timeout=60)
     assert running.returncode == 3
     assert "the lock 'jobs' was lost" in errors
@@ -196,7 +197,7 @@ def test_lost_lock_kills_a_command_that_does_not_end(cli: Command, store: kvi.Kv
         assert running.stdout is not None
         assert running.stdout.readline() == "ready\n"
         for lease in leases(store, "jobs/"):
-            store._lease_revoke(lease, 5)
+            revoke(store, lease)
         assert running.wait(60) == 3
 
 

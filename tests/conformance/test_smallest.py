@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 
-import kvi
 import pytest
 from kvi.conformance import *  # noqa: F403
 
-from tests.unit.core.test_interface import Smallest
+from tests.conformance.broken.plugin import install
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The scheme of the smallest backend, as an installed distribution."""
+    folder = tmp_path_factory.mktemp("site")
+    install(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield
 
 
 @pytest.fixture
-def kvi_uri(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A memory store of this test alone, opened as the smallest backend."""
-    real = kvi.open
-
-    def open_smallest(uri: str, **options: object) -> kvi.Kvi:
-        namespace = options.pop("namespace", None)
-        if "namespace=" in uri or namespace is not None:
-            return real(uri, namespace=namespace, **options)
-        inner = real(uri, **options)
-        limits = replace(inner.capabilities, atomic_range_delete="no", max_txn_ops=64)
-        return Smallest(inner, limits)
-
-    monkeypatch.setattr(kvi, "open", open_smallest)
-    return f"mem:smallest-{abs(hash(request.node.nodeid)):x}"
+def kvi_uri(request: pytest.FixtureRequest) -> str:
+    """A store of this test alone."""
+    return f"smallest:{abs(hash(request.node.nodeid)):x}"

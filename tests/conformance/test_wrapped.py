@@ -1,4 +1,4 @@
-"""A store in wrappers keeps the contract as the bare one does, in whatever order they stand."""
+"""A store below middleware keeps the contract as the bare one does, in whatever order it stands."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ from collections.abc import Callable, Iterator
 
 import kvi
 import pytest
-from kvi.backend.liveness import Monitored
-from kvi.backend.namespace import Namespace
-from kvi.backend.observe import Observed
-from kvi.backend.retry import Retrying
 from kvi.conformance import *  # noqa: F403
+from kvi.flow.scope import Scope
+from kvi.middleware.liveness import Monitored
+from kvi.middleware.namespace import Prefixed
+from kvi.middleware.observe import Observed
+from kvi.middleware.retry import Retrying
+from kvi.ops import Executor
 
 from tests.support.wrapped import opening_backends
 
 pytestmark = pytest.mark.slow
 
-Wrap = Callable[[kvi.Kvi], kvi.Kvi]
-WRAPPERS: dict[str, Wrap] = {
-    "namespace": lambda store: Namespace(store, "wrapped", owns=True),
-    "retry": lambda store: Retrying(store, kvi.RetryPolicy(), owns=True),
-    "observe": lambda store: Observed(store, owns=True),
-    "liveness": lambda store: Monitored(store, 30, owns=True),
+Wrap = Callable[[Scope], Executor]
+MIDDLEWARE: dict[str, Wrap] = {
+    "namespace": lambda scope: Prefixed(scope.executor, "wrapped/"),
+    "retry": lambda scope: Retrying(
+        scope.executor, kvi.RetryPolicy(), scope.uri, lambda: scope.closed
+    ),
+    "observe": lambda scope: Observed(scope.executor, scope.uri),
+    "liveness": lambda scope: Monitored(scope.executor, 30, lambda: scope.closed),
 }
 
 
@@ -34,13 +38,13 @@ def kvi_uri(request: pytest.FixtureRequest) -> Iterator[str]:
         yield f"mem:wrapped-{abs(hash(request.node.nodeid)):x}"
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(WRAPPERS)), ids="-".join)
+@pytest.mark.parametrize("order", list(itertools.permutations(MIDDLEWARE)), ids="-".join)
 def test_any_order(order: tuple[str, ...]) -> None:
     """Everything works, and errors, keys and events are the caller's own."""
-    store: kvi.Kvi = kvi.open(f"mem:{secrets.token_hex(8)}")
+    scope = kvi.open(f"mem:{secrets.token_hex(8)}")._scope
     for name in order:
-        store = WRAPPERS[name](store)
-    with store:
+        scope.executor = MIDDLEWARE[name](scope)
+    with kvi.Kvi(scope) as store:
         with store.watch(prefix="a") as watch:
             revision = store.store("a1", "1")
             assert store.cas("a1", revision, "2")

@@ -25,12 +25,13 @@ from uuid import UUID
 import kvi
 import pytest
 from kvi import EventType, Key, Put
-from kvi.backend.forwarding import Forwarding
-from kvi.feed import Batch, Feed, WatchSpec
-from kvi.model import KeyValue, Span
+from kvi.feed import Batch, Feed, Wake, WatchSpec
+from kvi.model import Claim, Grant, KeyValue, Span
+from kvi.ops import ClaimOp, GrantOp, PollOp, ReleaseOp, RenewOp, RevokeOp, WatchOp
 from kvi_consul import diff, sessions, watches, wire
 from kvi_consul.store import ConsulKvi
-from kvi_consul.watches import ConsulFeed, Poll
+from kvi_consul.transport import CONNECTIONS
+from kvi_consul.watches import ConsulFeed, Query
 
 from tests.servers import ConsulServer
 from tests.servers.find import find_consul
@@ -76,15 +77,70 @@ def inner(store: kvi.Kvi) -> ConsulKvi:
     return found
 
 
-def prefixes(store: kvi.Kvi) -> set[str]:
-    """The prefixes that a handle polls, without its namespace."""
-    cut = len(getattr(store._inner, "_prefix", "")) if isinstance(store, Forwarding) else 0
-    return {prefix[cut:] for prefix in inner(store)._watches._polls}
+def native(store: kvi.Kvi, name: str) -> str:
+    """The key as the server has it."""
+    return urlsplit(store.uri).path[1:] + "/" * bool(urlsplit(store.uri).path[1:]) + name
+
+
+# What programs do not call themselves, within the store's namespace.
+
+
+class Within(Feed):
+    """A feed as it is polled through a handle: in the keys of its namespace."""
+
+    def __init__(self, store: kvi.Kvi, inner: Feed) -> None:
+        self._store = store
+        self._inner = inner
+        self.revision = inner.revision
+
+    def poll(self, timeout: float) -> Batch | None:
+        """The next events."""
+        return self._store._do(PollOp(self._inner), timeout)
+
+    def close(self) -> None:
+        """End it."""
+        self._inner.close()
+
+
+def watch(store: kvi.Kvi, spec: WatchSpec, wake: Wake, seconds: float = 5) -> Feed:
+    """A feed."""
+    return Within(store, store._do(WatchOp(spec, wake), seconds))
+
+
+def grant(store: kvi.Kvi, ttl: float, seconds: float = 5) -> Grant:
+    """A lease that nobody keeps alive."""
+    return store._do(GrantOp(ttl), seconds)
+
+
+def renew(store: kvi.Kvi, lease: int, seconds: float = 5) -> float:
+    """Renew a lease; its ttl."""
+    return store._do(RenewOp(lease), seconds)
+
+
+def revoke(store: kvi.Kvi, lease: int, seconds: float = 5) -> None:
+    """End a lease."""
+    store._do(RevokeOp(lease), seconds)
+
+
+def claim(store: kvi.Kvi, name: str, lease: int, seconds: float = 5) -> Claim:
+    """Claim a lock."""
+    return store._do(ClaimOp(name, lease), seconds)
+
+
+def release(store: kvi.Kvi, held: Claim, seconds: float = 5) -> bool:
+    """Let go of a claim."""
+    return store._do(ReleaseOp(held), seconds)
+
+
+def targets(store: kvi.Kvi) -> set[str]:
+    """What a handle asks for, without its namespace; single keys end in ``!``."""
+    cut = len(native(store, ""))
+    return {target[cut:] for target in inner(store)._watches.queries}
 
 
 def in_step(store: kvi.Kvi) -> bool:
-    """Whether no watch is still joining a poll."""
-    return not any(poll.joining for poll in inner(store)._watches._polls.values())
+    """Whether no watch is still joining a query."""
+    return not any(query.joining for query in inner(store)._watches.queries.values())
 
 
 def threads() -> int:
@@ -104,7 +160,7 @@ class Mirror:
 
     def __init__(self, store: kvi.Kvi, span: Span = EVERYTHING, *, initial: bool = True) -> None:
         self._wake = threading.Event()
-        self.feed: Feed = store._watch(WatchSpec(span, initial=initial), self._wake.set, 10)
+        self.feed: Feed = watch(store, WatchSpec(span, initial=initial), self._wake.set, 10)
         self._span, self._initial = span, initial
         self.state: dict[str, tuple[bytes | None, int]] = {}
         self.history: dict[str, list[tuple[int, bytes | None]]] = {}
@@ -241,8 +297,8 @@ def test_a_thousand_watches_cost_little(store: kvi.Kvi) -> None:
     def waker(number: int) -> Callable[[], None]:
         return lambda: woken.append(number)
 
-    feeds = [store._watch(WatchSpec(key(f"k{n:04}")), waker(n), 5) for n in range(1000)]
-    assert threads() <= watches.MOST_POLLS
+    feeds = [watch(store, WatchSpec(key(f"k{n:04}")), waker(n)) for n in range(1000)]
+    assert threads() <= CONNECTIONS
     for first in range(0, 1000, 50):
         batch = range(first, first + 50)
         store.txn([], [Put(f"k{n:04}", str(n)) for n in batch])
@@ -300,11 +356,11 @@ def test_a_watch_that_begins_while_a_look_comes_in(
 ) -> None:
     """Its first change is told, though the look that shows it passed the key before it came."""
     store.store("a", "1")
-    others = [store._watch(WatchSpec(key(name)), nothing, 5) for name in "bcdefgh"]
-    assert prefixes(store) == {""}  # of nobody who follows "a"
+    others = [watch(store, WatchSpec(key(name)), nothing) for name in "bcdefghijklmnopqrs"]
+    assert targets(store) == {""}  # of nobody who follows "a"
     until(lambda: in_step(store))
     passed, entered = threading.Event(), threading.Event()
-    baseline, finish = watches.Watches.baseline, watches._Seen.finish
+    baseline, finish = watches.Watches.baseline, diff.Snapshot.finish
 
     def read(self: watches.Watches, span: Span, timeout: float, *, keep: bool) -> Any:
         found = baseline(self, span, timeout, keep=keep)
@@ -312,14 +368,14 @@ def test_a_watch_that_begins_while_a_look_comes_in(
         assert passed.wait(10)
         return found
 
-    def wait(self: watches._Seen, index: int) -> None:
+    def wait(self: diff.Snapshot[ConsulFeed], index: int) -> None:
         passed.set()
         assert entered.wait(10)
         finish(self, index)
 
     monkeypatch.setattr(watches.Watches, "baseline", read)
-    monkeypatch.setattr(watches._Seen, "finish", wait)
-    feed = store._watch(WatchSpec(key("a")), nothing, 5)
+    monkeypatch.setattr(diff.Snapshot, "finish", wait)
+    feed = watch(store, WatchSpec(key("a")), nothing)
     monkeypatch.undo()
     entered.set()
     assert [(e.key, e.value) for e in heard(feed).events] == [("a", b"2")]
@@ -333,7 +389,7 @@ def test_watches_without_a_beginning_see_what_comes_after(store: kvi.Kvi) -> Non
     """From the moment that a watch is made, the last state of a key is told."""
     with Writers(store, [f"k{n}" for n in range(5)], 2):
         for number in range(100):
-            feed = store._watch(WatchSpec(key(f"mine{number}")), nothing, 5)
+            feed = watch(store, WatchSpec(key(f"mine{number}")), nothing)
             revision = store.store(f"mine{number}", "v")
             batch = heard(feed)
             assert [(e.value, e.revision) for e in batch.events] == [(b"v", revision)]
@@ -344,7 +400,7 @@ def test_watches_without_a_beginning_see_what_comes_after(store: kvi.Kvi) -> Non
 
 def test_polls_merge_and_part_without_a_loss(store: kvi.Kvi) -> None:
     """Watches of ever more trees share polls, and leave them again, while all of it changes."""
-    trees = "abcdefgh"
+    trees = "abcdefghijkl"
     keys = [f"{tree}/{n}" for tree in trees for n in range(3)]
     steady = [Mirror(store, Span.of_prefix(f"{tree}/")) for tree in "ab"]
     seen = set()
@@ -355,16 +411,16 @@ def test_polls_merge_and_part_without_a_loss(store: kvi.Kvi) -> None:
                     for tree in trees[2:]:
                         mirror = Mirror(store, Span.of_prefix(f"{tree}/"))
                         stack.callback(mirror.close)
-                        assert len(prefixes(store)) <= watches.MOST_POLLS
-                        seen.add(len(prefixes(store)))
+                        assert len(targets(store)) <= CONNECTIONS
+                        seen.add(len(targets(store)))
                 writers.wait(writers.written + 50)
-                until(lambda: prefixes(store) == {"a/", "b/"})
+                until(lambda: targets(store) == {"a/", "b/"})
         for mirror in steady:
             mirror.catch_up(store)
     finally:
         for mirror in steady:
             mirror.close()
-    assert {1, 3, 4} <= seen
+    assert set(range(3, CONNECTIONS + 1)) <= seen
     assert {mirror.resyncs for mirror in steady} == {0}
     until(lambda: threads() == 0, within=2)
 
@@ -374,21 +430,22 @@ def test_one_key_costs_no_look_at_those_below_it(store: kvi.Kvi) -> None:
     for number in range(20):
         store.store(f"config/{number}", bytes(1000))
     one = Mirror(store, key("config"))
-    until(lambda: prefixes(store) == {"config"})
-    (poll,) = inner(store)._watches._polls.values()
+    until(lambda: targets(store) == {"config!"})
+    (query,) = inner(store)._watches.queries.values()
     store.store("config", "1")
     one.catch_up(store)
-    assert len(poll._known) == 1
+    assert len(query.known) == 1
     below = Mirror(store, Span.of_prefix("config"))
     store.store("config/3", "new")
     store.store("config", "2")
     until(lambda: below.agrees(store) and one.agrees(store))
-    assert len(poll._known) == 21
+    (query,) = inner(store)._watches.queries.values()
+    assert len(query.known) == 21
     below.close()
     store.store("config", "3")
     store.delete("config")
     one.catch_up(store)
-    until(lambda: poll._known == {})
+    assert targets(store) == {"config!"}
     one.close()
     assert (one.resyncs, below.resyncs) == (0, 0)
 
@@ -449,18 +506,17 @@ def test_who_does_not_read_is_told_the_whole_state(
     """What is kept for it is bounded; others are told as ever; then it goes on with changes."""
     monkeypatch.setattr(diff, "MOST_PENDING", 50_000)
     woken = threading.Event()
-    slow = store._watch(WatchSpec(EVERYTHING), woken.set, 5)
+    slow = watch(store, WatchSpec(EVERYTHING), woken.set)
     mirror = Mirror(store)
     for number in range(200):
         store.store(f"k{number:03}", bytes(1000))
         store.store("hot", str(number))
     mirror.catch_up(store)
     assert woken.is_set()
-    (other,) = (f for f in gather(slow) if isinstance(f, ConsulFeed))
+    (other,) = (feed for feed in gather(slow) if isinstance(feed, ConsulFeed))
     assert other.behind
     assert not other.pending
-    batch = slow.poll(5)
-    assert batch is not None
+    batch = heard(slow)
     (event,) = batch.events
     assert event.type is EventType.RESYNC
     assert event.snapshot == list(store.range())
@@ -468,8 +524,7 @@ def test_who_does_not_read_is_told_the_whole_state(
     woken.clear()
     revision = store.store("hot", "last")
     assert woken.wait(10)
-    batch = slow.poll(5)
-    assert batch is not None
+    batch = heard(slow)
     assert [(e.key, e.value, e.revision) for e in batch.events] == [("hot", b"last", revision)]
     slow.close()
     mirror.close()
@@ -500,7 +555,7 @@ def test_a_large_initial_state_comes_in_pages(store: kvi.Kvi) -> None:
     """It is in key order, marked as initial, and changes wait until it is told."""
     for first in range(0, 1280, 64):
         store.txn([], [Put(f"k{n:04}", str(n)) for n in range(first, first + 64)])
-    feed = store._watch(WatchSpec(EVERYTHING, initial=True), nothing, 5)
+    feed = watch(store, WatchSpec(EVERYTHING, initial=True), nothing)
     assert feed.revision is None
     store.store("a", "later")
     batches = [heard(feed) for _ in range(3)]
@@ -672,7 +727,7 @@ def test_closing_a_handle_ends_its_polls_at_once() -> None:
     """Also while the server is frozen, no thread is left within two seconds."""
     with ConsulServer() as server:
         store = kvi.open(server.uri, timeout=10)
-        feeds = [store._watch(WatchSpec(key(f"{tree}/k")), nothing, 5) for tree in "abcd"]
+        feeds = [watch(store, WatchSpec(key(f"{tree}/k")), nothing) for tree in "abcd"]
         until(lambda: in_step(store))
         assert threads() == 4
         server.pause()
@@ -688,11 +743,11 @@ def test_closing_a_handle_ends_its_polls_at_once() -> None:
 
 def test_the_last_watch_takes_its_poll_along(store: kvi.Kvi) -> None:
     """The query is not waited for."""
-    feeds = [store._watch(WatchSpec(key("k")), nothing, 5) for _ in range(3)]
+    feeds = [watch(store, WatchSpec(key("k")), nothing) for _ in range(3)]
     until(lambda: threads() == 1)
     for feed in feeds[:2]:
         feed.close()
-    assert prefixes(store) == {"k"}
+    assert targets(store) == {"k!"}
     feeds[2].close()
     until(lambda: threads() == 0, within=1)
     transport = inner(store)._transport
@@ -712,13 +767,12 @@ def test_a_fork_leaves_the_watches_of_the_parent_alone(store: kvi.Kvi) -> None:
         try:
             mirror.feed.close()
             store.close()
-            inner(store).close()
             code = 0
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
-    (poll,) = inner(store)._watches._polls.values()
-    assert poll._call is not None
+    (query,) = inner(store)._watches.queries.values()
+    assert query._waiting
     for number in range(3):
         store.store("k", f"after {number}")
         mirror.catch_up(store)
@@ -787,16 +841,16 @@ def test_a_token_that_ends_ends_the_watch() -> None:
         uri = f"consul://{token['SecretID']}@{secured.address}"
         with kvi.open(uri, timeout=10) as store:
             woken = threading.Event()
-            feed = store._watch(WatchSpec(Span.of_prefix("open/")), woken.set, 5)
+            feed = watch(store, WatchSpec(Span.of_prefix("open/")), woken.set)
             store.store("open/k", "v")
             assert woken.wait(10)
             assert feed.poll(5) is not None
             with pytest.raises(kvi.PermissionDenied) as denied:
-                store._lease_grant(10, 5)
+                grant(store, 10)
             assert token["SecretID"] not in str(denied.value)
             secured.ask("PUT", "/v1/kv/shut/k", "v")
             with pytest.raises(kvi.PermissionDenied):
-                store._watch(WatchSpec(key("shut/k")), nothing, 5)
+                watch(store, WatchSpec(key("shut/k")), nothing)
             secured.ask("DELETE", f"/v1/acl/token/{token['AccessorID']}")
             # the query that waits ends by a change, as it would by its wait
             woken.clear()
@@ -817,16 +871,16 @@ def test_sessions_with_acls() -> None:
         token = secured.token('key_prefix "" {policy="write"} session_prefix "" {policy="write"}')
         with kvi.open(f"consul://{token['SecretID']}@{secured.address}", timeout=10) as store:
             mirror = Mirror(store, Span.of_prefix("k"))
-            grant = store._lease_grant(10, 5)
-            store.store("k", "v", lease=grant.id)
-            assert store._lease_renew(grant.id, 5) == 10
-            claim = store._lock_claim("n", grant.id, 5)
-            assert claim.ahead is None
+            granted = grant(store, 10)
+            store.store("k", "v", lease=granted.id)
+            assert renew(store, granted.id) == 10
+            claimed = claim(store, "n", granted.id)
+            assert claimed.ahead is None
             for _ in range(2):
-                store._lease_revoke(grant.id, 5)
+                revoke(store, granted.id)
             assert store.get("k") is None
             with pytest.raises(kvi.LeaseLost):
-                store._lease_renew(grant.id, 5)
+                renew(store, granted.id)
             # a server that comes back knows its tokens, and the watch goes on
             store.store("k", "before")
             secured.server.restart()
@@ -852,22 +906,22 @@ def stored(store: kvi.Kvi, name: str, value: str) -> bool:
 def test_a_lease_is_a_session(store: kvi.Kvi) -> None:
     """Granted with the ttl asked for, renewed, revoked any number of times; its keys go with it."""
     mirror = Mirror(store)
-    grant = store._lease_grant(10.5, 5)
-    assert grant.ttl == 10.5
-    session = info(store, grant.id)
+    granted = grant(store, 10.5)
+    assert granted.ttl == 10.5
+    session = info(store, granted.id)
     assert (session["TTL"], session["Behavior"], session["LockDelay"]) == ("10500ms", "delete", 0)
     assert not session.get("NodeChecks")
     assert not session.get("ServiceChecks")
-    other = store._lease_grant(86_400, 5)
+    other = grant(store, 86_400)
     names = [f"k{n}" for n in range(20)]
-    store.txn([], [Put(name, "1", grant.id) for name in names])
-    store.txn([], [Put(name, "2", grant.id) for name in names])  # again by the same
+    store.txn([], [Put(name, "1", granted.id) for name in names])
+    store.txn([], [Put(name, "2", granted.id) for name in names])  # again by the same
     store.store("k0", "permanent")
     store.store("k1", "theirs", lease=other.id)
-    assert store.txn([Key("k2").lease == grant.id], [Put("k2", "3", grant.id)])
-    assert not store.txn([Key("k1").lease == grant.id], [Put("k1", "3", grant.id)])
-    assert store._lease_renew(grant.id, 5) == 10.5
-    store._lease_revoke(grant.id, 5)
+    assert store.txn([Key("k2").lease == granted.id], [Put("k2", "3", granted.id)])
+    assert not store.txn([Key("k1").lease == granted.id], [Put("k1", "3", granted.id)])
+    assert renew(store, granted.id) == 10.5
+    revoke(store, granted.id)
     assert [(e.key, e.text, e.lease) for e in store.range()] == [
         ("k0", "permanent", None),
         ("k1", "theirs", other.id),
@@ -875,21 +929,21 @@ def test_a_lease_is_a_session(store: kvi.Kvi) -> None:
     mirror.catch_up(store)
     revisions = {mirror.history[name][-1] for name in names[2:]}
     assert len(revisions) == 1  # in one step
-    store._lease_revoke(grant.id, 5)
-    for lost in (grant.id, 1, 1 << 200):
-        store._lease_revoke(lost, 5)
+    revoke(store, granted.id)
+    for lost in (granted.id, 1, 1 << 200):
+        revoke(store, lost)
         with pytest.raises(kvi.LeaseLost):
-            store._lease_renew(lost, 5)
+            renew(store, lost)
         with pytest.raises(kvi.LeaseLost):
             store.store("k5", "v", lease=lost)
         with pytest.raises(kvi.LeaseLost):
-            store._lock_claim("n", lost, 5)
+            claim(store, "n", lost)
     # no lock-delay keeps the keys
-    again = store._lease_grant(10, 5)
+    again = grant(store, 10)
     for name in ("k2", "k3"):
         store.store(name, "again", lease=again.id)
-    store._lease_revoke(again.id, 5)
-    store._lease_revoke(other.id, 5)
+    revoke(store, again.id)
+    revoke(store, other.id)
     assert [entry.key for entry in store.range()] == ["k0"]
     mirror.catch_up(store)
     mirror.close()
@@ -906,34 +960,34 @@ def info(store: kvi.Kvi, lease: int) -> Any:
 def test_leases_when_answers_are_lost() -> None:
     """A grant is then unknown, a renewal merely failed, and neither is ever `LeaseLost`."""
     with ConsulServer() as server, kvi.open(server.uri, timeout=10) as store:
-        grant = store._lease_grant(10, 5)
+        granted = grant(store, 10)
         server.pause()
         try:
             with pytest.raises(kvi.OutcomeUnknown):
-                store._lease_grant(10, 0.3)
+                grant(store, 10, 0.3)
             with pytest.raises(kvi.Timeout):
-                store._lease_renew(grant.id, 0.3)
+                renew(store, granted.id, 0.3)
         finally:
             server.resume()
         server.wait_ready()
-        assert store._lease_renew(grant.id, 5) == 10
+        assert renew(store, granted.id) == 10
         server.kill()
         for call in (
-            lambda: store._lease_renew(grant.id, 1),
-            lambda: store._lease_grant(10, 1),
-            lambda: store._lease_revoke(grant.id, 1),
-            lambda: store._lock_claim("n", grant.id, 1),
+            lambda: renew(store, granted.id, 1),
+            lambda: grant(store, 10, 1),
+            lambda: revoke(store, granted.id, 1),
+            lambda: claim(store, "n", granted.id, 1),
         ):
             with pytest.raises(kvi.Unavailable):
                 call()
         server.start()
-        until(lambda: renewed(store, grant.id))  # the session outlives its server
+        until(lambda: renewed(store, granted.id))  # the session outlives its server
 
 
 def renewed(store: kvi.Kvi, lease: int) -> bool:
     """Whether it could be renewed."""
     try:
-        store._lease_renew(lease, 5)
+        renew(store, lease)
     except (kvi.Unavailable, kvi.Timeout):
         return False
     return True
@@ -944,35 +998,35 @@ def test_a_lease_that_nobody_renews_ends_between_one_and_two_ttls(store: kvi.Kvi
     """Its keys and its lock vanish with events, and can be taken again in that moment."""
     mirror = Mirror(store)
     began = monotonic()
-    lost, kept = store._lease_grant(10, 5), store._lease_grant(10, 5)
+    lost, kept = grant(store, 10, 5), grant(store, 10)
     sent = monotonic()
     store.store("temporary", "v", lease=lost.id)
     store.store("kept", "v", lease=kept.id)
-    claim = store._lock_claim("n", lost.id, 5)
-    waits = store._lock_claim("n", kept.id, 5)
-    assert (claim.ahead, waits.ahead) == (None, "n/.lock")
+    claimed = claim(store, "n", lost.id)
+    waits = claim(store, "n", kept.id)
+    assert (claimed.ahead, waits.ahead) == (None, "n/.lock")
     mirror.catch_up(store)
     renewals = iter(range(3, 60, 3))
     due = began + next(renewals)
     while "n/.lock" in mirror.state:
         assert monotonic() - sent < 21
         if monotonic() > due:
-            store._lease_renew(kept.id, 5)
+            renew(store, kept.id)
             due = began + next(renewals)
         time.sleep(0.01)
     ended = monotonic()
     assert ended - began >= 10
-    won = store._lock_claim("n", kept.id, 5)
+    won = claim(store, "n", kept.id)
     assert won.ahead is None
-    assert won.fence > claim.fence
-    assert not store.txn([claim.guard], [Put("protected", "stale")])
+    assert won.fence > claimed.fence
+    assert not store.txn([claimed.guard], [Put("protected", "stale")])
     assert store.txn([won.guard], [Put("protected", "fresh")])
     store.store("temporary", "mine", lease=kept.id, timeout=1)
     with pytest.raises(kvi.LeaseLost):
-        store._lease_renew(lost.id, 5)
-    assert not store._lock_release(claim, 5)
-    assert store._lock_release(won, 5)
-    store._lease_revoke(kept.id, 5)
+        renew(store, lost.id)
+    assert not release(store, claimed)
+    assert release(store, won)
+    revoke(store, kept.id)
     mirror.catch_up(store)
     mirror.close()
 
@@ -983,38 +1037,38 @@ def test_a_lease_that_nobody_renews_ends_between_one_and_two_ttls(store: kvi.Kvi
 @pytest.fixture
 def leases(store: kvi.Kvi) -> Iterator[list[int]]:
     """Three leases."""
-    granted = [store._lease_grant(60, 5).id for _ in range(3)]
+    granted = [grant(store, 60).id for _ in range(3)]
     yield granted
     for lease in granted:
-        store._lease_revoke(lease, 5)
+        revoke(store, lease)
 
 
 def test_one_claim_holds_a_lock(store: kvi.Kvi, leases: list[int]) -> None:
     """Others wait for its key; claiming again changes nothing; fences grow; nothing is left."""
     one, two, three = leases
-    claim = store._lock_claim("n", one, 5)
-    assert (claim.key, claim.ahead) == ("n/.lock", None)
+    claimed = claim(store, "n", one)
+    assert (claimed.key, claimed.ahead) == ("n/.lock", None)
     found = store.get("n/.lock")
-    assert found == KeyValue("n/.lock", b"", claim.fence, claim.fence, None, one)
-    assert store._lock_claim("n", one, 5) == claim
-    assert store._lock_claim("n", two, 5).ahead == "n/.lock"
-    waits = store._lock_claim("n", two, 5)
-    assert store._lock_release(waits, 5)  # a waiter leaves, the holder stays
-    assert store.txn([claim.guard], [Put("k", "v")])
+    assert found == KeyValue("n/.lock", b"", claimed.fence, claimed.fence, None, one)
+    assert claim(store, "n", one) == claimed
+    assert claim(store, "n", two).ahead == "n/.lock"
+    waits = claim(store, "n", two)
+    assert release(store, waits)  # a waiter leaves, the holder stays
+    assert store.txn([claimed.guard], [Put("k", "v")])
     assert not store.txn([waits.guard], [Put("k", "w")])
-    assert store._lock_release(claim, 5)
-    assert not store._lock_release(claim, 5)
+    assert release(store, claimed)
+    assert not release(store, claimed)
     assert store.get("n/.lock") is None
-    after = store._lock_claim("n", three, 5)
-    assert after.fence > claim.fence
-    assert not store.txn([claim.guard], [Put("k", "w")])
-    # a waiter whose claim was granted, and the answer lost, withdraws all the same
-    store._lock_release(after, 5)
-    store._lock_claim("n", two, 5)
-    assert store._lock_release(waits, 5)
+    after = claim(store, "n", three)
+    assert after.fence > claimed.fence
+    assert not store.txn([claimed.guard], [Put("k", "w")])
+    # a waiter whose claimed was granted, and the answer lost, withdraws all the same
+    release(store, after)
+    claim(store, "n", two)
+    assert release(store, waits)
     assert store.get("n/.lock") is None
-    assert store._lock_claim("n/.lock", one, 5).ahead is None  # another lock
-    assert store._lock_claim("n", two, 5).ahead is None
+    assert claim(store, "n/.lock", one).ahead is None  # another lock
+    assert claim(store, "n", two).ahead is None
 
 
 def test_a_lock_delay_of_others_is_waited_for(store: kvi.Kvi, leases: list[int]) -> None:
@@ -1022,10 +1076,10 @@ def test_a_lock_delay_of_others_is_waited_for(store: kvi.Kvi, leases: list[int])
     stranger = make_session(store, "delete", "1s")
     store.store("n/.lock", "theirs", lease=UUID(stranger).int)
     store.client.http.put(lambda answer: answer, f"/v1/session/destroy/{stranger}")
-    claim = store._lock_claim("n", leases[0], 5)
-    assert claim.ahead == "n/.lock"
+    claimed = claim(store, "n", leases[0])
+    assert claimed.ahead == "n/.lock"
     assert store.get("n/.lock") is None
-    until(lambda: store._lock_claim("n", leases[0], 5).ahead is None, within=5)
+    until(lambda: claim(store, "n", leases[0]).ahead is None, within=5)
 
 
 def make_session(store: kvi.Kvi, behavior: str, delay: str) -> str:
@@ -1039,34 +1093,34 @@ def make_session(store: kvi.Kvi, behavior: str, delay: str) -> str:
 
 def test_data_under_the_key_of_a_lock_is_not_touched(store: kvi.Kvi, leases: list[int]) -> None:
     """What is no lock's key, as a semaphore's, makes the name unusable; it is not overwritten."""
-    native = store._inner._prefix + "n/.lock"  # type: ignore[attr-defined]
+    lock = native(store, "n/.lock")
     for flags in (0, 1, 0xE0F69A2BAA414DE0):
-        store.client.kv.put(native, "data", flags=flags)
+        store.client.kv.put(lock, "data", flags=flags)
         with pytest.raises(kvi.InvalidArgument, match="choose another name"):
-            store._lock_claim("n", leases[0], 5)
+            claim(store, "n", leases[0])
         found = store.get("n/.lock")
         assert found is not None
         assert (found.text, found.lease) == ("data", None)
-    store.client.kv.put(native, "left behind", flags=sessions.LOCK)
-    assert store._lock_claim("n", leases[0], 5).ahead is None
+    store.client.kv.put(lock, "left behind", flags=sessions.LOCK)
+    assert claim(store, "n", leases[0]).ahead is None
 
 
 @pytest.mark.parametrize("runs", range(3))
 def test_one_of_many_claims_at_once(store: kvi.Kvi, leases: list[int], runs: int) -> None:
     """Of all who claim at once exactly one holds the lock."""
     start = threading.Barrier(len(leases))
-    claims = []
+    claims: list[Claim] = []
 
-    def claim(lease: int) -> None:
+    def run(lease: int) -> None:
         start.wait()
-        claims.append(store._lock_claim("n", lease, 5))
+        claims.append(claim(store, "n", lease))
 
-    several = [threading.Thread(target=claim, args=(lease,)) for lease in leases]
+    several = [threading.Thread(target=run, args=(lease,)) for lease in leases]
     for thread in several:
         thread.start()
     for thread in several:
         thread.join()
-    assert sorted(claim.ahead is None for claim in claims) == [False, False, True]
+    assert sorted(claimed.ahead is None for claimed in claims) == [False, False, True]
 
 
 class ConsulLock:
@@ -1077,7 +1131,7 @@ class ConsulLock:
         self._process = subprocess.Popen(
             [
                 *(str(find_consul().path), "lock", f"-http-addr=127.0.0.1:{port}", *options),
-                *("-pass-stdin", "-shell=false", store._inner._prefix + name),  # type: ignore[attr-defined]
+                *("-pass-stdin", "-shell=false", native(store, name)),
                 *("sh", "-c", "echo held; read line; echo done"),
             ],
             stdin=subprocess.PIPE,
@@ -1129,7 +1183,7 @@ class ConsulLock:
 def test_consul_lock_and_ours_exclude_each_other(store: kvi.Kvi, leases: list[int]) -> None:
     """In both directions, one after the other, whatever key it leaves behind."""
     one, two, _ = leases
-    ours = store._lock_claim("n", one, 5)
+    ours = claim(store, "n", one)
     assert ours.ahead is None
     in_vain = ConsulLock(store, "n", "-timeout=1s")
     assert in_vain.end() != 0
@@ -1138,21 +1192,21 @@ def test_consul_lock_and_ours_exclude_each_other(store: kvi.Kvi, leases: list[in
     time.sleep(0.5)
     assert not theirs.held
     assert store.txn([ours.guard], [Put("k", "v")])
-    assert store._lock_release(ours, 5)
+    assert release(store, ours)
     until(lambda: theirs.held or theirs.ended)
     assert theirs.held, theirs.said
-    waits = store._lock_claim("n", two, 5)
+    waits = claim(store, "n", two)
     assert waits.ahead == "n/.lock"
     woken = threading.Event()
-    feed = store._watch(WatchSpec(key("n/.lock")), woken.set, 5)
-    assert store._lock_claim("n", two, 5).ahead == "n/.lock"
+    feed = watch(store, WatchSpec(key("n/.lock")), woken.set)
+    assert claim(store, "n", two).ahead == "n/.lock"
     woken.clear()
     assert theirs.finish() == 0
     assert woken.wait(5)
-    until(lambda: store._lock_claim("n", two, 5).ahead is None, within=5)
-    again = store._lock_claim("n", two, 5)
+    until(lambda: claim(store, "n", two).ahead is None, within=5)
+    again = claim(store, "n", two)
     assert again.fence > ours.fence
-    assert store._lock_release(again, 5)
+    assert release(store, again)
     feed.close()
 
 
@@ -1164,13 +1218,13 @@ def test_a_poll_that_fails_oddly_tells_its_watches(
 ) -> None:
     """Whatever goes wrong in its thread, a watch does not go quiet."""
     woken = threading.Event()
-    feed = store._watch(WatchSpec(key("k")), woken.set, 5)
+    feed = watch(store, WatchSpec(key("k")), woken.set)
     until(lambda: in_step(store))
 
     def fails(*_: object) -> None:
         raise RuntimeError("oddly")
 
-    monkeypatch.setattr(Poll, "_apply", fails)
+    monkeypatch.setattr(Query, "take", fails)
     store.store("k", "v")
     assert woken.wait(10)
     with pytest.raises(kvi.KviError, match="RuntimeError: oddly"):
@@ -1194,7 +1248,7 @@ def test_a_watch_whose_thread_cannot_be_started(
         patched.setattr(threading.Thread, "start", fails)
         with pytest.raises(kvi.Unavailable, match="can't start new thread"):
             store.watch("k")
-    assert prefixes(store) == set()
+    assert targets(store) == set()
     with store.watch("k") as watch:
         store.store("k", "v")
         assert watch.next(10).value == b"v"

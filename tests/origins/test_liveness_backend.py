@@ -9,11 +9,10 @@ from pathlib import Path
 
 import kvi
 import pytest
-from kvi.backend.liveness import SIZE, LivenessChannel
-from kvi.sync.backend import Backend
+from kvi.sync.backend import SIZE, Backend, LivenessChannel
 
 from tests.servers.run import free_ports
-from tests.support.scripted import Scripted
+from tests.support.faulty import Faulty
 
 PREFIX = "service/voltha"
 INTERVAL = 30.0
@@ -164,7 +163,7 @@ def test_creating_a_watch_leaves_the_state_and_a_put_delivers_one_event(backend:
 )
 def test_error_classes(error: kvi.KviError | None, alive: bool) -> None:
     """What an operation ended with says whether the store is alive."""
-    with Scripted(kvi.open(f"mem:{secrets.token_hex(8)}")) as scripted:
+    with Faulty(kvi.open(f"mem:{secrets.token_hex(8)}")) as scripted:
         backend = Backend(scripted, PREFIX, retry=None)
         assert backend.perform_liveness_check()
         scripted.fails("get", error)
@@ -193,7 +192,7 @@ def test_full_channel_never_blocks(backend: Backend, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(backend._monitored, "_now", lambda: time[0])
     monkeypatch.setattr(backend._monitored._state, "interval", 1.0)
     channel = backend.enable_liveness_channel()
-    with Scripted(kvi.open(f"mem:{secrets.token_hex(8)}")) as quick:
+    with Faulty(kvi.open(f"mem:{secrets.token_hex(8)}")) as quick:
         monkeypatch.setattr(backend._monitored, "_inner", quick)
         for _ in range(3600):
             time[0] += 1

@@ -11,7 +11,7 @@ import kvi
 import pytest
 from kvi.loader import Handle, Loader
 
-from tests.support.scripted import Scripted
+from tests.support.faulty import Faulty
 from tests.support.waiting import until
 
 Entity = dict[str, Any]
@@ -131,7 +131,7 @@ def test_lock_or_create(store: kvi.Kvi) -> None:
 
 def test_what_is_known_is_locked_without_the_store(store: kvi.Kvi) -> None:
     """LockOrCreate and Lock of a known entity ask the store for nothing."""
-    scripted = Scripted(store)
+    scripted = Faulty(store)
     groups = loader(scripted)
     create(groups, group(1))
     calls = len(scripted.calls)
@@ -145,7 +145,7 @@ def test_failed_create_leaves_no_trace(
     store: kvi.Kvi, error: Callable[[str], kvi.KviError]
 ) -> None:
     """If the store fails there is nothing in the map, and the next attempt creates."""
-    scripted = Scripted(store)
+    scripted = Faulty(store)
     groups = loader(scripted)
     scripted.fails("lock_or_create", error("away"))
     with pytest.raises(kvi.KviError, match="away") as caught:
@@ -306,7 +306,7 @@ def test_failed_update_changes_nothing(
     store: kvi.Kvi, error: Callable[[str], kvi.KviError]
 ) -> None:
     """The store is written first, and the map only if that worked."""
-    scripted = Scripted(store)
+    scripted = Faulty(store)
     groups = loader(scripted)
     create(groups, group(1, n=1))
     scripted.fails("update", error("away"))
@@ -415,7 +415,7 @@ def test_path_prefix_is_the_store_handle_s(uri: str, store: kvi.Kvi) -> None:
 
 def test_error_between_two_updates_leaves_nothing_half_done(store: kvi.Kvi) -> None:
     """Changes of entities of several loaders are applied together, or not at all."""
-    scripted = Scripted(store)
+    scripted = Faulty(store)
     flows, meters = loader(scripted, "flows"), loader(scripted, "meters")
     create(flows, group(7, meter=3))
     create(meters, group(3, flows=1))

@@ -14,7 +14,7 @@ from kvi.policy.retry import Effect
 from kvi.sync.backend import Backend
 from kvi_etcd.errors import translate
 
-from tests.support.scripted import Scripted
+from tests.support.faulty import Faulty
 from tests.support.waiting import until
 from tests.unit.etcd.test_errors import RpcError
 
@@ -30,8 +30,8 @@ C = grpc.StatusCode
 
 
 @pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    with Scripted(kvi.open(f"mem:{secrets.token_hex(8)}")) as store:
+def scripted() -> Iterator[Faulty]:
+    with Faulty(kvi.open(f"mem:{secrets.token_hex(8)}")) as store:
         yield store
 
 
@@ -50,7 +50,7 @@ def other(uri: str) -> Iterator[Backend]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_get_put_and_delete_are_retried(name: str, scripted: Scripted) -> None:
+def test_get_put_and_delete_are_retried(name: str, scripted: Faulty) -> None:
     """Until they work."""
     scripted.fails(name, *[kvi.Unavailable("etcdserver: no leader")] * 3)
     CALLS[name](Backend(scripted, retry=AT_ONCE))
@@ -104,7 +104,7 @@ def test_empty_key_is_not_retried(backend: Backend, caplog: pytest.LogCaptureFix
     assert not caplog.records
 
 
-def test_not_retried_on_cancel(scripted: Scripted) -> None:
+def test_not_retried_on_cancel(scripted: Faulty) -> None:
     """A handle that is closed meanwhile ends the call."""
     backend = Backend(scripted, retry=AT_ONCE)
     scripted.fails("get", kvi.Closed("cancelled"))
@@ -113,7 +113,7 @@ def test_not_retried_on_cancel(scripted: Scripted) -> None:
     assert scripted.times("get") == 1
 
 
-def test_until_the_deadline_then_the_last_error(scripted: Scripted) -> None:
+def test_until_the_deadline_then_the_last_error(scripted: Faulty) -> None:
     """The caller's deadline bounds all of it."""
     backend = Backend(scripted, retry=kvi.RetryPolicy(min_wait=0.01, max_wait=0.01))
     scripted.fails("get", *[kvi.Unavailable(f"fault {n}") for n in range(1000)])
@@ -123,7 +123,7 @@ def test_until_the_deadline_then_the_last_error(scripted: Scripted) -> None:
     assert scripted.times("get") > 1
 
 
-def test_each_retry_is_a_warning(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_retry_is_a_warning(scripted: Faulty, caplog: pytest.LogCaptureFixture) -> None:
     """With key, error and attempt."""
     scripted.fails("store", kvi.Unavailable("no leader"), kvi.Unavailable("leader changed"))
     with caplog.at_level(logging.WARNING, logger="kvi"):
@@ -158,7 +158,7 @@ def test_backoff_grows() -> None:
     assert waits[9] > 40 * waits[1]
 
 
-def test_backoff_ends_early_with_the_deadline(scripted: Scripted) -> None:
+def test_backoff_ends_early_with_the_deadline(scripted: Faulty) -> None:
     """If the wait would outlive it, the error comes at once instead."""
     backend = Backend(scripted, retry=kvi.RetryPolicy(min_wait=1000, max_wait=1000))
     scripted.fails("get", kvi.Unavailable("no leader"))

@@ -11,6 +11,7 @@ import pytest
 from kvi.clock import now
 
 from tests.servers import ConsulServer, EtcdServer, Server
+from tests.support.inside import revoke
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -86,7 +87,7 @@ def test_lost_lease_says_so(served: tuple[str, Server | None]) -> None:
     if server is None:  # a file is never away; its leases are lost when they are taken away
         with kvi.open(uri) as store:
             key = store.temp_key("member", ttl=0.6)
-            store._lease_revoke(key.lease.id, 5)
+            revoke(store, key.lease.id)
             assert key.lost.wait(20)
             assert not key.alive
             assert store.get("member") is None, "what was lost must not come back by itself"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import kvi
-from kvi.backend.forwarding import Forwarding
 
 
 def inmost(store: kvi.Kvi) -> Any:
-    """The backend's own handle in ``store``, without the wrappers over it."""
-    while isinstance(store, Forwarding):
-        store = store._inner
-    return store
+    """The backend's own object below ``store``."""
+    return store._scope.primitives
+
+
+def revoke(store: kvi.Kvi, lease: int) -> None:
+    """End a lease behind the back of its holder."""
+    inmost(store)._lease_revoke(lease, 5)

@@ -21,8 +21,8 @@ class Nobody:
 
 def as_backend(store: kvi.Kvi) -> kvi.Kvi:
     """All wrappers together, as a service has them, with the store to close."""
-    backend = kvi.Backend(store, timeout=store._timeout)
-    backend._retrying._owns = True
+    backend = kvi.Backend(store, timeout=store._scope.timeout)
+    backend._owned = store
     return backend
 
 

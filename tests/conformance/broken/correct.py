@@ -1,15 +1,26 @@
-"""The memory store in parts, and the register of those who get a part of it wrong."""
+"""The memory store in parts, and the register of those who get a part of it wrong.
+
+=============  ======================================  =========================================
+part           what a mutant overrides                 who sees to it that it is used
+=============  ======================================  =========================================
+primitives     methods of `Correct`                    `tests.conformance.broken.plugin`
+feeds          ``class feed(Passing)``                 `Correct._watch`
+the interface  ``class face(Handle)``                  `opening`, in place of `kvi.open`
+what it makes  ``class kind(Lock)``, of a `Making`     `Handle`, which makes them
+=============  ======================================  =========================================
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
 
 import kvi_memory.state
 from kvi.conformance.contract import RULES
 from kvi.feed import Batch, Feed, Wake, WatchSpec
+from kvi.flow.scope import Scope
 from kvi.model import (
     Compare,
     KeyValue,
@@ -21,7 +32,6 @@ from kvi.model import (
     TxnResult,
 )
 from kvi.policy.txn import holds, perform
-from kvi.primitives import Primitives
 from kvi.sync.kvi import Kvi
 from kvi_memory.store import MemoryKvi
 
@@ -62,10 +72,44 @@ class Passing(Feed):
         self.inner.close()
 
 
+class Handle(Kvi):
+    """A handle on a mutant; its views are of the same kind.
+
+    Attributes:
+        mutant: the primitives.
+
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope)
+        store = self.mutant = cast(Any, scope.primitives)
+        if isinstance(store, Making):
+            make = getattr(self, store.makes)
+            setattr(self, store.makes, lambda *args, **kw: store.made(self, make(*args, **kw)))
+
+    def namespace(self, name: str) -> Self:
+        """A view."""
+        return type(self)(super().namespace(name)._scope)
+
+
+def opening(open_store: Callable[..., Kvi]) -> Callable[..., Kvi]:
+    """`kvi.open`, which gives the handles of mutants their own kind."""
+
+    def open_mutant(uri: str, **options: object) -> Kvi:
+        handle = open_store(uri, **options)
+        store = handle._scope.primitives
+        return store.face(handle._scope) if isinstance(store, Correct) else handle
+
+    return open_mutant
+
+
 class Correct(MemoryKvi):
     """The memory store without its short ways: every call goes through the primitives below.
 
+    They run in the main thread, as those of the memory store do.
+
     Attributes:
+        face: the kind of its handles.
         scheme: the scheme of its URI.
         declares: capabilities that differ from the memory store's.
         feed: what the feeds of watches are wrapped in.
@@ -76,14 +120,15 @@ class Correct(MemoryKvi):
     scheme: ClassVar[str] = "broken"
     declares: ClassVar[Mapping[str, Any]] = {}
     feed: ClassVar[type[Passing]] = Passing
+    face: ClassVar[type[Handle]] = Handle
+
+    _short_get = None  # type: ignore[assignment]  # as in `Primitives`
+    _short_put = None  # type: ignore[assignment]
 
     def __init__(self, uri: str, name: str, *, timeout: float) -> None:
         super().__init__(uri, name, timeout=timeout)
         self.capabilities = replace(self.capabilities, **self.declares)
         self.notes = notes_of(name)
-
-    get = Primitives.get
-    store = Primitives.store
 
     def key_in(self, key: str) -> str:
         """A key as it is stored."""
@@ -133,6 +178,7 @@ class Correct(MemoryKvi):
             tuple(map(self._in, txn.otherwise)),
         )
         with self._state.lock:
+            self._state.finish()
             succeeded, branch = self.choose(txn)
             results = self.apply(branch)
             revision = self._state.revision
@@ -154,7 +200,7 @@ class Making(Correct):
     """A store whose leases, locks, temporary keys or watches are of a kind of their own.
 
     Attributes:
-        makes: the method that makes them, here and on views.
+        makes: the method of handles that makes them.
         kind: a subclass of what the library makes.
 
     """
@@ -162,23 +208,10 @@ class Making(Correct):
     makes: ClassVar[str]
     kind: ClassVar[type]
 
-    def __init__(self, uri: str, name: str, *, timeout: float) -> None:
-        super().__init__(uri, name, timeout=timeout)
-        self._remake(self)
-
-    def namespace(self, name: str) -> Kvi:
-        """A view, which makes them as well."""
-        return self._remake(super().namespace(name))
-
     def made(self, handle: Kvi, made: Any) -> Any:
         """What is returned instead of what was made."""
         made.__class__ = self.kind
         return made
-
-    def _remake(self, handle: Kvi) -> Kvi:
-        make = getattr(handle, self.makes)
-        setattr(handle, self.makes, lambda *args, **kw: self.made(handle, make(*args, **kw)))
-        return handle
 
 
 class Mutant(NamedTuple):

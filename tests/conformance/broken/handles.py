@@ -1,19 +1,23 @@
 """Handles that are broken."""
 
 # What a mutant breaks is told by its class.
-# ruff: noqa: D102
+# ruff: noqa: D102, D106, N801
 
 from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from time import sleep
+from typing import TypeVar
 
-from kvi.errors import Closed, KviError
-from kvi.model import KeyValue
+from kvi.errors import Closed, KviError, UsedAfterFork
+from kvi.model import KeyValue, RangeResult, Scan
+from kvi.ops import Op
 
-from tests.conformance.broken.correct import Correct, broken
+from tests.conformance.broken.correct import Correct, Handle, broken
+
+T = TypeVar("T")
 
 _numbers = itertools.count()
 
@@ -47,18 +51,24 @@ class AnyOption(Correct):
 class AnyTimeout(Correct):
     """A time-out is taken as it is, whatever it is."""
 
-    def _seconds(self, timeout: float | None) -> float:
-        return self._timeout if timeout is None else timeout
+    class face(Handle):
+        def _seconds(self, timeout: float | None) -> float:
+            return self._scope.timeout if timeout is None else timeout
+
+        def _do(self, op: Op[T], timeout: float | None) -> T:
+            scope, seconds = self._scope, self._seconds(timeout)
+            return self._drive(lambda port: scope.execute(port, op, seconds))
 
 
 @broken("handle.timeout")
 class PingWithoutTimeout(Correct):
     """One of the calls takes no time-out."""
 
-    def ping(self, *, timeout: float | None = None) -> None:
-        if timeout is not None:
-            raise TypeError("ping() takes no timeout=")
-        super().ping()
+    class face(Handle):
+        def ping(self, *, timeout: float | None = None) -> None:
+            if timeout is not None:
+                raise TypeError("ping() takes no timeout=")
+            super().ping()
 
 
 @broken("handle.ping")
@@ -92,52 +102,57 @@ class SharedScratch(Correct):
 class StaysOpen(Correct):
     """A closed handle goes on working."""
 
-    def _ensure_open(self) -> None:
-        pass
+    class face(Handle):
+        def _ensure_open(self) -> None:
+            pass
 
 
 @broken("handle.closed")
 class ClosedReadsNothing(Correct):
     """A closed handle finds no key, instead of saying that it is closed."""
 
-    def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
-        try:
-            return super().get(key, timeout=timeout)
-        except Closed:
-            return None
+    class face(Handle):
+        def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
+            try:
+                return super().get(key, timeout=timeout)
+            except Closed:
+                return None
 
 
 @broken("handle.closed")
 class ClosedRangeEnds(Correct):
     """A range whose handle is closed ends early, as if that were all."""
 
-    def _guarded(self, pages: Iterable[Iterable[KeyValue]]) -> Iterator[Iterable[KeyValue]]:
-        for page in pages:
-            for entry in page:
-                if self.closed:
-                    return
-                yield [entry]
+    class face(Handle):
+        def _pages(
+            self, found: RangeResult, scan: Scan, timeout: float | None
+        ) -> Iterator[list[KeyValue]]:
+            for page in super()._pages(found, scan, timeout):
+                for entry in page:
+                    if self.closed:
+                        return
+                    yield [entry]
 
 
 @broken("handle.closed")
 class ClosedTwiceRaises(Correct):
     """Closing again is an error."""
 
-    def close(self) -> None:
-        self._ensure_open()
-        super().close()
+    class face(Handle):
+        def close(self) -> None:
+            self._ensure_open()
+            super().close()
 
 
 @broken("handle.close-wakes")
 class SleepsOn(Correct):
     """Who waits is not woken by the end of the handle."""
 
-    def close(self) -> None:
-        runtime, self._runtime = self._runtime, None
-        super().close()
-        if runtime is not None:
-            for delay, end in ((8, lambda: runtime.settle(0)), (9, runtime.end)):
-                timer = threading.Timer(delay, end)
+    class face(Handle):
+        def close(self) -> None:
+            if not self.closed:
+                self._scope.shut_down = True  # and nobody is told, for now
+                timer = threading.Timer(8, lambda: self._drive(self._end, lasting=True))
                 timer.daemon = True
                 timer.start()
 
@@ -146,21 +161,22 @@ class SleepsOn(Correct):
 class EndsQuietly(Correct):
     """Who iterates over a watch sees it end, as if it had been cancelled."""
 
-    def close(self) -> None:
-        if self._runtime is not None:
-            for waiting in list(self._runtime._waiting):
-                waiting.shut()
+    class face(Handle):
+        def close(self) -> None:
+            for watch in list(self._scope.ledger._watches):
+                watch.shut()
             sleep(0.05)
-        super().close()
+            super().close()
 
 
 @broken("handle.close-frees")
 class KeepsLeases(Correct):
     """Closing leaves the handle's leases, and so its locks, as they are."""
 
-    def _lease_revoke(self, lease: int, timeout: float) -> None:
-        if not self.closed:
-            super()._lease_revoke(lease, timeout)
+    class face(Handle):
+        def close(self) -> None:
+            self._scope.ledger._leases.clear()
+            super().close()
 
 
 @broken("handle.fork")
@@ -168,22 +184,26 @@ class ChildMayUse(Correct):
     """A forked child goes on with its parent's handle."""
 
     def _forked(self) -> None:
-        self._shut = None
+        self.forked = False
 
 
 @broken("handle.fork")
 class ChildFindsItClosed(Correct):
     """A forked child is told that the handle was closed, and not why."""
 
-    def _forked(self) -> None:
-        self._shut = Closed
+    class face(Handle):
+        def _placed(self, error: KviError, operation: str, key: object) -> KviError:
+            if isinstance(error, UsedAfterFork):
+                error = Closed(error.message)
+            return super()._placed(error, operation, key)
 
 
 @broken("handle.uri")
 class Nameless(Correct):
     """The handle does not show which store it is on."""
 
-    __repr__ = object.__repr__
+    class face(Handle):
+        __repr__ = object.__repr__
 
 
 @broken("handle.capabilities", max_key=255)
@@ -200,22 +220,25 @@ class TinyTransactions(Correct):
 class NoPlace(Correct):
     """Errors do not tell where they happened."""
 
-    def _placed(self, error: KviError, operation: str, key: object) -> KviError:
-        return error
+    class face(Handle):
+        def _placed(self, error: KviError, operation: str, key: object) -> KviError:
+            return error
 
 
 @broken("error.place")
 class NoKey(Correct):
     """Errors do not tell the key."""
 
-    def _placed(self, error: KviError, operation: str, key: object) -> KviError:
-        return super()._placed(error, operation, None)
+    class face(Handle):
+        def _placed(self, error: KviError, operation: str, key: object) -> KviError:
+            return super()._placed(error, operation, None)
 
 
 @broken("error.place")
 class NotForAnotherProcess(Correct):
     """Errors are of a class that cannot be imported, and so do not pickle."""
 
-    def _placed(self, error: KviError, operation: str, key: object) -> KviError:
-        error.__class__ = type("Local", (type(error),), {})
-        return super()._placed(error, operation, key)
+    class face(Handle):
+        def _placed(self, error: KviError, operation: str, key: object) -> KviError:
+            error.__class__ = type("Local", (type(error),), {})
+            return super()._placed(error, operation, key)

@@ -1,7 +1,7 @@
 """Stores that are not true to keys, values or revisions."""
 
 # What a mutant breaks is told by its class.
-# ruff: noqa: D102
+# ruff: noqa: D102, D106, N801
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from kvi.errors import InvalidKey, ValueTooLarge
 from kvi.model import KeyValue, RangeResult, Scan
 
-from tests.conformance.broken.correct import Correct, Results, broken
+from tests.conformance.broken.correct import Correct, Handle, Results, broken
 
 
 @broken("key.exact")
@@ -104,32 +104,38 @@ class CaselessOrder(_Sorted):
 class AnyTextIsAKey(Correct):
     """What is no UTF-8 is looked for, and not found."""
 
-    def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
-        return super().get(key.encode(errors="replace").decode() or "x", timeout=timeout)
+    class face(Handle):
+        def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
+            return super().get(key.encode(errors="replace").decode() or "x", timeout=timeout)
 
 
 @broken("key.invalid")
 class BytesAreKeys(Correct):
     """Bytes are taken for the text that they encode."""
 
-    def delete(self, key: str, *, timeout: float | None = None) -> bool:
-        return super().delete(key.decode() if isinstance(key, bytes) else key, timeout=timeout)
+    class face(Handle):
+        def delete(self, key: str, *, timeout: float | None = None) -> bool:
+            return super().delete(key.decode() if isinstance(key, bytes) else key, timeout=timeout)
 
 
 @broken("key.length", max_key=8192)
 class CutsKeys(Correct):
     """What is too long for a key is cut."""
 
-    def store(self, key: str, value: bytes | str, **options: Any) -> int:
-        return super().store(key[:8192], value, **options)
+    class face(Handle):
+        def store(self, key: str, value: bytes | str, **options: Any) -> int:
+            return super().store(key[:8192], value, **options)
 
 
 @broken("key.length", max_key=8192)
 class CountsCharacters(Correct):
     """A key may be longer than declared, if it has less characters than bytes."""
 
-    def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
-        return None if len(key) <= 8192 < len(key.encode()) else super().get(key, timeout=timeout)
+    class face(Handle):
+        def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
+            return (
+                None if len(key) <= 8192 < len(key.encode()) else super().get(key, timeout=timeout)
+            )
 
 
 @broken("key.length", max_key=8192)
@@ -171,33 +177,37 @@ class EmptyIsMissing(Correct):
 class TextAsUtf16(Correct):
     """Text is stored in another encoding than UTF-8."""
 
-    def store(self, key: str, value: bytes | str, **options: Any) -> int:
-        data = value.encode("utf-16") if isinstance(value, str) else value
-        return super().store(key, data, **options)
+    class face(Handle):
+        def store(self, key: str, value: bytes | str, **options: Any) -> int:
+            data = value.encode("utf-16") if isinstance(value, str) else value
+            return super().store(key, data, **options)
 
 
 @broken("value.invalid")
 class NoneIsEmpty(Correct):
     """No value is an empty one."""
 
-    def store(self, key: str, value: bytes | str, **options: Any) -> int:
-        return super().store(key, b"" if value is None else value, **options)
+    class face(Handle):
+        def store(self, key: str, value: bytes | str, **options: Any) -> int:
+            return super().store(key, b"" if value is None else value, **options)
 
 
 @broken("value.invalid")
 class NumbersAreText(Correct):
     """A number is stored as its digits."""
 
-    def store(self, key: str, value: bytes | str, **options: Any) -> int:
-        return super().store(key, str(value) if isinstance(value, int) else value, **options)
+    class face(Handle):
+        def store(self, key: str, value: bytes | str, **options: Any) -> int:
+            return super().store(key, str(value) if isinstance(value, int) else value, **options)
 
 
 @broken("value.length", max_value=65_536)
 class CutsValues(Correct):
     """What is too large for a value is cut."""
 
-    def store(self, key: str, value: bytes | str, **options: Any) -> int:
-        return super().store(key, value[:65_536] if len(value) > 65_536 else value, **options)
+    class face(Handle):
+        def store(self, key: str, value: bytes | str, **options: Any) -> int:
+            return super().store(key, value[:65_536] if len(value) > 65_536 else value, **options)
 
 
 @broken("value.length", max_value=65_536)

@@ -10,13 +10,14 @@ from typing import Any
 
 from kvi.errors import InvalidArgument, LeaseLost
 from kvi.model import Grant, KeyValue, Operation, Put
+from kvi.ops import DeleteOp, PutOp
 from kvi.policy.lease import LeaseState
 from kvi.policy.txn import Change
 from kvi.sync.kvi import Kvi
 from kvi.sync.lease import Lease
 from kvi.sync.temp_key import TempKey
 
-from tests.conformance.broken.correct import Correct, Making, Results, broken
+from tests.conformance.broken.correct import Correct, Handle, Making, Results, broken
 
 
 @broken("lease.ttl")
@@ -39,16 +40,18 @@ class WholeSeconds(Correct):
 class AnyTtl(Correct):
     """A ttl that is not positive is the shortest one."""
 
-    def lease(self, ttl: float, **options: Any) -> Lease:
-        return super().lease(1.0 if isinstance(ttl, int) and ttl <= 0 else ttl, **options)
+    class face(Handle):
+        def lease(self, ttl: float, **options: Any) -> Lease:
+            return super().lease(1.0 if isinstance(ttl, int) and ttl <= 0 else ttl, **options)
 
 
 @broken("lease.invalid", lease_max_ttl=1000)
 class LongestIsShorter(Correct):
     """A ttl above the declared maximum is shortened to it."""
 
-    def lease(self, ttl: float, **options: Any) -> Lease:
-        return super().lease(1000 if ttl == 1001 else ttl, **options)
+    class face(Handle):
+        def lease(self, ttl: float, **options: Any) -> Lease:
+            return super().lease(1000 if ttl == 1001 else ttl, **options)
 
 
 class _Revoking(Correct):
@@ -201,7 +204,7 @@ class AliveUntilNoticed(_Making):
 
         @property
         def alive(self) -> bool:
-            return not self.ended or self.lost._lost
+            return self._flow.term.state is not LeaseState.ENDED
 
 
 @broken("lease.lost")
@@ -212,7 +215,7 @@ class RevokingIsALoss(_Making):
         __slots__ = ()
 
         def revoke(self, *, timeout: float | None = None) -> None:
-            self.lost._set()
+            self._flow.lost.set()
             super().revoke(timeout=timeout)
 
 
@@ -220,12 +223,11 @@ class RevokingIsALoss(_Making):
 class LossUntold(_Making):
     """A loss is not told."""
 
-    class kind(Lease):
-        __slots__ = ()
+    kind = Lease
 
-        def _observe(self) -> LeaseState:
-            self.lost._ended = True
-            return super()._observe()
+    def made(self, handle: Kvi, made: Lease) -> Lease:
+        made._flow.lost.end()
+        return made
 
 
 @broken("lease.gone")
@@ -268,7 +270,7 @@ class BlockKeepsIt(_Making):
     class kind(Lease):
         __slots__ = ()
 
-        def __exit__(self, *error: object) -> None:
+        def _leave(self, *error: object) -> None:
             pass
 
 
@@ -276,11 +278,11 @@ class BlockKeepsIt(_Making):
 class NobodyRenews(_Making):
     """A lease is not kept alive."""
 
-    class kind(Lease):
-        __slots__ = ()
+    kind = Lease
 
-        def step(self) -> float | None:
-            return None
+    def made(self, handle: Kvi, made: Lease) -> Lease:
+        made._flow._kept = False
+        return made
 
 
 class _MakingKeys(Making):
@@ -301,12 +303,13 @@ class NotTemporary(_MakingKeys):
 class GivesWay(Correct):
     """A temporary key leaves what was under its key."""
 
-    def temp_key(self, key: str, *args: Any, **options: Any) -> TempKey:
-        before = self.get(key)
-        made = super().temp_key(key, *args, **options)
-        if before is not None and before.value is not None:
-            self.store(key, before.value)
-        return made
+    class face(Handle):
+        def temp_key(self, key: str, *args: Any, **options: Any) -> TempKey:
+            before = self.get(key)
+            made = super().temp_key(key, *args, **options)
+            if before is not None and before.value is not None:
+                self.store(key, before.value)
+            return made
 
 
 @broken("temp-key.crash")
@@ -319,7 +322,7 @@ class StoredAgain(_MakingKeys):
         @property
         def alive(self) -> bool:
             if self.lost.is_set():
-                self._lease._store.store(self.key, "again")
+                self._lease._store._do(PutOp(self.key, b"again", None), None)
             return super().alive
 
 
@@ -330,6 +333,6 @@ class TakesOthersWithIt(_MakingKeys):
     class kind(TempKey):
         __slots__ = ()
 
-        def __exit__(self, *error: Any) -> None:
-            super().__exit__(*error)
-            self._lease._store.delete(self.key)
+        def _leave(self, *error: Any) -> None:
+            super()._leave(*error)
+            self._lease._store._do(DeleteOp(self.key), None)

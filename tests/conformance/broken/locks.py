@@ -12,11 +12,13 @@ from types import EllipsisType
 from typing import Any, Self
 
 from kvi.errors import LeaseLost, LockTimeout, NotHeld
+from kvi.flow.lock import LockState
 from kvi.model import Claim, Key, Scan, Span
+from kvi.ops import DeleteRangeOp
 from kvi.policy.lock import queue_span
-from kvi.sync.lock import Lock, _State
+from kvi.sync.lock import Lock
 
-from tests.conformance.broken.correct import Correct, Making, broken
+from tests.conformance.broken.correct import Correct, Handle, Making, broken
 
 
 @broken("lock.exclusive")
@@ -170,7 +172,7 @@ class HandleBoundsTheWait(_Making):
 
     class kind(Lock):
         def acquire(self, timeout: float | EllipsisType | None = ...) -> bool:
-            return super().acquire(self._store._timeout if timeout is None else timeout)
+            return super().acquire(self._store._scope.timeout if timeout is None else timeout)
 
 
 @broken("lock.lost")
@@ -180,7 +182,7 @@ class HeldAfterItsLoss(_Making):
     class kind(Lock):
         @property
         def held(self) -> bool:
-            return self._state is _State.HELD
+            return self._flow._state is LockState.HELD
 
 
 @broken("lock.lost")
@@ -198,7 +200,7 @@ class MasksTheError(_Making):
     """The loss of a lock hides the error that its block ended with."""
 
     class kind(Lock):
-        def __exit__(self, *error: object) -> None:
+        def _leave(self, *error: object) -> None:
             self.release()
 
 
@@ -211,7 +213,7 @@ class AnyoneReleases(_Making):
             try:
                 super().release(timeout=timeout)
             except NotHeld:
-                self._store._delete_range(queue_span(self.name), 5)
+                self._store._do(DeleteRangeOp(queue_span(self.name)), 5)
                 raise
 
 
@@ -234,7 +236,7 @@ class ReleaseAgainRaises(_Making):
 
     class kind(Lock):
         def release(self, *, timeout: float | None = None) -> None:
-            if self._state is _State.RELEASED:
+            if self._flow._state is LockState.RELEASED:
                 raise NotHeld("released already")
             super().release(timeout=timeout)
 
@@ -261,8 +263,9 @@ class RefusesItself(_Making):
 class NoNameIsDefault(Correct):
     """The empty name is the default one."""
 
-    def lock(self, name: str = "default", **options: Any) -> Lock:
-        return super().lock("default" if name == "" else name, **options)
+    class face(Handle):
+        def lock(self, name: str = "default", **options: Any) -> Lock:
+            return super().lock("default" if name == "" else name, **options)
 
 
 @broken("lock.invalid")

@@ -5,143 +5,207 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, Self, TypeVar
 
-from kvi.backend.namespace import Namespace
-from kvi.errors import Closed, KviError
-from kvi.feed import Feed, Wake, WatchSpec
-from kvi.model import Claim, KeyValue, Span
-from kvi.sync.kvi import Kvi
+from kvi.call import Call
+from kvi.errors import KviError
+from kvi.feed import Batch
+from kvi.flow.scope import Scope
+from kvi.middleware.namespace import Prefixed, inward, outward
+from kvi.model import Claim, KeyValue, RangeResult, Span, TxnResult
+from kvi.ops import ClaimOp, CountOp, DeleteRangeOp, Op, RangeOp, ReleaseOp, WatchOp
+from kvi.sync.kvi import Kvi, prefixed
 
-from tests.conformance.broken.correct import Correct, broken
+from tests.conformance.broken.correct import Correct, Handle, broken
+
+T = TypeVar("T")
 
 
-class Viewed(Correct):
-    """A store with views of its own kind."""
+class View(Prefixed):
+    """What does the operations of a view."""
 
-    view: ClassVar[type[Namespace]] = Namespace
+    async def execute(self, op: Op[T], call: Call) -> T:
+        return self.outward(await self._inner.execute(self.inward(op), call))
 
-    def namespace(self, name: str) -> Kvi:
-        self._ensure_open()
-        return self.view(self, name)
+    def inward(self, op: Op[T]) -> Op[T]:
+        """An operation as one of the store below."""
+        return inward(op, self._prefix)
+
+    def outward(self, result: T) -> T:
+        """A result of the store below as one of the view."""
+        return outward(result, len(self._prefix))
+
+
+class Viewing(Handle):
+    """A handle with views of its own kind; a view is one as well."""
+
+    view: ClassVar[type[View]] = View
+
+    def namespace(self, name: str) -> Self:
+        return type(self)(self.viewed(super().namespace(name)._scope, name))
+
+    def viewed(self, scope: Scope, name: str) -> Scope:
+        """The scope of a view."""
+        scope.executor = self.view(self._scope.executor, f"{name}/")
+        return scope
+
+
+class _Spanning(View):
+    """A view that has other spans than it should."""
+
+    def span(self, asked: Span, inner: Span) -> Span:
+        """The span below."""
+        raise NotImplementedError
+
+    def inward(self, op: Op[T]) -> Op[T]:
+        into: Any = super().inward(op)
+        given: Any = op
+        match into:
+            case RangeOp():
+                span = self.span(given.scan.span, into.scan.span)
+                into = RangeOp(replace(into.scan, span=span))
+            case CountOp() | DeleteRangeOp():
+                into = type(into)(self.span(given.span, into.span))
+            case WatchOp():
+                span = self.span(given.spec.span, into.spec.span)
+                into = WatchOp(replace(into.spec, span=span), into.wake)
+        return into  # type: ignore[no-any-return]
 
 
 @broken("namespace.apart")
-class SeesLongerNames(Viewed):
+class SeesLongerNames(Correct):
     """The view `a` sees the keys of `ab`."""
 
-    class view(Namespace):
-        def __init__(self, inner: Kvi, name: str) -> None:
-            super().__init__(inner, name)
-            self._prefix, self._skip = name, len(name)
+    class face(Viewing):
+        def viewed(self, scope: Scope, name: str) -> Scope:
+            scope.executor = self.view(self._scope.executor, name)
+            return scope
 
 
 @broken("namespace.apart")
-class SeesWhatFollows(Viewed):
+class SeesWhatFollows(Correct):
     """An open range of a view goes on behind its end."""
 
-    class view(Namespace):
-        def _span(self, span: Span) -> Span:
-            inner = super()._span(span)
-            return Span(inner.start, None) if span.end is None else inner
+    class face(Viewing):
+        class view(_Spanning):
+            def span(self, asked: Span, inner: Span) -> Span:
+                return Span(inner.start, None) if asked.end is None else inner
 
 
 @broken("namespace.apart")
-class SeesItsOwnMark(Viewed):
+class SeesItsOwnMark(Correct):
     """The key `a/` is one of the view `a`."""
 
-    class view(Namespace):
-        def _span(self, span: Span) -> Span:
-            inner = super()._span(span)
-            return Span(inner.start.rstrip("\0"), inner.end)
+    class face(Viewing):
+        class view(_Spanning):
+            def span(self, asked: Span, inner: Span) -> Span:
+                return Span(inner.start.rstrip("\0"), inner.end)
 
 
 @broken("namespace.relative")
-class WholeKeys(Viewed):
+class WholeKeys(Correct):
     """Entries read through a view have the store's keys."""
 
-    class view(Namespace):
-        def _out(self, entry: KeyValue | None) -> KeyValue | None:
-            return entry
+    class face(Viewing):
+        class view(View):
+            def outward(self, result: T) -> T:
+                whole = isinstance(result, (KeyValue, RangeResult, TxnResult))
+                return result if whole else super().outward(result)
 
 
 @broken("namespace.relative")
-class WholeKeysInErrors(Viewed):
+class WholeKeysInErrors(Correct):
     """Errors of a view have the store's keys."""
 
-    class view(Namespace):
+    class face(Viewing):
+        prefix = ""
+
+        def namespace(self, name: str) -> Self:
+            view = super().namespace(name)
+            view.prefix = f"{self.prefix}{name}/"
+            return view
+
         def _placed(self, error: KviError, operation: str, key: object) -> KviError:
-            if error.key is not None:
-                error.key = self._prefix + error.key
-            return super()._placed(error, operation, key)
+            whole = f"{self.prefix}{key}" if isinstance(key, str) else key
+            return super()._placed(error, operation, whole)
 
 
 @broken("namespace.relative")
-class WholeKeysInEvents(Viewed):
+class WholeKeysInEvents(Correct):
     """Events of a view have the store's keys."""
 
-    class view(Namespace):
-        def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
-            inner = WatchSpec(self._span(spec.span), spec.start, spec.initial)
-            return self._inner._watch(inner, wake, timeout)
+    class face(Viewing):
+        class view(View):
+            def outward(self, result: T) -> T:
+                return result if isinstance(result, Batch) else super().outward(result)
 
 
 @broken("namespace.relative")
-class LocksOfTheWholeStore(Viewed):
+class LocksOfTheWholeStore(Correct):
     """A lock of a view is that of the same name in the store."""
 
-    class view(Namespace):
-        def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
-            return self._inner._lock_claim(name, lease, timeout)
+    class face(Viewing):
+        class view(View):
+            def inward(self, op: Op[T]) -> Op[T]:
+                whole = isinstance(op, (ClaimOp, ReleaseOp))
+                return op if whole else super().inward(op)
 
-        def _lock_release(self, claim: Claim, timeout: float) -> bool:
-            return self._inner._lock_release(claim, timeout)
+            def outward(self, result: T) -> T:
+                return result if isinstance(result, Claim) else super().outward(result)
 
 
 @broken("namespace.nested")
-class NestsAtTheTop(Viewed):
+class NestsAtTheTop(Correct):
     """A view of a view is one of the store."""
 
-    class view(Namespace):
-        def namespace(self, name: str) -> Kvi:
-            return self._inner.namespace(name)
+    class face(Handle):
+        def namespace(self, name: str) -> Self:
+            return type(self)(prefixed(self._scope.outer or self._scope, name))
 
 
 @broken("namespace.names")
-class AnyName(Viewed):
+class AnyName(Correct):
     """Names that are none are made into others."""
 
-    def namespace(self, name: str) -> Kvi:
-        return super().namespace(name.strip("/") or "default" if isinstance(name, str) else "x")
+    class face(Handle):
+        def namespace(self, name: str) -> Self:
+            good = name.strip("/") or "default" if isinstance(name, str) else "x"
+            return super().namespace(good)
 
 
 @broken("namespace.names", max_key=8192)
-class NameIsFree(Viewed):
+class NameIsFree(Correct):
     """A view takes keys as long as the store does, whatever its name."""
 
-    class view(Namespace):
-        def __init__(self, inner: Kvi, name: str) -> None:
-            super().__init__(inner, name)
-            self.capabilities = inner.capabilities
+    class face(Viewing):
+        def namespace(self, name: str) -> Self:
+            limits = self._scope.capabilities
+            self._scope.capabilities = replace(limits, max_key=None)
+            try:
+                view = super().namespace(name)
+            finally:
+                self._scope.capabilities = limits
+            view._scope.capabilities = limits
+            return view
 
 
 @broken("namespace.closed")
-class ViewClosesItsStore(Viewed):
+class ViewClosesItsStore(Correct):
     """Closing a view closes the handle that it was made of."""
 
-    def namespace(self, name: str) -> Kvi:
-        return Namespace(self, name, owns=True)
+    class face(Handle):
+        def close(self) -> None:
+            super().close()
+            if self._scope.outer is not None:
+                Kvi(self._scope.outer).close()
 
 
 @broken("namespace.closed")
-class ViewOutlivesItsStore(Viewed):
+class ViewOutlivesItsStore(Correct):
     """A view goes on after the handle that it was made of was closed."""
 
-    class view(Namespace):
-        @property
-        def closed(self) -> bool:
-            return self._shut is not None
-
-        def _ensure_open(self) -> None:
-            if self._shut is not None:
-                raise Closed("the view is closed")
+    class face(Viewing):
+        def viewed(self, scope: Scope, name: str) -> Scope:
+            scope.outer = None
+            return scope

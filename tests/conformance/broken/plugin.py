@@ -1,31 +1,41 @@
 """The plugins that open mutants by URI.
 
 ``broken:NAME`` opens one, ``lenient:NAME`` takes more options, ``far:NAME`` goes by a network that
-can fail (see `tests.conformance.broken.servers`).
+can fail (see `tests.conformance.broken.servers`), ``smallest:NAME`` is not broken: it is a store
+with nine primitives and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kvi
+from kvi.capabilities import Capabilities
 from kvi.hookspecs import BackendInfo, hookimpl
 from kvi.options import Option
-from kvi.sync.kvi import Kvi
+from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 from kvi_memory.store import CAPABILITIES
 
 from tests.conformance.broken.correct import BROKEN, Correct
 from tests.conformance.broken.servers import Far
+from tests.support.backends import Smallest
+
+SMALLEST = replace(CAPABILITIES, atomic_range_delete="no", max_txn_ops=64)
 
 
 class Plugin:
     """The hooks of one scheme."""
 
-    def __init__(self, scheme: str, *options: Option) -> None:
+    def __init__(
+        self, scheme: str, *options: Option, capabilities: Capabilities = CAPABILITIES
+    ) -> None:
         self.scheme = scheme
         self.options = options
+        self.capabilities = capabilities
 
     @hookimpl
     def kvi_describe(self) -> BackendInfo:
@@ -34,14 +44,18 @@ class Plugin:
             name=self.scheme,
             interface="1.0",
             schemes=(self.scheme,),
-            capabilities=CAPABILITIES,
+            capabilities=self.capabilities,
             options=self.options,
-            has_passing_faults=False,  # mutants override the methods that a wrapper goes around
+            has_passing_faults=False,  # nothing tries again and so hides what a mutant does
         )
 
     @hookimpl
-    def kvi_open(self, uri: StoreUri, options: Mapping[str, Any]) -> Kvi:
+    def kvi_open(self, uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
         """Open the mutant that the path names; ``correct`` is none."""
+        if self.scheme == "smallest":
+            smallest = Smallest(kvi.open(f"mem:smallest-{uri.path}"), SMALLEST)
+            smallest.uri, smallest.timeout = uri.redacted, options["timeout"]
+            return smallest
         correct = Far if self.scheme == "far" else Correct
         store = correct if uri.path == "correct" else BROKEN[uri.path].store
         return store(uri.redacted, f"broken {uri.path}", timeout=options["timeout"])
@@ -51,10 +65,11 @@ strict = Plugin("broken")
 lenient = Plugin("lenient", Option(name="nonsense", kind="text", help="which means nothing"))
 
 far = Plugin("far")
+smallest = Plugin("smallest", capabilities=SMALLEST)
 
 
 def install(folder: Path) -> None:
-    """Make a folder for ``sys.path`` in which both schemes are installed as a distribution."""
+    """Make a folder for ``sys.path`` in which all these schemes are installed as a distribution."""
     info = folder / "kvi_broken-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kvi-broken\nVersion: 0.1.0\n")
@@ -63,4 +78,5 @@ def install(folder: Path) -> None:
         "broken = tests.conformance.broken.plugin:strict\n"
         "lenient = tests.conformance.broken.plugin:lenient\n"
         "far = tests.conformance.broken.plugin:far\n"
+        "smallest = tests.conformance.broken.plugin:smallest\n"
     )

@@ -1,7 +1,7 @@
 """Stores that read wrongly."""
 
 # What a mutant breaks is told by its class.
-# ruff: noqa: D102
+# ruff: noqa: D102, D106, N801
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 from kvi.errors import InvalidArgument
 from kvi.model import KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.ops import RangeOp
 
-from tests.conformance.broken.correct import Correct, broken
+from tests.conformance.broken.correct import Correct, Handle, broken
 
 
 @broken("get.absent")
@@ -156,8 +157,13 @@ class LimitsBeforeReversing(Correct):
 class NoneIsAll(Correct):
     """A limit of 0 is none."""
 
-    def _nothing(self, span: Span, timeout: float) -> RangeResult:
-        return super()._nothing(span, timeout) if span.empty else self._range(Scan(span), timeout)
+    class face(Handle):
+        def _nothing(self, span: Span, timeout: float | None) -> RangeResult:
+            return (
+                super()._nothing(span, timeout)
+                if span.empty
+                else self._do(RangeOp(Scan(span)), timeout)
+            )
 
 
 @broken("range.keys-only")
@@ -180,19 +186,21 @@ class KeysAndNothingElse(Correct):
 class NegativeIsAll(Correct):
     """A negative limit is none."""
 
-    def range(self, *bounds: Any, limit: int | None = None, **options: Any) -> RangeResult:
-        limit = None if isinstance(limit, int) and limit < 0 else limit
-        return super().range(*bounds, limit=limit, **options)
+    class face(Handle):
+        def range(self, *bounds: Any, limit: int | None = None, **options: Any) -> RangeResult:
+            limit = None if isinstance(limit, int) and limit < 0 else limit
+            return super().range(*bounds, limit=limit, **options)
 
 
 @broken("range.invalid")
 class PrefixWins(Correct):
     """Bounds beside a prefix are ignored."""
 
-    def _span_of(self, start: str | None, end: str | None, prefix: str | None) -> Span:
-        if prefix is not None:
-            start = end = None
-        return super()._span_of(start, end, prefix)
+    class face(Handle):
+        def _span_of(self, start: str | None, end: str | None, prefix: str | None) -> Span:
+            if prefix is not None:
+                start = end = None
+            return super()._span_of(start, end, prefix)
 
 
 @broken("range.long")

@@ -81,6 +81,11 @@ class Far(Correct):
         for primitive in PRIMITIVES:
             setattr(self, primitive, self._sent(getattr(self, primitive)))
 
+    closed = False
+
+    def _close(self) -> None:
+        self.closed = True
+
     def apart(self) -> bool:
         """Whether the store cannot be reached."""
         return self.by_network and bool(self.notes.get(AWAY))

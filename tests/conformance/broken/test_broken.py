@@ -16,7 +16,7 @@ from kvi.conformance.suite import watches
 from kvi.sync.watch import Watch
 
 from tests.conformance.broken import BROKEN, Mutant
-from tests.conformance.broken.correct import forget
+from tests.conformance.broken.correct import forget, opening
 from tests.conformance.broken.plugin import install
 from tests.conformance.broken.servers import Far
 
@@ -37,11 +37,12 @@ HANGS = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The mutants' schemes, as an installed distribution."""
+    """The mutants' schemes, as an installed distribution, and their own kinds of handles."""
     folder = tmp_path_factory.mktemp("site")
     install(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
+        patch.setattr(kvi, "open", opening(kvi.open))
         yield
 
 
@@ -66,6 +67,13 @@ class Impatient(Findings):
 def impatient(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> Iterator[None]:
     """Waiting in vain is short, no test runs once all is seen, and no data stays."""
     monkeypatch.setattr(session, "Findings", Impatient)
+    hurry(monkeypatch)
+    yield
+    forget(f"broken {mutant.name}")
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test wait for long."""
     monkeypatch.setattr(session, "HANGS", HANGS)
     monkeypatch.setattr(watches, "WAIT", PATIENCE)
     monkeypatch.setattr(waiting.until, "__kwdefaults__", {"within": PATIENCE})
@@ -74,12 +82,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> Iterator[None]
     monkeypatch.setattr(calls, "MARGIN", PATIENCE)
     await_ = Watch._await
 
-    def hasty(self: Watch, timeout: float | None) -> kvi.Event:
-        return await_(self, ENDLESS if timeout is None else min(timeout, PATIENCE))
+    def hasty(self: Watch, timeout: float | None, main: bool) -> kvi.Event:
+        return await_(self, ENDLESS if timeout is None else min(timeout, PATIENCE), main)
 
     monkeypatch.setattr(Watch, "_await", hasty)
-    yield
-    forget(f"broken {mutant.name}")
 
 
 def one_for_each_rule() -> set[str]:

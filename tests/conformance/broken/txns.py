@@ -1,7 +1,7 @@
 """Stores whose transactions are broken."""
 
 # What a mutant breaks is told by its class.
-# ruff: noqa: D102
+# ruff: noqa: D102, D106, N801
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import Any
 
 from kvi.errors import InvalidArgument
 from kvi.model import Compare, Get, KeyValue, Operation, Operator, Put, Target, Txn, TxnResult
+from kvi.ops import TxnOp
 from kvi.policy.txn import check_txn, perform
 
-from tests.conformance.broken.correct import Correct, Results, broken
+from tests.conformance.broken.correct import Correct, Handle, Results, broken
 
 _RELATIONS: dict[Operator, Callable[[Any, Any], bool]] = {
     Operator.EQUAL: eq,
@@ -259,34 +260,36 @@ class SeenHalfDone(Correct):
 class LastWriteCounts(Correct):
     """Of two writes of a key in a branch the last one is done."""
 
-    def txn(
-        self,
-        when: Iterable[Compare] = (),
-        then: Iterable[Operation] = (),
-        otherwise: Iterable[Operation] = (),
-        *,
-        timeout: float | None = None,
-    ) -> TxnResult:
-        with suppress(AttributeError, TypeError):
-            then = {op.key: op for op in then}.values()
-        return super().txn(when, then, otherwise, timeout=timeout)
+    class face(Handle):
+        def txn(
+            self,
+            when: Iterable[Compare] = (),
+            then: Iterable[Operation] = (),
+            otherwise: Iterable[Operation] = (),
+            *,
+            timeout: float | None = None,
+        ) -> TxnResult:
+            with suppress(AttributeError, TypeError):
+                then = {op.key: op for op in then}.values()
+            return super().txn(when, then, otherwise, timeout=timeout)
 
 
 @broken("txn.refused", max_txn_ops=16)
 class AnyLength(Correct):
     """More operations than declared are taken."""
 
-    def _run(
-        self,
-        when: Iterable[Compare],
-        then: Iterable[Operation],
-        otherwise: Iterable[Operation],
-        timeout: float | None,
-        operation: str,
-    ) -> TxnResult:
-        limits = replace(self.capabilities, max_txn_ops=None)
-        txn = check_txn(when, then, otherwise, limits, operation)
-        return self._txn(txn, self._seconds(timeout))
+    class face(Handle):
+        def _run(
+            self,
+            when: Iterable[Compare],
+            then: Iterable[Operation],
+            otherwise: Iterable[Operation],
+            timeout: float | None,
+            operation: str,
+        ) -> TxnResult:
+            limits = replace(self.capabilities, max_txn_ops=None)
+            txn = check_txn(when, then, otherwise, limits, operation)
+            return self._do(TxnOp(txn), timeout)
 
 
 @broken("txn.refused", max_txn_ops=32)
@@ -303,23 +306,24 @@ class HalfTheLength(Correct):
 class AnyOperator(Correct):
     """An operator that is none makes a compare false."""
 
-    def transaction(
-        self,
-        key: str,
-        op: str,
-        value: bytes | str,
-        then_key: str,
-        then_value: bytes | str,
-        else_key: str,
-        else_value: bytes | str,
-        *,
-        timeout: float | None = None,
-    ) -> bool:
-        if op not in ("=", "!=", "<", ">"):
-            return False
-        return super().transaction(
-            key, op, value, then_key, then_value, else_key, else_value, timeout=timeout
-        )
+    class face(Handle):
+        def transaction(
+            self,
+            key: str,
+            op: str,
+            value: bytes | str,
+            then_key: str,
+            then_value: bytes | str,
+            else_key: str,
+            else_value: bytes | str,
+            *,
+            timeout: float | None = None,
+        ) -> bool:
+            if op not in ("=", "!=", "<", ">"):
+                return False
+            return super().transaction(
+                key, op, value, then_key, then_value, else_key, else_value, timeout=timeout
+            )
 
 
 class _Short(Correct):
@@ -329,22 +333,30 @@ class _Short(Correct):
     def told(self, done: bool) -> bool:
         return done
 
-    def transaction(
-        self,
-        key: str,
-        op: str,
-        value: bytes | str,
-        then_key: str,
-        then_value: bytes | str,
-        else_key: str,
-        else_value: bytes | str,
-        *,
-        timeout: float | None = None,
-    ) -> bool:
-        done = super().transaction(
-            key, self.first(op), value, then_key, then_value, else_key, else_value, timeout=timeout
-        )
-        return self.told(done)
+    class face(Handle):
+        def transaction(
+            self,
+            key: str,
+            op: str,
+            value: bytes | str,
+            then_key: str,
+            then_value: bytes | str,
+            else_key: str,
+            else_value: bytes | str,
+            *,
+            timeout: float | None = None,
+        ) -> bool:
+            done = super().transaction(
+                key,
+                self.mutant.first(op),
+                value,
+                then_key,
+                then_value,
+                else_key,
+                else_value,
+                timeout=timeout,
+            )
+            return bool(self.mutant.told(done))
 
 
 @broken("txn.short")

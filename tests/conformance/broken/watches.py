@@ -6,22 +6,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import sleep
 from typing import Any
 
 from kvi.errors import Compacted, Timeout
 from kvi.feed import Batch, Feed, Wake, WatchSpec
+from kvi.flow.watch import WatchFlow
 from kvi.model import Event, EventType, Span, Txn, TxnResult
 from kvi.policy.txn import Change
 from kvi.sync.watch import Watch
 
-from tests.conformance.broken.correct import Correct, Making, Passing, broken
+from tests.conformance.broken.correct import Correct, Handle, Making, Passing, broken
 
 
 class _Making(Making):
     makes = "watch"
+
+
+def waiting_in(flow: WatchFlow) -> Sequence[Event]:
+    """The events that wait to be taken."""
+    return flow._batch[flow._position :]
 
 
 class _Asked(Correct):
@@ -87,8 +93,9 @@ class FutureIsNow(_Asked):
 class HistoryIgnored(Correct):
     """Without history declared, `from_revision` is taken, and ignored."""
 
-    def watch(self, *args: Any, from_revision: int | None = None, **options: Any) -> Watch:
-        return super().watch(*args, **options)
+    class face(Handle):
+        def watch(self, *args: Any, from_revision: int | None = None, **options: Any) -> Watch:
+            return super().watch(*args, **options)
 
 
 @broken("watch.compacted")
@@ -190,17 +197,19 @@ class TellsOfFailures(Correct):
 class AllTypes(Correct):
     """`events=` is ignored."""
 
-    def watch(self, *args: Any, events: object = None, **options: Any) -> Watch:
-        return super().watch(*args, **options)
+    class face(Handle):
+        def watch(self, *args: Any, events: object = None, **options: Any) -> Watch:
+            return super().watch(*args, **options)
 
 
 @broken("watch.types")
 class PutsInstead(Correct):
     """Of several types only the first is delivered."""
 
-    def watch(self, *args: Any, events: Any = None, **options: Any) -> Watch:
-        first = events[0] if isinstance(events, tuple) else events
-        return super().watch(*args, events=first, **options)
+    class face(Handle):
+        def watch(self, *args: Any, events: Any = None, **options: Any) -> Watch:
+            first = events[0] if isinstance(events, tuple) else events
+            return super().watch(*args, events=first, **options)
 
 
 @broken("watch.last-state")
@@ -295,7 +304,7 @@ class RevisionAhead(_Making):
     class kind(Watch):
         @property
         def revision(self) -> int | None:
-            return self._through
+            return self._flow._through
 
 
 @broken("watch.revision")
@@ -375,7 +384,7 @@ class WaitsInVain(_Making):
 
     class kind(Watch):
         def next(self, timeout: float | None = None) -> Event:
-            waits = not self._ready and timeout is None
+            waits = not waiting_in(self._flow) and timeout is None
             event = super().next(timeout)
             return super().next(timeout) if waits else event
 
@@ -394,10 +403,19 @@ class DeliversWhatIsThere(_Making):
     """After `cancel` the events that are there already are still delivered."""
 
     class kind(Watch):
+        rest: Sequence[Event] = ()
+
         def cancel(self) -> None:
-            batch = self._feed and self._feed.poll(1)
+            feed = self._flow._feed
+            batch = feed and feed.poll(1)
+            self.rest = [*waiting_in(self._flow), *(batch.events if batch else ())]
             super().cancel()
-            self._ready.extend(batch.events if batch else ())
+
+        def next(self, timeout: float | None = None) -> Event:
+            if not self.rest:
+                return super().next(timeout)
+            event, *self.rest = self.rest
+            return event
 
 
 @broken("watch.cancel")
@@ -405,20 +423,20 @@ class CallsAfterCancel(_Making):
     """`cancel` returns while a call-back is running."""
 
     class kind(Watch):
-        def cancel(self) -> None:
-            self._task = None
-            super().cancel()
+        def _wait_for_call_back(self) -> None:
+            pass
 
 
 class _Called(Correct):
     def called(self, callback: Callable[..., object], event: Event, data: object) -> object:
         raise NotImplementedError
 
-    def watch(self, *args: Any, callback: Any = None, **options: Any) -> Watch:
-        if callable(callback):
-            given = callback
-            callback = lambda event, data: self.called(given, event, data)  # noqa: E731
-        return super().watch(*args, callback=callback, **options)
+    class face(Handle):
+        def watch(self, *args: Any, callback: Any = None, **options: Any) -> Watch:
+            if callable(callback):
+                given = callback
+                callback = lambda event, data: self.mutant.called(given, event, data)  # noqa: E731
+            return super().watch(*args, callback=callback, **options)
 
 
 @broken("watch.callback")

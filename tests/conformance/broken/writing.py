@@ -1,7 +1,7 @@
 """Stores that write wrongly."""
 
 # What a mutant breaks is told by its class.
-# ruff: noqa: D102
+# ruff: noqa: D102, D106, N801
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from time import sleep
 from kvi.model import Key, Put, Scan, Span, Txn, TxnResult
 from kvi.policy.txn import put
 
-from tests.conformance.broken.correct import Correct, broken
+from tests.conformance.broken.correct import Correct, Handle, broken
 
 PAUSE = 0.0002  # seconds in which others get in between
 
@@ -148,16 +148,17 @@ class DeletesOnePage(Correct):
 class NoBoundIsAll(Correct):
     """`delete_range` without bounds deletes everything."""
 
-    def delete_range(
-        self,
-        start: str | None = None,
-        end: str | None = None,
-        *,
-        prefix: str | None = None,
-        timeout: float | None = None,
-    ) -> int:
-        start = "" if start is None and prefix is None else start
-        return super().delete_range(start, end, prefix=prefix, timeout=timeout)
+    class face(Handle):
+        def delete_range(
+            self,
+            start: str | None = None,
+            end: str | None = None,
+            *,
+            prefix: str | None = None,
+            timeout: float | None = None,
+        ) -> int:
+            start = "" if start is None and prefix is None else start
+            return super().delete_range(start, end, prefix=prefix, timeout=timeout)
 
 
 @broken("delete-range.atomic")
@@ -176,50 +177,53 @@ class DeletesOneByOne(Correct):
 class MissingIsTestedAsEmpty(Correct):
     """A key that is not there has the value `b""`, for `tas`."""
 
-    def tas(
-        self,
-        key: str,
-        test: bytes | str | None,
-        set: bytes | str | None,  # noqa: A002
-        *,
-        timeout: float | None = None,
-    ) -> bool:
-        if not test and self.get(key) is None:
-            test = None
-        return super().tas(key, test, set, timeout=timeout)
+    class face(Handle):
+        def tas(
+            self,
+            key: str,
+            test: bytes | str | None,
+            set: bytes | str | None,  # noqa: A002
+            *,
+            timeout: float | None = None,
+        ) -> bool:
+            if not test and self.get(key) is None:
+                test = None
+            return super().tas(key, test, set, timeout=timeout)
 
 
 @broken("tas.table")
 class EmptyIsTestedAsMissing(Correct):
     """A key whose value is `b""` is not there, for `tas`."""
 
-    def tas(
-        self,
-        key: str,
-        test: bytes | str | None,
-        set: bytes | str | None,  # noqa: A002
-        *,
-        timeout: float | None = None,
-    ) -> bool:
-        entry = self.get(key)
-        if test is None and entry is not None and entry.value == b"":
-            test = b""
-        return super().tas(key, test, set, timeout=timeout)
+    class face(Handle):
+        def tas(
+            self,
+            key: str,
+            test: bytes | str | None,
+            set: bytes | str | None,  # noqa: A002
+            *,
+            timeout: float | None = None,
+        ) -> bool:
+            entry = self.get(key)
+            if test is None and entry is not None and entry.value == b"":
+                test = b""
+            return super().tas(key, test, set, timeout=timeout)
 
 
 @broken("tas.table")
 class SetsNothingAsEmpty(Correct):
     """`tas` with `set=None` leaves an empty value."""
 
-    def tas(
-        self,
-        key: str,
-        test: bytes | str | None,
-        set: bytes | str | None,  # noqa: A002
-        *,
-        timeout: float | None = None,
-    ) -> bool:
-        return super().tas(key, test, set if test is None else set or b"", timeout=timeout)
+    class face(Handle):
+        def tas(
+            self,
+            key: str,
+            test: bytes | str | None,
+            set: bytes | str | None,  # noqa: A002
+            *,
+            timeout: float | None = None,
+        ) -> bool:
+            return super().tas(key, test, set if test is None else set or b"", timeout=timeout)
 
 
 @broken("tas.atomic")
@@ -228,19 +232,20 @@ class TestsThenSets(Correct):
 
     __test__ = False
 
-    def tas(
-        self,
-        key: str,
-        test: bytes | str | None,
-        set: bytes | str | None,  # noqa: A002
-        *,
-        timeout: float | None = None,
-    ) -> bool:
-        done = super().tas(key, test, test, timeout=timeout) if test else self.get(key) is None
-        sleep(PAUSE)
-        if done and set is not None:
-            self.store(key, set)
-        return done
+    class face(Handle):
+        def tas(
+            self,
+            key: str,
+            test: bytes | str | None,
+            set: bytes | str | None,  # noqa: A002
+            *,
+            timeout: float | None = None,
+        ) -> bool:
+            done = super().tas(key, test, test, timeout=timeout) if test else self.get(key) is None
+            sleep(PAUSE)
+            if done and set is not None:
+                self.store(key, set)
+            return done
 
 
 @broken("tas.atomic", "cas.atomic", "txn.atomic")
@@ -259,31 +264,34 @@ class ComparesThenWrites(Correct):
 class ZeroIsAny(Correct):
     """`cas` with revision 0 stores whatever is there."""
 
-    def cas(self, key: str, revision: int, value: bytes | str, **options: object) -> int | None:
-        if revision == 0 and type(revision) is int:
-            return self.store(key, value)
-        return super().cas(key, revision, value, **options)  # type: ignore[arg-type]
+    class face(Handle):
+        def cas(self, key: str, revision: int, value: bytes | str, **options: object) -> int | None:
+            if revision == 0 and type(revision) is int:
+                return self.store(key, value)
+            return super().cas(key, revision, value, **options)  # type: ignore[arg-type]
 
 
 @broken("cas.revision")
 class ComparesTheCreation(Correct):
     """`cas` compares the revision of the creation."""
 
-    def cas(self, key: str, revision: int, value: bytes | str, **options: object) -> int | None:
-        done = self.txn([Key(key).create_revision == revision], [Put(key, value)])
-        return done.revision if done else None
+    class face(Handle):
+        def cas(self, key: str, revision: int, value: bytes | str, **options: object) -> int | None:
+            done = self.txn([Key(key).create_revision == revision], [Put(key, value)])
+            return done.revision if done else None
 
 
 @broken("cas.revision")
 class ComparesTheValue(Correct):
     """`cas` takes a new life of a key with the same value for the old one."""
 
-    def cas(self, key: str, revision: int, value: bytes | str, **options: object) -> int | None:
-        entry = self.get(key)
-        lives = self.notes.setdefault(key, {})
-        if entry is not None and lives.get(revision) == entry.value:
-            revision = entry.revision
-        return super().cas(key, revision, value, **options)  # type: ignore[arg-type]
+    class face(Handle):
+        def cas(self, key: str, revision: int, value: bytes | str, **options: object) -> int | None:
+            entry = self.get(key)
+            lives = self.mutant.notes.setdefault(key, {})
+            if entry is not None and lives.get(revision) == entry.value:
+                revision = entry.revision
+            return super().cas(key, revision, value, **options)  # type: ignore[arg-type]
 
     def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
         revision = super()._put(key, value, lease, timeout)
@@ -295,7 +303,8 @@ class ComparesTheValue(Correct):
 class AnyRevision(Correct):
     """`cas` with what is no revision is only a mismatch."""
 
-    def cas(self, key: str, revision: int, value: bytes | str, **options: object) -> int | None:
-        if not isinstance(revision, int) or revision < 0:
-            return None
-        return super().cas(key, revision, value, **options)  # type: ignore[arg-type]
+    class face(Handle):
+        def cas(self, key: str, revision: int, value: bytes | str, **options: object) -> int | None:
+            if not isinstance(revision, int) or revision < 0:
+                return None
+            return super().cas(key, revision, value, **options)  # type: ignore[arg-type]

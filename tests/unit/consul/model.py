@@ -7,8 +7,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import kvi
 from kvi_consul.store import ConsulKvi
 from kvi_consul.transport import Answer, Transport
+
+from tests.support import backends
 
 Store = dict[str, dict[str, Any]]
 
@@ -114,8 +117,8 @@ class Wire(Transport):
         return [[op["KV"]["Verb"] for op in ops] for ops in self.sent]
 
 
-def opened() -> tuple[ConsulKvi, Wire, Consul]:
+def opened() -> tuple[kvi.Kvi, Wire, Consul]:
     """A store on a new model."""
     consul = Consul()
     wire = Wire(consul)
-    return ConsulKvi("consul://model:8500", wire, timeout=5), wire, consul
+    return backends.opened(ConsulKvi("consul://model:8500", wire, timeout=5)), wire, consul

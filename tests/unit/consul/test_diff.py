@@ -1,15 +1,49 @@
-"""What two looks at a prefix say about the time between, and what a slow consumer is told."""
+"""What two snapshots say about the time between, and what a slow consumer is told."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from kvi.model import EventType
+from kvi.model import EventType, Span
 from kvi_consul import diff
-from kvi_consul.diff import Change, Look, Pending, Stamp, missing, stamp_of, value_of
+from kvi_consul.diff import Change, Pending, Snapshot, Stamps, stamp_of, within
 
-A = Stamp(5, 5, 0)
+
+def entry(**changes: Any) -> dict[str, Any]:
+    """An entry as Consul tells it."""
+    session = "00000000-0000-0000-0000-000000000001"
+    plain = {"Key": "k", "Value": "dg==", "Flags": 1, "CreateIndex": 2, "ModifyIndex": 3}
+    return {**plain, "Session": session, **changes}
+
+
+def at(created: int, modified: int, flags: int = 0) -> dict[str, Any]:
+    """An entry of these indexes."""
+    return entry(CreateIndex=created, ModifyIndex=modified, Flags=flags)
+
+
+A = at(5, 5)
+Entries = dict[str, dict[str, Any]]
+
+
+def stamps(entries: Entries) -> Stamps:
+    """What is kept of them."""
+    return {key: stamp_of(kv) for key, kv in entries.items()}
+
+
+def shown(
+    before: Entries,
+    now: Entries,
+    index: int,
+    high: int | None,
+    joining: dict[str, tuple[Span, Stamps | None]] | None = None,
+) -> Snapshot[str]:
+    """The snapshot of ``now``, after that of ``before``."""
+    snapshot = Snapshot(stamps(before), high, joining or {}, lambda _: True)
+    for key, kv in now.items():
+        snapshot.see({**kv, "Key": key})
+    snapshot.finish(index)
+    return snapshot
 
 
 @pytest.mark.parametrize(
@@ -18,52 +52,79 @@ A = Stamp(5, 5, 0)
         ({}, {}, 10, [], [], False),
         ({"a": A}, {"a": A}, 12, [], [], False),
         ({"a": A}, {"a": A}, 8, [], [], False),  # a deletion was forgotten, of a key seen by nobody
-        ({}, {"a": Stamp(11, 11, 0)}, 11, ["a"], [], False),
-        ({"a": A}, {"a": Stamp(5, 12, 0)}, 12, ["a"], [], False),
+        ({}, {"a": at(11, 11)}, 11, ["a"], [], False),
+        ({"a": A}, {"a": at(5, 12)}, 12, ["a"], [], False),
         ({"a": A}, {}, 11, [], ["a"], False),
         # deleted and written again
-        ({"a": A}, {"a": Stamp(12, 12, 0)}, 12, ["a"], [], False),
-        ({"a": A, "b": A}, {"a": A, "c": Stamp(11, 12, 0)}, 12, ["c"], ["b"], False),
+        ({"a": A}, {"a": at(12, 12)}, 12, ["a"], [], False),
+        ({"a": A, "b": A}, {"a": A, "c": at(11, 12)}, 12, ["c"], ["b"], False),
         # another history: an older state, a key out of the past, the same indexes with another
         # content, a key that is gone at no index of its own
-        ({"a": A}, {"a": Stamp(4, 4, 0)}, 10, ["a"], [], True),
+        ({"a": A}, {"a": at(4, 4)}, 10, ["a"], [], True),
         ({}, {"a": A}, 10, ["a"], [], True),
-        ({"a": A}, {"a": Stamp(5, 5, 1)}, 10, ["a"], [], True),
-        ({}, {"a": Stamp(10, 10, 0)}, 12, ["a"], [], True),
+        ({"a": A}, {"a": at(5, 5, 1)}, 10, ["a"], [], True),
+        ({}, {"a": at(10, 10)}, 12, ["a"], [], True),
         ({"a": A}, {}, 10, [], ["a"], True),
         ({"a": A}, {}, 3, [], ["a"], True),
     ],
 )
-def test_looks_are_compared(
-    before: dict[str, Stamp],
-    now: dict[str, Stamp],
+def test_snapshots_are_compared(
+    before: Entries,
+    now: Entries,
     index: int,
     changed: list[str],
     gone: list[str],
     rewound: bool,
 ) -> None:
-    """After a look at index 10: what is new, what is gone, and whether history was replaced."""
-    look = Look(before, 10)
-    assert [key for key, stamp in now.items() if look.see(key, stamp)] == changed
-    assert look.gone(index) == gone
-    assert look.rewound is rewound
-    assert look.stamps == now
-    assert missing(before, now) == gone
+    """After one at index 10: what is new, what is gone, and whether history was replaced."""
+    snapshot = shown(before, now, index, 10)
+    changes = snapshot.changes
+    assert [change.key for change in changes if change.value is not None] == changed
+    assert [change.key for change in changes if change.value is None] == gone
+    assert all(change.existed is (change.key in before) for change in changes)
+    assert snapshot.rewound is rewound
+    assert snapshot.stamps == stamps(now)
 
 
 def test_without_an_index_nothing_is_out_of_the_past() -> None:
-    """A look that widens finds old keys, which says nothing about the history."""
-    look = Look({"b": A}, None)
-    assert look.see("a", A)
-    assert look.gone(5) == ["b"]
-    assert not look.rewound
+    """The first snapshot shows old keys, which says nothing about the history."""
+    snapshot = shown({"b": A}, {"a": A}, 5, None)
+    assert [(change.key, change.value) for change in snapshot.changes] == [("a", b"v"), ("b", None)]
+    assert not snapshot.rewound
 
 
-def entry(**changes: Any) -> dict[str, Any]:
-    """An entry as Consul tells it."""
-    session = "00000000-0000-0000-0000-000000000001"
-    plain = {"Key": "k", "Value": "dg==", "Flags": 1, "CreateIndex": 2, "ModifyIndex": 3}
-    return {**plain, "Session": session, **changes}
+def test_who_joins_is_told_what_it_does_not_know() -> None:
+    """Of its own keys only, whatever others know; who knows nothing is told all of them."""
+    now = {"a": at(5, 5), "b": at(6, 6), "c": at(7, 9)}
+    known: Stamps = stamps({"a": at(5, 5), "c": at(7, 7), "d": at(8, 8)})
+    joining: dict[str, tuple[Span, Stamps | None]] = {
+        "all": (Span.of_prefix(""), known),
+        "c": (Span("c", "c\0"), within(Span("c", "c\0"), known)),
+        "new": (Span("b", "d"), None),
+    }
+    snapshot = shown(now, now, 11, 10, joining)
+    assert snapshot.changes == []
+    told = {
+        who: [(change.key, change.existed, change.value, change.revision) for change in changes]
+        for who, changes in snapshot.late.items()
+    }
+    assert told == {
+        "all": [("b", False, b"v", 6), ("c", True, b"v", 9), ("d", True, None, 11)],
+        "c": [("c", True, b"v", 9)],
+    }
+    assert {who: [e.key for e in entries] for who, entries in snapshot.whole.items()} == {
+        "new": ["b", "c"]
+    }
+
+
+def test_values_that_nobody_wants_are_not_kept() -> None:
+    """A key that nobody follows is compared, and no more; an empty value is a value."""
+    snapshot: Snapshot[str] = Snapshot({}, None, {}, lambda key: key == "b")
+    for key in "abc":
+        snapshot.see({**entry(Value=None), "Key": key})
+    snapshot.finish(5)
+    assert snapshot.changes == [Change("b", False, b"", 3)]
+    assert list(snapshot.stamps) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -81,11 +142,6 @@ def test_a_stamp_tells_states_apart(changes: dict[str, Any]) -> None:
     """Whatever differs in a key's state, its stamp differs."""
     assert stamp_of(entry()) == stamp_of(entry())
     assert stamp_of(entry(**changes)) != stamp_of(entry())
-
-
-def test_values_are_read() -> None:
-    """An empty value comes as null and is a value."""
-    assert (value_of(entry()), value_of(entry(Value=None))) == (b"v", b"")
 
 
 PUT, DELETE = EventType.PUT, EventType.DELETE

@@ -37,7 +37,7 @@ from kvi_consul.errors import Broken, Refusal
         (500, "rpc error making call: No cluster leader", Unavailable, Unavailable),
         (500, "Invalid session", LeaseLost, LeaseLost),
         (500, "leadership lost while committing log", Unavailable, OutcomeUnknown),
-        (500, "No path to datacenter", Unavailable, OutcomeUnknown),
+        (500, "No path to datacenter", Unavailable, Unavailable),
         (503, "", Unavailable, OutcomeUnknown),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -14,6 +15,7 @@ from kvi_consul import wire as codec
 from kvi_consul.plan import Held
 from kvi_consul.store import CAPABILITIES
 
+from tests.support.inside import inmost
 from tests.unit.consul.model import Consul, opened
 
 ALICE, BOB = UUID(int=0xA11CE), UUID(int=0xB0B)
@@ -311,13 +313,13 @@ def test_random_transactions_equal_the_reference(
     busy = seed % 3  # how often others come between
     states: list[dict[str, KeyValue]] = []
     freeing: list[int] = []  # how many messages had gone when held keys began to be freed
-    free = store._free
+    free = inmost(store)._free
 
-    def noticed(held: Held, deadline: float) -> int:
+    def noticed(held: Held, deadline: float) -> Any:
         freeing.append(len(states))
         return free(held, deadline)
 
-    monkeypatch.setattr(store, "_free", noticed)
+    monkeypatch.setattr(inmost(store), "_free", noticed)
 
     def others() -> None:
         if rnd.random() < busy * 0.25:

@@ -16,8 +16,9 @@ from kvi_consul.client import ConsulClient
 from kvi_consul.connection import Connection
 from kvi_consul.errors import Broken
 from kvi_consul.store import ConsulKvi
-from kvi_consul.transport import IDLE, MOST, Answer, Call, Transport
+from kvi_consul.transport import CONNECTIONS, Answer, Call, Places, Transport
 
+from tests.support.backends import opened
 from tests.support.waiting import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -43,6 +44,7 @@ class Server:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
         self.port = self._listener.getsockname()[1]
         self.requests: list[bytes] = []
+        self.greetings = 0
         self.connections: list[socket.socket] = []
         self._serve = serve
         threading.Thread(target=self._accept, daemon=True).start()
@@ -61,6 +63,10 @@ class Server:
         with connection:
             try:
                 while request := self._request(connection):
+                    if request.startswith(b"OPTIONS "):
+                        self.greetings += 1
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                        continue
                     self.requests.append(request)
                     answer = self._serve(number, request)
                     if answer is None:
@@ -253,6 +259,92 @@ def test_a_write_is_never_sent_twice(servers: Make) -> None:
     transport.close()
 
 
+def test_a_new_connection_is_greeted_before_it_carries_a_write(servers: Make) -> None:
+    """An agent that accepts it and closes it has surely not been sent the write."""
+    server = servers(lambda *_: OK)
+    transport = Transport("127.0.0.1", server.port)
+    assert [ask(transport, read_only=False).body for _ in range(3)] == [b"ok"] * 3
+    assert (server.greetings, len(server.requests)) == (1, 3)
+    transport.close()
+    with socket.create_server(("127.0.0.1", 0)) as full:
+
+        def dismiss() -> None:
+            for _ in range(2):
+                full.accept()[0].close()
+
+        threading.Thread(target=dismiss).start()
+        transport = Transport("127.0.0.1", full.getsockname()[1])
+        for read_only in (False, True):
+            with pytest.raises(Broken) as caught:
+                ask(transport, read_only=read_only)
+            assert caught.value.sent is read_only
+        transport.close()
+
+
+def test_an_agent_that_says_nothing_is_passed_over_by_a_write(servers: Make) -> None:
+    """It accepts the connection and never answers: the write goes to the next, and there only."""
+    server = servers(lambda *_: OK)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = silent.getsockname()[1]
+        transport = Transport("127.0.0.1", where, ("127.0.0.1", server.port))
+        assert ask(transport, b"once", read_only=False, seconds=2).body == b"ok"
+        peer, _ = silent.accept()
+        with peer:
+            assert b"once" not in peer.recv(65536)
+        transport.close()
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("where", ["send", "read_head", "read_body"])
+@pytest.mark.parametrize("error", [OSError("mine"), TimeoutError("mine"), ConnectionError("mine")])
+def test_what_no_socket_raised_is_not_the_networks(
+    servers: Make, monkeypatch: pytest.MonkeyPatch, where: str, error: OSError
+) -> None:
+    """It comes out as it is, nothing is sent again for it, and the connection's place is free."""
+    server = servers(lambda *_: OK)
+    transport = Transport("127.0.0.1", server.port, connections=1)
+    ask(transport, read_only=False)
+    real = getattr(Connection, where)
+
+    def fails(self: Connection, *args: Any) -> Any:
+        real(self, *args)
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, where, fails)
+        with pytest.raises(OSError, match="mine") as caught:
+            ask(transport, read_only=False)
+    assert caught.value is error
+    until(lambda: len(server.requests) == 2)
+    assert ask(transport, read_only=False, seconds=1).body == b"ok"
+    assert len(server.requests) == 3
+    assert not transport._busy
+    transport.close()
+
+
+def test_a_silence_condemns_the_idle_connections(servers: Make) -> None:
+    """Whatever swallowed one swallows the others: at most one call suffers."""
+    silent: list[int] = []
+
+    def serve(number: int, request: bytes) -> bytes:
+        if number in silent:
+            time.sleep(5)
+        return after(0.05)(number, request)
+
+    server = servers(serve)
+    transport = Transport("127.0.0.1", server.port)
+    threads = [threading.Thread(target=ask, args=(transport,)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    silent += range(1, len(server.connections) + 1)
+    with pytest.raises(Broken):
+        ask(transport, seconds=0.2)
+    assert ask(transport, read_only=False, seconds=1).body == b"ok"
+    transport.close()
+
+
 def test_a_fresh_connection_that_ends_is_not_tried_again(servers: Make) -> None:
     """Only staleness is mended here; a server that hangs up is the retry policy's business."""
     server = servers(lambda *_: None)
@@ -284,6 +376,14 @@ def test_a_server_that_trickles_cannot_outstay_the_deadline(servers: Make) -> No
 def test_a_server_that_does_not_read_cannot_either() -> None:
     """The same while the request is being sent; then it is not known what arrived."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken: list[socket.socket] = []
+
+        def greet() -> None:
+            taken.append(listener.accept()[0])
+            taken[0].recv(65536)
+            taken[0].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=greet).start()
         transport = Transport("127.0.0.1", listener.getsockname()[1])
         began = monotonic()
         with pytest.raises(Broken) as caught:
@@ -291,6 +391,7 @@ def test_a_server_that_does_not_read_cannot_either() -> None:
         assert caught.value.sent
         assert monotonic() - began < 5
         transport.close()
+        taken[0].close()
 
 
 def test_the_longest_time_out_is_a_time_out(servers: Make) -> None:
@@ -357,9 +458,10 @@ def test_resolving_ends_by_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None
     transport.close()
 
 
-def blocked_calls_wake(port: int, calls: int = 3) -> None:
+def blocked_calls_wake(port: int, calls: int = 3, host: str = "127.0.0.1") -> None:
     """Assert that `close` wakes calls that hang on this port."""
-    store = ConsulKvi("consul://x", Transport("127.0.0.1", port), timeout=30)
+    transport = Transport(host, port)
+    store = opened(ConsulKvi("consul://x", transport, timeout=30))
     ends: list[BaseException] = []
 
     def call(write: bool) -> None:
@@ -371,15 +473,45 @@ def blocked_calls_wake(port: int, calls: int = 3) -> None:
     threads = [threading.Thread(target=call, args=(n % 2 == 0,)) for n in range(calls)]
     for thread in threads:
         thread.start()
-    until(lambda: len(store._transport._busy) == min(calls, MOST))
+    until(lambda: len(transport._busy) == min(calls, CONNECTIONS))
     began = monotonic()
     store.close()
     for thread in threads:
         thread.join(20)
     assert monotonic() - began < 5
     assert [type(end) for end in ends] == [kvi.Closed] * calls
-    assert not store._transport._busy
-    assert not store._transport._idle
+    assert not transport._busy
+    assert not transport._idle
+
+
+def test_a_resolver_that_hangs_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look-up of a host serves all who want it, however often they try, in all handles."""
+    real, go = socket.getaddrinfo, threading.Event()
+
+    def hanging(host: str, port: int, **options: int) -> object:
+        if not options.get("flags"):
+            go.wait(20)
+        return real(host, port, **options)
+
+    def look_ups() -> int:
+        return sum(thread.name == "kvi-consul-resolve" for thread in threading.enumerate())
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    transports = [Transport("localhost", 1) for _ in range(3)]
+    for _ in range(5):
+        for transport in transports:
+            with pytest.raises(Broken) as caught:
+                ask(transport, seconds=0.01)
+            assert isinstance(caught.value.__cause__, TimeoutError)
+    assert look_ups() == 1
+    blocked_calls_wake(1, host="localhost")
+    go.set()
+    until(lambda: look_ups() == 0)
+    with pytest.raises(Broken) as caught:  # resolved, and nobody listens
+        ask(transports[0])
+    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+    for transport in transports:
+        transport.close()
 
 
 def test_closing_wakes_calls_that_wait_for_an_answer(servers: Make) -> None:
@@ -402,29 +534,30 @@ def test_aborting_just_before_connecting(unanswering: int, monkeypatch: pytest.M
             return super().connect_ex(address)
 
     monkeypatch.setattr(socket, "socket", Late)
-    with pytest.raises(ConnectionAbortedError):
+    with pytest.raises(Broken) as caught:
         connection.connect("127.0.0.1", unanswering, None, time.monotonic() + 20)
+    assert isinstance(caught.value.__cause__, ConnectionAbortedError)
     connection.close()
 
 
 def test_closing_wakes_calls_that_wait_for_a_connection(servers: Make) -> None:
     """The same for calls beyond the number of connections."""
     server = servers(after(10))
-    blocked_calls_wake(server.port, MOST + 5)
-    assert len(server.connections) <= MOST
+    blocked_calls_wake(server.port, CONNECTIONS + 5)
+    assert len(server.connections) <= CONNECTIONS
 
 
 def test_answer_is_taken_before_its_connection_is_anothers(
     servers: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that the next thread already uses changes nothing of the answer before."""
-    release = Transport._release
+    put_away = Transport._put_away
 
-    def taken_over(self: Transport, connection: Connection, call: Call | None = None) -> None:
-        release(self, connection, call)
+    def taken_over(self: Transport, connection: Connection) -> None:
+        put_away(self, connection)
         connection.status, connection.headers = 599, {}
 
-    monkeypatch.setattr(Transport, "_release", taken_over)
+    monkeypatch.setattr(Transport, "_put_away", taken_over)
     answer = ask(Transport("127.0.0.1", servers(after(0)).port))
     assert answer.status == 200
     assert answer.headers
@@ -432,7 +565,7 @@ def test_answer_is_taken_before_its_connection_is_anothers(
 
 
 def test_the_number_of_connections_is_bounded(servers: Make) -> None:
-    """Many threads share a bounded number of connections, and few are kept when they are idle."""
+    """Many threads share a bounded number of connections."""
     server = servers(after(0.01))
     transport = Transport("127.0.0.1", server.port)
     bodies: list[bytes] = []
@@ -447,18 +580,44 @@ def test_the_number_of_connections_is_bounded(servers: Make) -> None:
     for thread in threads:
         thread.join()
     assert bodies == [b"ok"] * 450
-    assert len(transport._idle) <= IDLE
+    assert len(server.connections) <= CONNECTIONS
     transport.close()
+
+
+def test_places_go_to_who_came_first() -> None:
+    """First come, first served; who leaves is passed over, and no place is lost."""
+    places, order = Places(1), list[int]()
+    places.take(monotonic())
+
+    def come(number: int) -> None:
+        places.take(monotonic() + 20)
+        order.append(number)
+        places.give()
+
+    threads = [threading.Thread(target=come, args=(number,)) for number in range(4)]
+    for number, thread in enumerate(threads):
+        thread.start()
+        until(lambda number=number: len(places._queue) == number + 1)  # type: ignore[misc]
+        if number == 1:
+            with pytest.raises(Broken) as caught:
+                places.take(monotonic() + 0.01)
+            assert not caught.value.sent
+            assert isinstance(caught.value.__cause__, TimeoutError)
+    places.give()
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3]
+    places.take(monotonic())
 
 
 def test_too_few_connections_end_in_time(servers: Make) -> None:
     """A call that gets no connection until its deadline has sent nothing."""
     server = servers(after(1))
     transport = Transport("127.0.0.1", server.port)
-    threads = [threading.Thread(target=ask, args=(transport,)) for _ in range(MOST)]
+    threads = [threading.Thread(target=ask, args=(transport,)) for _ in range(CONNECTIONS)]
     for thread in threads:
         thread.start()
-    until(lambda: len(transport._busy) == MOST)
+    until(lambda: len(transport._busy) == CONNECTIONS)
     with pytest.raises(Broken) as caught:
         ask(transport, read_only=False, seconds=0.1)
     assert not caught.value.sent
@@ -471,7 +630,8 @@ def test_redirects_are_errors(servers: Make) -> None:
     """A redirect names another key, or another server; it is never followed."""
     elsewhere = b"HTTP/1.1 301 Moved\r\nLocation: /v1/kv/a/b\r\nContent-Length: 0\r\n\r\n"
     server = servers(lambda *_: elsewhere)
-    with ConsulKvi("consul://x", Transport("127.0.0.1", server.port), timeout=5) as store:
+    transport = Transport("127.0.0.1", server.port)
+    with opened(ConsulKvi("consul://x", transport, timeout=5)) as store:
         for call in (lambda: store.get("k"), lambda: store.store("k", b"v"), store.count):
             with pytest.raises(kvi.Unavailable, match="301"):
                 call()
@@ -516,7 +676,8 @@ def test_python_consul_gets_time_outs_and_no_redirects(servers: Make) -> None:
 def test_a_child_drops_the_connections_of_its_parent(servers: Make) -> None:
     """After a fork the parent's connection goes on, whatever the child does with its handle."""
     server = servers(lambda *_: b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"Results":[]}')
-    with ConsulKvi("consul://x", Transport("127.0.0.1", server.port), timeout=5) as store:
+    transport = Transport("127.0.0.1", server.port)
+    with opened(ConsulKvi("consul://x", transport, timeout=5)) as store:
         assert store.delete("k")
         child = os.fork()
         if child == 0:
@@ -524,7 +685,7 @@ def test_a_child_drops_the_connections_of_its_parent(servers: Make) -> None:
                 store.get("k")
             except kvi.UsedAfterFork:
                 store.close()
-                os._exit(0 if not store._transport._idle else 2)
+                os._exit(0 if not transport._idle else 2)
             os._exit(1)
         assert os.waitpid(child, 0)[1] == 0
         with pytest.raises(kvi.PermissionDenied):  # an answer without the result
@@ -546,8 +707,9 @@ def test_a_call_that_another_thread_ends_fails_at_once(servers: Make) -> None:
         def wait(transport: Transport = transport, call: Call = call, ended: Any = ended) -> None:
             try:
                 head = transport.head("GET", "/slow")
-                with transport.stream(head, b"", 20, read_only=True, call=call) as stream:
-                    stream.read()
+                end = monotonic() + 20
+                with transport.begin(head, b"", end, read_only=True, call=call) as exchange:
+                    exchange.read()
             except Broken as broken:
                 ended.append(broken)
 
@@ -568,8 +730,9 @@ def test_a_call_that_is_over_cannot_be_ended(servers: Make) -> None:
     server = servers(lambda *_: OK)
     transport = Transport("127.0.0.1", server.port)
     call = Call()
-    with transport.stream(transport.head("GET", "/"), b"", 5, read_only=True, call=call) as stream:
-        assert stream.read() == b"ok"
+    head, end = transport.head("GET", "/"), monotonic() + 5
+    with transport.begin(head, b"", end, read_only=True, call=call) as exchange:
+        assert exchange.read() == b"ok"
     call.end()
     assert ask(transport).body == b"ok"
     assert len(server.connections) == 1

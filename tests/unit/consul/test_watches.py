@@ -1,31 +1,29 @@
-"""Watches step by step: every order of what a poll, its feeds and the server do, without threads.
+"""Watches step by step: every order of what a query, its feeds and the server do, without threads.
 
-The server is a model (`Server`), a poll's look is taken in the steps in which its thread takes it
+The server is a model (`Server`), a query is taken in the steps in which its thread takes it
 (`Step`), and the test says which comes next.
 """
 
 from __future__ import annotations
 
 import random
-import signal
-import sys
 import threading
 from collections.abc import Generator, Iterator
-from functools import partial
-from itertools import count
-from types import FrameType
+from types import SimpleNamespace
 from typing import Any, cast
 
 import kvi
 import pytest
-from kvi.errors import KviError, Unavailable
-from kvi.feed import Batch, WatchSpec
+from kvi.errors import AuthenticationFailed, KviError, Unavailable
+from kvi.feed import WatchSpec
 from kvi.model import EventType, Span
-from kvi.policy.interest import only_key
-from kvi_consul import diff, watches
-from kvi_consul.flag import Flag
+from kvi_consul import watches
+from kvi_consul.cover import ONE
+from kvi_consul.diff import Snapshot
 from kvi_consul.transport import Call, Transport
-from kvi_consul.watches import ConsulFeed, Poll, Watches, _Aim, _Seen
+from kvi_consul.watches import ConsulFeed, Query, Watches
+
+from tests.support.waiting import until
 
 
 def nothing() -> None:
@@ -70,40 +68,36 @@ class Server:
 
 
 class Step:
-    """A look that is out: `answer` is the server's moment, `see` and `finish` come later."""
+    """A query that is out: `answer` is the server's moment, `see` and `finish` come later."""
 
-    def __init__(self, server: Server, poll: Poll) -> None:
-        self.poll = poll
+    def __init__(self, server: Server, query: Query) -> None:
+        self.query = query
         self._server = server
-        self.aim: _Aim
+        self.shown: Snapshot[ConsulFeed]
         self.call: Call
-        self.aim, self.call = poll._aim()
-        self.seen = _Seen(poll, self.aim)
+        self.shown, self.after, self.call = query.ask()
         self.left: Iterator[dict[str, Any]] | None = None  # entries that are yet to be seen
-        self._index = 0
+        self.index = 0
 
     def _spans(self, name: str) -> bool:
-        prefix = self.poll.prefix
-        return name == prefix if self.aim.exact else name.startswith(prefix)
-
-    @property
-    def index(self) -> int:
-        """What the server says for the prefix."""
-        return max((i for name, i in self._server.changed.items() if self._spans(name)), default=1)
+        target = self.query.target
+        return name + ONE == target if target.endswith(ONE) else name.startswith(target)
 
     def answer(self) -> bool:
         """The server answers from its present state, unless there is nothing to end the wait."""
-        if self.aim.after is not None and self.index <= self.aim.after:
+        server = self._server
+        index = max((i for name, i in server.changed.items() if self._spans(name)), default=1)
+        if self.after is not None and index <= self.after:
             return False
-        entries = [kv for name, kv in sorted(self._server.kv.items()) if self._spans(name)]
-        self.left, self._index = iter(entries), self.index
+        entries = [kv for name, kv in sorted(server.kv.items()) if self._spans(name)]
+        self.left, self.index = iter(entries), index
         return True
 
     def see(self, number: int | None = None) -> None:
         """The next entries come in."""
         assert self.left is not None
         for kv in self.left:
-            self.seen.see(kv)
+            self.shown.see(kv)
             if number is not None:
                 number -= 1
                 if not number:
@@ -112,61 +106,70 @@ class Step:
     def finish(self) -> None:
         """All of it comes in, and is taken over."""
         self.see()
-        self.seen.finish(self._index)
-        self.poll._call = None
-        self.poll._apply(self.seen)
+        self.shown.finish(self.index)
+        self.query.take(self.shown, self.after)
 
     def whole(self) -> bool:
         """All of it at once, if the server answers."""
-        if self.call.ended or not self.answer():
-            self.poll._call = None
-            return False
-        self.finish()
-        return True
+        if self.call.ended:
+            self.query.fault()
+        elif self.answer():
+            self.finish()
+            return True
+        return False
+
+
+MOST = 4
+FEW = cast("Transport", SimpleNamespace(connections=MOST, where="a model"))
 
 
 class Bench:
-    """Watches on a `Server`, whose polls have no threads but `settle` and the test."""
+    """Watches on a `Server`, whose queries have no threads but `settle` and the test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Watches, "_start", nothing_of)
         self.server = Server()
         self.failed: list[kvi.KviError] = []
-        self.watches = Watches(cast("Transport", None), "", self.server.find, self.failed.append)
+        self.watches = Watches(FEW, "", self.server.find, self.failed.append)
 
     def feed(self, span: Span, *, initial: bool = False) -> ConsulFeed:
         """A feed, which joins at once."""
         return ConsulFeed(self.watches, WatchSpec(span, initial=initial), nothing, 5)
 
+    def of(self, feed: ConsulFeed) -> Query:
+        """The query of a feed."""
+        assert feed.query is not None
+        return feed.query
+
     @property
-    def poll(self) -> Poll:
-        """The only poll."""
-        (poll,) = self.watches._polls.values()
-        return poll
+    def query(self) -> Query:
+        """The only query."""
+        (query,) = self.watches.queries.values()
+        return query
 
-    def look(self, poll: Poll) -> Step | None:
-        """What a poll's thread does before it asks, unless the poll is over."""
-        if poll.left:
+    def step(self, query: Query) -> Step | None:
+        """What a query's thread does before it asks, unless the query is over."""
+        if query.left:
             self.watches.choose()
-        return Step(self.server, poll) if self.watches.current(poll) else None
+        return Step(self.server, query) if self.watches.current(query) else None
 
-    def out(self) -> Step:
-        """A look of the only poll."""
-        step = self.look(self.poll)
+    def out(self, query: Query | None = None) -> Step:
+        """A query that is out; the only one unless it is given."""
+        step = self.step(self.query if query is None else query)
         assert step is not None
         return step
 
     def settle(self) -> None:
-        """Let all polls look until there is nothing that they would not wait for."""
+        """Let all queries go on until there is nothing that they would not wait for."""
         for _ in range(20):
-            before = self.watches._polls
-            steps = [self.look(poll) for poll in before.values()]
-            if self.watches._polls is not before:
-                continue  # other prefixes were chosen
+            before = self.watches.queries
+            steps = [self.step(query) for query in list(before.values())]
+            if self.watches.queries is not before:
+                continue  # other targets were chosen
             answered = [step.whole() for step in steps if step is not None]
-            if not any(answered) and not any(poll.joining for poll in before.values()):
+            if not any(answered) and not any(query.joining for query in before.values()):
                 return
-        raise AssertionError("the polls look without end")
+        raise AssertionError("the queries go on without end")
 
 
 def nothing_of(*_: object) -> None:
@@ -204,7 +207,7 @@ class Consumer:
         self.closed = False
 
     def enter(self, bench: Bench) -> None:
-        """Join a poll, some time after the baseline was read."""
+        """Join a query, some time after the baseline was read."""
         real, baseline = bench.watches.baseline, self._baseline
 
         def read(*_: object, **__: object) -> watches.Baseline:
@@ -238,16 +241,17 @@ class Consumer:
 
 @pytest.mark.parametrize("change", ["changed", "deleted"])
 @pytest.mark.parametrize("when", ["asked", "answered", "seen"])
-def test_a_feed_that_comes_while_a_look_is_out_misses_nothing(
+def test_a_feed_that_comes_while_a_query_is_out_misses_nothing(
     bench: Bench, when: str, change: str
 ) -> None:
-    """What that look shows is told to it, also if nobody followed the key when it was seen."""
+    """What that query shows is told to it, also if nobody followed the key when it was seen."""
     server = bench.server
     for name in "abz":
         server.put(name)
-    for name in "bcdefgh":  # so many that they share a look at everything
+    for name in "bcdefgh":  # so many that they share a query for everything
         bench.feed(key(name))
     bench.settle()
+    assert bench.query.target == ""
     step = bench.out()
     late = Consumer(bench, key("a"), initial=False)
     if change == "changed":
@@ -272,8 +276,8 @@ def test_a_feed_that_comes_while_a_look_is_out_misses_nothing(
     assert late.state == {"a": server.index}
 
 
-def test_a_look_that_is_older_than_a_baseline_tells_nothing(bench: Bench) -> None:
-    """A key that came and went before the watch began is no news, though a look out shows it."""
+def test_a_query_that_is_older_than_a_baseline_tells_nothing(bench: Bench) -> None:
+    """A key that came and went before the watch began is no news, though a query out shows it."""
     bench.feed(Span.of_prefix(""))
     bench.settle()
     step = bench.out()
@@ -289,24 +293,27 @@ def test_a_look_that_is_older_than_a_baseline_tells_nothing(bench: Bench) -> Non
     assert told(feed) == [(PUT, "k", bench.server.index)]
 
 
-def test_a_look_at_one_key_tells_nothing_of_those_below(bench: Bench) -> None:
-    """Who comes while only one key is looked at is not told that the others are gone."""
-    for name in ("k", "k/1", "k/2"):
-        bench.server.put(name)
-    bench.feed(key("k"))
-    below = bench.feed(Span.of_prefix("k"))
+def test_single_keys_and_prefixes_have_queries_of_their_own(bench: Bench) -> None:
+    """A key's query is for nothing below it; one that a watched prefix covers needs none."""
+    for name in ("k", "k1", "k/1"):
+        bench.feed(key(name))
+    assert set(bench.watches.queries) == {"k!", "k1!", "k/1!"}
+    wide = bench.feed(Span.of_prefix("k/"))
+    assert set(bench.watches.queries) == {"k!", "k1!", "k/"}
+    wide.close()
     bench.settle()
-    below.close()
-    step = bench.out()
-    assert step.aim.exact
-    assert step.answer()
-    feeds = [bench.feed(Span.of_prefix("k")), bench.feed(Span.of_prefix("k/3"))]
-    step.finish()
+    assert set(bench.watches.queries) == {"k!", "k1!", "k/1!"}
     bench.settle()
-    assert [told(feed) for feed in feeds] == [[], []]
-    bench.server.put("k/3")
-    bench.settle()
-    assert [told(feed) for feed in feeds] == [[(PUT, "k/3", bench.server.index)]] * 2
+
+
+def test_queries_are_bounded(bench: Bench) -> None:
+    """However many keys are watched: those that have most in common share, the others do not."""
+    for name in ("alone", "apart", "far/off", "w/1", "w/2", "w/3"):
+        bench.feed(key(name))
+    assert set(bench.watches.queries) == {"alone!", "apart!", "far/off!", "w/"}
+    for number in range(100):
+        bench.feed(key(f"{number}"))
+    assert len(bench.watches.queries) <= MOST
 
 
 def test_a_replaced_history_is_told_to_who_comes_meanwhile(bench: Bench) -> None:
@@ -317,29 +324,90 @@ def test_a_replaced_history_is_told_to_who_comes_meanwhile(bench: Bench) -> None
     bench.settle()
     step = bench.out()
     feeds += [bench.feed(Span.of_prefix("k"))]
-    older = bench.watches.baseline(Span.of_prefix("l"), 5, keep=False)
     bench.server.put("l")
     feeds += [bench.feed(Span.of_prefix("l"))]
-    assert bench.poll.joining
+    assert bench.query.joining
     bench.server.kv.clear()
     bench.server.index = 3
     bench.server.put("new")
     bench.server.changed = {"new": 4, "k": 1 << 20}  # the wait ends in any case
     assert step.answer()
-    step._index = 4
+    step.index = 4
     step.finish()
-    assert older.stamps
     assert [feed.behind for feed in feeds] == [True] * 3
     bench.server.changed = {"new": 4}
-    assert [[kind for kind, _, _ in told(feed)] for feed in feeds] == [[RESYNC]] * 3
+    assert [feed.poll(0) for feed in feeds] == [None] * 3  # the query asks, not they
     bench.settle()
+    assert [[kind for kind, _, _ in told(feed)] for feed in feeds] == [[RESYNC]] * 3
     bench.server.put("k")
     bench.settle()
     assert [len(told(feed)) for feed in feeds] == [1, 1, 0]
 
 
+def test_a_history_replaced_between_baseline_and_query_is_told(bench: Bench) -> None:
+    """The first snapshot of a query shows a state older than the baseline: start over."""
+    for _ in range(5):
+        bench.server.put("k")
+    feed = bench.feed(key("k"))
+    bench.server.index = 3
+    bench.server.put("k")
+    bench.settle()
+    assert told(feed) == []
+    bench.settle()
+    assert [kind for kind, _, _ in told(feed)] == [RESYNC]
+    bench.server.put("k")
+    bench.settle()
+    assert told(feed) == [(PUT, "k", bench.server.index)]
+
+
+def test_a_deletion_at_an_index_that_fell_is_told_as_later(bench: Bench) -> None:
+    """Consul may tell the deletion of a tree at an older index; events of a key stay in order."""
+    bench.server.put("k")
+    feed = bench.feed(Span.of_prefix("k"), initial=True)
+    (batch,) = (feed.poll(1),)
+    assert batch is not None
+    bench.server.kv.clear()
+    bench.server.changed = {"k": 2}
+    bench.settle()
+    (deleted,) = told(feed)
+    assert deleted[:2] == (DELETE, "k")
+    assert batch.revision is not None
+    assert deleted[2] > batch.revision
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_who_lags_is_told_all_by_the_query(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    """It costs the query a look of its own, once it is asked for; also if targets change."""
+    monkeypatch.setattr("kvi_consul.diff.MOST_PENDING", 1000)
+    slow, quick = bench.feed(Span.of_prefix("w/")), bench.feed(Span.of_prefix("w/"))
+    bench.settle()
+    for number in range(6):
+        bench.server.put(f"w/{number}")
+        bench.settle()
+        assert len(told(quick)) == 1
+    assert slow.behind
+    if moved:
+        bench.feed(Span.of_prefix("w"))
+        bench.settle()
+    assert slow.poll(0) is None
+    bench.server.put("w/0")
+    bench.settle()
+    batch = slow.poll(0)
+    assert batch is not None
+    (event,) = batch.events
+    assert event.type is RESYNC
+    assert event.snapshot is not None
+    assert [entry.key for entry in event.snapshot] == [f"w/{number}" for number in range(6)]
+    assert batch.revision == bench.server.index
+    bench.server.put("w/3")
+    bench.settle()
+    assert told(slow) == [(PUT, "w/3", bench.server.index)]
+
+
 @pytest.mark.parametrize("seed", range(300))
-def test_any_order_of_looks_and_feeds(bench: Bench, seed: int) -> None:
+def test_any_order_of_queries_and_feeds(bench: Bench, seed: int) -> None:
     """In the end each feed has told the present state: nothing lost, twice, or older."""
     rnd, server = random.Random(seed), bench.server
     names = [f"{tree}{n}" for tree in ("a/", "b/", "c/", "d/", "e/") for n in ("", "1", "2")]
@@ -354,12 +422,8 @@ def test_any_order_of_looks_and_feeds(bench: Bench, seed: int) -> None:
     coming: list[Consumer] = []
     steps: list[Step] = []
 
-    def looked(step: Step) -> None:
-        steps.remove(step)
-        step.poll._call = None
-
     for _ in range(rnd.choice((30, 150))):
-        steps = [s for s in steps if bench.watches.current(s.poll)]
+        steps = [s for s in steps if bench.watches.current(s.query)]
         match rnd.randrange(9):
             case 0 | 1:
                 server.put(rnd.choice(names))
@@ -379,31 +443,29 @@ def test_any_order_of_looks_and_feeds(bench: Bench, seed: int) -> None:
                 else:
                     consumer.read()
             case 6:
-                busy = {id(step.poll) for step in steps}
-                idle = [p for p in bench.watches._polls.values() if id(p) not in busy]
-                if idle:
-                    poll = rnd.choice(idle)
-                    step = bench.look(poll)
-                    if step is not None:
-                        steps.append(step)
+                busy = {id(step.query) for step in steps}
+                idle = [q for q in bench.watches.queries.values() if id(q) not in busy]
+                if idle and (step := bench.step(rnd.choice(idle))) is not None:
+                    steps.append(step)
             case 7 | 8 if steps:
                 step = rnd.choice(steps)
                 if step.left is None:
                     if step.call.ended or rnd.random() < 0.1:
-                        looked(step)  # a fault
-                        step.poll._index = None
+                        steps.remove(step)
+                        step.query.fault()
                     else:
                         step.answer()
                 elif rnd.random() < 0.5:
                     step.see(1)
                 else:
                     step.finish()
-                    bench.watches.drop_if_empty(step.poll)
                     steps.remove(step)
-    for step in list(steps):
-        if bench.watches.current(step.poll) and step.left is not None:
-            step.finish()
-        looked(step)
+    for step in steps:
+        if bench.watches.current(step.query):
+            if step.left is not None:
+                step.finish()
+            else:
+                step.query.fault()
     for consumer in coming:
         consumer.enter(bench)
     bench.settle()
@@ -412,10 +474,10 @@ def test_any_order_of_looks_and_feeds(bench: Bench, seed: int) -> None:
         now = {kv["Key"]: kv["ModifyIndex"] for kv in server.find(consumer.span, 1)}
         assert consumer.state == now
         consumer.close()
-    assert not bench.watches._polls
+    assert not bench.watches.queries
 
 
-# -- threads that cannot be started ----------------------------------------------------------------
+# -- threads ---------------------------------------------------------------------------------------
 
 
 class NoThreads:
@@ -435,26 +497,32 @@ class NoThreads:
 
 
 class Silent(Watches):
-    """Watches whose polls look, and never get an answer."""
+    """Watches whose queries get no answer, or are refused as long as ``refusals`` last."""
 
-    def __init__(self, server: Server) -> None:
-        super().__init__(cast("Transport", None), "", server.find, lambda _: None)
-        self.looks: list[Poll] = []
+    def __init__(self, server: Server, refusals: int = 0) -> None:
+        super().__init__(FEW, "", server.find, lambda _: None)
+        self.asked = 0
+        self._refusals = refusals
 
-    def look(self, poll: Poll, aim: _Aim, call: Call, *_: object) -> tuple[_Seen, float]:
+    def look(self, query: Query, shown: Any, after: Any, call: Call, *_: object) -> float:
         """Wait until the call is ended."""
-        self.looks.append(poll)
-        ended = Flag()
-        call.use(cast("Any", _Ended(ended)))
+        self.asked += 1
+        if self.asked <= self._refusals:
+            raise AuthenticationFailed("ACL not found")
+        ended = threading.Event()
+        call.use(cast("Any", SimpleNamespace(abort=ended.set)))
         assert ended.wait(20)
         raise Unavailable("ended")
 
+    def feed(self, span: Span) -> ConsulFeed:
+        """A feed, which joins at once."""
+        return ConsulFeed(self, WatchSpec(span), nothing, 5)
 
-class _Ended:
-    """A connection that tells when it is aborted."""
-
-    def __init__(self, flag: Flag) -> None:
-        self.abort, self.reusable = flag.set, False
+    def over(self) -> bool:
+        """End it all; whether all threads did."""
+        self.end()
+        self.join()
+        return not any(thread.is_alive() for thread in self._threads)
 
 
 def test_a_watch_without_a_thread_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,263 +530,51 @@ def test_a_watch_without_a_thread_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     made = Silent(Server())
     lack = NoThreads(monkeypatch)
     with pytest.raises(Unavailable, match="can't start new thread"):
-        made.watch(WatchSpec(key("k")), nothing, 5)
-    assert made._polls == {}
+        made.feed(key("k"))
+    assert made.queries == {}
     lack.over = True
-    feed = made.watch(WatchSpec(key("k")), nothing, 5)
-    (poll,) = made._polls.values()
-    assert poll.feeds() == [feed]
-    made.end()
-    made.join()
-    assert not any(thread.is_alive() for thread in made._threads)
+    feed = made.feed(key("k"))
+    (query,) = made.queries.values()
+    assert list(query.feeds) == [feed]
+    assert made.over()
 
 
-def test_polls_stay_as_they_are_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If new prefixes cannot all be looked at, the old ones are, and their feeds stay."""
+def test_queries_stay_as_they_are_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If new targets cannot all be asked for, the old ones are, and their feeds stay."""
     made = Silent(Server())
-    feeds = [
-        made.watch(WatchSpec(Span.of_prefix(name)), nothing, 5)
-        for name in ("a/1", "a/2", "b/1", "c/1")
-    ]
-    before = made._polls
+    feeds = [made.feed(Span.of_prefix(name)) for name in ("a/1", "b/1", "c/1", "d/1")]
+    before = made.queries
     lack = NoThreads(monkeypatch)
     with pytest.raises(Unavailable):
-        made.watch(WatchSpec(Span.of_prefix("b/2")), nothing, 5)  # "b/1" would become "b/"
-    assert made._polls is before
-    assert {feed for poll in before.values() for feed in poll.feeds()} == set(feeds)
+        made.feed(Span.of_prefix("b/2"))  # "b/1" would become "b/"
+    assert made.queries is before
+    assert {feed for query in before.values() for feed in query.feeds} == set(feeds)
     lack.over = True
-    feeds.append(made.watch(WatchSpec(Span.of_prefix("b/2")), nothing, 5))
-    assert {feed for poll in made._polls.values() for feed in poll.feeds()} == set(feeds)
-    # a poll that would become narrower stays wide
+    feeds.append(made.feed(Span.of_prefix("b/2")))
+    assert {feed for query in made.queries.values() for feed in query.feeds} == set(feeds)
+    # a query that would become narrower stays wide
     lack.over = False
     feeds[4].close()
-    (wide,) = (poll for poll in made._polls.values() if poll.left)
+    (wide,) = (query for query in made.queries.values() if query.left)
     with pytest.raises(Unavailable):
         made.choose()
     assert made.current(wide)
-    made.end()
-    made.join()
-    assert not any(thread.is_alive() for thread in made._threads)
+    assert made.over()
 
 
-def test_a_resync_without_a_thread_is_tried_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The feed stays BEHIND until it is looked for."""
-    feed = bench.feed(key("k"))
-    bench.settle()
-    bench.poll.dismiss(feed)
-    feed.lose()
-    bench.watches.drop_if_empty(bench.poll)
-
-    def fails(*_: object) -> None:
-        raise Unavailable("no thread")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Watches, "_start", fails)
-        for _ in range(2):
-            with pytest.raises(Unavailable):
-                feed.poll(1)
-            assert feed.behind
-    assert [kind for kind, _, _ in told(feed)] == [RESYNC]
-    bench.settle()
-    bench.server.put("k")
-    bench.settle()
-    assert told(feed) == [(PUT, "k", bench.server.index)]
-
-
-# -- interrupts and signals ------------------------------------------------------------------------
-
-_FILES = (watches.__file__, diff.__file__)
-
-
-def at_line(number: int, action: Any, call: Any) -> bool:
-    """Run ``call()`` with ``action()`` before its ``number``-th line; whether it has so many.
-
-    Lines of this plugin's watches only, and of what else they run no line.
-    """
-    left = count(number, -1)
-    done: list[bool] = []
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code.co_filename not in _FILES:
-            return None
-        # The last step of `poll` and its return are two lines, between which nothing can come.
-        last = frame.f_code.co_name == "poll" and frame.f_locals.get("held") is not None
-        if event == "line" and not last and not done and not next(left):
-            done.append(True)
-            action()
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    finally:
-        sys.settrace(before)
-    return bool(done)
-
-
-def interrupt() -> None:
-    """What Ctrl-C does."""
-    raise KeyboardInterrupt
-
-
-def hear(feed: ConsulFeed, batches: list[Batch | None]) -> bool:
-    """Poll once; whether there was something."""
-    batches += [feed.poll(1)]
-    return batches[-1] is not None
-
-
-def begin(bench: Bench, feeds: list[ConsulFeed]) -> None:
-    """Watch another key."""
-    feeds += [bench.feed(key("k"))]
-
-
-def test_an_interrupted_poll_loses_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever an interrupt comes, its events are told by the next one, once, and in order."""
-    monkeypatch.setattr(watches, "_PAGE", 2)
-    server = bench.server
-    for number in range(5):
-        server.put(f"k{number}")
-    for number in count(1):
-        feed = bench.feed(Span.of_prefix(""), initial=True)
-        bench.settle()
-        batches: list[Batch | None] = []
-        reached = []
-        for stage in ("initial", "initial", "initial", "change", "resync", "after"):
-            if stage in ("change", "after"):
-                server.put("k1")
-                bench.settle()
-            if stage == "resync":
-                server.put("k2")
-                bench.poll.dismiss(feed)
-                feed.lose()
-            try:
-                reached.append(at_line(number, interrupt, partial(hear, feed, batches)))
-            except KeyboardInterrupt:
-                reached.append(True)
-                if stage == "resync":  # which may have joined a poll already
-                    server.put("k3")
-                    bench.settle()
-                hear(feed, batches)
-        bench.settle()
-        while hear(feed, batches):
-            pass
-        events = [event for batch in batches if batch is not None for event in batch.events]
-        assert [(e.type, e.key) for e in events if e.initial] == [(PUT, f"k{n}") for n in range(5)]
-        assert [e.type for e in events if not e.initial].count(RESYNC) == 1
-        state: dict[str, int] = {}
-        for event in events:
-            if event.type is RESYNC:
-                assert event.snapshot is not None
-                state = {entry.key: entry.revision for entry in event.snapshot}
-            else:
-                assert event.revision > state.get(event.key, 0), "twice"
-                state[event.key] = event.revision
-        assert state == {kv["Key"]: kv["ModifyIndex"] for kv in server.kv.values()}
-        assert sum(feed in poll.feeds() for poll in bench.watches._polls.values()) == 1
-        feed.close()
-        assert not bench.watches._polls
-        if not any(reached):
-            assert number > 20
-            return
-
-
-def test_an_interrupted_beginning_leaves_nothing_behind(bench: Bench) -> None:
-    """Who got no feed has none to close, so no poll looks for it."""
-    for number in count(1):
-        feeds: list[ConsulFeed] = []
-        try:
-            reached = at_line(number, interrupt, partial(begin, bench, feeds))
-        except KeyboardInterrupt:
-            reached = True
-        for feed in feeds:
-            feed.close()
-        assert not any(poll.feeds() for poll in bench.watches._polls.values())
-        if not reached:
-            assert number > 20
-            return
-
-
-def test_closing_in_the_middle_of_anything(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handle closed by a signal handler ends all polls, wherever it has interrupted its thread.
-
-    The interrupted call goes on, or is told that the handle is closed.
-    """
-    server = Server()
-    for number in count(1):
-        made = Silent(server)
-        feeds = [
-            made.watch(WatchSpec(Span.of_prefix(name), initial=True), nothing, 5)
-            for name in ("a/1", "a/2", "b/1")
-        ]
-
-        def work(made: Silent = made, feeds: list[Any] = feeds) -> None:
-            feeds[0].poll(1)
-            for name in ("b/2", "c/1", "a/", "a/1"):
-                feeds += [made.watch(WatchSpec(Span.of_prefix(name)), nothing, 5)]
-            for feed in feeds:
-                feed.close()
-
-        def close(made: Silent = made, feeds: list[Any] = feeds) -> None:
-            for feed in list(feeds):
-                feed.close()
-            made.end()
-
-        try:
-            reached = at_line(number, close, work)
-        except Unavailable:
-            reached = True
-        made.end()
-        made.join()
-        for thread in made._threads:
-            thread.join(5)
-            assert not thread.is_alive()
-        assert not any(made.current(poll) for poll in made._polls.values())
-        if not reached:
-            assert number > 100
-            return
-
-
-def test_a_flag_raised_by_a_signal_handler() -> None:
-    """It wakes the thread that it interrupted in its wait, and those that wait elsewhere."""
-    flag = Flag()
-    other = threading.Thread(target=flag.wait, args=(20,))
-    other.start()
-    assert not flag.wait(0)
-    before = signal.signal(signal.SIGALRM, lambda *_: flag.set())
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        assert flag.wait(20)
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    other.join(5)
-    assert not other.is_alive()
-    assert flag.is_set()
-    flag.set()
-    assert flag.wait(0)
-    flag.clear()
-    assert not flag.wait(0)
-
-
-def test_a_call_ended_while_it_is_being_ended() -> None:
-    """As by a signal handler: the call that was interrupted goes on."""
-    call = Call()
-    again: list[int] = []
-
-    class Connection:
-        reusable = True
-
-        def abort(self) -> None:
-            if not again:
-                again.append(1)
-                call.end()
-
-    call.use(cast("Any", Connection()))
-    call.end()
-    assert again
-    assert call.ended
+def test_a_token_is_unknown_only_if_it_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that has just begun to lead may say so once; said again and again it is believed."""
+    made = Silent(Server(), refusals=3)
+    feed = made.feed(key("k"))
+    until(lambda: made.asked > 3)
+    assert feed.poll(0) is None
+    assert made.over()
+    monkeypatch.setattr(watches, "_DOUBT", 0.3)
+    made = Silent(Server(), refusals=1 << 30)
+    feed = made.feed(key("k"))
+    until(lambda: feed.error is not None)
+    assert isinstance(feed.error, AuthenticationFailed)
+    assert made.over()
 
 
 def test_errors_are_final(bench: Bench) -> None:
@@ -727,9 +583,8 @@ def test_errors_are_final(bench: Bench) -> None:
     bench.settle()
     bench.server.put("k")
     bench.settle()
-    bench.watches.fail(bench.poll, KviError("over"))
+    bench.watches.fail(bench.query, KviError("over"))
     for _ in range(2):
         with pytest.raises(KviError, match="over"):
             feed.poll(1)
-    assert only_key(feed.span) == "k"
     feed.close()

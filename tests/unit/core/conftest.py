@@ -9,10 +9,11 @@ import kvi
 import kvi_memory.state
 import pytest
 from kvi import clock as real
-from kvi.recipes import lease
-from kvi.runtime import keeper, runtime
+from kvi.driver.threads import ThreadPort, Threads
+from kvi.flow.lease import LeaseFlow
+from kvi.port import Kept, run
 
-from tests.unit.core.faulty import Faulty
+from tests.support.faulty import Faulty
 
 _numbers = itertools.count()
 
@@ -31,13 +32,33 @@ class Clock:
         """Let time pass."""
         self.time += seconds
 
+    def step(self, lease: LeaseFlow) -> float | None:
+        """Let time pass until the lease is due, and do what is."""
+        self.time = max(self.time, lease.term.due)
+        return step(lease)
+
+
+def step(kept: Kept) -> float | None:
+    """What the runtime does when it is time."""
+    return run(kept.step(ThreadPort()))
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock of the test's own, for leases in core and in the memory store."""
+    """A clock of the test's own, for flows and for leases in the memory store.
+
+    What the runtime keeps is due after as many real seconds, counted from when it was said.
+    """
     clock = Clock()
-    for module in (lease, keeper, runtime, kvi_memory.state):
-        monkeypatch.setattr(module, "now", clock)
+    keep = Threads.keep
+
+    def keep_really(self: Threads, kept: Kept, due: float) -> None:
+        keep(self, kept, real.now() + due - clock())
+
+    for owner in (ThreadPort, Threads):
+        monkeypatch.setattr(owner, "now", staticmethod(clock))
+    monkeypatch.setattr(Threads, "keep", keep_really)
+    monkeypatch.setattr(kvi_memory.state, "now", clock)
     return clock
 
 

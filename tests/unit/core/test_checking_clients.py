@@ -122,7 +122,7 @@ def test_range_without_snapshot(store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch)
         **{name: getattr(store.capabilities, name) for name in kvi.Capabilities.__slots__}
         | {"snapshot_range": False}
     )
-    monkeypatch.setattr(store, "capabilities", capabilities)
+    monkeypatch.setattr(store._scope, "capabilities", capabilities)
     client.perform(Range("", ("a", "b")))
     a, b = client.operations[1:]
     assert (a.call, b.call) == (kvi.Get("a"), kvi.Get("b"))

@@ -12,12 +12,11 @@ from functools import partial
 from typing import Any
 
 import kvi
-import kvi.interface
 import pytest
 
+from tests.support.faulty import Faulty
 from tests.support.forking import in_child, refuses
 from tests.support.waiting import until
-from tests.unit.core.faulty import Faulty
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),
@@ -83,7 +82,7 @@ def test_child_has_none_of_it(store: Faulty, peer: kvi.Kvi) -> None:
     assert watch.next(20).value == b"1"
     until(lambda: seen)
     lock.release()
-    assert store.calls["revoke"] == 0
+    assert store.times("lease_revoke") == 0
 
 
 def test_events_of_the_parent_are_not_the_childs(store: Faulty) -> None:
@@ -106,18 +105,17 @@ def test_whatever_was_locked_at_the_fork(store: Faulty) -> None:
     assert lock.acquire(0)
     watch = store.watch("k")
     called = store.watch("k", callback=lambda *_: None)
-    runtime = store._running()
+    scope, runtime = store._scope, store._runtime
     locks: list[Any] = [
-        lease._lock,
-        lease.lost._changed,
-        key.lease._lock,
-        lock._mutex,
-        lock.lost._changed,
-        watch._changed,
-        called._changed,
-        runtime._lock,
-        runtime.threads.keeper._changed,
-        runtime.threads.dispatcher._lock,
+        lease._flow._lock,
+        key.lease._flow._lock,
+        lock._flow._lock,
+        watch._flow._lock,
+        called._flow._lock,
+        scope.latch,
+        scope.ledger._lock,
+        runtime._work._lock,
+        runtime._callbacks._lock,
     ]
     ready, go = threading.Event(), threading.Event()
 
@@ -172,13 +170,12 @@ def test_child_opens_its_own(store: Faulty, uri: str) -> None:
                 own.store("k", b"", lease=kept)
                 assert other.next(20).key == "k"
                 until(lambda: seen)
-                first = kept._term.deadline
-                until(lambda: kept._term.deadline > first)
+                first = kept._flow.term.deadline
+                until(lambda: kept._flow.term.deadline > first)
                 assert kept.alive
             watch.cancel()
 
-    with kvi.interface._runtimes:  # as if another thread was just making a runtime
-        assert in_child(child) == 0
+    assert in_child(child) == 0
     assert lease.alive
 
 

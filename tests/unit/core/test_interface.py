@@ -1,8 +1,7 @@
-"""`Kvi`, what it derives, and its wrappers."""
+"""`Kvi`, and what `Primitives` derives for a backend."""
 
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
 import textwrap
@@ -12,67 +11,26 @@ from typing import Any
 
 import kvi
 import pytest
-from kvi.backend.forwarding import Forwarding
-from kvi.backend.namespace import Namespace
-from kvi.capabilities import Capabilities
 from kvi.errors import Unavailable
-from kvi.feed import Feed, Wake, WatchSpec
-from kvi.model import Grant, KeyValue, RangeResult, Scan, Txn, TxnResult
+from kvi.model import KeyValue, RangeResult, Scan, Txn, TxnResult
 from kvi.primitives import Primitives
 
-PRIMITIVES = {name for name in kvi.Kvi.__abstractmethods__ if name.startswith("_")}
+from tests.support.backends import Smallest, opened
+
+PRIMITIVES = {
+    *("_get", "_range", "_txn", "_watch", "_ping", "_close"),
+    *("_lease_grant", "_lease_renew", "_lease_revoke"),
+}
 
 
-class Smallest(Primitives):
-    """The smallest backend there can be: nine primitives over a memory store."""
+def test_a_backend_that_forgets_is_none() -> None:
+    """Without one of the nine primitives a backend's object cannot be made."""
 
-    def __init__(self, inner: kvi.Kvi, capabilities: Capabilities) -> None:
-        super().__init__("smallest:", capabilities, timeout=5)
-        self.inner = inner
-
-    def _get(self, key: str, timeout: float) -> KeyValue | None:
-        return self.inner._get(key, timeout)
-
-    def _range(self, scan: Scan, timeout: float) -> RangeResult:
-        return self.inner._range(scan, timeout)
-
-    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
-        return self.inner._txn(txn, timeout)
-
-    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
-        return self.inner._watch(spec, wake, timeout)
-
-    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
-        return self.inner._lease_grant(ttl, timeout)
-
-    def _lease_renew(self, lease: int, timeout: float) -> float:
-        return self.inner._lease_renew(lease, timeout)
-
-    def _lease_revoke(self, lease: int, timeout: float) -> None:
-        self.inner._lease_revoke(lease, timeout)
-
-    def _ping(self, timeout: float) -> None:
-        self.inner._ping(timeout)
-
-    def _close(self) -> None:
-        self.inner.close()
-
-
-def test_wrappers_forward_every_primitive() -> None:
-    """Forwarding implements each primitive itself, so that none can fall through to a default."""
-    assert {"_get", "_range", "_txn", "_put", "_delete_range", "_close"} <= PRIMITIVES
-    for name in PRIMITIVES:
-        assert name in vars(Forwarding), name
-    assert not inspect.isabstract(Namespace)
-
-
-def test_a_wrapper_that_forgets_is_no_wrapper() -> None:
-    """Without one of the primitives a subclass of Kvi cannot be made."""
-
-    class Forgetful(kvi.Kvi):
+    class Forgetful(Primitives):
         pass
 
-    with pytest.raises(TypeError, match="_delete_range"):
+    assert Forgetful.__abstractmethods__ == PRIMITIVES
+    with pytest.raises(TypeError, match="_lease_grant"):
         Forgetful("x:", kvi.open("mem:").capabilities, timeout=1)  # type: ignore[abstract]
 
 
@@ -89,7 +47,7 @@ def test_call_that_close_interrupts_raises_closed() -> None:
         def _close(self) -> None:
             release.set()
 
-    store = Blocking(kvi.open("mem:"), kvi.open("mem:").capabilities)
+    store = opened(Blocking(kvi.open("mem:")))
     caught: list[BaseException] = []
 
     def call() -> None:
@@ -116,7 +74,7 @@ def test_close_runs_once() -> None:
         def _close(self) -> None:
             closes.append(1)
 
-    store = Counting(kvi.open("mem:"), kvi.open("mem:").capabilities)
+    store = opened(Counting(kvi.open("mem:")))
     threads = [threading.Thread(target=store.close) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -136,7 +94,7 @@ def test_error_in_a_later_page_tells_its_place() -> None:
 
             return RangeResult(1, pages)
 
-    store = Failing(kvi.open("mem:"), kvi.open("mem:").capabilities)
+    store = opened(Failing(kvi.open("mem:")))
     entries = iter(store.range())
     assert next(entries).key == "a"
     with pytest.raises(Unavailable) as caught:
@@ -161,7 +119,7 @@ def test_range_delete_that_ends_half_way() -> None:
     for number in range(40):
         inner.store(f"k{number:02}", b"")
     with pytest.raises(kvi.OutcomeUnknown, match="16 keys"):
-        Failing(inner, limits).delete_range(prefix="k")
+        opened(Failing(inner, limits)).delete_range(prefix="k")
     assert inner.count() == 24
 
 
@@ -176,7 +134,7 @@ def test_import_surface() -> None:
 def test_import_is_lean() -> None:
     """What leases, locks and watches need is imported by the first who uses them, or their types.
 
-    Neither ``import kvi`` nor reading and writing costs it; the clock alone comes with memory.
+    Neither ``import kvi`` nor reading and writing costs it.
     """
     program = """
         import sys
@@ -184,12 +142,11 @@ def test_import_is_lean() -> None:
         def loaded():
             return {
                 name for name in sys.modules
-                if name.startswith(("kvi.recipes", "kvi.runtime", "kvi.feed"))
-            } - {"kvi.runtime", "kvi.clock"}
+                if name.startswith(("kvi.flow.", "kvi.sync."))
+            } - {"kvi.flow.scope", "kvi.sync.kvi"}
 
         import kvi
-        assert not any(name.startswith("kvi.runtime") for name in sys.modules)
-        assert not loaded()
+        assert not loaded(), loaded()
         with kvi.open("mem:") as store, store.namespace("n") as view:
             view.store("k", "v"); view.get("k"); list(view.range()); view.tas("k", "v", None)
         assert not loaded(), loaded()
@@ -197,7 +154,7 @@ def test_import_is_lean() -> None:
         assert threading.active_count() == 1
         for name in ("Lease", "Lock", "TempKey", "Watch"):
             assert getattr(kvi, name).__name__ == name
-            assert getattr(kvi, name).__module__.startswith("kvi.recipes.")
+            assert getattr(kvi, name).__module__.startswith("kvi.sync.")
         with kvi.open("mem:") as store:
             assert type(store.lock()) is kvi.Lock
             assert type(store.lease(60)) is kvi.Lease

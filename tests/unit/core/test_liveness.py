@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 from collections.abc import Callable, Iterator
 
 import kvi
 import pytest
-from kvi.backend.liveness import SIZE, LivenessChannel, Monitored
+from kvi.model import RangeResult, Scan
 from kvi.policy.liveness import Liveness, verdict
+from kvi.sync.backend import SIZE, LivenessChannel
 
-from tests.support.scripted import Scripted
+from tests.support.backends import Smallest, opened
+from tests.support.faulty import Fault, Faulty
 from tests.support.waiting import until
 
 _numbers = itertools.count()
@@ -56,14 +59,16 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def inner() -> Iterator[Scripted]:
-    with Scripted(kvi.open(f"mem:alive-{next(_numbers)}")) as store:
+def inner() -> Iterator[Faulty]:
+    with Faulty(kvi.open(f"mem:alive-{next(_numbers)}")) as store:
         yield store
 
 
 @pytest.fixture
-def store(inner: Scripted, clock: Clock) -> Monitored:
-    return Monitored(inner, 30, now=clock)
+def store(inner: Faulty, clock: Clock) -> kvi.Backend:
+    backend = kvi.Backend(inner, retry=None)
+    backend._monitored._now = clock
+    return backend
 
 
 def drain(channel: LivenessChannel) -> list[bool]:
@@ -84,7 +89,7 @@ def test_what_errors_prove(error: kvi.KviError, proves: bool | None) -> None:
     assert verdict(error) is proves
 
 
-def test_not_alive_before_the_first_operation(store: Monitored) -> None:
+def test_not_alive_before_the_first_operation(store: kvi.Backend) -> None:
     """Until one proves otherwise."""
     assert store.alive is False
     store.get("k")
@@ -102,13 +107,12 @@ OPERATIONS: dict[str, Callable[[kvi.Kvi], object]] = {
     "cas": lambda store: store.cas("k", 0, ""),
     "txn": lambda store: store.txn(),
     "lease_grant": lambda store: store.lease(10),
-    "lock_claim": lambda store: store.lock().acquire(0),
     "ping": lambda store: store.ping(),
 }
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_each_operation_updates_it(name: str, store: Monitored, inner: Scripted) -> None:
+def test_each_operation_updates_it(name: str, store: kvi.Backend, inner: Faulty) -> None:
     """A success makes it true, a fault makes it false, a refused permission leaves it true."""
     call = OPERATIONS[name]
     call(store)
@@ -123,7 +127,7 @@ def test_each_operation_updates_it(name: str, store: Monitored, inner: Scripted)
     assert store.alive
 
 
-def test_bad_input_leaves_it(store: Monitored) -> None:
+def test_bad_input_leaves_it(store: kvi.Backend) -> None:
     """What was never sent proves nothing, in neither direction."""
     with pytest.raises(kvi.InvalidKey):
         store.get("")
@@ -134,29 +138,32 @@ def test_bad_input_leaves_it(store: Monitored) -> None:
     assert store.alive
 
 
-def test_missing_key_is_an_answer(store: Monitored) -> None:
+def test_missing_key_is_an_answer(store: kvi.Backend) -> None:
     """And so makes it alive."""
     assert store.get("nothing") is None
     assert store.alive
 
 
-def test_page_that_fails(store: Monitored, inner: Scripted) -> None:
+def test_page_that_fails() -> None:
     """A range that loses its store half way makes it not alive."""
-    inner.store("k", "")
-    found = store.range()
-    assert store.alive
 
-    def pages() -> Iterator[list[kvi.KeyValue]]:
-        raise kvi.Unavailable("gone")
-        yield []
+    class Failing(Smallest):
+        def _range(self, scan: Scan, timeout: float) -> RangeResult:
+            def pages() -> Iterator[list[kvi.KeyValue]]:
+                raise kvi.Unavailable("gone")
+                yield []
 
-    broken = store._paged(type(found)(None, pages), None, 5)  # type: ignore[arg-type]
-    with pytest.raises(kvi.Unavailable):
-        list(broken)
-    assert not store.alive
+            return RangeResult(1, pages)
+
+    with opened(Failing(kvi.open("mem:"))) as plain, kvi.Backend(plain, retry=None) as store:
+        found = store.range()
+        assert store.alive
+        with pytest.raises(kvi.Unavailable):
+            list(found)
+        assert not store.alive
 
 
-def test_watching_leaves_it(store: Monitored, inner: Scripted) -> None:
+def test_watching_leaves_it(store: kvi.Backend, inner: Faulty) -> None:
     """Beginning a watch and its events prove nothing; that it could not begin does."""
     with store.watch("k") as watch:
         assert not store.alive
@@ -171,21 +178,21 @@ def test_watching_leaves_it(store: Monitored, inner: Scripted) -> None:
 
 
 def test_losing_the_watches_connection_makes_it_not_alive(
-    store: Monitored, inner: Scripted
+    store: kvi.Backend, inner: Faulty
 ) -> None:
     """The backend reports it by itself, whoever wraps it."""
-    channel = store.enable_channel()
+    channel = store.enable_liveness_channel()
     store.get("k")
-    inner._inner._report(kvi.Unavailable("the stream broke"))
+    inner._scope.primitives._report(kvi.Unavailable("the stream broke"))
     assert not store.alive
     assert drain(channel) == [False, True, False]
 
 
-def test_listeners_are_not_kept_alive(inner: Scripted) -> None:
+def test_listeners_are_not_kept_alive(inner: Faulty) -> None:
     """A wrapper that was dropped is told nothing."""
-    kept = Monitored(inner, 30)
-    Monitored(inner, 30)
-    inner._inner._report(kvi.Unavailable("x"))
+    kept = kvi.Backend(inner)
+    kvi.Backend(inner)
+    inner._scope.primitives._report(kvi.Unavailable("x"))
     kept.get("k")
     assert kept.alive
 
@@ -194,19 +201,19 @@ def test_listeners_are_not_kept_alive(inner: Scripted) -> None:
 
 
 @pytest.mark.parametrize("alive", [False, True])
-def test_first_item_is_the_present_state(store: Monitored, alive: bool) -> None:
+def test_first_item_is_the_present_state(store: kvi.Backend, alive: bool) -> None:
     """False before the first check, true after a good one."""
     if alive:
         store.get("k")
-    channel = store.enable_channel()
+    channel = store.enable_liveness_channel()
     assert drain(channel) == [alive]
-    assert store.enable_channel() is channel
+    assert store.enable_liveness_channel() is channel
     assert drain(channel) == []
 
 
-def test_changes_are_posted_at_once(store: Monitored, inner: Scripted, clock: Clock) -> None:
+def test_changes_are_posted_at_once(store: kvi.Backend, inner: Faulty, clock: Clock) -> None:
     """And nothing else, before the interval has passed."""
-    channel = store.enable_channel()
+    channel = store.enable_liveness_channel()
     store.get("k")
     store.get("k")
     inner.fails("get", kvi.Timeout("x"), kvi.Timeout("x"))
@@ -217,10 +224,10 @@ def test_changes_are_posted_at_once(store: Monitored, inner: Scripted, clock: Cl
     assert drain(channel) == [False, True, False, True]
 
 
-def test_same_state_only_after_the_interval(store: Monitored, clock: Clock) -> None:
+def test_same_state_only_after_the_interval(store: kvi.Backend, clock: Clock) -> None:
     """30 seconds after the last post, when an operation finds it again."""
     store.get("k")
-    channel = store.enable_channel()
+    channel = store.enable_liveness_channel()
     begin = clock.time
     posted = []
     for second in range(200):
@@ -240,9 +247,9 @@ def test_interval_begins_with_each_post() -> None:
     assert [state.observe(False, now) for now in (61.9, 62)] == [False, True]
 
 
-def test_nobody_reads_for_an_hour(store: Monitored, inner: Scripted, clock: Clock) -> None:
+def test_nobody_reads_for_an_hour(store: kvi.Backend, inner: Faulty, clock: Clock) -> None:
     """The channel is never full for an operation: the oldest item goes, the newest are there."""
-    channel = store.enable_channel()
+    channel = store.enable_liveness_channel()
     for second in range(3600):
         clock.time += 1
         if second % 7 == 0:
@@ -260,9 +267,9 @@ def test_nobody_reads_for_an_hour(store: Monitored, inner: Scripted, clock: Cloc
     assert drain(channel) == [True]
 
 
-def test_channel_waits_and_ends(store: Monitored) -> None:
+def test_channel_waits_and_ends(store: kvi.Backend) -> None:
     """Reading waits for news, with a time-out; iterating ends with the store."""
-    channel = store.enable_channel()
+    channel = store.enable_liveness_channel()
     assert channel.get() is False
     with pytest.raises(kvi.Timeout):
         channel.get(0)
@@ -283,9 +290,9 @@ def test_channel_waits_and_ends(store: Monitored) -> None:
     assert not store.alive
 
 
-def test_channel_ends_with_the_store_below(store: Monitored, inner: Scripted) -> None:
+def test_channel_ends_with_the_store_below(store: kvi.Backend, inner: Faulty) -> None:
     """Also where nobody closes the wrapper, and for a channel that is asked for afterwards."""
-    channel = store.enable_channel()
+    channel = store.enable_liveness_channel()
     assert channel.get() is False
     ended: list[BaseException] = []
 
@@ -302,18 +309,33 @@ def test_channel_ends_with_the_store_below(store: Monitored, inner: Scripted) ->
     assert len(ended) == 1
 
 
-def test_listeners_that_are_gone_leave_nothing(inner: Scripted) -> None:
+def test_listeners_that_are_gone_leave_nothing(inner: Faulty) -> None:
     """However many wrappers come and go over one handle."""
     for _ in range(100):
-        Monitored(inner, 30)
-    assert len(inner._inner._listeners) <= 2
+        kvi.Backend(inner)
+    gc.collect()
+    kvi.Backend(inner)
+    assert len(inner._scope.primitives._listeners) <= 2
 
 
-def test_closing_is_no_fault(store: Monitored, inner: Scripted) -> None:
+def test_closing_is_no_fault(store: kvi.Backend, inner: Faulty) -> None:
     """What calls end with because the handle is closed is not posted."""
-    channel = store.enable_channel()
+    channel = store.enable_liveness_channel()
     store.get("k")
     drain(channel)
-    store._shut = kvi.Closed
-    store._failed(kvi.Unavailable("x"))
+    inner.fails("get", kvi.Unavailable("x"))
+    inner.before["get"] = closing(store, inner.before["get"])
+    with pytest.raises(kvi.Closed):
+        store.get("k")
+    store._monitored.failed(kvi.Unavailable("x"))
     assert drain(channel) == []
+
+
+def closing(store: kvi.Kvi, fault: Fault) -> Fault:
+    """A fault that comes because the handle is closed."""
+
+    def fault_of_closing() -> None:
+        store._scope.shut()
+        fault()
+
+    return fault_of_closing

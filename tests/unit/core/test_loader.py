@@ -18,7 +18,7 @@ from kvi.loader import Handle, Loader
 from kvi.loader.cache import Known
 from kvi.model import Event, EventType, KeyValue
 
-from tests.support.scripted import Scripted
+from tests.support.faulty import Faulty
 from tests.support.waiting import until
 
 Entity = dict[str, Any]
@@ -37,13 +37,13 @@ def encoded(value: Entity) -> bytes:
 
 
 @pytest.fixture
-def scripted() -> Iterator[Scripted]:
-    with Scripted(kvi.open(f"mem:{secrets.token_hex(8)}")) as store:
+def scripted() -> Iterator[Faulty]:
+    with Faulty(kvi.open(f"mem:{secrets.token_hex(8)}")) as store:
         yield store
 
 
 @pytest.fixture
-def peer(scripted: Scripted) -> Iterator[kvi.Kvi]:
+def peer(scripted: Faulty) -> Iterator[kvi.Kvi]:
     with kvi.open(scripted.uri) as store:
         yield store
 
@@ -58,7 +58,7 @@ def held(loader: Loader[int, Entity], id: int) -> Handle[Entity]:
 
 
 @pytest.mark.parametrize("applied", [True, False])
-def test_doubt_after_an_update_is_cleared_by_reading(scripted: Scripted, applied: bool) -> None:
+def test_doubt_after_an_update_is_cleared_by_reading(scripted: Faulty, applied: bool) -> None:
     """After `OutcomeUnknown` nothing is believed: the next use reads what is there."""
     entities = loader(scripted)
     entities.load()
@@ -76,7 +76,7 @@ def test_doubt_after_an_update_is_cleared_by_reading(scripted: Scripted, applied
 
 
 @pytest.mark.parametrize("applied", [True, False])
-def test_doubt_outlives_the_handle(scripted: Scripted, applied: bool) -> None:
+def test_doubt_outlives_the_handle(scripted: Faulty, applied: bool) -> None:
     """Whoever locks the entity next gets what is there, also if that is nothing."""
     entities = loader(scripted)
     entities.load()
@@ -89,7 +89,7 @@ def test_doubt_outlives_the_handle(scripted: Scripted, applied: bool) -> None:
     assert (entities.list() == []) == applied
 
 
-def test_doubt_after_a_commit(scripted: Scripted) -> None:
+def test_doubt_after_a_commit(scripted: Faulty) -> None:
     """Every entity that the commit would have changed is read again; the others are not."""
     entities = loader(scripted)
     entities.load()
@@ -111,7 +111,7 @@ def test_doubt_after_a_commit(scripted: Scripted) -> None:
             handles.commit()
 
 
-def test_create_of_unknown_fate_is_found_later(scripted: Scripted) -> None:
+def test_create_of_unknown_fate_is_found_later(scripted: Faulty) -> None:
     """It leaves nothing in the cache; what it did to the store is seen by the next who asks."""
     entities = loader(scripted)
     entities.load()
@@ -123,28 +123,18 @@ def test_create_of_unknown_fate_is_found_later(scripted: Scripted) -> None:
         assert handle.value == entity(1, n=0)
 
 
-def test_interrupt_amid_a_write_is_doubt(
-    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupt_amid_a_write_is_doubt(scripted: Faulty) -> None:
     """Ctrl-C may come after the request was sent: the entity is read again."""
     entities = loader(scripted)
     entities.load()
     handle, _ = entities.lock_or_create(entity(1, n=0))
-    real = type(scripted)._around
-
-    def interrupted(self: Scripted, name: str, *rest: Any) -> Any:
-        done = real(self, name, *rest)
-        if name == "update":
-            raise KeyboardInterrupt
-        return done
-
-    monkeypatch.setattr(type(scripted), "_around", interrupted)
+    scripted.loses("update", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         handle.update(entity(1, n=1))
     assert handle.value == entity(1, n=1)
 
 
-def test_staged_changes_wait_for_another_try(scripted: Scripted) -> None:
+def test_staged_changes_wait_for_another_try(scripted: Faulty) -> None:
     """What surely did not apply is staged still; after a conflict nothing is."""
     entities = loader(scripted)
     entities.load()
@@ -168,7 +158,7 @@ def test_staged_changes_wait_for_another_try(scripted: Scripted) -> None:
 # -- commits -------------------------------------------------------------------------------------
 
 
-def test_commit_creates_changes_and_deletes(scripted: Scripted) -> None:
+def test_commit_creates_changes_and_deletes(scripted: Faulty) -> None:
     """All at one revision; handles of what was not there create it."""
     entities = loader(scripted)
     entities.load()
@@ -192,7 +182,7 @@ def test_commit_creates_changes_and_deletes(scripted: Scripted) -> None:
     assert {entry.key for entry in scripted.range()} == {"e/1", "e/3"}
 
 
-def test_unchanged_handles_are_conditions(scripted: Scripted, peer: kvi.Kvi) -> None:
+def test_unchanged_handles_are_conditions(scripted: Faulty, peer: kvi.Kvi) -> None:
     """An entity that a decision rests on may be named: if it changed, nothing is applied."""
     entities = loader(scripted)
     entities.load()
@@ -207,7 +197,7 @@ def test_unchanged_handles_are_conditions(scripted: Scripted, peer: kvi.Kvi) -> 
     assert entities.list() == [1]
 
 
-def test_conditions_beside(scripted: Scripted) -> None:
+def test_conditions_beside(scripted: Faulty) -> None:
     """A lock's guard, or any compare, may be a condition; if it fails, that is said."""
     entities = loader(scripted)
     entities.load()
@@ -226,7 +216,7 @@ def test_conditions_beside(scripted: Scripted) -> None:
         assert lock.acquire()
 
 
-def test_commit_of_two_stores_is_refused(scripted: Scripted, peer: kvi.Kvi) -> None:
+def test_commit_of_two_stores_is_refused(scripted: Faulty, peer: kvi.Kvi) -> None:
     """One transaction is of one store; nothing is sent."""
     ours, theirs = loader(scripted), loader(peer, "other")
     one, two = ours.lock_or_create(entity(1))[0], theirs.lock_or_create(entity(1))[0]
@@ -240,7 +230,7 @@ def test_commit_of_two_stores_is_refused(scripted: Scripted, peer: kvi.Kvi) -> N
     assert one.value == entity(1)
 
 
-def test_lock_many_takes_each_once(scripted: Scripted) -> None:
+def test_lock_many_takes_each_once(scripted: Faulty) -> None:
     """Refs twice are refused, ids twice are one; none stays locked after a refusal."""
     entities = loader(scripted)
     with (
@@ -253,23 +243,23 @@ def test_lock_many_takes_each_once(scripted: Scripted) -> None:
         assert len(handles) == 2
     with entities.lock_many([]) as handles, kvi.lock_many() as none:
         assert (len(handles), none) == (0, ())
-    assert not entities._cache._slots
+    assert not entities._records.cache._slots
 
 
-def test_lock_many_that_fails_holds_nothing(scripted: Scripted) -> None:
+def test_lock_many_that_fails_holds_nothing(scripted: Faulty) -> None:
     """If the second cannot be read, the first is let go."""
     entities = loader(scripted)
     scripted.fails("get", None, kvi.Unavailable("away"))
     with pytest.raises(kvi.Unavailable):
         entities.lock_many([1, 2])
-    assert not entities._cache._slots
+    assert not entities._records.cache._slots
     scripted.store("e/2", b"{")
     with pytest.raises(kvi.BadRecord):
         entities.lock_many([1, 2])
-    assert not entities._cache._slots
+    assert not entities._records.cache._slots
 
 
-def test_block_that_fails_unlocks(scripted: Scripted) -> None:
+def test_block_that_fails_unlocks(scripted: Faulty) -> None:
     """The end of the block lets all go, whatever happened in it."""
     entities = loader(scripted)
     with (
@@ -296,7 +286,7 @@ def gone(id: int, revision: int) -> Event:
     return Event(EventType.DELETE, f"e/{id}", None, revision)
 
 
-def test_older_never_replaces_newer(scripted: Scripted) -> None:
+def test_older_never_replaces_newer(scripted: Faulty) -> None:
     """Events of what was long overtaken change nothing."""
     entities = loader(scripted, follow=True)
     entities.load()
@@ -308,7 +298,7 @@ def test_older_never_replaces_newer(scripted: Scripted) -> None:
         assert entities.peek(1) == handle.value == entity(1, n=1)
 
 
-def test_event_from_before_a_delete_raises_no_dead(scripted: Scripted) -> None:
+def test_event_from_before_a_delete_raises_no_dead(scripted: Faulty) -> None:
     """An entity that was deleted here is not brought back by the event of its last change."""
     entities = loader(scripted, follow=True)
     entities.load()
@@ -316,7 +306,7 @@ def test_event_from_before_a_delete_raises_no_dead(scripted: Scripted) -> None:
     revision = handle.revision
     assert entities._watch is not None
     entities._watch.cancel()  # its own events come no more, those of the test do
-    entities._cache._following = lambda: True
+    entities._records.cache._following = lambda: True
     handle.delete()
     entities._on_event(put(1, revision), None)
     assert entities.peek(1) is None
@@ -325,7 +315,7 @@ def test_event_from_before_a_delete_raises_no_dead(scripted: Scripted) -> None:
 
 
 def test_page_from_before_a_delete_raises_no_dead(
-    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+    scripted: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is deleted while it is loaded, here or by others, is not brought back by its page."""
     for number in range(1, 5):
@@ -347,19 +337,17 @@ def test_page_from_before_a_delete_raises_no_dead(
     assert dict(entities.items()) == {1: entity(1), 4: entity(4, new=True)}
 
 
-def test_entity_deleted_while_it_is_read(
-    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_entity_deleted_while_it_is_read(scripted: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that was overtaken by the news of its end is asked for again."""
     entities = loader(scripted, follow=True)
     entities.load()
     entities.close()
     entities._closed = False
     scripted.store("e/1", encoded(entity(1)))
-    real = Scripted.get
+    real = Faulty.get
     overtaken: list[str] = []
 
-    def get(self: Scripted, key: str, **options: Any) -> KeyValue | None:
+    def get(self: Faulty, key: str, **options: Any) -> KeyValue | None:
         entry = real(self, key, **options)
         if entry is not None and not overtaken:
             overtaken.append(key)
@@ -367,13 +355,13 @@ def test_entity_deleted_while_it_is_read(
             entities._on_event(gone(1, entry.revision + 1), None)
         return entry
 
-    monkeypatch.setattr(Scripted, "get", get)
+    monkeypatch.setattr(Faulty, "get", get)
     assert entities.lock(1) is None
     assert overtaken
-    assert not entities._cache._slots
+    assert not entities._records.cache._slots
 
 
-def test_resync_is_the_whole_truth(scripted: Scripted) -> None:
+def test_resync_is_the_whole_truth(scripted: Faulty) -> None:
     """What a snapshot does not have is gone, and what it has is there."""
     entities = loader(scripted, follow=True)
     for number in (1, 2):
@@ -392,7 +380,7 @@ def test_resync_is_the_whole_truth(scripted: Scripted) -> None:
     assert entities.bad == {}
 
 
-def test_bad_news(scripted: Scripted, peer: kvi.Kvi) -> None:
+def test_bad_news(scripted: Faulty, peer: kvi.Kvi) -> None:
     """An entity that becomes a bad record is told so, and comes back when it is mended."""
     entities = loader(scripted, follow=True)
     scripted.store("e/1", encoded(entity(1)))
@@ -411,7 +399,7 @@ def test_bad_news(scripted: Scripted, peer: kvi.Kvi) -> None:
     until(lambda: entities.bad == {})
 
 
-def test_conflict_with_a_bad_record(scripted: Scripted, peer: kvi.Kvi) -> None:
+def test_conflict_with_a_bad_record(scripted: Faulty, peer: kvi.Kvi) -> None:
     """If what is there instead is no entity, that is the error; nothing was applied."""
     entities = loader(scripted)
     handle, _ = entities.lock_or_create(entity(1))
@@ -423,19 +411,19 @@ def test_conflict_with_a_bad_record(scripted: Scripted, peer: kvi.Kvi) -> None:
     assert peer.get("e/1").value == b"{"  # type: ignore[union-attr]
 
 
-def test_graves_are_cleared(scripted: Scripted) -> None:
+def test_graves_are_cleared(scripted: Faulty) -> None:
     """Creating and deleting without end leaves nothing behind."""
     entities = loader(scripted, follow=True)
     entities.load()
     for number in range(400):
         entities.lock_or_create(entity(number))[0].delete()
     entities.lock_or_create(entity(1000))
-    until(lambda: not entities._cache._graves)
-    assert list(entities._cache._slots) == ["1000"]
+    until(lambda: not entities._records.cache._graves)
+    assert list(entities._records.cache._slots) == ["1000"]
 
 
 @pytest.mark.parametrize("revision", [0, 2, 10_000])
-def test_resync_counts_whatever_its_revision(scripted: Scripted, revision: int) -> None:
+def test_resync_counts_whatever_its_revision(scripted: Faulty, revision: int) -> None:
     """A store that was restored, or whose deleted keys left no trace, counts anew."""
     entities = loader(scripted, follow=True)
     for number in range(20):
@@ -449,7 +437,7 @@ def test_resync_counts_whatever_its_revision(scripted: Scripted, revision: int) 
     assert dict(entities.items()) == {0: entity(0, n=78), 1: entity(1, n=77)}
 
 
-def test_resync_amid_loading(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resync_amid_loading(scripted: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages from before a snapshot bring back nothing that it does not have."""
     for number in (1, 2):
         scripted.store(f"e/{number}", encoded(entity(number)))
@@ -472,19 +460,17 @@ def test_resync_amid_loading(scripted: Scripted, monkeypatch: pytest.MonkeyPatch
     assert told == [0]
 
 
-def test_restored_store_is_loaded_again(scripted: Scripted) -> None:
+def test_restored_store_is_loaded_again(scripted: Faulty) -> None:
     """Loading believes the store, also if it counts from lower numbers than before."""
     entities = loader(scripted)
-    entities._cache.learn("1", 1, Known(entity(1, n=1), 1000))
+    entities._records.cache.learn("1", 1, Known(entity(1, n=1), 1000))
     scripted.store("e/1", encoded(entity(1, n=2)))
     entities.load()
     assert entities.peek(1) == entity(1, n=2)
 
 
 @pytest.mark.parametrize("what", ["update", "lock_or_create"])
-def test_write_that_is_overtaken_by_its_end(
-    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_write_that_is_overtaken_by_its_end(scripted: Faulty, what: str) -> None:
     """If an event tells of the entity's end before the writer is back, it stays gone."""
     entities = loader(scripted, follow=True)
     entities.load()
@@ -492,20 +478,16 @@ def test_write_that_is_overtaken_by_its_end(
     if what == "lock_or_create":
         handle.delete()
         until(lambda: ((entities._watch and entities._watch.revision) or 0) >= 2)
-    real = type(scripted)._around
-    told = entities._cache._slots["1"].told if what == "update" else 0
+    told = entities._records.cache._slots["1"].told if what == "update" else 0
 
-    def overtaken(self: Scripted, name: str, *rest: Any) -> Any:
-        done = real(self, name, *rest)
-        if name == what:
-            self.delete("e/1")
-            until(lambda: entities.peek(1) is None and slot().told > told)
-        return done
+    def overtaken() -> None:
+        scripted.delete("e/1")
+        until(lambda: entities.peek(1) is None and slot().told > told)
 
     def slot() -> Any:
-        return entities._cache._slots["1"]
+        return entities._records.cache._slots["1"]
 
-    monkeypatch.setattr(type(scripted), "_around", overtaken)
+    scripted.after[what] = overtaken
     if what == "update":
         handle.update(entity(1, n=1))
     else:
@@ -517,11 +499,11 @@ def test_write_that_is_overtaken_by_its_end(
     with pytest.raises(kvi.Conflict):
         handle.update(entity(1, n=2))
     handle.unlock()
-    assert not entities._cache._slots
+    assert not entities._records.cache._slots
 
 
 def test_lock_or_create_never_gives_nothing(
-    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+    scripted: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """News of the end of what was found come too late to make the handle one of nothing."""
     entities = loader(scripted, follow=True)
@@ -539,7 +521,7 @@ def test_lock_or_create_never_gives_nothing(
     assert handle.value == entity(1)
 
 
-def test_refresh_drops_what_rests_on_what_was(scripted: Scripted, peer: kvi.Kvi) -> None:
+def test_refresh_drops_what_rests_on_what_was(scripted: Faulty, peer: kvi.Kvi) -> None:
     """A change that was staged on an older state is not applied to a newer one unseen."""
     entities = loader(scripted)
     for number in (1, 2):
@@ -560,13 +542,13 @@ def test_refresh_drops_what_rests_on_what_was(scripted: Scripted, peer: kvi.Kvi)
     assert scripted.get("e/1") is None
 
 
-def test_finalizers_may_unlock_anywhere(scripted: Scripted) -> None:
+def test_finalizers_may_unlock_anywhere(scripted: Faulty) -> None:
     """A block of `lock_many` that is collected while the same thread lists hangs nothing."""
     entities = loader(scripted)
     entities.load()
     for number in range(10):
         entities.lock_or_create(entity(number))[0].unlock()
-    with entities._cache._mutex:  # as if the collector ran within
+    with entities._records.cache._mutex:  # as if the collector ran within
         block = kvi.lock_many(entities.at(1), entities.at(2))
         block.__enter__()
         del block
@@ -575,7 +557,7 @@ def test_finalizers_may_unlock_anywhere(scripted: Scripted) -> None:
         pass
 
 
-def test_bad_is_what_is_bad_now(scripted: Scripted, peer: kvi.Kvi) -> None:
+def test_bad_is_what_is_bad_now(scripted: Faulty, peer: kvi.Kvi) -> None:
     """Records that were replaced, mended or found bad on the way are told as they are."""
     scripted.store("e/1", b"{")
     entities = loader(scripted)
@@ -592,10 +574,10 @@ def test_bad_is_what_is_bad_now(scripted: Scripted, peer: kvi.Kvi) -> None:
     assert entities.peek(1) is None
     assert entities.list() == []
     error = entities.bad["e/1"]
-    entities._cache.learn("1", 1, Known(entity(1), 10_000))
-    entities._cache.spoil("1", error, 9_000)
+    entities._records.cache.learn("1", 1, Known(entity(1), 10_000))
+    entities._records.cache.spoil("1", error, 9_000)
     assert entities.bad == {}
-    entities._cache.spoil("1", error, 11_000)
+    entities._records.cache.spoil("1", error, 11_000)
 
     def stop(count: int) -> None:
         raise RuntimeError("enough")
@@ -608,7 +590,7 @@ def test_bad_is_what_is_bad_now(scripted: Scripted, peer: kvi.Kvi) -> None:
     assert entities.bad == {}
 
 
-def test_ids_are_those_of_the_entities(scripted: Scripted) -> None:
+def test_ids_are_those_of_the_entities(scripted: Faulty) -> None:
     """An id of another type with the same name does not stay in the list."""
     entities = loader(scripted)
     assert entities.lock("1") is None  # type: ignore[arg-type]
@@ -620,7 +602,7 @@ def test_ids_are_those_of_the_entities(scripted: Scripted) -> None:
         assert len(handles) == 1
 
 
-def test_later_graves_are_not_dug_up(scripted: Scripted) -> None:
+def test_later_graves_are_not_dug_up(scripted: Faulty) -> None:
     """While loading, an own delete does not undo what was learnt of a later one."""
     cache = loader(scripted)._cache
     with cache.loading():
@@ -633,7 +615,7 @@ def test_later_graves_are_not_dug_up(scripted: Scripted) -> None:
         cache.release(slot)
 
 
-def test_events_that_end_leave_no_graves(scripted: Scripted) -> None:
+def test_events_that_end_leave_no_graves(scripted: Faulty) -> None:
     """After the watch has ended, deleting keeps nothing for events that never come."""
     entities = loader(scripted, follow=True)
     entities.load()
@@ -641,13 +623,13 @@ def test_events_that_end_leave_no_graves(scripted: Scripted) -> None:
     entities._watch.cancel()
     for number in range(100):
         entities.lock_or_create(entity(number))[0].delete()
-    assert not entities._cache._graves
+    assert not entities._records.cache._graves
 
 
 # -- loading -------------------------------------------------------------------------------------
 
 
-def test_loading_again_brings_it_up_to_date(scripted: Scripted, peer: kvi.Kvi) -> None:
+def test_loading_again_brings_it_up_to_date(scripted: Faulty, peer: kvi.Kvi) -> None:
     """Changed, new and deleted entities, and records that went bad or well."""
     entities = loader(scripted)
     for number in range(1, 5):
@@ -669,7 +651,7 @@ def test_loading_again_brings_it_up_to_date(scripted: Scripted, peer: kvi.Kvi) -
 
 
 def test_load_that_fails_keeps_what_it_read(
-    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+    scripted: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was known and what was read is there; another load ends it."""
     entities = loader(scripted)
@@ -690,7 +672,7 @@ def test_load_that_fails_keeps_what_it_read(
     assert sorted(entities.list()) == [1, 2]
 
 
-def test_progress_is_told(scripted: Scripted) -> None:
+def test_progress_is_told(scripted: Faulty) -> None:
     """Every thousand entities, and at the end."""
     for start in range(0, 2500, 100):
         numbers = range(start, start + 100)
@@ -715,7 +697,7 @@ def test_hundred_thousand_entities(tmp_path: Any) -> None:
                 for n in range(start, start + 10_000)
             ]
             plain.txn(then=puts)
-        store = Scripted(plain)
+        store = Faulty(plain)
         entities = loader(store)
         told: list[int] = []
         tracemalloc.start()
@@ -730,7 +712,7 @@ def test_hundred_thousand_entities(tmp_path: Any) -> None:
         assert len(entities) == 100_000
         assert peak - kept < 8 * 2**20, f"{(peak - kept) / 2**20:.1f} MiB beside the entities"
         taken = threading.Lock()
-        for slot in entities._cache._slots.values():
+        for slot in entities._records.cache._slots.values():
             slot.lock = taken  # whoever takes an entity's lock now waits for ever
         taken.acquire()
         assert len(entities.list()) == 100_000
@@ -741,7 +723,7 @@ def test_hundred_thousand_entities(tmp_path: Any) -> None:
 # -- pack and unpack -----------------------------------------------------------------------------
 
 
-def test_small_records_for_large_instances(scripted: Scripted, peer: kvi.Kvi) -> None:
+def test_small_records_for_large_instances(scripted: Faulty, peer: kvi.Kvi) -> None:
     """The store has the record, the cache the instance, rebuilt from it where it is loaded."""
     templates = {"home": ["queue"] * 100}
 
@@ -770,7 +752,7 @@ def test_small_records_for_large_instances(scripted: Scripted, peer: kvi.Kvi) ->
         assert theirs.value == {**whole, "ports": [7]}
 
 
-def test_pack_that_fails_sends_nothing(scripted: Scripted) -> None:
+def test_pack_that_fails_sends_nothing(scripted: Faulty) -> None:
     """Its own error comes through, and nothing has changed."""
 
     def fail(instance: Entity) -> Entity:
@@ -785,20 +767,20 @@ def test_pack_that_fails_sends_nothing(scripted: Scripted) -> None:
         assert handle.value == entity(1)
     with pytest.raises(ZeroDivisionError):
         entities.lock_or_create(entity(2, bad=True))
-    assert list(entities._cache._slots) == ["1"]
+    assert list(entities._records.cache._slots) == ["1"]
 
 
 # -- arguments and the end -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/", "a/", "/a", 5, None, "\ud800"])
-def test_bad_paths(scripted: Scripted, path: Any) -> None:
+def test_bad_paths(scripted: Faulty, path: Any) -> None:
     """A path is text that neither begins nor ends with a slash."""
     with pytest.raises(kvi.InvalidArgument):
         loader(scripted, path)
 
 
-def test_no_path_is_all_of_the_store(scripted: Scripted) -> None:
+def test_no_path_is_all_of_the_store(scripted: Faulty) -> None:
     """An empty path puts the ids right at the top."""
     entities = loader(scripted, "", follow=True)
     entities.lock_or_create(entity(1))[0].unlock()
@@ -807,13 +789,13 @@ def test_no_path_is_all_of_the_store(scripted: Scripted) -> None:
     assert entities.list() == [1]
 
 
-def test_pack_without_unpack(scripted: Scripted) -> None:
+def test_pack_without_unpack(scripted: Faulty) -> None:
     """One of the two is none."""
     with pytest.raises(kvi.InvalidArgument, match="both"):
         loader(scripted, pack=lambda one: one)
 
 
-def test_names_of_ids(scripted: Scripted) -> None:
+def test_names_of_ids(scripted: Faulty) -> None:
     """`name` says how an id stands in the key; what is no name is refused before anything else."""
     entities = loader(scripted, name=lambda id: f"{id:04}")
     entities.lock_or_create(entity(7))[0].unlock()
@@ -826,7 +808,7 @@ def test_names_of_ids(scripted: Scripted) -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, "1", float("nan")])
-def test_bad_timeouts(scripted: Scripted, timeout: Any) -> None:
+def test_bad_timeouts(scripted: Faulty, timeout: Any) -> None:
     """They are refused before anything is locked."""
     entities = loader(scripted)
     calls: list[Callable[[], object]] = [
@@ -838,10 +820,10 @@ def test_bad_timeouts(scripted: Scripted, timeout: Any) -> None:
     for call in calls:
         with pytest.raises(kvi.InvalidArgument):
             call()
-    assert not entities._cache._slots
+    assert not entities._records.cache._slots
 
 
-def test_before_loading(scripted: Scripted) -> None:
+def test_before_loading(scripted: Faulty) -> None:
     """Nothing is listed that was not loaded; locking reads what it needs."""
     scripted.store("e/1", encoded(entity(1)))
     entities = loader(scripted)
@@ -853,7 +835,7 @@ def test_before_loading(scripted: Scripted) -> None:
     assert not entities.following
 
 
-def test_closed_store_and_closed_loader(scripted: Scripted) -> None:
+def test_closed_store_and_closed_loader(scripted: Faulty) -> None:
     """What is known is no longer given out either; closing again does nothing."""
     entities = loader(scripted, follow=True)
     entities.load()
@@ -887,12 +869,12 @@ def test_closed_store_and_closed_loader(scripted: Scripted) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_child_of_a_fork_waits_for_nobody(scripted: Scripted) -> None:
+def test_child_of_a_fork_waits_for_nobody(scripted: Faulty) -> None:
     """What a thread of the parent holds is refused in the child, not waited for; and let go."""
     entities = loader(scripted)
     with ThreadPoolExecutor(1) as pool:
         handle = pool.submit(entities.lock_or_create, entity(1)).result()[0]
-        with entities._cache._mutex:  # as another thread may at that moment
+        with entities._records.cache._mutex:  # as another thread may at that moment
             child = os.fork()
         if child == 0:
             status = 1
@@ -907,7 +889,7 @@ def test_child_of_a_fork_waits_for_nobody(scripted: Scripted) -> None:
         handle.unlock()
 
 
-def test_reprs(scripted: Scripted) -> None:
+def test_reprs(scripted: Faulty) -> None:
     """They tell the state, and no secret."""
     entities = loader(scripted)
     assert repr(entities) == f"<Loader 'e/' not loaded {scripted.uri}>"

@@ -8,15 +8,21 @@ from dataclasses import replace
 
 import kvi
 import pytest
-from kvi.recipes import lock as module
+from kvi.driver.threads import ThreadPort
+from kvi.flow import lock as module
+from kvi.middleware.retry import Retrying
+from kvi.policy.retry import RetryPolicy
+from kvi.port import Cancelled, run
 from kvi.sync.lock import Lock
 from kvi.sync.loss import Loss
 
+from tests.support.faulty import Faulty, fails, kvi_over
+from tests.support.inside import revoke
 from tests.support.waiting import until
-from tests.unit.core.conftest import Clock
-from tests.unit.core.faulty import Faulty, fails
+from tests.unit.core.conftest import Clock, step
 
 TTL = 60.0
+AT_ONCE = RetryPolicy(min_wait=0, max_wait=0, factor=0)
 
 
 class Waiter(threading.Thread):
@@ -60,9 +66,9 @@ def contenders(peer: kvi.Kvi) -> int:
 
 def waiting(store: Faulty, peer: kvi.Kvi, timeout: float | None = None) -> Waiter:
     """Someone who waits for the lock, and watches the key ahead."""
-    watches = store.calls["watch"]
+    watches = store.times("watch")
     waiter = Waiter(store.lock("jobs", ttl=TTL), timeout)
-    until(lambda: contenders(peer) == 2 and store.calls["watch"] > watches)
+    until(lambda: contenders(peer) == 2 and store.times("watch") > watches)
     return waiter
 
 
@@ -98,7 +104,7 @@ def test_claim_that_fails(
     Nobody is told that a write may still apply: with the lease gone it can not.
     """
     faults = store.before if when == "before" else store.after
-    faults["claim"] = fails(error)
+    faults["lock_claim"] = fails(error)
     lock = store.lock("jobs", ttl=TTL)
     with pytest.raises(raised) as caught:
         lock.acquire()
@@ -108,26 +114,41 @@ def test_claim_that_fails(
     with pytest.raises(kvi.NotHeld):
         lock.release()
     free(peer)
-    until(lambda: store.calls["revoke"] == 1)
-    del faults["claim"]
+    until(lambda: store.times("lease_revoke") == 1)
+    del faults["lock_claim"]
     with lock:
-        assert store.calls["grant"] == 2, "the lease of a failed claim is never used again"
+        assert store.times("lease_grant") == 2, "the lease of a failed claim is never used again"
 
 
-def test_late_claim_finds_no_lease(store: Faulty, peer: kvi.Kvi) -> None:
-    """A claim that was given up and reaches the store only then finds its lease gone."""
+@pytest.mark.parametrize("bridged", [False, True])
+def test_late_claim_finds_no_lease(store: Faulty, peer: kvi.Kvi, bridged: bool) -> None:
+    """A claim whose answer is lost, and that reaches the store late, finds its lease gone.
+
+    Also where a retry bridged it: then the lock is held, and its lease goes to no other lock.
+    """
     late: list[Callable[[], object]] = []
-    real = store._inner._lock_claim
+    primitives = store._scope.primitives
 
-    def claim(name: str, lease: int, timeout: float) -> object:
-        late.append(lambda: real(name, lease, timeout))
-        raise kvi.OutcomeUnknown("no answer")
+    def lose() -> None:
+        (lease,) = store._scope.ledger._leases
+        late.append(lambda: primitives._lock_claim("jobs", lease.id, 5))
+        if not bridged or len(late) == 1:
+            raise kvi.OutcomeUnknown("no answer")
 
-    store._inner._lock_claim = claim  # type: ignore[method-assign,assignment]
-    with pytest.raises(kvi.Unavailable):
-        store.lock("jobs", ttl=TTL).acquire()
-    until(lambda: store.calls["revoke"] == 1)
-    until(lambda: not store._running()._leaving)
+    store.before["lock_claim"] = lose
+    if bridged:
+        retrying = kvi_over(
+            store, lambda inner, at: Retrying(inner, AT_ONCE, "", lambda: at.closed)
+        )
+        with retrying.lock("jobs", ttl=TTL) as lock:
+            assert lock.held
+        assert len(late) == 2
+    else:
+        with pytest.raises(kvi.Unavailable):
+            store.lock("jobs", ttl=TTL).acquire()
+    until(lambda: store.times("lease_revoke") == 1)
+    until(lambda: not store._scope.ledger._leases)
+    assert not store._scope.ledger._idle
     with pytest.raises(kvi.LeaseLost):
         late[0]()
     free(peer)
@@ -136,13 +157,13 @@ def test_late_claim_finds_no_lease(store: Faulty, peer: kvi.Kvi) -> None:
 @pytest.mark.parametrize("error", [kvi.OutcomeUnknown, kvi.Unavailable])
 def test_grant_that_fails(store: Faulty, peer: kvi.Kvi, error: type[kvi.KviError]) -> None:
     """Without a lease there is no claim: the lock is surely not held, whatever was granted."""
-    store.after["grant"] = fails(error)
+    store.after["lease_grant"] = fails(error)
     lock = store.lock("jobs", ttl=TTL)
     with pytest.raises(kvi.Unavailable) as caught:
         lock.acquire()
     assert caught.value.operation == "acquire"
-    assert store.calls["claim"] == 0
-    del store.after["grant"]
+    assert store.times("lock_claim") == 0
+    del store.after["lease_grant"]
     with lock:
         pass
 
@@ -151,16 +172,16 @@ def test_claim_that_took_longer_than_the_lease(store: Faulty, peer: kvi.Kvi, clo
     """An answer that comes after the lease's time does not let anybody in."""
 
     def pause() -> None:
-        del store.after["claim"]
+        del store.after["lock_claim"]
         clock.advance(TTL)
 
-    store.after["claim"] = pause
+    store.after["lock_claim"] = pause
     lock = store.lock("jobs", ttl=TTL)
     assert not lock.acquire(0)
     assert not lock.held
     assert lock.acquire(20)
     assert lock.held
-    assert store.calls["grant"] == 2
+    assert store.times("lease_grant") == 2
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -169,7 +190,7 @@ def test_release_that_fails(
     store: Faulty, peer: kvi.Kvi, when: str, error: type[BaseException]
 ) -> None:
     """After a release that failed the lock is not held, and its lease is revoked, not reused."""
-    (store.before if when == "before" else store.after)["release"] = fails(error, times=1)
+    (store.before if when == "before" else store.after)["lock_release"] = fails(error, times=1)
     lock = store.lock("jobs", ttl=TTL)
     assert lock.acquire(0)
     guard, lost = lock.guard, lock.lost
@@ -180,14 +201,14 @@ def test_release_that_fails(
     free(peer)
     assert not peer.txn(when=[guard], then=[kvi.Put("k", b"late")])
     lock.release()
-    assert store.calls["release"] == 1, "to release again does nothing"
+    assert store.times("lock_release") == 1, "to release again does nothing"
     with lock:
-        assert store.calls["grant"] == 2
+        assert store.times("lease_grant") == 2
 
 
 def test_block_whose_release_fails(store: Faulty, peer: kvi.Kvi) -> None:
     """The end of a block raises what the release did, but never instead of the block's error."""
-    store.before["release"] = fails(kvi.Unavailable)
+    store.before["lock_release"] = fails(kvi.Unavailable)
     with pytest.raises(kvi.Unavailable), store.lock("jobs", ttl=TTL):
         pass
     free(peer)
@@ -214,11 +235,11 @@ def test_lease_lost_while_waiting(
 ) -> None:
     """A waiter whose place is gone with its lease takes another one, and gets the lock."""
     waiter = waiting(store, peer, timeout)
-    (lease,) = store._running()._leases
-    peer._lease_revoke(lease.id, 5)
-    with pytest.raises(kvi.LeaseLost):
-        lease.renew()  # which the keeper would have found out
-    until(lambda: store.calls["grant"] == 2)
+    (lease,) = store._scope.ledger._leases
+    revoke(peer, lease.id)
+    with pytest.raises(kvi.LeaseLost):  # which the runtime would have found out
+        run(lease.renew(ThreadPort(), 5))
+    until(lambda: store.times("lease_grant") == 2)
     until(lambda: contenders(peer) == 2)
     holder.release()
     assert waiter.end() is True
@@ -231,12 +252,12 @@ def test_lease_lost_while_waiting(
 def test_place_lost_without_notice(store: Faulty, peer: kvi.Kvi, holder: Lock) -> None:
     """A waiter whose lease the store has ended in silence finds out when it claims again."""
     waiter = waiting(store, peer)
-    (lease,) = store._running()._leases
-    peer._lease_revoke(lease.id, 5)
+    (lease,) = store._scope.ledger._leases
+    revoke(peer, lease.id)
     holder.release()
     assert waiter.end() is True
     assert waiter.lock.held
-    assert store.calls["grant"] == 2
+    assert store.times("lease_grant") == 2
 
 
 PASSING = (kvi.Unavailable, kvi.Timeout, kvi.OutcomeUnknown, kvi.Contention)
@@ -259,15 +280,15 @@ def test_failures_while_waiting(
     waiter = Waiter(store.lock("jobs", ttl=TTL))
     until(lambda: contenders(peer) == 2)
     if name == "claim":
-        until(lambda: store.calls["watch"])
-        store.before["claim"] = failures
+        until(lambda: store.times("watch"))
+        store.before["lock_claim"] = failures
     behind = Waiter(peer.lock("jobs", ttl=TTL))
     until(lambda: contenders(peer) == 3)
     holder.release()
     assert waiter.end() is True
     assert waiter.lock.held
     assert behind.is_alive()
-    assert store.calls["grant"] == 1
+    assert store.times("lease_grant") == 1
     waiter.lock.release()
     assert behind.end() is True
     behind.lock.release()
@@ -276,20 +297,20 @@ def test_failures_while_waiting(
 def test_unknown_claim_while_waiting(store: Faulty, peer: kvi.Kvi, holder: Lock) -> None:
     """A lease with a claim that may still come to stand goes to no other lock, held or not."""
     waiter = waiting(store, peer)
-    store.before["claim"] = fails(kvi.OutcomeUnknown, times=1)
+    store.before["lock_claim"] = fails(kvi.OutcomeUnknown, times=1)
     holder.release()
     assert waiter.end() is True
     assert waiter.lock.held
     waiter.lock.release()
-    until(lambda: store.calls["revoke"] == 1)
-    assert not store._running()._idle
+    until(lambda: store.times("lease_revoke") == 1)
+    assert not store._scope.ledger._idle
     assert holder.acquire(0)
     waiter = waiting(store, peer, timeout=1)
-    store.before["claim"] = fails(kvi.OutcomeUnknown)
+    store.before["lock_claim"] = fails(kvi.OutcomeUnknown)
     holder.release()
     assert waiter.end() is False
-    until(lambda: store.calls["revoke"] == 2)
-    assert not store._running()._idle
+    until(lambda: store.times("lease_revoke") == 2)
+    assert not store._scope.ledger._idle
 
 
 @pytest.mark.parametrize("error", [kvi.PermissionDenied, KeyboardInterrupt, ValueError])
@@ -303,11 +324,11 @@ def test_errors_that_end_the_wait(
         waiter = Waiter(store.lock("jobs", ttl=TTL))
     else:
         waiter = waiting(store, peer)
-        store.before["claim"] = fails(error)
+        store.before["lock_claim"] = fails(error)
         holder.release()
     assert isinstance(waiter.end(), error)
     until(lambda: contenders(peer) == (1 if holder.held else 0))
-    until(lambda: store.calls["revoke"] == 1)
+    until(lambda: store.times("lease_revoke") == 1)
     assert not waiter.lock.held
 
 
@@ -327,46 +348,44 @@ def test_no_storm_while_the_store_cannot_be_reached(
     """Between tries there is a pause, also if the wait had been woken before."""
     monkeypatch.setattr(module, "_LEAST", 0.2)
     waiter = waiting(store, peer, 0.5)
-    calls = store.calls["claim"]
-    with store.out_of_reach("claim", "watch"):
+    calls = store.times("lock_claim")
+    with store.out_of_reach("lock_claim", "watch"):
         holder.release()
         assert waiter.end() is False
-    assert store.calls["claim"] - calls <= 6  # of at least 0.1 seconds each
+    assert store.times("lock_claim") - calls <= 6  # of at least 0.1 seconds each
 
 
 def test_store_without_history(store: Faulty, peer: kvi.Kvi, holder: Lock) -> None:
     """Where watches have no history, a release between claim and watch is not missed."""
-    store.capabilities = replace(store.capabilities, watch_history=False)
+    store._scope.capabilities = replace(store.capabilities, watch_history=False)
     store.before["watch"] = lambda: holder.release() if holder.held else None
     lock = store.lock("jobs", ttl=TTL)
     assert lock.acquire(30)
     lock.release()
 
 
-def test_interrupt_right_after_the_claim(store: Faulty, peer: kvi.Kvi) -> None:
-    """An interrupt that comes once the claim was first, in whatever line, leaves nothing behind."""
-    for name in ("discard_waiting", "_enter", "_check"):
-        lock = store.lock("jobs", ttl=TTL)
-        with pytest.MonkeyPatch.context() as patch:
-            owner = {
-                "discard_waiting": type(store._running()),
-                "_enter": Lock,
-                "_check": module._Attempt,
-            }[name]
-            patch.setattr(owner, name, lambda *_, **__: fails(KeyboardInterrupt)())
-            with pytest.raises(KeyboardInterrupt):
-                lock.acquire()
-        assert not lock.held
-        with pytest.raises(kvi.NotHeld):
-            lock.release()
-        free(peer)
-        with lock:
-            pass
+@pytest.mark.parametrize("owner", [module.LockFlow, module._Attempt])
+def test_cancelled_right_after_the_claim(
+    store: Faulty, peer: kvi.Kvi, owner: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends the flow once the claim was first, in whatever line, leaves nothing behind."""
+    lock = store.lock("jobs", ttl=TTL)
+    with monkeypatch.context() as patch:
+        name = "_enter" if owner is module.LockFlow else "_check"
+        patch.setattr(owner, name, lambda *_, **__: fails(Cancelled)())
+        with pytest.raises(Cancelled):
+            lock.acquire()
+    assert not lock.held
+    with pytest.raises(kvi.NotHeld):
+        lock.release()
+    free(peer)
+    with lock:
+        pass
 
 
 def test_interrupt_while_withdrawing(store: Faulty, peer: kvi.Kvi, holder: Lock) -> None:
     """An interrupt while a claim is withdrawn gives up its lease instead."""
-    store.before["release"] = fails(KeyboardInterrupt)
+    store.before["lock_release"] = fails(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         store.lock("jobs", ttl=TTL).acquire(0)
     until(lambda: contenders(peer) == 1)
@@ -378,14 +397,14 @@ def test_withdrawal_that_fails(store: Faulty, peer: kvi.Kvi, holder: Lock) -> No
 
     It is not used again.
     """
-    store.before["release"] = fails(kvi.Unavailable)
+    store.before["lock_release"] = fails(kvi.Unavailable)
     assert not store.lock("jobs", ttl=TTL).acquire(0)
     until(lambda: contenders(peer) == 1)
-    assert not store._running()._idle
-    del store.before["release"]
+    assert not store._scope.ledger._idle
+    del store.before["lock_release"]
     holder.release()
     with store.lock("jobs", ttl=TTL):
-        assert store.calls["grant"] == 2
+        assert store.times("lease_grant") == 2
 
 
 def test_close_while_waiting(store: Faulty, peer: kvi.Kvi, holder: Lock) -> None:
@@ -422,14 +441,14 @@ def test_close_between_failing_and_waiting(
     """The same for one whom the store failed, and who waits before trying again."""
     monkeypatch.setattr(module, "_LEAST", 60)
     waiter = waiting(store, peer)
-    with store.out_of_reach("claim", "watch"):
+    with store.out_of_reach("lock_claim", "watch"):
         holder.release()
-        until(lambda: store.calls["claim"] == 2)
+        until(lambda: store.times("lock_claim") == 2)
         store.close()
         assert isinstance(waiter.end(), kvi.Closed)
 
 
-@pytest.mark.parametrize("name", ["grant", "claim"])
+@pytest.mark.parametrize("name", ["lease_grant", "lock_claim"])
 def test_close_while_claiming(store: Faulty, peer: kvi.Kvi, name: str) -> None:
     """Closing while a call of the claim is under way ends in Closed, and frees the lock."""
     entered, go = threading.Event(), threading.Event()
@@ -458,7 +477,7 @@ def test_close_while_releasing(store: Faulty, peer: kvi.Kvi) -> None:
 
     lock = store.lock("jobs", ttl=TTL)
     assert lock.acquire(0)
-    store.before["release"] = block
+    store.before["lock_release"] = block
     errors: list[BaseException] = []
 
     def release() -> None:
@@ -548,7 +567,7 @@ def test_acquired_again_after_a_loss(store: Faulty, peer: kvi.Kvi, clock: Clock)
     clock.advance(TTL)
     assert lock.acquire(20)
     assert lock.fence > fence
-    assert store.calls["grant"] == 2
+    assert store.times("lease_grant") == 2
 
 
 def test_loss_of_a_released_lock(store: Faulty, clock: Clock) -> None:
@@ -556,13 +575,13 @@ def test_loss_of_a_released_lock(store: Faulty, clock: Clock) -> None:
     lock = store.lock("jobs", ttl=TTL)
     called: list[int] = []
     assert lock.acquire(0)
-    lease = lock._lease
+    lease = lock._flow.lease
     assert lease is not None
     lock.lost.add_callback(lambda: called.append(1))
     lost = lock.lost
     lock.release()
     clock.advance(TTL)
-    assert lease.step() is None
+    assert step(lease) is None
     assert lease.lost.is_set()
     assert not lost.is_set()
     assert not called

@@ -8,6 +8,7 @@ from functools import partial
 
 import kvi
 import pytest
+from kvi.flow.loss import LossState
 from kvi.sync.loss import Loss
 
 
@@ -18,7 +19,16 @@ class Held:
         self.gone = False
         self.closed = False
         self.called: list[Callable[[], object]] = []
-        self.loss = Loss(self.called.append, lambda: self.gone, lambda: self.closed)
+        self.state = LossState(self, lambda: self.gone)  # type: ignore[arg-type]  # all it needs
+        self.loss = Loss(self.state, lambda: self.closed)
+
+    def post(self, function: Callable[[], object]) -> None:
+        """What is soon, is now."""
+        function()
+
+    def call_back(self, function: Callable[[], object]) -> None:
+        """Hand over."""
+        self.called.append(function)
 
     def run(self) -> None:
         """Run the call-backs that were handed over."""
@@ -67,7 +77,7 @@ def test_call_backs() -> None:
     assert not held.called, "nobody has looked yet"
     assert held.loss.is_set()
     assert held.loss.is_set()
-    held.loss._set()
+    held.state.set()
     held.run()
     assert order == [0, 1, 2]
     held.loss.add_callback(lambda: order.append(3))
@@ -79,21 +89,21 @@ def test_giving_up_is_no_loss() -> None:
     """After the end nothing is lost, no call-back runs, and none is kept."""
     held = Held()
     held.loss.add_callback(lambda: None)
-    held.loss._end()
+    held.state.end()
     held.gone = True
-    held.loss._set()
+    held.state.set()
     held.loss.add_callback(lambda: None)
     assert not held.loss.is_set()
     assert not held.loss.wait(20), "at once: it cannot happen any more"
     assert not held.called
-    assert not held.loss._callbacks
+    assert not held.state._callbacks
 
 
 def test_end_after_the_loss() -> None:
     """Giving up what is lost already does not make the loss undone."""
     held = Held()
-    held.loss._set()
-    held.loss._end()
+    held.state.set()
+    held.state.end()
     assert held.loss.is_set()
     assert held.loss.wait(0)
 
@@ -102,8 +112,8 @@ def test_forget() -> None:
     """For the next holder the call-backs of the last one are forgotten; the loss is not."""
     held = Held()
     held.loss.add_callback(lambda: None)
-    held.loss._forget()
-    held.loss._set()
+    held.state.forget()
+    held.state.set()
     assert not held.called
     assert held.loss.is_set()
 
@@ -114,7 +124,7 @@ def test_wait() -> None:
     assert not held.loss.wait(0)
     assert not held.loss.wait(0.01)
     waiters = [Waiter(held.loss) for _ in range(3)]
-    held.loss._set()
+    held.state.set()
     for waiter in waiters:
         waiter.join(20)
         assert waiter.result is True
@@ -132,7 +142,7 @@ def test_waiting_for_what_will_not_come(how: str, result: object) -> None:
     held = Held()
     waiter = Waiter(held.loss)
     if how == "end":
-        held.loss._end()
+        held.state.end()
     else:
         held.closed = True
     waiter.join(20)
@@ -145,9 +155,9 @@ def test_loss_and_end_at_once() -> None:
         held = Held()
         held.loss.add_callback(lambda: None)
         threads = [
-            threading.Thread(target=held.loss._set),
-            threading.Thread(target=held.loss._set),
-            threading.Thread(target=held.loss._end),
+            threading.Thread(target=held.state.set),
+            threading.Thread(target=held.state.set),
+            threading.Thread(target=held.state.end),
         ]
         for thread in threads:
             thread.start()

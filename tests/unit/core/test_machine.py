@@ -12,21 +12,22 @@ from typing import Any, ClassVar
 import kvi
 import pytest
 from hypothesis import configuration
-from kvi.backend.forwarding import Forwarding
-from kvi.backend.namespace import Namespace
 from kvi.backend.polling import PollingFeed
 from kvi.conformance.suite import machine
 from kvi.feed import Batch, Feed, Wake, WatchSpec
+from kvi.middleware import namespace
+from kvi.middleware.namespace import _span_in
 from kvi.model import Event, KeyValue, RangeResult, Scan, Span, Target, Txn, TxnResult
+from kvi.primitives import Primitives
 from kvi.text import prefix_end
 
-from tests.unit.core.test_interface import Smallest
+from tests.support.backends import Over, Smallest, opened
 
 PATIENCE = 0.05  # seconds: a memory store tells at once
 MOST_CALLS = 6
 
 
-class InclusiveEnd(Forwarding):
+class InclusiveEnd(Over):
     """Ranges hold their end."""
 
     def _range(self, scan: Scan, timeout: float) -> RangeResult:
@@ -36,7 +37,7 @@ class InclusiveEnd(Forwarding):
         return super()._range(replace(scan, span=span), timeout)
 
 
-class NothingIsEmpty(Forwarding):
+class NothingIsEmpty(Over):
     """A missing key compares as an empty value."""
 
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
@@ -50,7 +51,7 @@ class NothingIsEmpty(Forwarding):
         return super()._txn(replace(txn, when=when), timeout)
 
 
-class AlwaysDeleted(Forwarding):
+class AlwaysDeleted(Over):
     """Deleting nothing says that there was something."""
 
     def _delete(self, key: str, timeout: float) -> bool:
@@ -58,7 +59,7 @@ class AlwaysDeleted(Forwarding):
         return True
 
 
-class SameIsNothing(Forwarding):
+class SameIsNothing(Over):
     """A write of the same value is none."""
 
     def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
@@ -68,7 +69,7 @@ class SameIsNothing(Forwarding):
         return super()._put(key, value, lease, timeout)
 
 
-class LeaseStays(Forwarding):
+class LeaseStays(Over):
     """A write without a lease leaves the key its lease."""
 
     def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
@@ -78,7 +79,7 @@ class LeaseStays(Forwarding):
         return super()._put(key, value, lease, timeout)
 
 
-class VersionGoesOn(Forwarding):
+class VersionGoesOn(Over):
     """A key that is deleted and created anew goes on counting its versions."""
 
     former: ClassVar[Counter[str]] = Counter()
@@ -101,7 +102,7 @@ class VersionGoesOn(Forwarding):
             yield [e._replace(version=(e.version or 0) + self.former[e.key]) for e in page]
 
 
-class EarlyGet(Forwarding):
+class EarlyGet(Over):
     """In a transaction, a Get does not see what was put before it."""
 
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
@@ -115,7 +116,7 @@ class EarlyGet(Forwarding):
         )
 
 
-class HalfBranch(Forwarding):
+class HalfBranch(Over):
     """A transaction forgets the second of its writes."""
 
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
@@ -142,7 +143,7 @@ class Changed(Feed):
         self._inner.close()
 
 
-class DropsDeletes(Forwarding):
+class DropsDeletes(Over):
     """Watches do not tell of deletes."""
 
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
@@ -151,7 +152,7 @@ class DropsDeletes(Forwarding):
         return Changed(feed, lambda events: [event for event in events if event.type is puts])
 
 
-class TellsTwice(Forwarding):
+class TellsTwice(Over):
     """Watches tell everything twice."""
 
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
@@ -159,7 +160,7 @@ class TellsTwice(Forwarding):
         return Changed(feed, lambda events: [event for event in events for _ in range(2)])
 
 
-class LateInitial(Forwarding):
+class LateInitial(Over):
     """The initial state of a watch comes in the wrong order."""
 
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
@@ -167,22 +168,18 @@ class LateInitial(Forwarding):
         return Changed(feed, lambda events: sorted(events, key=lambda event: event.revision))
 
 
-class Wide(Namespace):
-    """A view that reaches beyond its slash."""
-
-    def _span(self, span: Span) -> Span:
-        inner = super()._span(span)
-        if inner.end == prefix_end(self._prefix):
-            return Span(inner.start, prefix_end(self._prefix[:-1]))
-        return inner
+def wide(span: Span, prefix: str) -> Span:
+    """The span of a view that reaches beyond its slash."""
+    inner = _span_in(span, prefix)
+    if inner.end == prefix_end(prefix):
+        return Span(inner.start, prefix_end(prefix[:-1]))
+    return inner
 
 
-class LeakingNamespace(Forwarding):
+def leaking_namespace(monkeypatch: pytest.MonkeyPatch) -> type[Over]:
     """The namespace a sees ab."""
-
-    def namespace(self, name: str) -> kvi.Kvi:
-        """A view that is too wide."""
-        return Wide(self, name)
+    monkeypatch.setattr(namespace, "_span_in", wide)
+    return Over
 
 
 MUTANTS: list[Any] = [
@@ -201,17 +198,17 @@ MUTANTS: list[Any] = [
     ),
     (TellsTwice, ["w1 = a.watch(", "w1.next(1)"]),
     (LateInitial, ["initial=True", "# expected: PUT 'a'", ", initial"]),
-    (LeakingNamespace, [".namespace('a')", "'ab'", "# expected: []"]),
+    (leaking_namespace, [".namespace('a')", "'ab'", "# expected: []"]),
 ]
 
 
-def check(kind: Callable[[kvi.Kvi], kvi.Kvi], folder: Path, *, runs: int = 3) -> str:
+def check(kind: Callable[[kvi.Kvi], Primitives], folder: Path, *, runs: int = 3) -> str:
     """What the machine says of two handles of this kind on a memory store; "" if it is content.
 
     Runs after the first have other programs than the suite's.
     """
     uri = f"mem:{folder}"
-    with kvi.open(uri) as one, kvi.open(uri) as two, kind(one) as a, kind(two) as b:
+    with opened(kind(kvi.open(uri))) as a, opened(kind(kvi.open(uri))) as b:
         try:
             for number in (None, 1, 2)[:runs]:
                 machine.run_programs(a, b, folder=folder, patience=PATIENCE, number=number)
@@ -228,9 +225,12 @@ def calls(text: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mutant", "said"), MUTANTS, ids=lambda it: getattr(it, "__name__", ""))
-def test_finds(mutant: type[Forwarding], said: list[str], tmp_path: Path) -> None:
+def test_finds(
+    mutant: Any, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is wrong with a store is found, and told by a program of a few calls that runs."""
-    text = check(mutant, tmp_path)
+    with monkeypatch.context() as patch:
+        text = check(mutant(patch) if mutant is leaking_namespace else mutant, tmp_path)
     print(text)
     assert text, "not found"
     assert len(calls(text)) <= MOST_CALLS
@@ -244,9 +244,9 @@ def test_finds(mutant: type[Forwarding], said: list[str], tmp_path: Path) -> Non
 class Poor(Smallest):
     """A store that lacks what capabilities can deny, and keeps the contract."""
 
-    def __init__(self, inner: kvi.Kvi) -> None:
+    def __init__(self, store: kvi.Kvi) -> None:
         limits = replace(
-            inner.capabilities,
+            store.capabilities,
             watch_history=False,
             snapshot_range=False,
             lock_fair=False,
@@ -256,7 +256,7 @@ class Poor(Smallest):
             txn_delete_ops=2,
             max_key=5000,
         )
-        super().__init__(inner, limits)
+        super().__init__(store, limits)
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:
         entry = super()._get(key, timeout)
@@ -335,7 +335,7 @@ def test_soak(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KVI_CONFORMANCE_SEED", "7")
     monkeypatch.setenv("KVI_CONFORMANCE_EXAMPLES", "0.5")
     real = kvi.open
-    monkeypatch.setattr(kvi, "open", lambda uri: AlwaysDeleted(real(uri), owns=True))
+    monkeypatch.setattr(kvi, "open", lambda uri: opened(AlwaysDeleted(real(uri))))
     with kvi.open("mem:machine-soak") as root, pytest.raises(AssertionError) as caught:
         machine.TestModel().test_programs(root, "mem:machine-soak", tmp_path)
     assert "found with KVI_CONFORMANCE_SEED=7" in caught.value.__notes__
@@ -344,12 +344,12 @@ def test_soak(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_native_error_is_told(tmp_path: Path) -> None:
     """An exception that is none of kvi's is told, and chained."""
 
-    class Failing(Forwarding):
+    class Failing(Over):
         def _count(self, span: Span, timeout: float) -> int:
             raise ZeroDivisionError("native")
 
     uri = "mem:machine-native"
-    with Failing(kvi.open(uri), owns=True) as store, pytest.raises(AssertionError) as caught:
+    with opened(Failing(kvi.open(uri))) as store, pytest.raises(AssertionError) as caught:
         machine.run_programs(store, store, folder=tmp_path)
     assert calls(str(caught.value)) == ["a.count(prefix='a')"]
     assert "# expected: 0\n# came:     ZeroDivisionError: native" in str(caught.value)

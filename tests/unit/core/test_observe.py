@@ -12,9 +12,10 @@ from pathlib import Path
 import kvi
 import pytest
 from kvi import observers
-from kvi.backend.observe import Observed
-from kvi.backend.retry import Retrying
 from kvi.hookspecs import ObservedOperation, hookimpl
+from kvi.middleware.observe import Observed
+from kvi.middleware.retry import Retrying
+from kvi.model import RangeResult, Scan
 from kvi.observers.opentelemetry import OpenTelemetryObserver
 from kvi.observers.prometheus import PrometheusObserver
 from opentelemetry.sdk.trace import TracerProvider
@@ -23,7 +24,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
 
-from tests.support.scripted import Scripted
+from tests.support.backends import Smallest, opened
+from tests.support.faulty import Faulty, fails, kvi_over
 
 _numbers = itertools.count()
 
@@ -59,15 +61,19 @@ def notes() -> Notes:
 
 
 @pytest.fixture
-def inner() -> Iterator[Scripted]:
-    with Scripted(kvi.open(f"mem:observed-{next(_numbers)}")) as store:
+def inner() -> Iterator[Faulty]:
+    with Faulty(kvi.open(f"mem:observed-{next(_numbers)}")) as store:
         yield store
 
 
 @pytest.fixture
-def store(inner: Scripted) -> kvi.Kvi:
+def store(inner: Faulty) -> kvi.Kvi:
     at_once = kvi.RetryPolicy(min_wait=0, max_wait=0, factor=0)
-    return Observed(Retrying(inner, at_once))
+    return kvi_over(
+        inner,
+        lambda below, at: Retrying(below, at_once, at.uri, lambda: at.closed),
+        lambda below, at: Observed(below, at.uri),
+    )
 
 
 def test_every_operation(store: kvi.Kvi, notes: Notes) -> None:
@@ -115,7 +121,7 @@ def test_leases_and_locks(store: kvi.Kvi, notes: Notes) -> None:
         assert name in names
 
 
-def test_attempts_and_outcome(store: kvi.Kvi, inner: Scripted, notes: Notes) -> None:
+def test_attempts_and_outcome(store: kvi.Kvi, inner: Faulty, notes: Notes) -> None:
     """How often the store was asked, and what came of it in the end."""
     inner.fails("get", kvi.Unavailable("x"), kvi.Timeout("x"))
     store.get("k")
@@ -127,32 +133,34 @@ def test_attempts_and_outcome(store: kvi.Kvi, inner: Scripted, notes: Notes) -> 
     assert "secret" not in repr(notes.all)
 
 
-def test_further_pages(notes: Notes, inner: Scripted) -> None:
+def test_further_pages(notes: Notes) -> None:
     """Each page of a range but the first is told by itself, also one that fails."""
-    found = Observed(inner).range()
-    notes.all.clear()
 
-    def pages() -> Iterator[list[kvi.KeyValue]]:
-        yield []
-        yield []
-        raise kvi.Unavailable("gone")
+    class Failing(Smallest):
+        def _range(self, scan: Scan, timeout: float) -> RangeResult:
+            def pages() -> Iterator[list[kvi.KeyValue]]:
+                yield [kvi.KeyValue("a", b"", 1, 1)]
+                yield [kvi.KeyValue("b", b"", 1, 1)]
+                raise kvi.Unavailable("gone")
 
-    paged = type(found)(None, pages)
-    timed = Observed(inner)._paged(paged, kvi.model.Scan(kvi.model.Span("a")), 5)
-    with pytest.raises(kvi.Unavailable):
-        list(timed)
-    assert notes.short == [("range_page", "a", "ok", 1), ("range_page", "a", "Unavailable", 1)]
+            return RangeResult(1, pages)
+
+    with opened(Failing(kvi.open("mem:"))) as plain:
+        store = kvi_over(plain, lambda below, at: Observed(below, at.uri))
+        with pytest.raises(kvi.Unavailable):
+            list(store.range("a"))
+    assert notes.short == [
+        ("range", "a", "ok", 1),
+        ("range_page", "a", "ok", 1),
+        ("range_page", "a", "Unavailable", 1),
+    ]
 
 
 def test_what_was_interrupted_is_not_told_as_done(
-    store: kvi.Kvi, inner: Scripted, notes: Notes, monkeypatch: pytest.MonkeyPatch
+    store: kvi.Kvi, inner: Faulty, notes: Notes
 ) -> None:
     """An interrupt, or a mistake in a backend, is neither "ok" nor an error of the store."""
-
-    def interrupted(key: str, timeout: float) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(inner, "_get", interrupted)
+    inner.before["get"] = fails(KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         store.get("k")
     assert notes.short == []
@@ -163,12 +171,12 @@ def test_observer_that_raises_harms_nobody(
 ) -> None:
     """Neither the operation nor the other observers; it is logged."""
 
-    class Faulty:
+    class Raising:
         @hookimpl
         def kvi_operation(self, operation: ObservedOperation) -> None:
             raise ZeroDivisionError("observer")
 
-    faulty = Faulty()
+    faulty = Raising()
     observers.register(faulty)
     late = Notes()
     observers.register(late)
@@ -237,7 +245,7 @@ def test_observers_of_installed_distributions(
 # -- those that come with kvi ---------------------------------------------------------------------
 
 
-def test_prometheus(store: kvi.Kvi, inner: Scripted) -> None:
+def test_prometheus(store: kvi.Kvi, inner: Faulty) -> None:
     """Operations by outcome, their time, and the tries beyond the first."""
     registry = CollectorRegistry()
     observers.register(PrometheusObserver(registry))
@@ -259,7 +267,7 @@ def test_prometheus(store: kvi.Kvi, inner: Scripted) -> None:
     assert (sample("kvi_operation_duration_seconds_sum", operation="get") or 0) > 0
 
 
-def test_opentelemetry(store: kvi.Kvi, inner: Scripted) -> None:
+def test_opentelemetry(store: kvi.Kvi, inner: Faulty) -> None:
     """A span each, below the caller's, with the time that it took and what came of it."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()

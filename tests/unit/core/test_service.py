@@ -9,9 +9,9 @@ from typing import Any
 
 import kvi
 import pytest
-from kvi.backend.retry import Retrying
 
-from tests.support.scripted import Scripted
+from tests.support.faulty import Faulty
+from tests.support.inside import revoke
 from tests.support.waiting import until
 
 _numbers = itertools.count()
@@ -24,13 +24,13 @@ def uri() -> str:
 
 
 @pytest.fixture
-def inner(uri: str) -> Iterator[Scripted]:
-    with Scripted(kvi.open(uri)) as store:
+def inner(uri: str) -> Iterator[Faulty]:
+    with Faulty(kvi.open(uri)) as store:
         yield store
 
 
 @pytest.fixture
-def backend(inner: Scripted) -> Iterator[kvi.Backend]:
+def backend(inner: Faulty) -> Iterator[kvi.Backend]:
     with kvi.Backend(inner, "service/voltha", retry=AT_ONCE) as backend:
         yield backend
 
@@ -67,7 +67,8 @@ def test_it_opens_a_uri_and_closes_it(uri: str) -> None:
     """What it opened it closes, what it was given it does not."""
     with kvi.Backend(uri, "p") as backend:
         backend.store("k", "v")
-        inner = backend._inner
+        inner = backend._owned
+    assert inner is not None
     assert inner.closed
     with kvi.open(uri) as store:
         with kvi.Backend(store) as backend:
@@ -83,15 +84,15 @@ def test_it_opens_a_uri_and_closes_it(uri: str) -> None:
 def test_its_policy_is_the_only_one(uri: str) -> None:
     """That of the store does not multiply it, and ``None`` tries once."""
     for policy, tries in [(kvi.RetryPolicy(min_wait=0, factor=0, max_attempts=4), 4), (None, 1)]:
-        with Scripted(kvi.open(uri)) as scripted:
-            scripted.fails("get", *[kvi.Unavailable("x")] * 100)
-            backend = kvi.Backend(Retrying(scripted, AT_ONCE), retry=policy)
+        with Faulty(kvi.open(uri)) as faulty:
+            faulty.fails("get", *[kvi.Unavailable("x")] * 100)
+            backend = kvi.Backend(kvi.Backend(faulty, retry=AT_ONCE), retry=policy)
             with pytest.raises(kvi.Unavailable):
                 backend.get("k")
-            assert scripted.times("get") == tries
+            assert faulty.times("get") == tries
 
 
-def test_errors_have_the_callers_key(backend: kvi.Backend, inner: Scripted) -> None:
+def test_errors_have_the_callers_key(backend: kvi.Backend, inner: Faulty) -> None:
     """Operation, key and URI, as of any store."""
     inner.fails("store", kvi.PermissionDenied("no"))
     with pytest.raises(kvi.PermissionDenied) as caught:
@@ -120,7 +121,7 @@ def test_bad_arguments(uri: str, options: dict[str, Any], names: str) -> None:
         kvi.Backend("nonsense://x")
 
 
-def test_views_of_it_keep_what_it_does(backend: kvi.Backend, inner: Scripted) -> None:
+def test_views_of_it_keep_what_it_does(backend: kvi.Backend, inner: Faulty) -> None:
     """A namespace of a backend tries again, and makes it alive."""
     inner.fails("get", kvi.Unavailable("x"))
     backend.namespace("n").get("k")
@@ -128,22 +129,22 @@ def test_views_of_it_keep_what_it_does(backend: kvi.Backend, inner: Scripted) ->
     assert backend.alive
 
 
-def test_closing_does_not_wait_for_retries(inner: Scripted) -> None:
-    """A store that is gone costs a close one try, not all of the time-out."""
+def test_closing_does_not_wait_for_retries(inner: Faulty) -> None:
+    """A lease is revoked as soon as the store is back, however long the policy would wait."""
     backend = kvi.Backend(inner, retry=kvi.RetryPolicy(min_wait=30, max_wait=30), timeout=100)
     backend.lease(60)
-    inner.fails("lease_revoke", *[kvi.Unavailable("gone")] * 10)
+    inner.fails("lease_revoke", kvi.Unavailable("gone"), kvi.Unavailable("gone"))
     closing = threading.Thread(target=backend.close)
     closing.start()
     closing.join(20)
     assert not closing.is_alive()
-    assert inner.times("lease_revoke") == 1
+    assert inner.times("lease_revoke") == 3
 
 
 # -- liveness -------------------------------------------------------------------------------------
 
 
-def test_check_asks_now_and_once(backend: kvi.Backend, inner: Scripted) -> None:
+def test_check_asks_now_and_once(backend: kvi.Backend, inner: Faulty) -> None:
     """It returns the state, also when the store is gone; a retry would be no answer to "now"."""
     assert backend.perform_liveness_check(1) is True
     inner.fails("ping", kvi.Timeout("x"))
@@ -159,7 +160,7 @@ def test_check_asks_now_and_once(backend: kvi.Backend, inner: Scripted) -> None:
             call()
 
 
-def test_fault_that_a_retry_bridges_is_none(backend: kvi.Backend, inner: Scripted) -> None:
+def test_fault_that_a_retry_bridges_is_none(backend: kvi.Backend, inner: Faulty) -> None:
     """The state is that of operations, not of tries."""
     channel = backend.enable_liveness_channel()
     backend.get("k")
@@ -172,7 +173,7 @@ def test_fault_that_a_retry_bridges_is_none(backend: kvi.Backend, inner: Scripte
 
 
 @pytest.fixture
-def other(inner: Scripted) -> Iterator[kvi.Backend]:
+def other(inner: Faulty) -> Iterator[kvi.Backend]:
     with kvi.Backend(inner, "service/voltha") as backend:
         yield backend
 
@@ -222,7 +223,7 @@ def test_put_on_a_reserved_key_keeps_its_lease(backend: kvi.Backend) -> None:
         assert found.lease == lease.id
 
 
-def test_reserving_again_replaces_value_and_ttl(backend: kvi.Backend, inner: Scripted) -> None:
+def test_reserving_again_replaces_value_and_ttl(backend: kvi.Backend, inner: Faulty) -> None:
     """Of what this backend holds; the lease before is gone."""
     backend.reserve("k", "1", 30)
     before = backend.get("k")
@@ -246,9 +247,9 @@ def test_renewing(backend: kvi.Backend, other: kvi.Backend) -> None:
     backend.renew_reservation("k")
     with pytest.raises(kvi.NotHeld):
         other.renew_reservation("k")
-    lease = backend._reservations.lease_of("k")
+    lease = backend._reservations._lease_of("k")
     assert lease is not None
-    other._lease_revoke(lease, 5)
+    revoke(other, lease)
     with pytest.raises(kvi.LeaseLost):
         backend.renew_reservation("k")
     with pytest.raises(kvi.NotHeld) as caught:
@@ -259,9 +260,9 @@ def test_renewing(backend: kvi.Backend, other: kvi.Backend) -> None:
 def test_store_after_the_end_is_told(backend: kvi.Backend, other: kvi.Backend) -> None:
     """A reservation never turns into a permanent key in silence."""
     backend.reserve("k", "1", 30)
-    lease = backend._reservations.lease_of("k")
+    lease = backend._reservations._lease_of("k")
     assert lease is not None
-    other._lease_revoke(lease, 5)
+    revoke(other, lease)
     with pytest.raises(kvi.LeaseLost):
         backend.store("k", "2")
     assert backend.get("k") is None
@@ -282,7 +283,7 @@ def test_reserving_what_was_lost(backend: kvi.Backend, other: kvi.Backend) -> No
         backend.renew_reservation("k")
 
 
-def test_releasing(backend: kvi.Backend, other: kvi.Backend, inner: Scripted) -> None:
+def test_releasing(backend: kvi.Backend, other: kvi.Backend, inner: Faulty) -> None:
     """One, or all of this backend's; what is not held is no error."""
     backend.release_reservation("nothing")
     backend.release_all_reservations()
@@ -308,7 +309,7 @@ def test_closing_releases_all(uri: str) -> None:
 
 
 def test_unknown_reservation_goes_with_its_lease(
-    backend: kvi.Backend, other: kvi.Backend, inner: Scripted
+    backend: kvi.Backend, other: kvi.Backend, inner: Faulty
 ) -> None:
     """Nobody holds a key that nobody knows of."""
     inner.loses("reserve", kvi.OutcomeUnknown("lost"))
@@ -322,7 +323,7 @@ def test_unknown_reservation_goes_with_its_lease(
 
 
 def test_unknown_reservation_of_what_was_held(
-    backend: kvi.Backend, other: kvi.Backend, inner: Scripted
+    backend: kvi.Backend, other: kvi.Backend, inner: Faulty
 ) -> None:
     """After it nothing is held: two must never believe that they hold one key."""
     backend.reserve("k", "1", 30)
@@ -340,9 +341,9 @@ def test_transaction_after_the_end_is_told_once(backend: kvi.Backend, other: kvi
     """As a store is; other reservations stay."""
     backend.reserve("k", "1", 30)
     backend.reserve("l", "1", 30)
-    lease = backend._reservations.lease_of("k")
+    lease = backend._reservations._lease_of("k")
     assert lease is not None
-    other._lease_revoke(lease, 5)
+    revoke(other, lease)
     with pytest.raises(kvi.LeaseLost):
         backend.tas("k", None, "2")
     assert backend.tas("k", None, "2")
@@ -362,7 +363,7 @@ def test_bad_reservations(backend: kvi.Backend, ttl: Any) -> None:
         backend.reserve("k", 7, 30)  # type: ignore[arg-type]
 
 
-def test_one_of_many_gets_it(inner: Scripted) -> None:
+def test_one_of_many_gets_it(inner: Faulty) -> None:
     """However many try at once, all of them learn the same holder."""
     told: list[bytes] = []
     backends = [kvi.Backend(inner) for _ in range(8)]

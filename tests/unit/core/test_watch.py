@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import kvi
 import pytest
-from kvi.backend.forwarding import Forwarding
-from kvi.feed import Batch, Feed, Wake, WatchSpec
+from kvi.call import Call
+from kvi.feed import Batch, Feed, Wake
+from kvi.flow import watch as module
 from kvi.model import Event, EventType, KeyValue
-from kvi.recipes import watch as module
+from kvi.ops import Op, WatchOp
+from kvi.sync import watch as face
 from kvi.sync.watch import Watch
 
+from tests.support.faulty import Faulty
 from tests.support.waiting import until
 
+T = TypeVar("T")
 Item = Batch | BaseException | Callable[[], Batch | None] | None
 PUT, DELETE, RESYNC = EventType.PUT, EventType.DELETE, EventType.RESYNC
 
@@ -64,18 +70,24 @@ class Script(Feed):
         self.closed.set()
 
 
-class Scripted(Forwarding):
+class Scripted(Faulty):
     """A store whose watches play scripts."""
 
     begins_at: int | None = 10
 
     def __init__(self, inner: kvi.Kvi) -> None:
-        super().__init__(inner, owns=True)
+        super().__init__(inner)
         self.feeds: list[Script] = []
-        self.specs: list[WatchSpec] = []
 
-    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
-        self.specs.append(spec)
+    async def execute(self, op: Op[T], call: Call) -> T:
+        """Begin a script, instead of a watch."""
+        if not isinstance(op, WatchOp):
+            return await super().execute(op, call)
+        feed: Any = self.begin(op.wake)
+        return feed  # type: ignore[no-any-return]
+
+    def begin(self, wake: Wake) -> Feed:
+        """A feed without anything to play yet."""
         self.feeds.append(Script(wake, self.begins_at))
         return self.feeds[-1]
 
@@ -227,34 +239,26 @@ def test_resync_always_comes(scripted: Scripted, kinds: EventType) -> None:
 
 
 @pytest.mark.parametrize("error", [kvi.Unavailable, kvi.Timeout])
-def test_passing_errors(
-    scripted: Scripted, error: type[kvi.KviError], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_passing_errors(scripted: Scripted, error: type[kvi.KviError]) -> None:
     """While the store cannot be reached a reader who gives a time gets Timeout; nothing is lost.
 
     Between the tries there are pauses that grow.
     """
-    now = [100.0]
-    monkeypatch.setattr(module, "monotonic", lambda: now[0])
     watch, feed = begin(scripted)
-    feed.play(*(error("out of reach") for _ in range(20)), Batch([put(11)], 11))
-    for _ in range(50):
+    times: list[float] = []
+
+    def fail() -> Batch | None:
+        times.append(time.monotonic())
+        raise error("out of reach")
+
+    feed.play(*[fail] * 5, Batch([put(11)], 11))
+    for _ in range(10):
         with pytest.raises(kvi.Timeout, match="nothing changed"):
             watch.next(0)
-    assert feed.polls == 1, "asked again and again, it still pauses"
-    pauses = []
-    while feed.polls < 20:
-        before = now[0]
-        polls = feed.polls
-        while feed.polls == polls:
-            now[0] += 0.001
-            with pytest.raises(kvi.Timeout):
-                watch.next(0)
-        pauses.append(now[0] - before)
-    assert pauses[0] <= 0.06
-    assert all(0.4 <= pause <= 1.01 for pause in pauses[6:])
-    now[0] += 2
-    assert watch.next(0) == put(11)
+    assert watch.next(20) == put(11)
+    pauses = [later - sooner for sooner, later in itertools.pairwise(times)]
+    for pause, least in zip(pauses, (0.025, 0.05, 0.1, 0.2), strict=True):
+        assert pause >= least
     assert watch.error is None
     assert watch.active
 
@@ -276,11 +280,14 @@ def test_call_back_through_passing_errors(scripted: Scripted) -> None:
     assert watch.revision == 12
 
 
-def test_wakes_in_an_outage_do_not_multiply_the_tries(scripted: Scripted) -> None:
+def test_wakes_in_an_outage_do_not_multiply_the_tries(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However often a feed that fails wakes its watch, one try is under way or waiting."""
+    monkeypatch.setattr(module, "_FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(module, "_LONGEST_PAUSE", 0.02)
     done: list[Event] = []
     _, feed = begin(scripted, callback=lambda event, _: done.append(event))
-    dispatcher = scripted._running().threads.dispatcher
     down = [True]
 
     def fail() -> Batch | None:
@@ -290,13 +297,11 @@ def test_wakes_in_an_outage_do_not_multiply_the_tries(scripted: Scripted) -> Non
         return Batch([put(11)], 11)
 
     feed.play(fail)
-    for _ in range(30):
-        polls = feed.polls
+    began = time.monotonic()
+    while feed.polls < 20:
         feed.wake()
-        until(lambda: feed.polls > polls)  # noqa: B023  (it returns before the next)
-    until(lambda: dispatcher._idle == dispatcher._workers)
-    current = [task for due, _, task in dispatcher._later if task._due == due]
-    assert len(current) <= 1
+    assert time.monotonic() - began >= 18 * 0.01
+    assert feed.most_at_once == 1
     down[0] = False
     until(lambda: done)
 
@@ -324,7 +329,7 @@ def test_error_that_ends_it(scripted: Scripted, error: kvi.KviError) -> None:
     assert watch.revision == 11
     assert feed.closed.is_set()
     assert feed.polls == 2
-    assert not scripted._running()._waiting
+    assert not scripted._scope.ledger._watches
     watch.cancel()
 
 
@@ -396,7 +401,7 @@ def test_woken_before_it_has_begun(uri: str) -> None:
     """A feed may wake its watch before it was even returned."""
 
     class Eager(Scripted):
-        def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        def begin(self, wake: Wake) -> Feed:
             feed = Script(wake, 10)
             feed.play(Batch([put(11)], 11))
             return feed
@@ -494,7 +499,7 @@ def test_reader_who_gives_up_takes_no_wake_along(
 ) -> None:
     """A wake that meets a reader whose time is up wakes the other one."""
     now = [100.0]
-    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(face, "now", lambda: now[0])
     got: list[Event] = []
 
     def read_once() -> None:
@@ -517,27 +522,26 @@ def test_reader_who_gives_up_takes_no_wake_along(
         assert isinstance(patient.error, kvi.Closed)
 
 
-def test_interrupted_poll(scripted: Scripted) -> None:
-    """An interrupt comes through, takes nothing along, and leaves no other reader asleep."""
+def test_slow_polls_and_a_reader_in_a_hurry(scripted: Scripted) -> None:
+    """Who asks without waiting, in a loop, gets what needs longer than he waits at once."""
     watch, feed = begin(scripted)
-    go = threading.Event()
+    slow = threading.Event()
 
-    def interrupt() -> Batch | None:
-        assert go.wait(20)
-        raise KeyboardInterrupt
+    def read() -> Batch | None:
+        slow.wait(0.12)
+        return Batch([resync(40)], 40)
 
-    feed.play(interrupt)
-    interrupted = Reader(watch)
-    until(lambda: feed.polling)
-    other = Reader(watch)
-    feed.items.append(Batch([put(11)], 11))
-    go.set()
-    until(lambda: other.events)
-    assert other.events == [put(11)]
-    interrupted.join(20)
-    assert isinstance(interrupted.error, KeyboardInterrupt)
-    watch.cancel()
-    other.join(20)
+    feed.play(read)
+    events: list[Event] = []
+
+    def look() -> bool:
+        with suppress(kvi.Timeout):
+            events.append(watch.next(timeout=0))
+        return bool(events)
+
+    until(look)
+    assert events == [resync(40)]
+    assert feed.polls == 1
 
 
 def test_cancel_during_a_poll(scripted: Scripted) -> None:
@@ -588,7 +592,7 @@ def test_cancel_waits_for_the_call_back(scripted: Scripted) -> None:
     assert entered.wait(20)
     canceller = threading.Thread(target=watch.cancel)
     canceller.start()
-    until(lambda: watch._ended)
+    until(lambda: watch._flow.ended)
     go.set()
     canceller.join(20)
     assert seen == [put(11)]
@@ -680,8 +684,8 @@ def test_closed_while_it_begins(uri: str) -> None:
     """If the handle is closed while a watch begins, its feed is closed, and the caller told."""
 
     class Slow(Scripted):
-        def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
-            feed = super()._watch(spec, wake, timeout)
+        def begin(self, wake: Wake) -> Feed:
+            feed = super().begin(wake)
             self.close()
             return feed
 
@@ -698,7 +702,7 @@ def test_dropped_when_it_ends(scripted: Scripted) -> None:
     until(lambda: not watch.active)
     with scripted.watch("k"):
         pass
-    until(lambda: not scripted._running()._waiting)
+    until(lambda: not scripted._scope.ledger._watches)
     assert all(feed.closed.is_set() for feed in scripted.feeds)
 
 

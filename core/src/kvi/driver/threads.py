@@ -13,8 +13,9 @@ their backend declares whole at every bytecode (`Primitives.in_place`).
 ===========  =========================================================  ========================
 threads      run                                                        how many
 ===========  =========================================================  ========================
-flows        errands of the main thread, reading for watches: never     as many as there are
-             wait for one another                                       at once
+flows        errands of the main thread: never wait for one another     as many as there are
+                                                                        at once
+reads        reading for watches                                        2, to 64 while they stall
 work         kvi's own: renewals, revocations                           1, to 8 while they stall
 call-backs   functions of the program; may block as long as they like   2, to 32 while they stall
 scheduler    decides what is due; never asks a store, never waits       1
@@ -59,7 +60,9 @@ T = TypeVar("T")
 STALL = 0.02  # seconds without progress after which a pool gets another thread
 LINGER = 2.0  # seconds that a thread without work waits for some
 PATIENCE = 1.0  # seconds that the end of threads is waited for
-_SLICE = 1.0  # seconds after which a waiting flow looks whether it was given up
+# Seconds after which who waits looks around: a flow whether it was given up, the main thread
+# whether a signal came between its last bytecode and the wait, which does not end by it.
+_SLICE = 1.0
 _LONGEST = 3600.0  # seconds of one wait, which no platform finds too long
 
 _log = logging.getLogger("kvi")
@@ -89,16 +92,16 @@ class ThreadSignal:
             return self.wait_here(timeout)
         port.waits = self
         port.look()
-        done = self.wait_here(min(timeout, _SLICE))
+        done = self.wait_here(timeout)
         port.waits = None
         port.look()
         return done
 
     def wait_here(self, timeout: float) -> bool:
-        """Wait on this thread, outside of any flow."""
+        """Wait on this thread, outside of any flow; for a slice of time at most."""
         try:
             if timeout > 0:
-                self._queue.get(timeout=min(timeout, _LONGEST))
+                self._queue.get(timeout=min(timeout, _SLICE))
             else:
                 self._queue.get_nowait()
         except Empty:
@@ -227,7 +230,10 @@ class Errand(Generic[T]):
     def wait(self) -> bool:
         """Wait for its end, on the caller's thread; false if the handle was closed before."""
         while True:
-            self._word.get()
+            try:
+                self._word.get(timeout=_SLICE)
+            except Empty:  # a signal that came right before the wait is handled now
+                continue
             if self.port.ended:
                 return True
             if self.scope.closed and not self.port.lasting:
@@ -246,11 +252,15 @@ class Errand(Generic[T]):
 
 
 class _Flows:
-    """Threads for errands: there is always one free, or one more is started."""
+    """Threads for errands: there is always one free, or one more is started.
+
+    Items of ``_free`` are as many as threads that wait, less the work in the queue. Whose item is
+    popped does not matter: who submits takes one, or starts a thread; who goes takes one along.
+    """
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._free: list[None] = []  # one item for each thread that waits for work
+        self._free: list[None] = []
         self.threads: set[threading.Thread] = set()
         self.stopped = False
 
@@ -277,21 +287,23 @@ class _Flows:
         me = threading.current_thread()
         self.threads.add(me)
         fetches = True  # started for some work that is in the queue
-        while not self.stopped or fetches:
+        while fetches or not self.stopped:
             if not fetches:
                 self._free.append(None)
             try:
                 work = self._queue.get(timeout=LINGER)
             except Empty:
+                work = None
+            if work is not None:
+                fetches = False
+                _run_safely(work)
+            else:
                 try:
                     self._free.pop()
                 except IndexError:  # somebody counts on this thread
                     fetches = True
-                    continue
-                break
-            fetches = False
-            if work is not None:
-                _run_safely(work)
+                else:
+                    break
             del work
         self.threads.discard(me)
 
@@ -378,6 +390,7 @@ class Threads:
 
     def __init__(self) -> None:
         self._flows = _Flows()
+        self._reads = _Pool("kvi-reads", 2, 64, self.at)
         self._work = _Pool("kvi-work", 1, 8, self.at)
         self._callbacks = _Pool("kvi-callbacks", 2, 32, self.at)
         self._ports: set[ThreadPort | Errand[Any]] = set()
@@ -450,14 +463,6 @@ class Threads:
 
         return self.drive(Errand(flow, undo, _NotYet()))
 
-    def read(self, flow: Callable[[Port], Flow[Any]]) -> None:
-        """Run a flow that nobody waits for on a thread of its own."""
-        try:
-            self._flows.submit(partial(_run_flow, flow))
-        except RuntimeError as error:  # what was submitted waits for the next thread
-            _log.warning("no thread can be started, a watch has to wait: %s", error)
-            self.at(now() + STALL, partial(self._flows.submit, _nothing))
-
     # -- kvi.port.Runtime -------------------------------------------------------------------------
 
     def keep(self, kept: Kept, due: float) -> None:
@@ -468,23 +473,24 @@ class Threads:
         """One of those kept has ended. The timers are cleaned once half of them are waste."""
         self.post(self._forget)
 
+    def read(self, flow: Callable[[Port], Flow[Any]]) -> None:
+        """Run a flow of a watch soon."""
+        self._submit(self._reads, partial(_run_flow, flow))
+
     def spawn(self, flow: Callable[[Port], Flow[Any]]) -> None:
         """Run a flow of kvi's own soon."""
         self.spawn_call(partial(_run_flow, flow))
 
     def spawn_call(self, function: Callable[[], object]) -> None:
         """Run a function of kvi's own soon."""
-        if get_ident() == _main:
-            self.post(partial(self._work.submit, function))
-        else:
-            self._work.submit(function)
+        self._submit(self._work, function)
 
     def call_back(self, function: Callable[[], object]) -> None:
         """Run a function of the program soon."""
-        if get_ident() == _main:
-            self.post(partial(self._callbacks.submit, function))
-        else:
-            self._callbacks.submit(function)
+        self._submit(self._callbacks, function)
+
+    def _submit(self, pool: _Pool, function: Callable[[], object]) -> None:
+        self.prompt(partial(pool.submit, function))
 
     def at(self, due: float, function: Callable[[], object]) -> None:
         """Call a short function at the moment ``due``, on the scheduler's thread."""
@@ -517,6 +523,7 @@ class Threads:
         self._stopped = True
         self._callbacks.stop()
         self._work.stop()
+        self._reads.stop()
         self._flows.stop()
         self._inbox.put(None)
 
@@ -532,6 +539,7 @@ class Threads:
         return [
             *list(self._callbacks.threads),
             *list(self._work.threads),
+            *list(self._reads.threads),
             *list(self._flows.threads),
             *([] if scheduler is None else [scheduler]),
         ]
@@ -614,10 +622,6 @@ def _is_importing() -> bool:
             return True
         here = here.f_back
     return False
-
-
-def _nothing() -> None:
-    """Work that only needs a thread to come."""
 
 
 def is_main() -> bool:

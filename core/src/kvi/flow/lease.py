@@ -116,7 +116,6 @@ class LeaseFlow:
     async def revoke(self, port: Port, timeout: float) -> None:
         """End it now, and its keys. It counts as ended from the beginning of the call."""
         if self._end() is not LeaseState.ALIVE:
-            self.scope.ledger.discard_lease(self)
             return
         try:
             await self.scope.execute(port, RevokeOp(self.id), timeout)

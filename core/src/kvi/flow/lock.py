@@ -159,13 +159,16 @@ class LockFlow:
             alive = lease.alive
             self._drop()
             self._state = LockState.RELEASED
+        if self.scope.closed:
+            return  # closing lets go of it, and is no loss
         try:
             if not alive:
                 raise LeaseLost(
                     "the lock was lost before it was released: its lease was not renewed in time"
                 )
             call = Call(port, port.now() + timeout)
-            if not await self.scope.executor.execute(ReleaseOp(claim), call):
+            stood = await self.scope.executor.execute(ReleaseOp(claim), call)
+            if not stood and not self.scope.closed:  # closing meanwhile is no loss
                 raise LeaseLost("the lock was lost before it was released: its key was changed")
         except BaseException:
             lease.abandon()  # whatever it still holds shall go
@@ -188,7 +191,7 @@ class LockFlow:
         scope = self.scope
         # in this order: closing ends the lease, and is no loss
         lost = LossState(scope.runtime, lambda: not lease.alive and not scope.closed)
-        lease.lost.add(lost.set, own=True)
+        lease.lost.add(lost.is_set, own=True)  # a look: the lease may have been given up
         self.claim, self.lease, self.lost = claim, lease, lost
         self._state = LockState.HELD
 
@@ -239,7 +242,7 @@ class _Attempt:
         ledger = self._scope.ledger
         try:
             while True:
-                idle = ledger.take_idle(self._ttl)
+                idle = ledger.take_idle(self._ttl, self._scope)
                 assert idle is None or isinstance(idle, LeaseFlow)  # what was given
                 self.lease = idle
                 lease = self.lease = await self._grant() if idle is None else idle

@@ -2,7 +2,8 @@
 
 It is set by whoever notices first: the lease's renewal, or a look at the clock. All steps of the
 main thread are single ones (one assignment, one ``append``), so that an exception of a signal
-handler comes before or after them; the call-backs are told by the runtime.
+handler comes before or after them; the call-backs are told by the runtime. Whether it was lost or
+given up first is decided by one ``setdefault``.
 """
 
 from __future__ import annotations
@@ -14,33 +15,35 @@ from kvi.port import Runtime
 
 
 class LossState:
-    """Whether something was lost against its holder's will. Giving it up is no loss.
+    """Whether something was lost against its holder's will. Giving it up is no loss."""
 
-    Attributes:
-        ended: it was given up: from now on nothing can be lost.
-
-    """
-
-    __slots__ = ("_callbacks", "_lost", "_probe", "_runtime", "ended")
+    __slots__ = ("_callbacks", "_fate", "_probe", "_runtime")
 
     def __init__(self, runtime: Runtime, probe: Callable[[], bool]) -> None:
         """``probe`` asks the clock."""
         self._runtime = runtime
         self._probe = probe
         self._callbacks: list[tuple[Callable[[], object], bool]] = []
-        self._lost = False
-        self.ended = False
+        self._fate: dict[str, bool] = {}  # "lost": true; false once it was given up
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was given up: from now on nothing can be lost."""
+        return self._fate.get("lost") is False
+
+    @property
+    def _lost(self) -> bool:
+        return self._fate.get("lost", False)
 
     def is_set(self) -> bool:
         """Whether it was lost, computed at the call: true from the first moment after a pause."""
-        if not self._lost and not self.ended and self._probe():
+        if not self._fate and self._probe():
             self.set()
         return self._lost
 
     def set(self) -> None:
         """It is lost, unless it was given up."""
-        if not self.ended:
-            self._lost = True
+        if self._fate.setdefault("lost", True):
             self._runtime.post(self._tell)
 
     def add(self, callback: Callable[[], object], *, own: bool = False) -> None:
@@ -64,8 +67,7 @@ class LossState:
 
     def end(self) -> None:
         """What was held is given up."""
-        self.ended = True
-        if not self._lost:
+        if not self._fate.setdefault("lost", False):
             self._callbacks = [one for one in self._callbacks if one[1]]
             self._runtime.post(self._tell)  # kvi's own wake and look
 

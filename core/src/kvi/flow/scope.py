@@ -86,34 +86,34 @@ class Ledger:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._leases: set[Held] = set()
-        self._watches: set[Watching] = set()
+        self._leases: dict[Held, None] = {}  # in the order of their coming, as all of these
+        self._watches: dict[Watching, None] = {}
         self._idle: list[tuple[Held, float, float]] = []  # ttl asked for, and since when
 
     def add_lease(self, lease: Held) -> None:
         """Know a lease until it is discarded; raises `Closed` if nothing new may begin."""
         with self._lock:
             lease.scope.ensure_open()
-            self._leases.add(lease)
+            self._leases[lease] = None
 
     def discard_lease(self, lease: Held) -> None:
         """Forget a lease that has ended, and that the store knows of, or will find out."""
         with self._lock:
-            self._leases.discard(lease)
+            self._leases.pop(lease, None)
 
     def add_watch(self, watch: Watching) -> None:
         """Know a watch until it is discarded; raises `Closed` if nothing new may begin."""
         with self._lock:
             watch.scope.ensure_open()
-            self._watches.add(watch)
+            self._watches[watch] = None
 
     def discard_watch(self, watch: Watching) -> None:
         """Forget a watch that has ended."""
         with self._lock:
-            self._watches.discard(watch)
+            self._watches.pop(watch, None)
 
-    def take_idle(self, ttl: float) -> Held | None:
-        """An idle lease that was asked for with ``ttl``, for the one who calls."""
+    def take_idle(self, ttl: float, scope: Scope) -> Held | None:
+        """An idle lease that was asked for with ``ttl``, for ``scope``, which it hangs on now."""
         dead = []
         found = None
         with self._lock:
@@ -122,6 +122,7 @@ class Ledger:
                 if asked == ttl:
                     del self._idle[position]
                     if lease.alive:
+                        lease.scope = scope  # it must not end with the view that it came by
                         found = lease
                         break
                     dead.append(lease)
@@ -155,8 +156,10 @@ class Ledger:
         with self._lock:
             leases = [one for one in self._leases if one.scope.is_within(scope)]
             watches = [one for one in self._watches if one.scope.is_within(scope)]
-            self._leases.difference_update(leases)
-            self._watches.difference_update(watches)
+            for lease in leases:
+                del self._leases[lease]
+            for watch in watches:
+                del self._watches[watch]
             self._idle = [one for one in self._idle if not one[0].scope.is_within(scope)]
         return leases, watches
 

@@ -178,13 +178,18 @@ class WatchFlow:
     @property
     def revision(self) -> int | None:
         """Every change up to this revision has been handed out; ``None`` before that is known."""
+        if self.scope.primitives.forked:
+            return self._before  # surely; a thread of the parent may have the lock for ever
         with self._lock:
-            following = self._lent
-            if following is None:
-                if self._position >= len(self._batch):
-                    return self._through
-                following = self._batch[self._position]
-            last = self._last
+            return self._complete()
+
+    def _complete(self) -> int | None:
+        """`revision`. Hold the lock."""
+        following, last = self._lent, self._last
+        if following is None:
+            if self._position >= len(self._batch):
+                return self._through
+            following = self._batch[self._position]
         if last is None or following.initial or following.type is EventType.RESYNC:
             return self._before
         if last.revision < following.revision:
@@ -195,6 +200,7 @@ class WatchFlow:
         """End it; whoever waits wakes up. Again, it does nothing."""
         with self._lock:
             self._reader = Reader.ENDED
+            self._through = self._complete()  # what is dropped now has not been handed out
             self._batch, self._position, self._lent = (), 0, None
             self._rouse()
         feed = self._feed

@@ -16,12 +16,13 @@ it took.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from math import inf
 
 from kvi.clock import now
-from kvi.driver.threads import ThreadSignal
+from kvi.driver.threads import ThreadSignal, is_main
 from kvi.errors import Closed, InvalidArgument, KviError, Timeout, shown
 from kvi.flow.reservation import Reservations
 from kvi.flow.scope import Scope
@@ -43,7 +44,6 @@ __all__ = ["Backend", "LivenessChannel"]
 
 SIZE = 10  # items of a channel
 _ONCE = RetryPolicy(max_attempts=1)
-_SLICE = 1.0  # seconds after which a waiting reader looks whether the store was closed
 
 
 class LivenessChannel:
@@ -55,7 +55,9 @@ class LivenessChannel:
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
+        self._lock = threading.Lock()
         self._items: deque[bool] = deque(maxlen=SIZE)
+        self._lent: bool | None = None
         self._readers: list[ThreadSignal] = []
 
     def get(self, timeout: float | None = None) -> bool:
@@ -64,24 +66,28 @@ class LivenessChannel:
         Raises `Timeout` if none came, `Closed` once the store is closed and all items are taken,
         `InvalidArgument` for a negative time-out.
         """
-        wait = check_wait(timeout)
-        deadline = inf if wait is None else now() + wait
-        signal = ThreadSignal()
-        self._readers.append(signal)
-        try:
-            while True:
-                try:
-                    return self._items.popleft()
-                except IndexError:
+        main, wait = is_main(), check_wait(timeout)
+        if self._scope.primitives.forked:  # its lock may be held for ever
+            raise self._scope.refusal()
+        item = self._take(main)
+        if item is None:
+            deadline = inf if wait is None else now() + wait
+            signal = ThreadSignal()
+            self._readers.append(signal)
+            try:
+                while (item := self._take(main)) is None:
                     left = deadline - now()
-                if self._scope.closed:
-                    raise Closed("the store of this channel is closed")
-                if left <= 0:
-                    raise Timeout("no news of the store's liveness in time")
-                signal.wait_here(min(left, _SLICE))
-        finally:
-            self._readers.remove(signal)
-            self._rouse()  # an item may have come for this one
+                    if self._scope.closed:
+                        raise Closed("the store of this channel is closed")
+                    if left <= 0:
+                        raise Timeout("no news of the store's liveness in time")
+                    signal.wait_here(left)
+            finally:
+                self._readers.remove(signal)
+                self._rouse()  # an item may have come for this one
+        if main:
+            self._lent = None  # nothing can come between this and the return
+        return item
 
     def __iter__(self) -> Iterator[bool]:
         """Items as they come, until the store is closed."""
@@ -95,8 +101,22 @@ class LivenessChannel:
         """How many items are waiting, at most 10."""
         return len(self._items)
 
+    def _take(self, main: bool) -> bool | None:
+        """The next item; for the main thread it stays lent until it has got there."""
+        with self._lock:
+            if main and self._lent is not None:
+                return self._lent
+            if not self._items:
+                return None
+            item = self._items[0]
+            del self._items[0]
+            if main:
+                self._lent = item
+            return item
+
     def _post(self, alive: bool) -> None:
-        self._items.append(alive)
+        with self._lock:
+            self._items.append(alive)
         self._rouse()
 
     def _rouse(self) -> None:

@@ -56,6 +56,7 @@ class Lock:
     ) -> bool:
         store, flow = self._store, self._flow
         try:
+            store._ensure_open()  # a forked child has none of the threads
             wait = self._wait if isinstance(timeout, EllipsisType) else check_wait(timeout)
             return store._drive(
                 lambda port: flow.acquire(port, wait, owner),

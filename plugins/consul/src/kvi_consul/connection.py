@@ -5,6 +5,9 @@ an e-mail, sends head and body as two packets, and bounds each socket call, not 
 exchange here is one ``send`` of the whole request and, for a small answer, one ``recv``; every
 wait gets what is left until the deadline, so that a server that trickles cannot outstay it.
 
+*Errors.* What a socket call raises, and nothing else, becomes `Broken`, right where it is called:
+an error from anywhere else is not the network's, and must not make anybody ask again.
+
 What a connection knows about the exchange under way decides what may be done after a fault::
 
     touched   False: no byte of the request left this process; it surely was not processed
@@ -17,7 +20,11 @@ an interrupt, a reader who has seen enough) also ends the connection.
 
 `abort` may be called by any thread: it shuts the socket down, which wakes the thread that waits
 on it; that thread closes it. Closing it from outside could hand its number to another file while
-it is still being read. It takes no lock, so a signal handler may call it as well.
+it is still being read.
+
+*Greeting.* An agent that has enough connections accepts one more, and closes it. What was sent on
+it meanwhile may have been read or not. So before a new connection carries a write, it is asked for
+the methods of a path, which costs the agent nothing: who answers that has taken the connection.
 """
 
 from __future__ import annotations
@@ -33,7 +40,8 @@ import threading
 from collections.abc import Iterator
 from time import monotonic
 
-from kvi_consul.flag import Flag
+from kvi_consul.errors import Broken, Dismissed
+from kvi_consul.resolving import Address, resolve
 
 _RECEIVE = 1 << 16  # bytes asked for at once: more than the answer to any point operation
 _LONGEST_HEAD = 1 << 16
@@ -45,6 +53,7 @@ _KEEPALIVE = [
     for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3))
     if hasattr(socket, name)
 ]
+_GREETING = b"OPTIONS /v1/status/leader HTTP/1.1\r\nContent-Length: 0\r\n%b\r\n"
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(;.*)?\Z", re.DOTALL)
 
 
@@ -56,13 +65,13 @@ class Connection:
     """A connection to ``host:port``, used by one thread at a time; made unconnected."""
 
     __slots__ = (
-        "_aborted",
         "_buffer",
         "_chunked",
         "_left",
         "_poll",
+        "_resolving",
         "_sock",
-        "_waiting",
+        "aborted",
         "agent",
         "answered",
         "deadline",
@@ -77,8 +86,8 @@ class Connection:
         """``agent``: which one of several it is for; the pool's own affair."""
         self.agent = agent
         self._sock: socket.socket | None = None
-        self._aborted = False
-        self._waiting: Flag | None = None
+        self.aborted = False
+        self._resolving = threading.Event()  # set: the addresses are known, or not wanted
         self._poll: select.poll | None = None
         self._buffer = b""  # received and not consumed yet
         self._chunked = False
@@ -94,24 +103,29 @@ class Connection:
     # -- connecting -------------------------------------------------------------------------------
 
     def connect(self, host: str, port: int, tls: ssl.SSLContext | None, deadline: float) -> None:
-        """Connect to the first address of ``host`` that answers; raises `OSError`."""
-        addresses = self._resolve(host, port, deadline)
-        for position, (family, kind, protocol, address) in enumerate(addresses):
-            share = (deadline - monotonic()) / (len(addresses) - position)
+        """Connect to the first address of ``host`` that answers; raises `Broken`."""
+        self._check_aborted()
+        addresses = resolve(host, port, self._resolving, deadline)
+        self._check_aborted()
+        for position, address in enumerate(addresses):
             try:
-                self._connect(socket.socket(family, kind, protocol), address, share)
+                self._connect(address, (deadline - monotonic()) / (len(addresses) - position))
                 break
-            except OSError:
+            except Broken:
                 self.close()
-                if self._aborted or position == len(addresses) - 1:
+                if self.aborted or position == len(addresses) - 1:
                     raise
         if tls is not None:
             self._shake_hands(tls, host, deadline)
 
-    def _connect(self, sock: socket.socket, address: object, seconds: float) -> None:
-        self._sock = sock
-        sock.setblocking(False)
-        fault = sock.connect_ex(address)  # type: ignore[arg-type]  # as getaddrinfo gave it
+    def _connect(self, address: Address, seconds: float) -> None:
+        family, kind, protocol, where = address
+        try:
+            self._sock = sock = socket.socket(family, kind, protocol)
+            sock.setblocking(False)
+            fault = sock.connect_ex(where)  # type: ignore[arg-type]  # as getaddrinfo gave it
+        except OSError as error:
+            raise Broken(sent=False) from error
         # Not before: a socket that has not begun to connect cannot be shut down, so abort() either
         # finds one that has, or is seen here.
         self._check_aborted()
@@ -120,11 +134,14 @@ class Connection:
             self._check_aborted()
             fault = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if fault:
-            raise OSError(fault, os.strerror(fault))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            raise Broken(sent=False) from OSError(fault, os.strerror(fault))
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        except OSError as error:  # of a connection that is gone already, on some systems
+            raise Broken(sent=False) from error
         if hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(sock, select.POLLIN)
@@ -132,43 +149,30 @@ class Connection:
     def _shake_hands(self, tls: ssl.SSLContext, host: str, deadline: float) -> None:
         plain = self._sock
         assert plain is not None
-        plain.settimeout(_positive(deadline - monotonic()))
-        sock = tls.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
-        self._sock = sock
-        self._check_aborted()
-        sock.do_handshake()
-
-    def _resolve(self, host: str, port: int, deadline: float) -> list[_Address]:
-        """The addresses of ``host``; the system's resolver knows no deadline and gets a thread."""
-        with contextlib.suppress(socket.gaierror):
-            return _look_up(host, port, socket.AI_NUMERICHOST)
-        found: list[list[_Address] | OSError] = []
-        done = self._waiting = Flag()
-
-        def look() -> None:
-            try:
-                found.append(_look_up(host, port, 0))
-            except OSError as error:
-                found.append(error)
-            done.set()
-
+        plain.settimeout(_left(deadline))
         try:
-            threading.Thread(target=look, name="kvi-consul-resolve", daemon=True).start()
-        except RuntimeError as error:  # of the system's limits
-            raise OSError(f"the host name cannot be resolved: {error}") from error
-        self._check_aborted()
-        done.wait(_positive(deadline - monotonic()))
-        self._waiting = None
-        self._check_aborted()
-        if not found:
-            raise TimeoutError("the host name was not resolved in time")
-        if isinstance(found[0], OSError):
-            raise found[0]
-        return found[0]
+            sock = tls.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
+            self._sock = sock
+            self._check_aborted()
+            sock.do_handshake()
+        except OSError as error:
+            raise Broken(sent=False) from error
+
+    def greet(self, header: bytes, deadline: float) -> None:
+        """Make sure that the server has taken the connection; raises `Broken`."""
+        try:
+            self.send(_GREETING % header, deadline)
+            self.read_head()
+            self.read_body()
+        except Broken as broken:
+            self.touched = False  # nothing that matters
+            cause = broken.__cause__
+            gone = isinstance(cause, ConnectionError) and not self.answered
+            raise Broken(sent=False) from (Dismissed(str(cause)) if gone else cause)
 
     def _check_aborted(self) -> None:
-        if self._aborted:
-            raise ConnectionAbortedError("the handle was closed")
+        if self.aborted:
+            raise Broken(sent=self.touched) from ConnectionAbortedError("the handle was closed")
 
     # -- one exchange -----------------------------------------------------------------------------
 
@@ -182,33 +186,39 @@ class Connection:
         return not select.select([sock], [], [], 0)[0]
 
     def listen(self, deadline: float) -> None:
-        """Wait for what the server says unasked, such as a TLS alert; raises `OSError`."""
+        """Wait for what the server says unasked, such as a TLS alert; raises `Broken`."""
         self.deadline = deadline
         self._receive()
 
     def send(self, request: bytes, deadline: float) -> None:
-        """Send a whole request; raises `OSError`, see ``touched``."""
+        """Send a whole request; raises `Broken`, see ``touched``."""
         sock = self._sock
         assert sock is not None
         self.deadline = deadline
-        self.reusable = self.answered = False
-        # TLS may have written part of a record when it fails; a plain socket that fails at its
-        # first call has taken nothing.
-        self.touched = isinstance(sock, ssl.SSLSocket)
-        sock.settimeout(_positive(deadline - monotonic()))
-        sent = sock.send(request)
+        self.reusable = self.answered = self.touched = False
+        sock.settimeout(_left(deadline))
         self.touched = True
+        try:
+            sent = sock.send(request)
+        except OSError as error:
+            # TLS may have written part of a record when it fails; a plain socket that fails at its
+            # first call has taken nothing.
+            self.touched = isinstance(sock, ssl.SSLSocket)
+            raise Broken(sent=self.touched) from error
         if sent < len(request):
-            sock.settimeout(_positive(deadline - monotonic()))
-            sock.sendall(memoryview(request)[sent:])
+            sock.settimeout(_left(deadline, sent=True))
+            try:
+                sock.sendall(memoryview(request)[sent:])
+            except OSError as error:
+                raise Broken(sent=True) from error
 
     def read_head(self) -> None:
-        """Read status and headers of the answer; raises `OSError`."""
+        """Read status and headers of the answer; raises `Broken`."""
         while True:
             lines = self._until(b"\r\n\r\n").split(b"\r\n")
             version, _, rest = lines[0].partition(b" ")
             if version not in (b"HTTP/1.1", b"HTTP/1.0") or not rest[:3].isdigit():
-                raise NotHttp("the answer is not HTTP/1.1")
+                raise Broken(sent=True) from NotHttp("the answer is not HTTP/1.1")
             self.status = int(rest[:3])
             if self.status >= 200:  # 1xx only announce the answer
                 break
@@ -223,12 +233,12 @@ class Connection:
         elif length.isdigit():
             self._left = int(length)
         elif length:
-            raise NotHttp("the length of the answer is not a number")
+            raise Broken(sent=True) from NotHttp("the length of the answer is not a number")
         else:
             self._left = None
 
     def read_body(self) -> bytes:
-        """Read the rest of the answer at once; raises `OSError`."""
+        """Read the rest of the answer at once; raises `Broken`."""
         if not self._chunked and self._left == len(self._buffer):  # all of it came with the head
             body, self._buffer = self._buffer, b""
             self._finish()
@@ -236,19 +246,19 @@ class Connection:
         return b"".join(self.pieces())
 
     def pieces(self) -> Iterator[bytes]:
-        """The rest of the answer as it comes; raises `OSError`. Set ``deadline`` for each piece."""
+        """The rest of the answer as it comes; raises `Broken`. Set ``deadline`` for each piece."""
         if self._chunked:
             while True:
                 size = _CHUNK_SIZE.match(self._until(b"\r\n"))
                 if size is None:
-                    raise NotHttp("a chunk of the answer has no size")
+                    raise Broken(sent=True) from NotHttp("a chunk of the answer has no size")
                 self._left = int(size[1], 16)
                 if not self._left:
                     break
                 while self._left:
                     yield self._piece()
                 if self._until(b"\r\n"):
-                    raise NotHttp("a chunk of the answer is longer than it says")
+                    raise Broken(sent=True) from NotHttp("a chunk is longer than it says")
             while self._until(b"\r\n"):
                 pass  # trailers
         elif self._left is None:
@@ -281,7 +291,7 @@ class Connection:
         buffer, searched = self._buffer, 0
         while (found := buffer.find(end, searched)) < 0:
             if len(buffer) > _LONGEST_HEAD:
-                raise NotHttp("the head of the answer does not end")
+                raise Broken(sent=True) from NotHttp("the head of the answer does not end")
             searched = max(0, len(buffer) - len(end) + 1)
             buffer += self._some()
         self._buffer = buffer[found + len(end) :]
@@ -290,14 +300,17 @@ class Connection:
     def _some(self) -> bytes:
         data = self._receive()
         if not data:
-            raise ConnectionResetError("the server closed the connection")
+            raise Broken(sent=True) from ConnectionResetError("the server closed it")
         return data
 
     def _receive(self) -> bytes:
         sock = self._sock
         assert sock is not None
-        sock.settimeout(_positive(self.deadline - monotonic()))
-        data = sock.recv(_RECEIVE)
+        sock.settimeout(_left(self.deadline, sent=self.touched))
+        try:
+            data = sock.recv(_RECEIVE)
+        except OSError as error:
+            raise Broken(sent=self.touched) from error
         if data:
             self.answered = True
         return data
@@ -306,9 +319,8 @@ class Connection:
 
     def abort(self) -> None:
         """Make the thread that uses the connection fail now; callable by any thread."""
-        self._aborted = True
-        if (waiting := self._waiting) is not None:
-            waiting.set()
+        self.aborted = True
+        self._resolving.set()
         if (sock := self._sock) is not None:
             with contextlib.suppress(OSError):  # not connected (any more)
                 # Not SSLSocket.shutdown: it takes the encryption off first, and the other thread
@@ -326,26 +338,19 @@ class Connection:
 
 
 def _await_writable(sock: socket.socket, seconds: float) -> None:
-    seconds = _positive(seconds)
     if hasattr(select, "poll"):  # no limit to the number of the file
         poll = select.poll()
         poll.register(sock, select.POLLOUT)
-        ready = bool(poll.poll(seconds * 1000))
+        ready = seconds > 0 and bool(poll.poll(min(seconds, _LONGEST_WAIT) * 1000))
     else:  # Windows tells a refused connection as an exception
-        ready = any(select.select([], [sock], [sock], seconds))
+        ready = seconds > 0 and any(select.select([], [sock], [sock], min(seconds, _LONGEST_WAIT)))
     if not ready:
-        raise TimeoutError("timed out")
+        raise Broken(sent=False) from TimeoutError("timed out")
 
 
-_Address = tuple[int, int, int, object]  # family, kind, protocol, and where
-
-
-def _look_up(host: str, port: int, flags: int) -> list[_Address]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
-    return [(family, kind, protocol, where) for family, kind, protocol, _, where in found]
-
-
-def _positive(seconds: float) -> float:
-    if seconds <= 0:  # 0 would mean "do not wait" to a socket, a negative number is an error
-        raise TimeoutError("timed out")
+def _left(deadline: float, *, sent: bool = False) -> float:
+    """The seconds until ``deadline``, for a socket, to which 0 would mean "do not wait"."""
+    seconds = deadline - monotonic()
+    if seconds <= 0:
+        raise Broken(sent=sent) from TimeoutError("timed out")
     return min(seconds, _LONGEST_WAIT)

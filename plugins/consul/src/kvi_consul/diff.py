@@ -1,4 +1,4 @@
-"""What changed between two looks at a prefix, and what a watch has yet to tell. Pure; no I/O.
+"""What changed between two snapshots of a prefix, and what a watch has yet to tell. Pure; no I/O.
 
 *Theory.* Consul keeps no history: a blocking query answers with the whole present state of its
 prefix, and what happened since the last answer is the difference. Of each key only a `Stamp` is
@@ -7,26 +7,27 @@ its data or had another snapshot restored into it, which is why a mark of the co
 it.
 
 =======================================  =======================================================
-between two looks a key                  is told as
+between two snapshots a key              is told as
 =======================================  =======================================================
 appeared, or has another stamp           its new state, at its ModifyIndex
 was deleted and written again            its new state only: a newer state, as any other
-is gone                                  a deletion, at the index of the look that misses it
-was written and deleted again            nothing: no look has seen it
+is gone                                  a deletion, at the index of the one that misses it
+was written and deleted again            nothing: no snapshot has it
 =======================================  =======================================================
 
-A change that happened after a look at index N has a ModifyIndex above N, and a look that misses a
-key has an index above N. If not, the server's history was replaced (`Look.rewound`), or Consul has
-forgotten the deletion meanwhile (after a quarter of an hour); then no order of events makes sense,
-and the watches start over with the whole present state.
+A change that happened after a snapshot at index N has a ModifyIndex above N, and a snapshot that
+misses a key has an index above N. If not, the server's history was replaced (`Snapshot.rewound`),
+or Consul has forgotten the deletion meanwhile (after a quarter of an hour); then no order of events
+makes sense, and the watches start over with the whole present state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from kvi.model import Event, EventType, KeyValue
+from kvi.model import Event, EventType, KeyValue, Span
+from kvi.policy.interest import Interests, only_key
 
 from kvi_consul import wire
 
@@ -43,6 +44,7 @@ class Stamp(NamedTuple):
 
 
 Stamps = dict[str, Stamp]
+T = TypeVar("T", bound=Hashable)
 
 
 def stamp_of(kv: Mapping[str, Any]) -> Stamp:
@@ -73,38 +75,75 @@ class Change(NamedTuple):
         return Event(kind, self.key, self.value, self.revision)
 
 
-class Look:
-    """One look at a prefix, compared entry by entry with what was known before.
+class Snapshot(Generic[T]):
+    """The answer to one query, compared entry by entry with what was known before.
 
     Attributes:
-        stamps: what is known after it.
-        rewound: whether the server's history was replaced since the last look.
+        stamps: what it shows.
+        index: when it was taken.
+        rewound: whether the server's history was replaced since what was known.
+        changes: what is new to those who knew all that was known.
+        late: for each of ``joining``, what is new to it.
+        whole: for each of ``joining`` that knows nothing, all of its entries.
 
     """
 
-    def __init__(self, known: Mapping[str, Stamp], high: int | None) -> None:
-        """``high`` is the highest index of a look before, ``None`` if they were of other keys."""
-        self._known = known
-        self._high = high
+    def __init__(
+        self,
+        known: Stamps,
+        high: int | None,
+        joining: Mapping[T, tuple[Span, Stamps | None]],
+        followed: Callable[[str], bool],
+    ) -> None:
+        """``known`` is the snapshot before, and ``high`` the highest index so far, if there is one.
+
+        ``joining`` are those who know something else, or nothing (``None``), of their keys.
+        ``followed`` tells whether anybody wants to know the value of a key that has changed.
+        """
+        self._known, self._high, self._followed = known, high, followed
+        self._joining: Interests[T] = Interests()
+        self._before: dict[T, Stamps] = {}
         self.stamps: Stamps = {}
+        self.index = 0
         self.rewound = False
+        self.changes: list[Change] = []
+        self.late: dict[T, list[Change]] = {}
+        self.whole: dict[T, list[KeyValue]] = {}
+        for one, (span, before) in joining.items():
+            self._joining.add(span, one)
+            if before is None:
+                self.whole[one] = []
+            else:
+                self._before[one] = before
+                self.late[one] = []
 
-    def see(self, key: str, stamp: Stamp) -> bool:
-        """The next entry; whether it is new or has changed."""
+    def see(self, kv: dict[str, Any]) -> None:
+        """The next entry. Its value is kept only if somebody is to have it."""
+        key, stamp = kv["Key"], stamp_of(kv)
         before = self._known.get(key)
-        if before == stamp:
-            self.stamps[key] = before
-            return False
-        self.stamps[key] = stamp
-        self._check(stamp.modified)
-        return True
+        changed = before != stamp
+        self.stamps[key] = stamp if before is None or changed else before
+        if changed:
+            self._check(stamp.modified)
+            if self._followed(key):
+                self.changes.append(_change(kv, before is not None))
+        for one in self._joining.matching((key,)) if self._joining else ():
+            if one in self.whole:
+                self.whole[one].append(wire.entry_of(kv))
+            elif (told := self._before[one].get(key)) != stamp:
+                self.late[one].append(_change(kv, told is not None))
 
-    def gone(self, index: int) -> list[str]:
-        """After the last entry of a look at ``index``: the keys that are no longer there."""
-        gone = missing(self._known, self.stamps)
-        if gone:
+    def finish(self, index: int) -> None:
+        """After the last entry: what is gone, as of ``index``."""
+        self.index = index
+        self.changes += self._gone(self._known)
+        if self.changes and self.changes[-1].value is None:
             self._check(index)
-        return gone
+        for one, before in self._before.items():
+            self.late[one] += self._gone(before)
+
+    def _gone(self, before: Stamps) -> list[Change]:
+        return [Change(key, True, None, self.index) for key in before if key not in self.stamps]
 
     def _check(self, revision: int) -> None:
         """Something has changed, at ``revision`` at the latest."""
@@ -112,9 +151,12 @@ class Look:
             self.rewound = True
 
 
-def missing(before: Mapping[str, Stamp], now: Mapping[str, Stamp]) -> list[str]:
-    """The keys of ``before`` that are not in ``now``."""
-    return [key for key in before if key not in now]
+def within(span: Span, stamps: Stamps) -> Stamps:
+    """Those of ``stamps`` whose keys are in ``span``."""
+    key = only_key(span)
+    if key is None:
+        return {key: stamp for key, stamp in stamps.items() if key in span}
+    return {key: stamps[key]} if key in stamps else {}
 
 
 class Pending:
@@ -162,8 +204,6 @@ def _revision(change: Change) -> int:
     return change.revision
 
 
-def value_of(kv: dict[str, Any]) -> bytes:
-    """The value of an entry as Consul tells it."""
-    entry: KeyValue = wire.entry_of(kv)
-    assert entry.value is not None  # it was read
-    return entry.value
+def _change(kv: dict[str, Any], existed: bool) -> Change:
+    entry = wire.entry_of(kv)
+    return Change(entry.key, existed, entry.value, entry.revision)

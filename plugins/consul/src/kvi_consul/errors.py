@@ -5,13 +5,15 @@ The question behind every line is *may the write have happened?*
 ==========================================================  ====================================
 what was seen                                               what it means
 ==========================================================  ====================================
-cannot resolve, connect or shake hands; nothing was sent    `Unavailable`, `Timeout`: surely not
+cannot resolve, connect or shake hands; closed at once;     `Unavailable`, `Timeout`: surely not
+nothing was sent
 certificate refused, by either side                         `AuthenticationFailed`: surely not
 sent, then time-out, reset, or an answer that is none       reads: `Timeout`, `Unavailable`;
                                                             writes: `OutcomeUnknown`
 409 of a transaction                                        surely not; see `Refusal`
 429; 500 "No cluster leader", "Missing node registration";  `Unavailable`: surely not
 3xx; 404
+500 "No path to datacenter"                                 `Unavailable`: surely not
 500 "Invalid session"                                       `LeaseLost`: surely not
 500 "Invalid Session TTL"                                   `InvalidArgument`: surely not
 other 5xx                                                   reads: `Unavailable`;
@@ -47,6 +49,7 @@ from kvi.errors import (
 
 _SHOWN = 300  # characters of a server's text in a message
 NO_LEADER = b"No cluster leader"
+NO_TOKEN = b"ACL not found"
 _LEASE_GONE = "the session of this lease is gone, nothing was written; grant a new lease"
 # What a TLS server says when it wants (another) client certificate. With TLS 1.3 it comes after
 # the request was sent, but before the server reads it.
@@ -73,6 +76,10 @@ class Broken(Exception):
     def __init__(self, sent: bool) -> None:
         super().__init__("an answer could not be had")
         self.sent = sent
+
+
+class Dismissed(ConnectionError):
+    """The agent accepted a connection and closed it before it answered anything."""
 
 
 class Refusal(enum.Enum):
@@ -129,10 +136,10 @@ def of_refusal(refusal: Refusal, text: str) -> KviError:
             return InvalidArgument(f"Consul refused the transaction: {_short(text)}")
 
 
-def of_status(status: int, text: str, *, write: bool) -> KviError:
-    """The error for an answer whose status is not what the request hoped for."""
+def of_status(status: int, text: str, *, write: bool, dc: str | None = None) -> KviError:
+    """The error for an answer whose status is not what a request to ``dc`` hoped for."""
     said = f"{status} {_short(text)}".rstrip()
-    if status == 401 or (status == 403 and "ACL not found" in text):
+    if status == 401 or (status == 403 and NO_TOKEN.decode() in text):
         return AuthenticationFailed(
             f"Consul does not know the token ({said}); check the token of the URI"
         )
@@ -160,8 +167,10 @@ def of_status(status: int, text: str, *, write: bool) -> KviError:
         )
     if NO_LEADER.decode() in text:
         return Unavailable("Consul has no leader at the moment; try again later")
-    if "No path to datacenter" in text and not write:
-        return Unavailable("Consul knows no such datacenter; check the option dc", passing=False)
+    if "No path to datacenter" in text:  # and so it went to nobody
+        return Unavailable(
+            f"Consul knows no way to the datacenter {dc!r}; check the option dc", passing=False
+        )
     if write:
         return OutcomeUnknown(
             f"Consul failed ({said}); the write may have applied, or may still apply"
@@ -191,6 +200,12 @@ def of_broken(broken: Broken, where: str, *, write: bool) -> KviError:
             f"{where} did not answer in time"
             if broken.sent
             else f"no connection to {where} in time; nothing was sent"
+        )
+    if isinstance(cause, Dismissed):
+        return Unavailable(
+            f"{where} closed a new connection at once; nothing was sent ({cause}). If it runs, it "
+            "has as many as it allows from one address (limits.http_max_conns_per_client): share a "
+            "handle, or lower the option connections"
         )
     if broken.sent:
         return Unavailable(f"{where} broke off the connection ({cause}); try again")

@@ -14,13 +14,21 @@ from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
 from kvi_consul.store import CAPABILITIES, ConsulKvi
-from kvi_consul.transport import Transport
+from kvi_consul.transport import CONNECTIONS, Transport
 
 PORT = 8500
 
 _OPTIONS = (
     Option(name="token", kind="text", secret=True, help="the ACL token; or write it before the @"),
     Option(name="dc", kind="text", help="the datacenter, if it is not the agent's own"),
+    Option(
+        name="connections",
+        kind="integer",
+        default=CONNECTIONS,
+        minimum=1,
+        maximum=200,
+        help="how many connections are open at once for calls, and as many more for watches",
+    ),
     Option(name="ca", kind="text", help="file of the CA certificates to trust (consul+tls)"),
     Option(name="cert", kind="text", help="file of the client's certificate (consul+tls)"),
     Option(name="key", kind="text", help="file of the client's key, if not in cert (consul+tls)"),
@@ -52,6 +60,7 @@ def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
         *others,
         token=_token(uri, options["token"]),
         tls=_tls(uri.variant == "tls", options),
+        connections=options["connections"],
     )
     return ConsulKvi(uri.redacted, transport, dc=options["dc"], timeout=options["timeout"])
 

@@ -35,11 +35,10 @@ from kvi.primitives import Primitives
 
 from kvi_consul import errors, sessions, wire
 from kvi_consul.errors import Broken, Refusal
-from kvi_consul.graves import GRAVES_AT_ONCE, Graves
 from kvi_consul.pages import Pages
 from kvi_consul.plan import Held, Hidden, Planner
 from kvi_consul.transport import Transport
-from kvi_consul.watches import Watches
+from kvi_consul.watches import ConsulFeed, Watches
 from kvi_consul.wire import Op
 
 CAPABILITIES = Capabilities(
@@ -65,7 +64,34 @@ CAPABILITIES = Capabilities(
 _BAD = (ValueError, KeyError, TypeError, AttributeError)
 _BACKOFF = 0.001  # seconds before the second try of a transaction; doubled for each further one
 _MOST_BACKOFF = 0.05
+_TOMBSTONES = wire.MAX_OPS // 3  # made at once: each takes a check, a write and a deletion
 _DELAY_BACKOFF = 0.25  # a lock-delay lasts for seconds
+# Seconds between the questions whether a token is really unknown: a server that has just begun to
+# lead may say so of any. Nothing was done then.
+_DOUBTS = (0.05, 0.2, 0.5)
+
+
+class _Deleted:
+    """The keys of a deleted tree: their number, and those that are to leave a tombstone.
+
+    The first keys stand for themselves, so that every prefix of one is told; then the first key of
+    each folder. Who watches half a name in a large tree may wait.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._marks: dict[str, str] = {}
+
+    def add(self, key: str) -> None:
+        """One more."""
+        self.count += 1
+        if len(self._marks) < 3 * _TOMBSTONES:
+            name = key if self.count <= _TOMBSTONES else key.rpartition("/")[0]
+            self._marks.setdefault(name, key)
+
+    def marks(self) -> list[str]:
+        """The keys that are to leave a tombstone."""
+        return list(dict.fromkeys(self._marks.values()))
 
 
 class _Refused(KviError):
@@ -101,14 +127,19 @@ class ConsulKvi(Primitives):
     # -- point operations -------------------------------------------------------------------------
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:
-        status, body = self._send(wire.encode_get(key), monotonic() + timeout, write=False)
+        kv = self._look(key, monotonic() + timeout)
+        return None if kv is None else self._entry(kv, write=False)
+
+    def _look(self, key: str, deadline: float) -> dict[str, Any] | None:
+        """What Consul tells of a key, or ``None`` if it is not there."""
+        status, body = self._send(wire.encode_get(key), deadline, write=False)
         if status == 409:
             self._missing(body)
             return None
         results = self._results(body, write=False)
         if not results:
             raise errors.of_hidden(write=False)
-        return self._entry(results[0], write=False)
+        return results[0]
 
     def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
         if lease is not None:
@@ -222,12 +253,10 @@ class ConsulKvi(Primitives):
             )
             if unlocked is not None:
                 return unlocked[-1].revision
-            status, body = self._send(wire.encode_get(key), deadline, write=False)
-            if status == 409:
-                self._missing(body)
+            kv = self._look(key, deadline)
+            if kv is None:
                 created = self._apply((Op("cas", key, op.value, 0, None, _nonce()),), deadline)
                 return revision if created is None else created[-1].revision
-            kv = self._results(body, write=False)[0]
             if kv["Flags"] != op.flags:
                 break  # someone has written since
             # The session has let go of the key by itself, which is a change without a value.
@@ -251,21 +280,20 @@ class ConsulKvi(Primitives):
         """Read the whole answer; what is iterated later is this one moment's state."""
         pages = Pages()
         limit = scan.limit
-        with closing(self._entries(scan.span, timeout, keys_only=scan.keys_only)) as entries:
-            for entry in entries:
-                pages.add(entry)
+        deadline = monotonic() + timeout
+        with closing(self._found(scan.span, deadline)) as items:
+            for kv in items:
+                pages.add(self._entry(kv, write=False, keys_only=scan.keys_only))
                 if not scan.reverse and pages.count == limit:
                     break  # the rest of the answer is left unread, with its connection
         pages.finish()
-        if scan.reverse:
-            return RangeResult(None, lambda: pages.backward(limit))
-        return RangeResult(None, lambda: pages.forward(limit))
+        return RangeResult(None, lambda: pages.read(limit, reverse=scan.reverse))
 
     def _count(self, span: Span, timeout: float) -> int:
-        path = wire.path_of(span.common_prefix)
+        path, deadline = wire.path_of(span.common_prefix), monotonic() + timeout
         if path is None:  # only the JSON of a transaction can name this prefix, and it has no ?keys
-            return sum(1 for _ in self._entries(span, timeout, keys_only=True))
-        return sum(key in span for key in self._list(f"{path}?keys", timeout))
+            return sum(1 for _ in self._found(span, deadline))
+        return sum(key in span for key in self._list(f"{path}?keys", deadline))
 
     def _delete_range(self, span: Span, timeout: float) -> int:
         """Delete in one atomic step for a prefix, else key by key.
@@ -274,22 +302,22 @@ class ConsulKvi(Primitives):
         nothing there: the number is that of the keys a moment before, and may miss, or count
         twice, what others write at that moment.
         """
+        deadline = monotonic() + timeout
         if not span.start and span.end is None:
-            deadline = monotonic() + timeout
-            graves = Graves()
-            for key in self._list("?keys", timeout):
-                graves.add(key)
+            deleted = _Deleted()
+            for key in self._list("?keys", deadline):
+                deleted.add(key)
             head = self._transport.head("DELETE", f"/v1/kv/?recurse&{self._query}")
             status, body = self._exchange(head, b"", deadline, write=True)
             if status != 200:
-                raise errors.of_status(status, self._text(body), write=True)
-            self._mark(graves, deadline)
-            return graves.count
+                raise self._of_status(status, body, write=True)
+            self._mark(deleted.marks(), deadline)
+            return deleted.count
         if span.prefix is not None:
-            return self._delete_tree(span, span.prefix, timeout)
+            return self._delete_tree(span, span.prefix, deadline)
         return super()._delete_range(span, timeout)
 
-    def _delete_tree(self, span: Span, prefix: str, timeout: float) -> int:
+    def _delete_tree(self, span: Span, prefix: str, deadline: float) -> int:
         """Delete the keys of a prefix in one step, counting them in the same.
 
         Consul's tree of a prefix may hold one key that the span does not: the prefix itself, which
@@ -299,7 +327,6 @@ class ConsulKvi(Primitives):
         """
         tree = (Op("get-tree", prefix), Op("delete-tree", prefix))
         stranger = prefix if prefix not in span else prefix[:-1] if prefix[-1] == "\0" else ""
-        deadline = monotonic() + timeout
         if not stranger:
             return self._delete_all(span, tree, deadline)
         ops: tuple[Op, ...] = (Op("check-not-exists", stranger), *tree)
@@ -318,14 +345,14 @@ class ConsulKvi(Primitives):
 
     def _delete_all(self, span: Span, ops: tuple[Op, ...], deadline: float) -> int:
         """Delete a tree by ``ops``, which show it first; how many keys of ``span`` there were."""
-        graves = Graves()
-        for kv in self._txn_items(ops, deadline - monotonic(), write=True):
+        deleted = _Deleted()
+        for kv in self._txn_items(ops, deadline, write=True):
             if kv["Key"] in span:
-                graves.add(kv["Key"])
-        self._mark(graves, deadline)
-        return graves.count
+                deleted.add(kv["Key"])
+        self._mark(deleted.marks(), deadline)
+        return deleted.count
 
-    def _mark(self, graves: Graves, deadline: float) -> None:
+    def _mark(self, keys: list[str], deadline: float) -> None:
         """Let Consul tell those who wait for a prefix within a tree that it was deleted.
 
         It notes the deletion of a tree under the tree's own prefix only (and of the whole store
@@ -334,10 +361,9 @@ class ConsulKvi(Primitives):
         again, unseen in one transaction, brings the index forward. Should it fail, watches learn
         of the deletion once they have waited.
         """
-        keys = graves.keys
         with suppress(KviError):
             while keys and monotonic() < deadline:
-                some, keys = keys[:GRAVES_AT_ONCE], keys[GRAVES_AT_ONCE:]
+                some, keys = keys[:_TOMBSTONES], keys[_TOMBSTONES:]
                 self._apply(
                     tuple(
                         op
@@ -353,37 +379,22 @@ class ConsulKvi(Primitives):
 
     def _kept(self, key: str, ops: tuple[Op, ...], deadline: float) -> tuple[Op, ...]:
         """``ops``, which delete ``key``, so that it is afterwards as it is now."""
-        status, body = self._send(wire.encode_get(key), deadline, write=False)
-        if status == 409:
-            self._missing(body)
+        kv = self._look(key, deadline)
+        if kv is None:
             return (Op("check-not-exists", key), *ops)
-        results = self._results(body, write=False)
-        if not results:
-            raise errors.of_hidden(write=False)
-        found = self._entry(results[0], write=False)
+        found = self._entry(kv, write=False)
         session = None if found.lease is None else wire.session_of(found.lease)
         verb = "set" if session is None else "lock"
-        back = Op(verb, key, found.value, None, session, results[0]["Flags"])
+        back = Op(verb, key, found.value, None, session, kv["Flags"])
         return (Op("check-index", key, revision=found.revision), *ops, back)
 
-    def _entries(self, span: Span, timeout: float, *, keys_only: bool) -> Generator[KeyValue]:
-        """The entries of ``span`` as they come in; closing the iterator drops the answer."""
-        where = self._transport.where
-        with closing(self._found(span, timeout)) as items:
-            for kv in items:
-                try:
-                    entry = wire.entry_of(kv, keys_only=keys_only)
-                except _BAD as error:
-                    raise errors.of_nonsense(where, write=False) from error
-                yield entry
-
-    def _found(self, span: Span, timeout: float) -> Generator[dict[str, Any]]:
+    def _found(self, span: Span, deadline: float) -> Generator[dict[str, Any]]:
         """What Consul tells of the entries of ``span``, as it comes in."""
         prefix, start, end = span.common_prefix, span.start, span.end
         items = (
-            self._txn_items((Op("get-tree", prefix),), timeout, write=False)
+            self._txn_items((Op("get-tree", prefix),), deadline, write=False)
             if prefix
-            else self._list("?recurse", timeout)
+            else self._list("?recurse", deadline)
         )
         where = self._transport.where
         with closing(items):
@@ -401,16 +412,16 @@ class ConsulKvi(Primitives):
                     raise errors.of_nonsense(where, write=False) from error
                 yield kv
 
-    def _list(self, target: str, timeout: float) -> Generator[Any]:
+    def _list(self, target: str, deadline: float) -> Generator[Any]:
         """The items of a prefix read by path, entries or keys."""
         head = self._transport.head("GET", f"/v1/kv/{target}&{self._query}")
-        yield from self._items(head, b"", timeout, write=False)
+        yield from self._items(head, b"", deadline, write=False)
 
     def _txn_items(
-        self, ops: tuple[Op, ...], timeout: float, *, write: bool
+        self, ops: tuple[Op, ...], deadline: float, *, write: bool
     ) -> Generator[dict[str, Any]]:
         body = self._sized(wire.encode(ops))
-        for item in self._items(self._txn_head, body, timeout, write=write):
+        for item in self._items(self._txn_head, body, deadline, write=write):
             try:
                 kv = item["KV"]
                 kv["Key"].encode()
@@ -418,20 +429,20 @@ class ConsulKvi(Primitives):
                 raise errors.of_nonsense(self._transport.where, write=write) from error
             yield kv
 
-    def _items(self, head: bytes, body: bytes, timeout: float, *, write: bool) -> Generator[Any]:
+    def _items(self, head: bytes, body: bytes, deadline: float, *, write: bool) -> Generator[Any]:
         parser = wire.Parser()
         where = self._transport.where
         try:
-            with self._transport.stream(head, body, timeout, read_only=not write) as stream:
-                if stream.status == 404 and b"x-consul-index" in stream.headers:
+            with self._transport.begin(head, body, deadline, read_only=not write) as exchange:
+                status = exchange.status
+                if status == 404 and b"x-consul-index" in exchange.headers:
                     return  # nothing has this prefix
-                if stream.status == 409:
-                    refused = stream.read()
-                    self._missing(refused)
+                if status == 409:
+                    self._missing(exchange.read())
                     raise _Refused("Consul refused the transaction: a key has changed")
-                if stream.status != 200:
-                    raise errors.of_status(stream.status, self._text(stream.read()), write=write)
-                for piece in stream:
+                if status != 200:
+                    raise self._of_status(status, exchange.read(), write=write)
+                for piece in exchange.pieces():
                     yield from parser.feed(piece)
                 parser.end()
         except Broken as broken:
@@ -445,7 +456,7 @@ class ConsulKvi(Primitives):
         deadline = monotonic() + timeout
         status, body = self._session("create", sessions.encode_session(ttl), deadline, write=True)
         if status != 200:
-            raise errors.of_status(status, self._text(body), write=True)
+            raise self._of_status(status, body, write=True)
         try:
             return Grant(sessions.decode_created(body), ttl)
         except _BAD as error:
@@ -462,7 +473,7 @@ class ConsulKvi(Primitives):
             if not self._is_alive(session, deadline):
                 raise errors.of_refusal(Refusal.SESSION, "")
         if status != 200:
-            raise errors.of_status(status, self._text(body), write=False)
+            raise self._of_status(status, body, write=False)
         try:
             return sessions.decode_ttl(body) or float(CAPABILITIES.lease_max_ttl or 0)
         except _BAD as error:
@@ -473,7 +484,7 @@ class ConsulKvi(Primitives):
         head = self._transport.head("GET", f"/v1/session/info/{session}?{self._query}")
         status, body = self._exchange(head, b"", deadline, write=False)
         if status != 200:
-            raise errors.of_status(status, self._text(body), write=False)
+            raise self._of_status(status, body, write=False)
         return session.encode() in body
 
     def _lease_revoke(self, lease: int, timeout: float) -> None:
@@ -481,7 +492,7 @@ class ConsulKvi(Primitives):
         status, body = self._session(f"destroy/{session}", b"", monotonic() + timeout, write=True)
         # with ACLs, Consul looks for the session before it ends it
         if status != 200 and b"Unknown session" not in body:
-            raise errors.of_status(status, self._text(body), write=True)
+            raise self._of_status(status, body, write=True)
 
     def _session(
         self, what: str, body: bytes, deadline: float, *, write: bool
@@ -498,17 +509,13 @@ class ConsulKvi(Primitives):
             claim = self._claim((check, lock), lease, deadline)
             if claim is not None:
                 return claim
-            status, body = self._send(wire.encode_get(key), deadline, write=False)
-            if status == 409:
-                self._missing(body)
+            kv = self._look(key, deadline)
+            if kv is None:
                 check = Op("check-not-exists", key)
                 continue
-            results = self._results(body, write=False)
-            if not results:
-                raise errors.of_hidden(write=False)
             try:
-                found = sessions.owner(results[0], lease)
-                revision: int = results[0]["ModifyIndex"]
+                found = sessions.owner(kv, lease)
+                revision: int = kv["ModifyIndex"]
             except _BAD as error:
                 raise errors.of_nonsense(self._transport.where, write=False) from error
             if isinstance(found, Claim):
@@ -542,21 +549,14 @@ class ConsulKvi(Primitives):
 
     def _state_of(self, span: Span, timeout: float) -> Generator[dict[str, Any]]:
         """What Consul tells of the entries of ``span``, for a watch."""
-        key = only_key(span)
+        key, deadline = only_key(span), monotonic() + timeout
         if key is None:
-            yield from self._found(span, timeout)
-            return
-        status, body = self._send(wire.encode_get(key), monotonic() + timeout, write=False)
-        if status == 409:
-            self._missing(body)
-            return
-        results = self._results(body, write=False)
-        if not results:
-            raise errors.of_hidden(write=False)
-        yield results[0]
+            yield from self._found(span, deadline)
+        elif (kv := self._look(key, deadline)) is not None:
+            yield kv
 
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
-        return self._watches.watch(spec, wake, timeout)
+        return ConsulFeed(self._watches, spec, wake, timeout)
 
     # -- the handle -------------------------------------------------------------------------------
 
@@ -566,9 +566,9 @@ class ConsulKvi(Primitives):
         head = self._transport.head("GET", "/v1/status/leader")
         status, body = self._exchange(head, b"", deadline, write=False)
         if status != 200:
-            raise errors.of_status(status, self._text(body), write=False)
+            raise self._of_status(status, body, write=False)
         if body.strip() in (b'""', b""):
-            raise errors.of_status(500, "No cluster leader", write=False)
+            raise self._of_status(500, errors.NO_LEADER, write=False)
         # An empty transaction is a linearizable read that needs no permission for any key.
         self._results(self._send(b"[]", deadline, write=False)[1], write=False)
 
@@ -579,7 +579,7 @@ class ConsulKvi(Primitives):
 
     def _forked(self) -> None:
         self._transport.forked()  # first: it is what a handle has first
-        self._watches.forked()
+        self._watches.reset()
 
     # -- exchanges --------------------------------------------------------------------------------
 
@@ -587,18 +587,27 @@ class ConsulKvi(Primitives):
         """Send a transaction; its answer if the status is 200 or 409, else an error."""
         status, answer = self._exchange(self._txn_head, self._sized(body), deadline, write=write)
         if status != 200 and status != 409:
-            raise errors.of_status(status, self._text(answer), write=write)
+            raise self._of_status(status, answer, write=write)
         return status, answer
 
     def _exchange(
         self, head: bytes, body: bytes, deadline: float, *, write: bool
     ) -> tuple[int, bytes]:
-        try:
-            status, _, answer = self._transport.exchange(head, body, deadline, read_only=not write)
-        except Broken as broken:
-            where = self._transport.where
-            raise errors.of_broken(broken, where, write=write) from broken.__cause__
-        return status, answer
+        transport, doubts = self._transport, iter(_DOUBTS)
+        while True:
+            try:
+                answer = transport.exchange(head, body, deadline, read_only=not write)
+            except Broken as broken:
+                raise errors.of_broken(broken, transport.where, write=write) from broken.__cause__
+            if answer.status == 403 and errors.NO_TOKEN in answer.body:
+                pause = next(doubts, None)
+                if pause is not None and monotonic() + pause < deadline:
+                    transport.closing.wait(pause)
+                    continue
+            return answer.status, answer.body
+
+    def _of_status(self, status: int, body: bytes, *, write: bool) -> KviError:
+        return errors.of_status(status, self._text(body), write=write, dc=self._dc)
 
     def _sized(self, body: bytes) -> bytes:
         if len(body) > wire.MAX_BODY:
@@ -614,9 +623,9 @@ class ConsulKvi(Primitives):
         except _BAD as error:
             raise errors.of_nonsense(self._transport.where, write=write) from error
 
-    def _entry(self, kv: dict[str, Any], *, write: bool) -> KeyValue:
+    def _entry(self, kv: dict[str, Any], *, write: bool, keys_only: bool = False) -> KeyValue:
         try:
-            return wire.entry_of(kv)
+            return wire.entry_of(kv, keys_only=keys_only)
         except _BAD as error:
             raise errors.of_nonsense(self._transport.where, write=write) from error
 

@@ -1,14 +1,26 @@
 """Requests over a pool of connections to an agent, or to one of several.
 
 *Theory.* The connection used last is used first (LIFO), so that a quiet program keeps few of them
-warm and the rest time out. At most `MOST` are open at once, because an agent resets its 201st
-connection from one address, which for a write would be a fate unknown; a thread beyond that waits
-for its turn.
+warm and the rest time out. A call needs a `Places` place before it gets one: there are few of them,
+first come, first served, because an agent takes only so many connections from one address, for all
+processes there. Waiting for one counts against the call's time. A watch's queries need no place;
+`kvi_consul.watches` makes no more of them than there are places.
+
+=============  =====================================  ===========================================
+what           is owned by                            and given back
+=============  =====================================  ===========================================
+a place        the `Exchange` of a call               when its block ends
+a connection   the `Exchange` that uses it, which     to the idle ones if its answer was read
+               is in ``_busy`` so that `close` can    whole and its agent is the current one; else
+               wake who waits on it                   it is closed
+=============  =====================================  ===========================================
 
 A connection that was idle may have been closed by the server in that very moment. Before it is
 reused it is checked; if it fails all the same before any byte of an answer, the request is sent
 again on another one, but a write only if not one byte of it was sent (`kvi_consul.connection`
-tells). Everything else that fails is `Broken`, which says whether the server may have the request.
+tells). A silence condemns the idle ones as well: what swallows the bytes of one, such as a router
+that forgot, swallows those of its neighbours. Everything else that fails is `Broken`, which says
+whether the server may have the request.
 
 *Several agents.* One of them is the current one, which new connections go to. It is left when it
 cannot be connected to, breaks off, does not answer in time, or knows no leader; its idle
@@ -16,31 +28,29 @@ connections are closed then. A request that was not sent goes to the next agent 
 once around. A read waits for its share of the time, and `_SILENCE` seconds at the most, for each
 agent but the last; a write has all of it.
 
-Every connection in use is in ``_busy``, also while it is being made, so that `close` can wake the
-threads that wait on them. Redirects are not followed: Consul redirects ``a//b`` to ``a/b``, another
-key. The token travels in a header only, never in a URL, which ends in logs.
+Redirects are not followed: Consul redirects ``a//b`` to ``a/b``, another key. The token travels in
+a header only, never in a URL, which ends in logs.
 """
 
 from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterator
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from kvi_consul.connection import Connection
 from kvi_consul.errors import NO_LEADER, Broken, is_certificate_alert
-from kvi_consul.flag import Flag
 
-MOST = 64  # connections open at once
-IDLE = 16  # connections kept while nobody uses them
+CONNECTIONS = 8  # open at once for calls, unless the handle says otherwise
 _DRAIN = 1.0  # seconds that close() waits for woken threads to let go of their sockets
 _VERDICT = 1.0  # seconds that a server takes at most to refuse a certificate
 _SILENCE = 2.0  # seconds that a read waits for an agent, if there is another
 _PATIENCE = 0.5  # seconds; requests that have less never leave an agent for its silence
 _PIECE = 1 << 18  # bytes of a streamed answer that are handed on at once
+_LONGEST_WAIT = 1e6  # seconds that the system's locks can count
 
 
 class Agent(NamedTuple):
@@ -73,9 +83,7 @@ class Call:
     """A request that another thread may `end` early: it fails then, also if it has yet to begin."""
 
     def __init__(self) -> None:
-        # Re-entrant: a signal handler may end it while its own thread does, or uses it; both set
-        # the same things whatever the other has set.
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._connection: Connection | None = None
         self.ended = False
 
@@ -85,54 +93,115 @@ class Call:
             self.ended = True
             if self._connection is not None:
                 self._connection.abort()
-                self._connection.reusable = False
 
     def use(self, connection: Connection | None) -> None:
-        """Say which connection the request is on; ``None``: on none any more."""
+        """Say which connection the request is on; ``None``: on none any more. Raises `Broken`."""
         with self._lock:
             if connection is not None and self.ended:
-                raise ConnectionAbortedError("the request was given up")
+                raise Broken(sent=False) from ConnectionAbortedError("the request was given up")
             self._connection = connection
 
 
-class Stream:
-    """An answer that is read piece by piece."""
+class Places:
+    """A number of places, handed out first come, first served."""
 
-    def __init__(self, connection: Connection, patience: float, leave: Callable[[], None]) -> None:
-        self._connection = connection
-        self._patience = patience
-        self._leave = leave
-        self.status = connection.status
-        self.headers = connection.headers
+    def __init__(self, number: int) -> None:
+        self._lock = threading.Lock()
+        self._free = number
+        self._queue: deque[threading.Lock] = deque()  # each held until its owner is handed a place
+
+    def take(self, deadline: float) -> None:
+        """Take a place, waiting for one. Raises `Broken` if there is none until ``deadline``."""
+        with self._lock:
+            if self._free > 0:
+                self._free -= 1
+                return
+            gate = threading.Lock()
+            gate.acquire()
+            self._queue.append(gate)
+        if gate.acquire(timeout=min(max(deadline - monotonic(), 0.0), _LONGEST_WAIT)):
+            return
+        with self._lock:
+            if gate in self._queue:
+                self._queue.remove(gate)
+                raise Broken(sent=False) from TimeoutError("all connections are in use")
+            # Else it was handed over in this very moment.
+
+    def give(self) -> None:
+        """Give a place back: to who has waited longest, if anybody does."""
+        with self._lock:
+            if self._queue:
+                self._queue.popleft().release()
+            else:
+                self._free += 1
+
+    def open(self) -> None:
+        """Let everybody in, now and later: who comes in finds the handle closed."""
+        with self._lock:
+            self._free = 1 << 62
+            while self._queue:
+                self._queue.popleft().release()
+
+
+class Exchange:
+    """A request on its way, and its answer; the end of its block gives back what it uses."""
+
+    __slots__ = ("_began", "_call", "_connection", "_transport", "headers", "status")
+
+    def __init__(
+        self, transport: Transport, connection: Connection, call: Call | None, began: float
+    ) -> None:
+        self._transport, self._connection, self._call = transport, connection, call
+        self._began = began
+        # Taken now: the connection is another thread's once the block has ended.
+        self.status, self.headers = connection.status, connection.headers
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._transport._give(self._connection, self._call)
 
     def read(self) -> bytes:
-        """All of it. An agent that says it has no leader is left by the way."""
-        content = b"".join(self)
+        """All of the answer. An agent that says it has no leader is left by the way."""
+        try:
+            content = self._connection.read_body()
+        except Broken as broken:
+            self._fail(broken)
+            raise
         if self.status == 500 and NO_LEADER in content:
-            self._leave()
+            self._transport._leave(self._connection.agent)
         return content
 
-    def __iter__(self) -> Iterator[bytes]:
-        """The answer in pieces of a useful size; each may take as long as the time-out says."""
-        pieces = self._connection.pieces()
-        while piece := self._gather(pieces):
-            yield piece
-            self._connection.deadline = monotonic() + self._patience
+    def pieces(self, patience: float | None = None) -> Iterator[bytes]:
+        """The answer in pieces of a useful size, each of which may take ``patience`` seconds.
 
-    def _gather(self, pieces: Iterator[bytes]) -> bytes:
+        Without it, all of them together have what is left until the deadline.
+        """
         # The server sends chunks of a few kilobytes; a reader that starts over for each would
         # look at a large value a hundred times before it is there whole.
         gathered: list[bytes] = []
         size = 0
-        try:
-            for piece in pieces:
-                gathered.append(piece)
-                size += len(piece)
-                if size >= _PIECE:
-                    break
-        except OSError as error:
-            raise Broken(sent=True) from error
-        return b"".join(gathered)
+        pieces = self._connection.pieces()
+        while True:
+            try:
+                piece = next(pieces, b"")
+            except Broken as broken:
+                self._fail(broken)
+                raise
+            gathered.append(piece)
+            size += len(piece)
+            if size and (size >= _PIECE or not piece):
+                yield b"".join(gathered)
+                gathered, size = [], 0
+                if patience is not None:
+                    self._connection.deadline = monotonic() + patience
+            if not piece:
+                return
+
+    def _fail(self, broken: Broken) -> None:
+        if self._call is None or not self._call.ended:
+            self._transport._blame(self._connection.agent, broken.__cause__, self._began)
 
 
 class Transport:
@@ -145,7 +214,9 @@ class Transport:
         *others: tuple[str, int],
         token: str | None = None,
         tls: ssl.SSLContext | None = None,
+        connections: int = CONNECTIONS,
     ) -> None:
+        """``connections``: how many are open at once for calls, and how many more for watches."""
         agents = [(host, port), *others]
         self.host, self.port, self.tls, self.token = host, port, tls, token
         self._agents = [Agent.at(*agent) for agent in agents]
@@ -154,14 +225,16 @@ class Transport:
         self._fixed = b""
         if token is not None:
             self._fixed = b"X-Consul-Token: " + token.encode() + b"\r\n"
-        self.closing = Flag()
+        self.connections = connections
+        self.closing = threading.Event()
         self._reset()
 
     def _reset(self) -> None:
-        # Re-entrant: a signal handler may close the handle while its own thread is in here.
-        self._free = threading.Condition(threading.RLock())
+        self._places = Places(self.connections)
+        self._lock = threading.Lock()  # guards what follows
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
+        self._unused = threading.Event()  # set: closing, and nothing is busy
 
     def head(self, method: str, target: str, token: str | None = None) -> bytes:
         """The head of a request, up to the number of bytes of its body.
@@ -181,87 +254,28 @@ class Transport:
 
         ``waits``: the server is asked to wait with its answer, so that silence means nothing.
         """
-        began = monotonic()
-        connection = self._begin(head, body, deadline, read_only, shared=read_only and not waits)
-        try:
-            content = connection.read_body()
-            if connection.status == 500 and NO_LEADER in content:
-                self._leave(connection.agent)
-            # Taken before the connection is another thread's.
-            return Answer(connection.status, connection.headers, content)
-        except OSError as error:
-            self._blame(connection.agent, error, began)
-            raise Broken(sent=True) from error
-        finally:
-            self._release(connection)
+        with self.begin(head, body, deadline, read_only=read_only, waits=waits) as exchange:
+            return Answer(exchange.status, exchange.headers, exchange.read())
 
-    @contextmanager
-    def stream(
-        self,
-        head: bytes,
-        body: bytes,
-        seconds: float,
-        *,
-        read_only: bool,
-        call: Call | None = None,
-    ) -> Iterator[Stream]:
-        """Send one request and read its answer piece by piece; raises `Broken`.
-
-        Leaving the block before the end of the answer drops the connection. A request with a
-        ``call`` is one whose answer the server may keep back.
-        """
-        began = monotonic()
-        shared = read_only and call is None
-        connection = self._begin(head, body, began + seconds, read_only, call, shared=shared)
-        try:
-            yield Stream(connection, seconds, lambda: self._leave(connection.agent))
-        except Broken as broken:
-            if call is None or not call.ended:
-                self._blame(connection.agent, broken.__cause__, began)
-            raise
-        finally:
-            self._release(connection, call)
-
-    def close(self) -> None:
-        """Close all connections and wake every thread that waits for one or on one.
-
-        From a signal handler as well: a request of the thread that it interrupted fails when that
-        goes on, or, if it was about to begin, ends by its time-out.
-        """
-        self.closing.set()
-        with self._free:
-            for connection in self._busy:
-                connection.abort()
-            while self._idle:
-                self._idle.pop().close()
-            self._free.notify_all()
-            self._free.wait_for(lambda: not self._busy, _DRAIN)
-
-    def forked(self) -> None:
-        """In a child: drop the parent's connections without a word on them."""
-        connections = [*self._idle, *self._busy]
-        self._reset()  # a new lock too: another thread of the parent may have held the old one
-        for connection in connections:
-            connection.close()
-
-    def _begin(
+    def begin(
         self,
         head: bytes,
         body: bytes,
         deadline: float,
-        read_only: bool,
-        call: Call | None = None,
         *,
-        shared: bool,
-    ) -> Connection:
-        """Send a request, and read the head of its answer.
+        read_only: bool,
+        waits: bool = False,
+        call: Call | None = None,
+    ) -> Exchange:
+        """Send one request and read the head of its answer; raises `Broken`.
 
-        ``shared``: an agent that does not answer in its share of the time is left for the next.
+        Leaving the block of what it returns before the end of the answer drops the connection. A
+        request with a ``call`` is a watch's: another thread may end it, and it needs no place.
         """
         began, others = monotonic(), len(self._agents) - 1
-        shared = shared and deadline - began >= _PATIENCE
+        shared = read_only and not waits and call is None and deadline - began >= _PATIENCE
         while True:
-            connection = self._acquire(deadline)
+            connection = self._take(deadline, call)
             agent = self._agents[connection.agent]
             connecting = not connection.reused
             now = monotonic()
@@ -271,73 +285,107 @@ class Transport:
                 if call is not None:
                     call.use(connection)
                 if connecting:
-                    connection.connect(agent.host, agent.port, self.tls, min(share, limit))
+                    until = min(share, limit)
+                    connection.connect(agent.host, agent.port, self.tls, until)
+                    if not read_only:
+                        connection.greet(agent.header, until)
                     connecting = False
                 connection.send(b"%b%d\r\n%b\r\n%b" % (head, len(body), agent.header, body), limit)
                 connection.read_head()
                 connection.deadline = deadline
-                return connection
-            except OSError as error:
-                self._release(connection, call)
+                return Exchange(self, connection, call, began)
+            except Broken as broken:
+                self._give(connection, call)
                 if (call is not None and call.ended) or self.closing.is_set():
-                    raise Broken(sent=connection.touched) from error
-                silent = shared and isinstance(error, TimeoutError)
-                if others and (connecting or silent):
+                    raise
+                late = isinstance(broken.__cause__, TimeoutError)
+                if others and (connecting or (shared and late)):
                     others -= 1
                     self._leave(connection.agent)
                     continue
                 unheard = not connection.touched or (read_only and not connection.answered)
-                if not (connection.reused and unheard and not isinstance(error, TimeoutError)):
-                    self._blame(connection.agent, error, began)
-                    alert = self._alert(connection, error, deadline)
-                    raise Broken(sent=connection.touched) from (alert or error)
+                if connection.reused and unheard and not late:
+                    continue
+                self._blame(connection.agent, broken.__cause__, began)
+                alert = self._alert(connection, broken, deadline)
+                if alert is not None:
+                    raise Broken(sent=connection.touched) from alert
+                raise
             except BaseException:
-                self._release(connection, call)
+                self._give(connection, call)
                 raise
 
-    def _alert(self, failed: Connection, error: OSError, deadline: float) -> OSError | None:
+    def close(self) -> None:
+        """Close all connections and wake every thread that waits for one or on one."""
+        with self._lock:
+            self.closing.set()
+            busy, idle, self._idle = list(self._busy), self._idle, []
+        self._places.open()
+        for connection in busy:
+            connection.abort()
+        for connection in idle:
+            connection.close()
+        if busy:
+            self._unused.wait(_DRAIN)
+
+    def forked(self) -> None:
+        """In a child: drop the parent's connections without a word on them."""
+        connections = [*self._idle, *self._busy]
+        self._reset()  # new locks too: another thread of the parent may have held the old ones
+        for connection in connections:
+            connection.close()
+
+    def _alert(self, failed: Connection, broken: Broken, deadline: float) -> BaseException | None:
         """What the server has against our certificate, if that is why a first request failed.
 
         With TLS 1.3 it looks at the certificate after the handshake, and before any request. Its
         alert is lost if it closes the connection on a request that it has not read: so a second
         connection asks for nothing, and listens.
         """
+        cause = broken.__cause__
         if self.tls is None or failed.reused or failed.answered:
             return None
-        if isinstance(error, TimeoutError) or is_certificate_alert(error):
+        if isinstance(cause, TimeoutError) or is_certificate_alert(cause):
             return None
         agent, end = self._agents[failed.agent], min(deadline, monotonic() + _VERDICT)
         probe = Connection()
         try:
             probe.connect(agent.host, agent.port, self.tls, end)
             probe.listen(end)
-        except OSError as verdict:
-            return verdict if is_certificate_alert(verdict) else None
+        except Broken as verdict:
+            return verdict.__cause__ if is_certificate_alert(verdict.__cause__) else None
         finally:
             probe.close()
         return None
 
     def _blame(self, agent: int, error: BaseException | None, began: float) -> None:
         """A request to ``agent``, made since ``began``, failed: leave it if that is its fault."""
-        if not isinstance(error, TimeoutError) or monotonic() - began >= _PATIENCE / 2:
+        late = isinstance(error, TimeoutError)
+        if late:
+            self._drop_idle()
+        if not late or monotonic() - began >= _PATIENCE / 2:
             self._leave(agent)
 
     def _leave(self, agent: int) -> None:
         """Go on with the next agent, unless that has happened already."""
-        with self._free:
+        with self._lock:
             if agent != self._at or len(self._agents) == 1:
                 return
             self._at = (agent + 1) % len(self._agents)
-            while self._idle:
-                self._idle.pop().close()
+        self._drop_idle()
 
-    def _acquire(self, deadline: float) -> Connection:
+    def _drop_idle(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _take(self, deadline: float, call: Call | None) -> Connection:
+        """A connection, connected or not yet, in ``_busy``. Raises `Broken`."""
+        if call is None:
+            self._places.take(deadline)
         while True:
-            with self._free:
-                while not self._idle and len(self._busy) >= MOST and not self.closing.is_set():
-                    if not self._free.wait(deadline - monotonic()):
-                        self._free.notify()  # should the place have come just too late for this one
-                        raise Broken(sent=False) from TimeoutError("all connections are in use")
+            with self._lock:
                 if self.closing.is_set():
                     raise Broken(sent=False) from ConnectionAbortedError("the handle was closed")
                 connection = self._idle.pop() if self._idle else Connection(self._at)
@@ -345,17 +393,26 @@ class Transport:
             if not connection.reused or connection.idle():
                 return connection
             connection.reusable = False
-            self._release(connection)
+            self._put_away(connection)
 
-    def _release(self, connection: Connection, call: Call | None = None) -> None:
+    def _give(self, connection: Connection, call: Call | None) -> None:
         if call is not None:
             call.use(None)  # first: who gets the connection next must not be ended with it
-        with self._free:
+        self._put_away(connection)
+        if call is None:
+            self._places.give()
+
+    def _put_away(self, connection: Connection) -> None:
+        with self._lock:
             self._busy.discard(connection)
-            current = connection.agent == self._at and not self.closing.is_set()
-            if connection.reusable and len(self._idle) < IDLE and current:
+            closing = self.closing.is_set()
+            kept = connection.reusable and not connection.aborted and not closing
+            kept = kept and connection.agent == self._at and len(self._idle) < self.connections
+            if kept:
                 connection.reused = True
                 self._idle.append(connection)
-            else:
-                connection.close()
-            self._free.notify()
+            unused = closing and not self._busy
+        if not kept:
+            connection.close()
+        if unused:
+            self._unused.set()

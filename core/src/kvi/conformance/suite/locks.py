@@ -14,6 +14,7 @@ from kvi.conformance.contract import rule
 from kvi.conformance.neighbours import snapshot
 from kvi.conformance.rules import Rules
 from kvi.conformance.waiting import Reopen, side_by_side, until
+from kvi.ops import ClaimOp
 
 SHORT = 0.05  # seconds that a waiter waits in vain
 
@@ -353,7 +354,7 @@ class TestLocks(Rules):
     def test_crashed_holder(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
         """A holder that renews no more frees the lock within the declared bound."""
         lease = store.lease(brief, keep_alive=False)
-        claim = store._scope.primitives._lock_claim("jobs", lease.id, 5)
+        claim = store._do(ClaimOp("jobs", lease.id), 5)
         assert claim.ahead is None
         bound = store.capabilities.lease_expiry_factor * lease.ttl + 1
         assert not peer.lock("jobs").acquire(0)

@@ -1,0 +1,1 @@
+"""What is simulated, and what must hold at every step of it."""
