@@ -285,7 +285,9 @@ def test_slow_network(proxy: TcpProxy, store: kvi.Kvi, writer: kvi.Kvi) -> None:
     feeds: dict[int, Feed] = {}
 
     def begin(number: int) -> None:
-        feeds[number] = inmost(store)._watch(WatchSpec(Span(f"k{number}", f"k{number}\0")), nothing, 10)
+        feeds[number] = inmost(store)._watch(
+            WatchSpec(Span(f"k{number}", f"k{number}\0")), nothing, 10
+        )
         if number % 3 == 0:
             feeds[number].close()
 
