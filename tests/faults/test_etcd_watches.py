@@ -234,7 +234,7 @@ def test_away_for_a_while(proxy: TcpProxy, store: kvi.Kvi, writer: kvi.Kvi) -> N
         cut_off(proxy)
         for number in range(10):
             writer.store("k", f"{number}")
-        other = store._watch
+        other = inmost(store)._watch
         with pytest.raises((kvi.Unavailable, kvi.Timeout)):
             other(WatchSpec(everything()), nothing, 1)
         assert consumer.events == []
