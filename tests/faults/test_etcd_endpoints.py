@@ -197,9 +197,11 @@ def test_bad_certificate_of_one_endpoint(server: EtcdServer, tmp_path: Path) -> 
                         time.sleep(0.5)  # by then the watch has come by the bad one
                         between.refuse(False)
                         assert watch.next(30).value == str(turn).encode()
-        with kvi.open(f"etcd+tls://{hosts}?ca={good.ca}", timeout=5, retry=None) as store:
-            with pytest.raises(kvi.Unavailable):
-                store.store("k", "3")
+        with (
+            kvi.open(f"etcd+tls://{hosts}?ca={good.ca}", timeout=5, retry=None) as store,
+            pytest.raises(kvi.Unavailable),
+        ):
+            store.store("k", "3")
     with TlsProxy(target, other, mutual=False) as bad:
         uri = f"etcd+tls://127.0.0.1:{bad.port}?ca={good.ca}"
         with kvi.open(uri, retry=None) as store, pytest.raises(kvi.AuthenticationFailed):
@@ -275,17 +277,8 @@ def test_right_taken_away_from_many(monkeypatch: pytest.MonkeyPatch) -> None:
                 return log_in(endpoint, way)
 
             monkeypatch.setattr(connection, "_log_in", counted)
-            etcdctl(
-                server,
-                *[
-                    "--user=root:rootpw",
-                    "role",
-                    "revoke-permission",
-                    "app",
-                    "--prefix=true",
-                    "app/",
-                ],
-            )
+            revoke = "--user=root:rootpw role revoke-permission app --prefix=true app/"
+            etcdctl(server, *revoke.split())
             proxy.cut()
             for feed in feeds:
                 with pytest.raises(kvi.PermissionDenied):
