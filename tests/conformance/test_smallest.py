@@ -1,7 +1,7 @@
 """What `Primitives` derives from nine primitives keeps the contract too.
 
-Of the suite what the derived ones serve; the rest runs on such a backend in `test_documented`, whose
-locks and watches are the other kind.
+Of the suite what the derived ones serve; the rest runs on such a backend in `test_documented`,
+whose locks and watches are of the other kind.
 """
 
 from __future__ import annotations
