@@ -27,7 +27,7 @@ import pytest
 from kvi import EventType, Key, Put
 from kvi.feed import Batch, Feed, Wake, WatchSpec
 from kvi.model import Claim, Grant, KeyValue, Span
-from kvi.ops import ClaimOp, GrantOp, ReleaseOp, RenewOp, RevokeOp, WatchOp
+from kvi.ops import ClaimOp, GrantOp, PollOp, ReleaseOp, RenewOp, RevokeOp, WatchOp
 from kvi_consul import diff, sessions, watches, wire
 from kvi_consul.store import ConsulKvi
 from kvi_consul.transport import CONNECTIONS
@@ -85,9 +85,26 @@ def native(store: kvi.Kvi, name: str) -> str:
 # What programs do not call themselves, within the store's namespace.
 
 
+class Within(Feed):
+    """A feed as it is polled through a handle: in the keys of its namespace."""
+
+    def __init__(self, store: kvi.Kvi, inner: Feed) -> None:
+        self._store = store
+        self._inner = inner
+        self.revision = inner.revision
+
+    def poll(self, timeout: float) -> Batch | None:
+        """The next events."""
+        return self._store._do(PollOp(self._inner), timeout)
+
+    def close(self) -> None:
+        """End it."""
+        self._inner.close()
+
+
 def watch(store: kvi.Kvi, spec: WatchSpec, wake: Wake, seconds: float = 5) -> Feed:
     """A feed."""
-    return store._do(WatchOp(spec, wake), seconds)
+    return Within(store, store._do(WatchOp(spec, wake), seconds))
 
 
 def grant(store: kvi.Kvi, ttl: float, seconds: float = 5) -> Grant:

@@ -114,7 +114,7 @@ class Runtime(Protocol):
         """As `post`, but at once where nothing can interrupt it."""
 
     def read(self, flow: Callable[[Port], Flow[Any]]) -> None:
-        """Run a flow soon that nobody waits for, and that waits for nobody else's. As `post`."""
+        """Read for a watch, soon. Any thread, at any moment; never blocks."""
 
     def spawn(self, flow: Callable[[Port], Flow[Any]]) -> None:
         """Run a flow of kvi's own soon, which nobody waits for. Never waits for the program."""

@@ -7,6 +7,7 @@ that they derive from, none.
 
 from tests.conformance.broken import (
     handles,
+    interrupts,
     keys,
     leases,
     locks,
@@ -23,6 +24,7 @@ __all__ = [
     "BROKEN",
     "Mutant",
     "handles",
+    "interrupts",
     "keys",
     "leases",
     "locks",

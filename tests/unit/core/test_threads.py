@@ -471,6 +471,29 @@ def test_threads_that_come_and_go(
     assert not threads._flows._free
 
 
+def test_no_thread_is_left_waiting(threads: Threads, handle: Handle) -> None:
+    """A thread that was started for work which another one took ends with the others."""
+    for _ in range(30):
+        own = Threads()
+        callers = [
+            threading.Thread(
+                target=lambda: [own.drive(Errand(at_once(nothing), None, handle)) for _ in range(5)]  # noqa: B023
+            )
+            for _ in range(4)
+        ]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        own.stop()
+        own.join()
+        assert not alive(own)
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
 def test_stopped_flows(threads: Threads, handle: Handle) -> None:
     """After stop the threads end as soon as they can; a late errand still comes to its end."""
     step = Step()
@@ -507,13 +530,20 @@ def test_burst_needs_few_threads(threads: Threads, monkeypatch: pytest.MonkeyPat
     assert sorted(done) == list(range(10_000))
 
 
-@pytest.mark.parametrize("blocking", range(1, 7))
-def test_stuck_call_backs_get_company(threads: Threads, blocking: int) -> None:
-    """However many block, the last is run, and the others' threads end again."""
+@pytest.mark.parametrize("kind", ["call_back", "spawn_call", "read"])
+def test_what_is_stuck_gets_company(threads: Threads, kind: str) -> None:
+    """However many block, the last is run."""
     go, quick = threading.Event(), threading.Event()
-    for _ in range(blocking):
-        threads.call_back(lambda: go.wait(60))
-    threads.call_back(quick.set)
+
+    def submit(function: Callable[[], object]) -> None:
+        if kind == "read":
+            threads.read(at_once(function))
+        else:
+            getattr(threads, kind)(function)
+
+    for _ in range(6):
+        submit(lambda: go.wait(60))
+    submit(quick.set)
     assert quick.wait(20)
     go.set()
 

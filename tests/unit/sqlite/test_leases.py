@@ -29,7 +29,7 @@ TTL = 0.3
 
 def grant(store: kvi.Kvi, ttl: float = TTL, **entries: str) -> int:
     """A lease that nobody renews, with keys."""
-    lease = store._lease_grant(ttl, 5).id
+    lease: int = inmost(store)._lease_grant(ttl, 5).id
     if entries:
         store.txn(then=[Put(key, value, lease) for key, value in entries.items()])
     return lease
@@ -59,21 +59,21 @@ def test_revoked_lease_takes_its_keys_in_one_revision(path: Path, store: kvi.Kvi
     """Revoking deletes the lease's keys, and no others, in one commit; again, it does nothing."""
     lease = grant(store, 60, b="1", a="2")
     store.store("c", "3")
-    store._lease_revoke(lease, 5)
+    inmost(store)._lease_revoke(lease, 5)
     assert [entry.key for entry in store.range()] == ["c"]
     assert history(path)[-2:] == [(3, b"a", None), (3, b"b", None)]
-    store._lease_revoke(lease, 5)
-    store._lease_revoke(2**70, 5)
+    inmost(store)._lease_revoke(lease, 5)
+    inmost(store)._lease_revoke(2**70, 5)
     assert store.range().revision == 3
 
 
 def test_lease_without_keys_ends_without_revision(store: kvi.Kvi) -> None:
     """A lease that has no keys, or no more, leaves no trace in the history."""
     store.store("a", "1")
-    store._lease_revoke(grant(store), 5)
+    inmost(store)._lease_revoke(grant(store), 5)
     lease = grant(store, a="2")
     store.store("a", "3")
-    store._lease_revoke(lease, 5)
+    inmost(store)._lease_revoke(lease, 5)
     entry = store.get("a")
     assert entry is not None
     assert (entry.lease, entry.revision) == (None, 3)
@@ -111,7 +111,7 @@ WRITES: list[tuple[Callable[[kvi.Kvi], object], object]] = [
     (lambda store: store.tas("k", "v", "w"), False),
     (lambda store: store.txn([Key("k").absent], [Put("k", "w")]).revision, 3),
     (lambda store: store.txn([Key("k").exists], [Put("k", "w")]).revision, 2),
-    (lambda store: store._lease_revoke(77, 5), None),
+    (lambda store: inmost(store)._lease_revoke(77, 5), None),
 ]
 
 
@@ -202,7 +202,7 @@ def test_lost_lease_writes_nothing(path: Path, store: kvi.Kvi) -> None:
     store.store("k", "old")
     expired, revoked, alive = grant(store), grant(store), grant(store, 60)
     pass_time(path, 30)
-    store._lease_revoke(revoked, 5)
+    inmost(store)._lease_revoke(revoked, 5)
     for lease in (expired, revoked, 4711, 2**63, 2**200):
         with pytest.raises(kvi.LeaseLost):
             store.store("k", "new", lease=lease)
@@ -211,9 +211,9 @@ def test_lost_lease_writes_nothing(path: Path, store: kvi.Kvi) -> None:
         with pytest.raises(kvi.LeaseLost):
             store.txn(then=[Put("a", "new", alive), Put("k", "new", lease)])
         with pytest.raises(kvi.LeaseLost):
-            store._lease_renew(lease, 5)
+            inmost(store)._lease_renew(lease, 5)
         with pytest.raises(kvi.LeaseLost):
-            store._lock_claim("lock", lease, 5)
+            inmost(store)._lock_claim("lock", lease, 5)
     assert [(entry.key, entry.text) for entry in store.range()] == [("k", "old")]
     assert store.store("k", "new", lease=alive) == 2
 
@@ -221,10 +221,10 @@ def test_lost_lease_writes_nothing(path: Path, store: kvi.Kvi) -> None:
 def test_expired_lease_cannot_be_renewed(path: Path, store: kvi.Kvi) -> None:
     """Past its deadline a lease is lost, though nobody has deleted its keys yet."""
     lease = grant(store, 60, k="v")
-    assert store._lease_renew(lease, 5) == 60
+    assert inmost(store)._lease_renew(lease, 5) == 60
     pass_time(path)
     with pytest.raises(kvi.LeaseLost):
-        store._lease_renew(lease, 5)
+        inmost(store)._lease_renew(lease, 5)
     assert store.get("k") is None
 
 
@@ -235,7 +235,7 @@ def test_lease_ends_between_its_ttl_and_a_second_more(store: kvi.Kvi) -> None:
     renewed = clock.now()
     for _ in range(5):
         renewed = clock.now()
-        store._lease_renew(lease, 5)
+        inmost(store)._lease_renew(lease, 5)
         while True:
             before = clock.now()
             there = store.get("k") is not None
@@ -250,9 +250,9 @@ def test_lease_ends_between_its_ttl_and_a_second_more(store: kvi.Kvi) -> None:
 def test_renewal_of_every_length(store: kvi.Kvi) -> None:
     """Any ttl above 0 is granted as it is, to the longest that a number can be."""
     for ttl in (1e-9, 0.1, 60, 1e12, 1e308):
-        assert store._lease_grant(ttl, 5).ttl == ttl
-    lease = store._lease_grant(1e308, 5).id
-    assert store._lease_renew(lease, 5) == 1e308
+        assert inmost(store)._lease_grant(ttl, 5).ttl == ttl
+    lease = inmost(store)._lease_grant(1e308, 5).id
+    assert inmost(store)._lease_renew(lease, 5) == 1e308
     store.store("k", "v", lease=lease)
     assert store.get("k") is not None
 
@@ -268,9 +268,9 @@ def test_renewals_are_not_synced_and_all_else_is(store: kvi.Kvi) -> None:
 
     pool = inmost(store)._pool
     for _ in range(3):
-        store._lease_renew(lease, 5)
+        inmost(store)._lease_renew(lease, 5)
         with pytest.raises(kvi.LeaseLost):
-            store._lease_renew(1, 5)
+            inmost(store)._lease_renew(1, 5)
         assert len(pool.live) == 1
         pool.read(level, 1e12)
         pool.write(level, 1e12, synced=False)
@@ -316,7 +316,7 @@ def test_owner_killed(store: kvi.Kvi, uri: str, path: Path) -> None:
 def test_watching_handle_sweeps_by_itself(store: kvi.Kvi, path: Path, uri: str) -> None:
     """Where somebody watches, the deletes of an expired lease come without anybody's access."""
     news = threading.Event()
-    feed = store._watch(WatchSpec(Span("k", "k\0")), news.set, 5)
+    feed = inmost(store)._watch(WatchSpec(Span("k", "k\0")), news.set, 5)
     with kvi.open(uri) as other:
         begun = clock.now()
         grant(other, k="v")
@@ -348,7 +348,7 @@ def test_reboot_gives_every_lease_its_time_again(path: Path, uri: str) -> None:
         before = clock.now()
         with kvi.open(uri) as store:
             assert store.get("k") is not None
-            assert store._lease_renew(lease, 5) == 60
+            assert inmost(store)._lease_renew(lease, 5) == 60
         ((found, boot),) = sql(path, "SELECT deadline, boot FROM leases, clock")
         assert before + 60 <= found <= clock.now() + 60
         assert boot == boot_id()
@@ -404,7 +404,7 @@ def test_older_layout_is_brought_up_to_date(path: Path, uri: str) -> None:
     with kvi.open(uri) as store:
         assert store.get("k") == kvi.KeyValue("k", b"v", 1, 1, 1, None)
         lease = grant(store, 60, k="w")
-        store._lease_revoke(lease, 5)
+        inmost(store)._lease_revoke(lease, 5)
         assert store.get("k") is None
     assert sql(path, "PRAGMA user_version") == [(schema.VERSION,)]
 
@@ -440,22 +440,22 @@ def test_next_deadline_is_read_from_an_index(path: Path, store: kvi.Kvi, stateme
 def test_claims_stand_in_order(path: Path, store: kvi.Kvi) -> None:
     """Each waits for the one right before it; looking again changes nothing; nobody else counts."""
     one, two, three = (grant(store, 60 + n) for n in range(3))
-    first = store._lock_claim("jobs", one, 5)
+    first = inmost(store)._lock_claim("jobs", one, 5)
     assert first.ahead is None
     assert first.fence == first.revision == 1
     store.store("jobs/1", "data of somebody")
     grant(store, 60, **{"jobs/2": "named after another lease"})
-    second, third = (store._lock_claim("jobs", lease, 5) for lease in (two, three))
+    second, third = (inmost(store)._lock_claim("jobs", lease, 5) for lease in (two, three))
     assert (second.ahead, third.ahead) == (first.key, second.key)
     revision = store.range().revision
-    again = store._lock_claim("jobs", three, 5)
+    again = inmost(store)._lock_claim("jobs", three, 5)
     assert again._replace(revision=0) == third._replace(revision=0)
     assert again.revision == revision == store.range().revision
-    assert store._lock_release(second, 5)
-    assert not store._lock_release(second, 5)
-    assert store._lock_claim("jobs", three, 5).ahead == first.key
+    assert inmost(store)._lock_release(second, 5)
+    assert not inmost(store)._lock_release(second, 5)
+    assert inmost(store)._lock_claim("jobs", three, 5).ahead == first.key
     sql(path, "UPDATE leases SET deadline = 0 WHERE id = ?", one)
-    held = store._lock_claim("jobs", three, 5)
+    held = inmost(store)._lock_claim("jobs", three, 5)
     assert held.ahead is None
     assert held.fence > first.fence
     assert store.txn([held.guard]).succeeded
@@ -465,12 +465,12 @@ def test_claims_stand_in_order(path: Path, store: kvi.Kvi) -> None:
 def test_looking_at_a_claim_waits_for_no_writer(path: Path, store: kvi.Kvi) -> None:
     """A waiter looks where it stands without the write lock."""
     one, two = grant(store, 60), grant(store, 60)
-    store._lock_claim("jobs", one, 5)
-    store._lock_claim("jobs", two, 5)
+    inmost(store)._lock_claim("jobs", one, 5)
+    inmost(store)._lock_claim("jobs", two, 5)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     before = time.monotonic()
-    assert store._lock_claim("jobs", two, 5).ahead is not None
+    assert inmost(store)._lock_claim("jobs", two, 5).ahead is not None
     assert time.monotonic() - before < 2
     other.execute("ROLLBACK")
     other.close()

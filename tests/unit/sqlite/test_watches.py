@@ -37,7 +37,7 @@ class Reader:
         self, store: kvi.Kvi, span: Span, begin: int | None = None, *, initial: bool = False
     ) -> None:
         self.news = threading.Event()
-        self.feed: Feed = store._watch(WatchSpec(span, begin, initial), self.news.set, 5)
+        self.feed: Feed = inmost(store)._watch(WatchSpec(span, begin, initial), self.news.set, 5)
         self.events: list[kvi.Event] = []
         self.revision = self.feed.revision
         self.batches = 0
@@ -262,7 +262,7 @@ def test_start_that_is_gone_is_compacted(short: kvi.Kvi) -> None:
     write_much(short)
     trimmed = schema.TRIM_EVERY - 5
     with pytest.raises(kvi.Compacted, match=f"begins behind {trimmed}"):
-        short._watch(WatchSpec(only("busy"), trimmed), lambda: None, 5)
+        inmost(short)._watch(WatchSpec(only("busy"), trimmed), lambda: None, 5)
     assert len(Reader(short, only("busy"), trimmed + 1).wait_for(5)) == 5
 
 
@@ -395,7 +395,7 @@ def test_close_ends_the_thread_and_the_polls(path: Path, uri: str) -> None:
     reader.feed.close()
     assert [file.name for file in path.parent.iterdir()] == ["store.db"]
     with pytest.raises(kvi.KviError):
-        store._watch(WatchSpec(only("k")), lambda: None, 5)
+        inmost(store)._watch(WatchSpec(only("k")), lambda: None, 5)
 
 
 def test_look_that_fails_is_made_again(
@@ -452,7 +452,7 @@ def test_fork_with_watches(store: kvi.Kvi, uri: str) -> None:
 def test_fork_amid_looks(uri: str) -> None:
     """A fork while the thread looks all the time leaves neither a lock nor a connection behind."""
     uri += "?history=1000000"  # however slow the forks are, nothing is trimmed meanwhile
-    store = inmost(kvi.open(uri))
+    store = kvi.open(uri)
     readers = [Reader(store, only(f"k{n}")) for n in range(3)]
     stop = threading.Event()
     written = 0

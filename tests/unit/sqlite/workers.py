@@ -118,12 +118,12 @@ def keep_reading(uri: str, key: str, said: Any) -> None:
 def hold_lease(uri: str, ttl: float, said: Any) -> None:
     """Store keys with a lease, and renew it as fast as possible."""
     with kvi.open(uri) as store:
-        lease = store._lease_grant(ttl, 5).id
+        lease = store._scope.primitives._lease_grant(ttl, 5).id
         store.txn(then=[Put(f"held/{n}", "v", lease) for n in range(100)])
-        store._lease_renew(lease, 5)
+        store._scope.primitives._lease_renew(lease, 5)
         said.send("held")
         while True:
-            store._lease_renew(lease, 5)
+            store._scope.primitives._lease_renew(lease, 5)
 
 
 def write_numbers(uri: str, key: str, first: int, last: int) -> None:

@@ -13,8 +13,9 @@ their backend declares whole at every bytecode (`Primitives.in_place`).
 ===========  =========================================================  ========================
 threads      run                                                        how many
 ===========  =========================================================  ========================
-flows        errands of the main thread, reading for watches: never     as many as there are
-             wait for one another                                       at once
+flows        errands of the main thread: never wait for one another     as many as there are
+                                                                        at once
+reads        reading for watches                                        2, to 64 while they stall
 work         kvi's own: renewals, revocations                           1, to 8 while they stall
 call-backs   functions of the program; may block as long as they like   2, to 32 while they stall
 scheduler    decides what is due; never asks a store, never waits       1
@@ -251,11 +252,15 @@ class Errand(Generic[T]):
 
 
 class _Flows:
-    """Threads for errands: there is always one free, or one more is started."""
+    """Threads for errands: there is always one free, or one more is started.
+
+    Items of ``_free`` are as many as threads that wait, less the work in the queue. Whose item is
+    popped does not matter: who submits takes one, or starts a thread; who goes takes one along.
+    """
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._free: list[None] = []  # one item for each thread that waits for work
+        self._free: list[None] = []
         self.threads: set[threading.Thread] = set()
         self.stopped = False
 
@@ -292,7 +297,7 @@ class _Flows:
             if work is not None:
                 fetches = False
                 _run_safely(work)
-            elif not fetches:
+            else:
                 try:
                     self._free.pop()
                 except IndexError:  # somebody counts on this thread
@@ -385,6 +390,7 @@ class Threads:
 
     def __init__(self) -> None:
         self._flows = _Flows()
+        self._reads = _Pool("kvi-reads", 2, 64, self.at)
         self._work = _Pool("kvi-work", 1, 8, self.at)
         self._callbacks = _Pool("kvi-callbacks", 2, 32, self.at)
         self._ports: set[ThreadPort | Errand[Any]] = set()
@@ -457,14 +463,6 @@ class Threads:
 
         return self.drive(Errand(flow, undo, _NotYet()))
 
-    def read(self, flow: Callable[[Port], Flow[Any]]) -> None:
-        """Run a flow that nobody waits for on a thread of its own."""
-        try:
-            self._flows.submit(partial(_run_flow, flow))
-        except RuntimeError as error:  # what was submitted waits for the next thread
-            _log.warning("no thread can be started, a watch has to wait: %s", error)
-            self.at(now() + STALL, partial(self._flows.submit, _nothing))
-
     # -- kvi.port.Runtime -------------------------------------------------------------------------
 
     def keep(self, kept: Kept, due: float) -> None:
@@ -475,23 +473,24 @@ class Threads:
         """One of those kept has ended. The timers are cleaned once half of them are waste."""
         self.post(self._forget)
 
+    def read(self, flow: Callable[[Port], Flow[Any]]) -> None:
+        """Run a flow of a watch soon."""
+        self._submit(self._reads, partial(_run_flow, flow))
+
     def spawn(self, flow: Callable[[Port], Flow[Any]]) -> None:
         """Run a flow of kvi's own soon."""
         self.spawn_call(partial(_run_flow, flow))
 
     def spawn_call(self, function: Callable[[], object]) -> None:
         """Run a function of kvi's own soon."""
-        if get_ident() == _main:
-            self.post(partial(self._work.submit, function))
-        else:
-            self._work.submit(function)
+        self._submit(self._work, function)
 
     def call_back(self, function: Callable[[], object]) -> None:
         """Run a function of the program soon."""
-        if get_ident() == _main:
-            self.post(partial(self._callbacks.submit, function))
-        else:
-            self._callbacks.submit(function)
+        self._submit(self._callbacks, function)
+
+    def _submit(self, pool: _Pool, function: Callable[[], object]) -> None:
+        self.prompt(partial(pool.submit, function))
 
     def at(self, due: float, function: Callable[[], object]) -> None:
         """Call a short function at the moment ``due``, on the scheduler's thread."""
@@ -524,6 +523,7 @@ class Threads:
         self._stopped = True
         self._callbacks.stop()
         self._work.stop()
+        self._reads.stop()
         self._flows.stop()
         self._inbox.put(None)
 
@@ -539,6 +539,7 @@ class Threads:
         return [
             *list(self._callbacks.threads),
             *list(self._work.threads),
+            *list(self._reads.threads),
             *list(self._flows.threads),
             *([] if scheduler is None else [scheduler]),
         ]
@@ -621,10 +622,6 @@ def _is_importing() -> bool:
             return True
         here = here.f_back
     return False
-
-
-def _nothing() -> None:
-    """Work that only needs a thread to come."""
 
 
 def is_main() -> bool:

@@ -29,6 +29,8 @@ class Monitored:
     never go back; tests bring their own.
     """
 
+    is_short = False
+
     def __init__(
         self,
         inner: Executor,
@@ -71,10 +73,6 @@ class Monitored:
         alive = verdict(error)
         if alive is not None:
             self._observe(alive)
-
-    def forked(self) -> None:
-        """In a child after a fork: another thread of the parent may have held the lock."""
-        self._lock = threading.Lock()
 
     def _observe(self, alive: bool) -> None:
         if self._closed():

@@ -67,6 +67,8 @@ class LivenessChannel:
         `InvalidArgument` for a negative time-out.
         """
         main, wait = is_main(), check_wait(timeout)
+        if self._scope.primitives.forked:  # its lock may be held for ever
+            raise self._scope.refusal()
         item = self._take(main)
         if item is None:
             deadline = inf if wait is None else now() + wait

@@ -60,6 +60,7 @@ class _Run:
             self._at(f"hit {tries}")
             delay = chosen.uniform(1e-6, longest)
             inside += self._striker.strike(operation.call, delay, chosen.choice(KINDS))
+            world.where = self._striker.where
             self._at(f"after hit {tries}")
             gc.collect()
             operation.struck()
@@ -88,10 +89,9 @@ class _Run:
                 self._end(f"the main thread hangs for {HANGS:g} s")
 
     def _end(self, broken: str) -> None:
-        sys.stdout.write(
-            f"{self._name} (seed {self._seed}, {self._step}): {broken}; "
-            f"the last interrupt was raised in {self._striker.where}\n"
-        )
+        last = f"; the last interrupt was raised in {self._striker.where}"
+        told = f"{self._name} (seed {self._seed}, {self._step}): {broken}"
+        sys.stdout.write(f"{told}{last if 'hit' in self._step else ''}\n")
         sys.stdout.flush()
         faulthandler.dump_traceback(all_threads=True)
         os._exit(1)

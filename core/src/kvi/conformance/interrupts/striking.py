@@ -96,11 +96,10 @@ class Striker:
         """Note where the exception was raised; whether inside of a call."""
         frames = traceback.extract_tb(given.__traceback__)
         inside = [frame for frame in frames if not frame.filename.startswith(_HERE)]
-        if inside:
-            self.where = " < ".join(
-                f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})"
-                for frame in inside[:-6:-1]
-            )
+        self.where = " < ".join(
+            f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})" for frame in inside[:-6:-1]
+        )
+        self.where = self.where or "no call"
         return bool(inside)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 from time import monotonic, sleep
 from typing import TypeVar
@@ -63,6 +64,7 @@ class Witness:
     def __init__(self, name: str, handle: kvi.Kvi) -> None:
         self.name = name
         self.events: list[kvi.Event] = []
+        self._handle = handle
         self._history = handle.capabilities.watch_history
         self._watch = handle.watch(prefix="writes/", callback=self._note)
 
@@ -77,12 +79,19 @@ class Witness:
 
         deadline = monotonic() + LIMIT
         until(lambda: ("writes/last", last) in seen(), f"{self.name} went quiet", deadline)
-        if not self._history:
-            return
-        told = [pair for pair in seen() if pair in set(acknowledged)]
-        lost = [pair for pair in acknowledged if pair not in set(told)]
-        must(not lost, f"{self.name} lost the events of {lost[:3]}")
-        must(told == list(acknowledged), f"{self.name} told {told[:6]} out of order or twice")
+        if self._history:
+            missing = set(acknowledged) - set(seen())
+            must(not missing, f"{self.name} lost the events of {sorted(missing)[:3]}")
+            self._compare()
+
+    def _compare(self) -> None:
+        """It saw what the store's history has, no more, and in that order."""
+        told = [(event.revision, event.key, event.value) for event in list(self.events)]
+        with self._handle.watch(prefix="writes/", from_revision=told[0][0]) as watch:
+            there = [watch.next(LIMIT) for _ in told]
+        for seen, event in zip(told, there, strict=True):
+            expected = (event.revision, event.key, event.value)
+            must(seen == expected, f"{self.name} told {seen} where the history has {expected}")
 
 
 class World:
@@ -92,6 +101,7 @@ class World:
         store: the handle whose calls are interrupted.
         peer: another handle of the process, on the same store.
         ttl: of the leases that calls take.
+        where: the last interrupt was raised.
 
     """
 
@@ -104,9 +114,12 @@ class World:
         self.ttl = max(_LEAST, self.capabilities.lease_min_ttl)
         delay = getattr(self.capabilities, "lock_delay_factor", 0.5)
         self._bound = (self.capabilities.lease_expiry_factor + delay) * self.ttl + 1 + _LEAST
+        self.where = "no call"
         self._numbers = count(1)
+        self._hits: list[tuple[int, str]] = []  # numbers given before, and where it was raised
+        self._gone: dict[str, float] = {}
         self._later: dict[str, tuple[float, Callable[[], object]]] = {}
-        self._locks: dict[str, float] = {}
+        self._locks: dict[str, tuple[float, str]] = {}
         self._acknowledged: list[tuple[str, str]] = []
         self._witnesses = [
             Witness("a watch of the same handle", self.store),
@@ -134,15 +147,16 @@ class World:
         self._acknowledged.append((key, value))
 
     def gone(self, prefix: str) -> None:
-        """Keys that the interrupted call put under a lease go within the bounds of a crash."""
-        self.eventually(
-            f"keys of leases below {prefix} stay for ever",
-            lambda: not self.peer.count(prefix=prefix),
-        )
+        """What the interrupted call stored at ``prefix``, a number and under a lease, must go.
+
+        That is within the bounds of a crash.
+        """
+        self._hits.append((self.number(), self.where))
+        self._gone[prefix] = monotonic() + self._bound
 
     def free(self, lock: str) -> None:
         """A lock that the interrupted call was after must be free within the bounds of a crash."""
-        self._locks[lock] = monotonic() + self._bound
+        self._locks[lock] = monotonic() + self._bound, self.where
 
     def eventually(self, what: str, condition: Callable[[], object]) -> None:
         """It must be true within the bounds of a crash."""
@@ -151,7 +165,7 @@ class World:
     def go_on(self) -> None:
         """Other threads, by the same handle and by another, and other processes go on."""
         for name, handle in (("the same handle", self.store), ("another handle", self.peer)):
-            in_time(f"another thread, {name}", lambda handle=handle: self._use(handle))  # type: ignore[misc]
+            in_time(f"another thread, {name}", partial(self._use, handle))
         self.ask(f"use {self.number()}")
 
     def _use(self, handle: kvi.Kvi) -> None:
@@ -186,21 +200,34 @@ class World:
 
     def finish(self) -> None:
         """Nothing stays taken, and handles can be closed."""
-        for lock, deadline in self._locks.items():
+        for lock, (deadline, where) in self._locks.items():
             left = max(0.5, deadline - monotonic())
-            in_time(f"the lock {lock}", lambda: self._take(lock, left), left + LIMIT)  # noqa: B023
+            what = f"a lock, after an interrupt in {where}"
+            in_time(what, partial(self._take, lock, left), left + LIMIT)
             self.ask(f"lock {lock}")
+        for prefix, deadline in self._gone.items():
+            in_time("keys", partial(self._see_gone, prefix, deadline), self._bound + LIMIT)
         for what, (deadline, condition) in self._later.items():
-            in_time(what, lambda: until(condition, what, deadline), self._bound + LIMIT)  # noqa: B023
+            in_time(what, partial(until, condition, what, deadline), self._bound + LIMIT)
         self.go_on()
         for handle in (self.store, self.peer):
             in_time("close()", handle.close)
         if self._companion is not None:
             self.ask("close")
 
+    def _see_gone(self, prefix: str, deadline: float) -> None:
+        while entries := list(self.peer.range(prefix=prefix, limit=1)):
+            number = int(entries[0].key.removeprefix(prefix))
+            where = next((where for hit, where in self._hits if hit > number), "no call")
+            must(
+                monotonic() < deadline,
+                f"{entries[0].key} stays for ever, after an interrupt in {where}",
+            )
+            sleep(0.05)
+
     def _take(self, name: str, timeout: float) -> None:
         lock = self.peer.lock(name, ttl=self.ttl)
-        must(lock.acquire(timeout), f"the lock {name} stays taken with nobody holding it")
+        must(lock.acquire(timeout), f"{name} stays taken with nobody holding it")
         lock.release()
 
 
