@@ -6,14 +6,11 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 
 import grpc
@@ -21,7 +18,7 @@ import kvi
 import pytest
 from kvi.feed import Batch, Feed, WatchSpec
 from kvi.model import Event, EventType, Span
-from kvi_etcd import cursor, forks, transport, watches, wire
+from kvi_etcd import cursor, driver, watches, wire
 from kvi_etcd import wire_pb2 as pb
 
 from tests.servers import EtcdServer, find_etcdctl
@@ -70,7 +67,7 @@ class Consumer:
         self._end = False
         self.events: list[Event] = []
         self.error: kvi.KviError | None = None
-        self.feed: Feed = store._watch(WatchSpec(span, start), self._woken.set, 10)
+        self.feed: Feed = inmost(store)._watch(WatchSpec(span, start), self._woken.set, 10)
         self.revision = self.feed.revision
         self._thread = threading.Thread(target=self._run)
 
@@ -209,7 +206,7 @@ def test_cut_connections(proxy: TcpProxy, store: kvi.Kvi, writer: kvi.Kvi) -> No
 def test_transactions_stay_whole(proxy: TcpProxy, store: kvi.Kvi, writer: kvi.Kvi) -> None:
     """All changes of one revision come in one batch, also when connections are cut."""
     woken = threading.Event()
-    feed = store._watch(WatchSpec(everything()), woken.set, 5)
+    feed = inmost(store)._watch(WatchSpec(everything()), woken.set, 5)
     batches: list[Batch] = []
 
     def take() -> int:
@@ -237,7 +234,7 @@ def test_away_for_a_while(proxy: TcpProxy, store: kvi.Kvi, writer: kvi.Kvi) -> N
         cut_off(proxy)
         for number in range(10):
             writer.store("k", f"{number}")
-        other = store._watch
+        other = inmost(store)._watch
         with pytest.raises((kvi.Unavailable, kvi.Timeout)):
             other(WatchSpec(everything()), nothing, 1)
         assert consumer.events == []
@@ -270,7 +267,7 @@ def test_paused_server(server: EtcdServer, writer: kvi.Kvi) -> None:
         server.pause()
         begin = time.monotonic()
         with pytest.raises((kvi.Unavailable, kvi.Timeout)):
-            store._watch(WatchSpec(everything()), nothing, 0.5)
+            inmost(store)._watch(WatchSpec(everything()), nothing, 0.5)
         assert time.monotonic() - begin < 1.5
         server.resume()
         insistently(lambda: writer.store("k", "last"))
@@ -285,7 +282,9 @@ def test_slow_network(proxy: TcpProxy, store: kvi.Kvi, writer: kvi.Kvi) -> None:
     feeds: dict[int, Feed] = {}
 
     def begin(number: int) -> None:
-        feeds[number] = store._watch(WatchSpec(Span(f"k{number}", f"k{number}\0")), nothing, 10)
+        feeds[number] = inmost(store)._watch(
+            WatchSpec(Span(f"k{number}", f"k{number}\0")), nothing, 10
+        )
         if number % 3 == 0:
             feeds[number].close()
 
@@ -308,7 +307,7 @@ def test_given_up_and_begun_again(proxy: TcpProxy, store: kvi.Kvi, writer: kvi.K
     proxy.delay = 0.1  # a call takes 0.2 s, and beginning to watch takes two
     for _ in range(3):
         with pytest.raises((kvi.Unavailable, kvi.Timeout)):
-            store._watch(WatchSpec(everything()), nothing, 0.3)
+            inmost(store)._watch(WatchSpec(everything()), nothing, 0.3)
     proxy.delay = 0.0
     with Consumer(store, everything()) as consumer:
         consumer.wait_for(writer.store("k", "1"))
@@ -372,7 +371,7 @@ def test_silent_endpoint_is_left(server: EtcdServer) -> None:
                     with pytest.raises((kvi.Unavailable, kvi.Timeout)):
                         hub.open(span, None, nothing, 1)
                     assert place(store) == expected
-            feed = store._watch(WatchSpec(span), nothing, 2)
+            feed = inmost(store)._watch(WatchSpec(span), nothing, 2)
             store.store("k", "1")
             assert len(drained(feed, bool)) == 1
             feed.close()
@@ -439,7 +438,7 @@ def test_store_that_went_back(proxy: TcpProxy, store: kvi.Kvi, writer: kvi.Kvi) 
             writer.store("k", str(number))
         with Consumer(store, everything()) as consumer:
             consumer.wait_for(writer.store("k", "last"))
-            waiting = store._watch(
+            waiting = inmost(store)._watch(
                 WatchSpec(everything(), (consumer.revision or 0) + 1000), nothing, 5
             )
             proxy.target = restored.port
@@ -460,7 +459,7 @@ class Older:
         self.asked: list[bytes] = []
         self.refused: set[bytes] = set()
         self.meanwhile: Callable[[], object] = nothing
-        connection: transport.Connection = inmost(store)._connection
+        connection: driver.Connection = inmost(store)._connection
         hub: watches.Watches = inmost(store)._watches
         self._call, self._hear = connection.call, hub._hear
         patch.setattr(connection, "call", self.call)
@@ -495,7 +494,7 @@ def test_doubt_about_one_key(
 
     def refused() -> None:
         with pytest.raises(kvi.PermissionDenied, match="not this key"):
-            drained(store._watch(WatchSpec(Span("a", "a\0")), nothing, 5), bool)
+            drained(inmost(store)._watch(WatchSpec(Span("a", "a\0")), nothing, 5), bool)
 
     refused()
     with Consumer(store, Span("b", "b\0")) as consumer:
@@ -521,7 +520,7 @@ def test_doubt_is_about_those_before(
 
     def open_later() -> None:
         try:
-            later.append(store._watch(WatchSpec(Span("b", "b\0")), nothing, 10))
+            later.append(inmost(store)._watch(WatchSpec(Span("b", "b\0")), nothing, 10))
         except kvi.KviError as error:
             later.append(error)
 
@@ -533,7 +532,7 @@ def test_doubt_is_about_those_before(
         until(lambda: len(hub._all) == 2)
 
     older.meanwhile = move_on
-    first = store._watch(WatchSpec(Span("a", "a\0")), nothing, 5)
+    first = inmost(store)._watch(WatchSpec(Span("a", "a\0")), nothing, 5)
     until(lambda: later)
     feed = later[0]
     assert isinstance(feed, Feed)
@@ -556,7 +555,7 @@ def test_start_in_the_past(server: EtcdServer, store: kvi.Kvi, writer: kvi.Kvi) 
     etcdctl(server, "compact", str(first + 1))
     for start in (1, first, first + 1):
         with pytest.raises(kvi.Compacted, match=str(start)):
-            store._watch(WatchSpec(everything(), start), nothing, 5)
+            inmost(store)._watch(WatchSpec(everything(), start), nothing, 5)
     with Consumer(store, everything(), start=last) as consumer:
         until(lambda: consumer.events)
         assert told(consumer.events) == [(last, "k")]
@@ -587,7 +586,7 @@ def test_begins_behind_a_busy_writer(store: kvi.Kvi, writer: kvi.Kvi) -> None:
     thread = threading.Thread(target=write)
     thread.start()
     until(lambda: written)
-    feeds = [store._watch(WatchSpec(everything()), nothing, 5) for _ in range(50)]
+    feeds = [inmost(store)._watch(WatchSpec(everything()), nothing, 5) for _ in range(50)]
     begun = writer.txn().revision
     assert begun is not None
     until(lambda: written[-1] > begun + 5)
@@ -625,7 +624,7 @@ def test_token_expiry(guarded: EtcdServer) -> None:
         kvi.open(f"etcd://ada:s3cret@{guarded.host}:{guarded.port}") as store,
         Consumer(store, app) as old,
     ):
-        link = inmost(store)._connection._link
+        link = inmost(store)._connection._endpoint
         token = link.metadata
 
         def expired() -> bool:
@@ -656,7 +655,7 @@ def test_refused_watch(guarded: EtcdServer) -> None:
         # the first is refused by the read before it, the second by the watch itself
         for span in (Span.of_prefix("other/"), Span("app/", "b")):
             with pytest.raises(kvi.PermissionDenied):
-                store._watch(WatchSpec(span), nothing, 5)
+                inmost(store)._watch(WatchSpec(span), nothing, 5)
         store.store("app/k", "1")
         until(lambda: consumer.events)
         assert told(consumer.events)[0][1] == "app/k"
@@ -688,7 +687,7 @@ def test_right_taken_away(guarded: EtcdServer) -> None:
 def test_overflow(store: kvi.Kvi, writer: kvi.Kvi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A consumer that does not poll has a bounded buffer, and later gets every change, once."""
     monkeypatch.setattr(cursor, "MAX_EVENTS", 100)
-    slow = store._watch(WatchSpec(everything()), nothing, 5)
+    slow = inmost(store)._watch(WatchSpec(everything()), nothing, 5)
     with Consumer(store, everything()) as quick:
         for number in range(3000):
             writer.store("k", f"{number}")
@@ -705,7 +704,7 @@ def test_overflow(store: kvi.Kvi, writer: kvi.Kvi, monkeypatch: pytest.MonkeyPat
 
 def test_large_values_are_counted(store: kvi.Kvi, writer: kvi.Kvi) -> None:
     """What a slow consumer's values weigh bounds its buffer."""
-    slow = store._watch(WatchSpec(everything()), nothing, 5)
+    slow = inmost(store)._watch(WatchSpec(everything()), nothing, 5)
     for number in range(40):
         writer.store("k", bytes([number]) * 1_000_000)
     hub = inmost(store)._watches
@@ -747,7 +746,7 @@ def test_interrupted_while_decoding(
     """What a poll was interrupted over comes with the next, once."""
     hub: watches.Watches = inmost(store)._watches
     with ExitStack() as stack:
-        feed = store._watch(WatchSpec(everything()), nothing, 5)
+        feed = inmost(store)._watch(WatchSpec(everything()), nothing, 5)
         stack.callback(feed.close)
         for number in range(5):
             writer.store("k", f"{number}")
@@ -774,7 +773,7 @@ def test_closed_while_decoding(
 ) -> None:
     """A watch that is closed amid a poll is not counted twice."""
     hub: watches.Watches = inmost(store)._watches
-    feed = store._watch(WatchSpec(everything()), nothing, 5)
+    feed = inmost(store)._watch(WatchSpec(everything()), nothing, 5)
     writer.store("k", "1")
     until(lambda: hub._total)
     decode = wire.events
@@ -828,137 +827,12 @@ def test_no_thread_to_be_had(server: EtcdServer, monkeypatch: pytest.MonkeyPatch
                 begin = time.monotonic()
                 for _ in range(2):
                     with pytest.raises(kvi.Unavailable, match="thread"):
-                        store._watch(WatchSpec(everything()), nothing, 5)
+                        inmost(store)._watch(WatchSpec(everything()), nothing, 5)
                 assert time.monotonic() - begin < 1
             assert not inmost(store)._watches._all
             if again:
                 with Consumer(store, everything()) as consumer:
                     consumer.wait_for(store.store("k", "1"))
-
-
-OURS = {str(Path(str(module.__file__))) for module in (watches, transport, forks)}
-
-
-class AtCall:
-    """Does something at one call that this thread makes in the plugin, as a signal handler would.
-
-    CPython runs handlers behind calls, where functions begin, and where loops turn.
-    """
-
-    def __init__(self, number: int, handler: Callable[[], object]) -> None:
-        self._left = number
-        self._handler = handler
-        self.done = False
-
-    def __enter__(self) -> Self:
-        sys.setprofile(self._profile)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setprofile(None)
-
-    def _profile(self, frame: FrameType, event: str, _: object) -> None:
-        if frame.f_code.co_filename in OURS and event in ("call", "return", "c_return"):
-            if not self._left:
-                sys.setprofile(None)
-                self.done = True
-                self._handler()
-            self._left -= 1
-
-
-def begin_watch(store: kvi.Kvi) -> Callable[[], object]:
-    """The first watch, at the first call of the handle."""
-    return lambda: store._watch(WatchSpec(everything()), nothing, 5)
-
-
-def begin_another(store: kvi.Kvi) -> Callable[[], object]:
-    """A watch beside another one, on its stream."""
-    store._watch(WatchSpec(everything()), nothing, 5)
-    return begin_watch(store)
-
-
-def poll(store: kvi.Kvi) -> Callable[[], object]:
-    """Take what has come, from a full buffer."""
-    feed = store._watch(WatchSpec(everything()), nothing, 5)
-    store.store("k", "1")
-    hub: watches.Watches = inmost(store)._watches
-    until(lambda: hub._total)
-    with hub._lock:
-        (watch,) = hub._all
-        hub._leave_server(watch)
-        watch.state = watches.State.FULL
-    return lambda: feed.poll(5)
-
-
-def end_watch(store: kvi.Kvi) -> Callable[[], object]:
-    """End the last watch."""
-    return store._watch(WatchSpec(everything()), nothing, 5).close
-
-
-@pytest.mark.parametrize("ending", ["handle", "watches"])
-@pytest.mark.parametrize("work", [begin_watch, begin_another, poll, end_watch])
-def test_ended_by_a_signal_handler(
-    server: EtcdServer, work: Callable[[kvi.Kvi], Callable[[], object]], ending: str
-) -> None:
-    """Wherever it interrupts, a handler that ends watches or the handle does so for good."""
-    before = running_threads()
-    number = 0
-    problems: list[BaseException] = []
-
-    def interrupted() -> bool:
-        store = kvi.open(server.uri)
-        hub: watches.Watches = inmost(store)._watches
-        action = work(store)
-        begun = list(hub._all)
-
-        def end_watches() -> None:
-            for watch in begun:
-                watch.close()
-
-        begin = time.monotonic()
-        handler = store.close if ending == "handle" else end_watches
-        with AtCall(number, handler) as handled, suppress(kvi.KviError):
-            action()
-        if handled.done:
-            assert not hub._all.intersection(begun)
-            if ending == "handle":
-                assert (hub._run, hub._all, hub._wanted) == (None, set(), {})
-        for watch in list(hub._all):
-            watch.close()
-        assert (hub._run, hub._total, hub._wanted) == (None, 0, {})
-        store.close()
-        assert time.monotonic() - begin < 3
-        return handled.done
-
-    def everywhere() -> None:
-        nonlocal number
-        try:
-            while interrupted():
-                number += 1
-        except BaseException as problem:  # noqa: BLE001  (of the thread, for the test)
-            problems.append(problem)
-
-    thread = threading.Thread(target=everywhere, daemon=True)
-    thread.start()
-    thread.join(100)
-    assert not thread.is_alive(), f"deadlock at call {number}"
-    assert problems == [], f"at call {number}"
-    assert number > 10
-    until(lambda: running_threads() == before, within=5)
-
-
-def test_close_under_the_lock(server: EtcdServer, writer: kvi.Kvi) -> None:
-    """A handler that interrupts a frame with the lock does not wait for the reader, who would."""
-    before = running_threads()
-    store = kvi.open(server.uri)
-    store._watch(WatchSpec(everything()), nothing, 5)
-    begin = time.monotonic()
-    with inmost(store)._watches._lock:
-        writer.store("k", "1")
-        time.sleep(0.1)  # the reader waits for the lock
-        store.close()
-    assert time.monotonic() - begin < 2
-    until(lambda: running_threads() == before, within=5)
 
 
 def test_many_watches(server: EtcdServer, writer: kvi.Kvi) -> None:
@@ -968,7 +842,7 @@ def test_many_watches(server: EtcdServer, writer: kvi.Kvi) -> None:
     before = running_threads()
     store = kvi.open(server.uri)
     feeds = [
-        store._watch(WatchSpec(Span(f"k{n}", f"k{n}\0")), partial(woken.append, n), 5)
+        inmost(store)._watch(WatchSpec(Span(f"k{n}", f"k{n}\0")), partial(woken.append, n), 5)
         for n in range(number)
     ]
     assert running_threads() - before <= 4
@@ -1002,7 +876,7 @@ def test_close_while_away(proxy: TcpProxy) -> None:
     before = running_threads()
     for trouble in (partial(cut_off, proxy), proxy.stall):
         store = kvi.open(f"etcd://127.0.0.1:{proxy.port}")
-        store._watch(WatchSpec(everything()), nothing, 5)
+        inmost(store)._watch(WatchSpec(everything()), nothing, 5)
         trouble()
         begin = time.monotonic()
         store.close()
@@ -1026,7 +900,7 @@ def test_fork_beside_a_stream(server: EtcdServer, writer: kvi.Kvi) -> None:
                     consumer.feed.close()
                     store.close()
                     with kvi.open(server.uri) as own:
-                        feed = own._watch(WatchSpec(Span("child", "child\0")), nothing, 5)
+                        feed = inmost(own)._watch(WatchSpec(Span("child", "child\0")), nothing, 5)
                         own.store("child", f"{turn}")
                         status = 0 if drained(feed, bool) else 2
                 finally:
@@ -1051,32 +925,32 @@ def test_lease_ids_that_cannot_be(store: kvi.Kvi) -> None:
     for lease in (2**63, 2**200):
         for call in (
             lambda i=lease: store.store("k", "", lease=i),
-            lambda i=lease: store._lease_renew(i, 5),
-            lambda i=lease: store._lock_claim("L", i, 5),
+            lambda i=lease: inmost(store)._lease_renew(i, 5),
+            lambda i=lease: inmost(store)._lock_claim("L", i, 5),
         ):
             with pytest.raises(kvi.LeaseLost):
                 call()
-        store._lease_revoke(lease, 5)
+        inmost(store)._lease_revoke(lease, 5)
     with pytest.raises(kvi.LeaseLost):
-        store._lease_renew(0, 5)
+        inmost(store)._lease_renew(0, 5)
 
 
 def test_lease_lives_and_ends(store: kvi.Kvi, writer: kvi.Kvi) -> None:
     """A lease is at least as long as asked for; its keys go with it, in one revision."""
-    grant = store._lease_grant(2.1, 5)
+    grant = inmost(store)._lease_grant(2.1, 5)
     assert grant.ttl == 3
-    assert store._lease_renew(grant.id, 5) == 3
+    assert inmost(store)._lease_renew(grant.id, 5) == 3
     with Consumer(store, everything()) as consumer:
         writer.store("a", "", lease=grant.id)
         writer.store("b", "", lease=grant.id)
-        store._lease_revoke(grant.id, 5)
-        store._lease_revoke(grant.id, 5)
+        inmost(store)._lease_revoke(grant.id, 5)
+        inmost(store)._lease_revoke(grant.id, 5)
         until(lambda: len(consumer.events) >= 4)
         assert [event.type for event in consumer.events[2:]] == [EventType.DELETE] * 2
         assert consumer.events[2].revision == consumer.events[3].revision
     with pytest.raises(kvi.LeaseLost):
-        store._lease_renew(grant.id, 5)
-    short = store._lease_grant(0.5, 5)
+        inmost(store)._lease_renew(grant.id, 5)
+    short = inmost(store)._lease_grant(0.5, 5)
     assert short.ttl == 2
     with pytest.raises(kvi.LeaseLost):
         until(lambda: store.store("c", "", lease=short.id) == 0, within=10)
@@ -1088,59 +962,59 @@ def test_grant_whose_answer_is_lost(proxy: TcpProxy, store: kvi.Kvi) -> None:
     proxy.delay = 0.2
     cut = threading.Timer(0.3, proxy.cut)  # on the way of the answer
     cut.start()
-    grant = store._lease_grant(10, 10)
+    grant = inmost(store)._lease_grant(10, 10)
     cut.join()
     assert grant.ttl == 10
     proxy.delay = 0.0
-    assert store._lease_renew(grant.id, 5) == 10
+    assert inmost(store)._lease_renew(grant.id, 5) == 10
     proxy.stall()
     with pytest.raises(kvi.OutcomeUnknown):
-        store._lease_grant(10, 0.5)
+        inmost(store)._lease_grant(10, 0.5)
     with pytest.raises((kvi.Unavailable, kvi.Timeout)):
-        store._lease_renew(grant.id, 0.5)
+        inmost(store)._lease_renew(grant.id, 0.5)
     proxy.flow()
 
 
 def test_renewals_over_a_restart(server: EtcdServer, writer: kvi.Kvi) -> None:
     """A lease goes on over kill, restart and pause, by renewals that fail and pass."""
-    grant = writer._lease_grant(30, 5)
+    grant = inmost(writer)._lease_grant(30, 5)
     for fault in (server.kill, server.pause):
         fault()
         with pytest.raises((kvi.Unavailable, kvi.Timeout)):
-            writer._lease_renew(grant.id, 0.5)
+            inmost(writer)._lease_renew(grant.id, 0.5)
         if fault == server.kill:
             server.start()
         else:
             server.resume()
-        insistently(lambda: writer._lease_renew(grant.id, 1))
+        insistently(lambda: inmost(writer)._lease_renew(grant.id, 1))
 
 
 def test_lock_beside_etcdctl(server: EtcdServer, store: kvi.Kvi) -> None:
     """Etcdctl waits in the queue behind a claim of ours, and we behind it."""
-    grant = store._lease_grant(60, 5)
-    claim = store._lock_claim("jobs", grant.id, 5)
+    grant = inmost(store)._lease_grant(60, 5)
+    claim = inmost(store)._lock_claim("jobs", grant.id, 5)
     assert claim.ahead is None
-    assert store._lock_claim("jobs", grant.id, 5)[:4] == claim[:4]
+    assert inmost(store)._lock_claim("jobs", grant.id, 5)[:4] == claim[:4]
     command = [str(find_etcdctl().path), f"--endpoints={server.host}:{server.port}", "lock", "jobs"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as theirs:
         try:
             until(lambda: store.count(prefix="jobs/") == 2)
-            assert store._lock_claim("jobs", grant.id, 5).ahead is None
-            assert store._lock_release(claim, 5)
-            assert not store._lock_release(claim, 5)
-            again = store._lock_claim("jobs", grant.id, 5)
+            assert inmost(store)._lock_claim("jobs", grant.id, 5).ahead is None
+            assert inmost(store)._lock_release(claim, 5)
+            assert not inmost(store)._lock_release(claim, 5)
+            again = inmost(store)._lock_claim("jobs", grant.id, 5)
             assert again.fence > claim.fence
             (other,) = [e for e in store.range(prefix="jobs/") if e.lease != grant.id]
             assert again.ahead == other.key
         finally:
             theirs.send_signal(signal.SIGINT)
         theirs.wait(20)
-    until(lambda: store._lock_claim("jobs", grant.id, 5).ahead is None)
+    until(lambda: inmost(store)._lock_claim("jobs", grant.id, 5).ahead is None)
 
 
 def test_lock_and_unlock_take_two_calls(store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A free lock costs one round trip to take and one to give back."""
-    grant = store._lease_grant(10, 5)
+    grant = inmost(store)._lease_grant(10, 5)
     calls: list[str] = []
     connection = inmost(store)._connection
     call = connection.call
@@ -1150,5 +1024,5 @@ def test_lock_and_unlock_take_two_calls(store: kvi.Kvi, monkeypatch: pytest.Monk
         return call(method, *arguments, **options)
 
     monkeypatch.setattr(connection, "call", counted)
-    assert store._lock_release(store._lock_claim("L", grant.id, 5), 5)
+    assert inmost(store)._lock_release(inmost(store)._lock_claim("L", grant.id, 5), 5)
     assert calls == ["txn", "txn"]

@@ -102,7 +102,7 @@ class Network:
         return await self._send(store, what, partial(op.run, store), timeout, changes, twice)
 
     async def _claim(self, op: ClaimOp, store: SimStore, timeout: float) -> Claim:
-        world, name, lease = self.world, op.lock, op.lease
+        world, name, lease = self.world, op.key, op.lease
         deadline = world.time + timeout
         key = queue_key(name, lease)
         mine = Txn((Key(key).absent,), (Put(key, b"", lease),), (Get(key),))
@@ -246,7 +246,7 @@ class Network:
 
 
 def _about(op: Op[Any]) -> str:
-    about = [op.key] if op.key is not None else []
+    about = [op.key] if op.key else []
     lease = getattr(op, "lease", None)
     if lease is not None:
         about.append(f"lease {lease}")

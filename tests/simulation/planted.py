@@ -63,8 +63,10 @@ def _revived(real: Any) -> Any:
 def _reused(real: Any) -> Any:
     """A lease whose claim was in doubt goes to the next lock."""
 
-    def enter(lock: LockFlow, claim: Claim, lease: LeaseFlow, *, reusable: bool) -> None:
-        real(lock, claim, lease, reusable=True)
+    def enter(lock: LockFlow, claim: Claim, lease: LeaseFlow) -> None:
+        assert lock._attempt is not None  # of this acquire
+        lock._attempt.doubt = False
+        real(lock, claim, lease)
 
     return enter
 

@@ -31,10 +31,9 @@ from kvi.clock import now
 from kvi.driver.threads import Closing, Threads, _Pool
 from kvi.errors import Timeout
 from kvi.feed import Feed
-from kvi.port import Flow, Port
+from kvi.port import Flow, Performable, Port
 
 if TYPE_CHECKING:
-    from kvi.ops import Op
     from kvi.primitives import Primitives
 
 T = TypeVar("T")
@@ -75,12 +74,13 @@ class LoopSignal:
 class LoopPort:
     """The world of one flow in a loop."""
 
-    __slots__ = ("_job", "_lasting", "_loop", "_scope", "_waits")
+    __slots__ = ("_job", "_lasting", "_loop", "_scope", "_waits", "cancelled")
 
     def __init__(self, loop: Loop, scope: Closing, *, lasting: bool) -> None:
         self._loop = loop
         self._scope = scope
         self._lasting = lasting  # the end of the handle does not end it
+        self.cancelled = False
         self._job: _Job[Any] | None = None
         self._waits: list[LoopSignal] = []
 
@@ -101,7 +101,7 @@ class LoopPort:
         finally:
             self._waits.remove(signal)
 
-    async def perform(self, op: Op[T], primitives: Primitives, timeout: float) -> T:
+    async def perform(self, op: Performable[T], primitives: Primitives, timeout: float) -> T:
         """Let a thread do it."""
         job = self._job = _Job(op, primitives, now() + timeout)
         late = job.loop.call_later(timeout, job.expire)
@@ -128,7 +128,7 @@ class LoopPort:
 class _Job(Generic[T]):
     """One primitive on its way through the pool. ``_lock`` guards who has it, for a few steps."""
 
-    def __init__(self, op: Op[T], primitives: Primitives, deadline: float) -> None:
+    def __init__(self, op: Performable[T], primitives: Primitives, deadline: float) -> None:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[T] = self.loop.create_future()
         self._op = op
@@ -202,6 +202,9 @@ class Loop(Threads):
         self._awaited[port] = asyncio.get_running_loop()
         try:
             return await flow(port)
+        except asyncio.CancelledError:
+            port.cancelled = True
+            raise
         finally:
             del self._awaited[port]
 
