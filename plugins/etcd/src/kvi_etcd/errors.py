@@ -145,6 +145,8 @@ def _lost(code: grpc.StatusCode, detail: str, write: bool) -> KviError:
 def _distrust(detail: str) -> str | None:
     """What is wrong with a certificate, if that is why there is no connection."""
     _, failed, reason = detail.partition("CERTIFICATE_VERIFY_FAILED: ")
+    if "certificate signature failure" in detail:  # an authority of the right name, another key
+        failed = reason = "signed by another authority of the same name"
     if failed:
         reason = reason.removesuffix(": OK")
         if "expired" in reason or "not yet valid" in reason:
