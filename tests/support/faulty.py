@@ -110,10 +110,7 @@ def fails(error: type[BaseException], *, times: int | None = None) -> Fault:
 
 def kvi_over(store: kvi.Kvi, *wraps: Callable[[Executor, Scope], Executor]) -> kvi.Kvi:
     """A view of the whole ``store`` with middleware, from the innermost to the outermost."""
-    outer = store._scope
-    view = Scope(
-        outer.runtime, outer.primitives, outer.uri, outer.capabilities, outer.timeout, outer
-    )
+    view = store._scope.view()
     for wrap in wraps:
         view.executor = wrap(view.executor, view)
     return kvi.Kvi(view)

@@ -25,7 +25,7 @@ from kvi.errors import (
 )
 from kvi.flow.scope import Scope
 from kvi.hookspecs import INTERFACE, PROJECT, BackendInfo
-from kvi.middleware.namespace import Prefixed, check_name, narrowed
+from kvi.middleware.namespace import check_name
 from kvi.middleware.retry import Retrying
 from kvi.options import COMMON, resolve
 from kvi.policy.retry import RetryPolicy
@@ -228,13 +228,12 @@ def _scope_of(
     scope = Scope.of(runtime, primitives)
     if namespace is not None:
         try:
-            scope.capabilities = narrowed(scope.capabilities, f"{namespace}/")
+            scope.narrow(namespace)
         except KviError:
             primitives._close()
             raise
-        scope.executor = Prefixed(scope.executor, f"{namespace}/")
-        if "namespace" in keywords:
-            scope.uri = f"{scope.uri} in {namespace!r}"
+        if "namespace" not in keywords:
+            scope.uri = primitives.uri  # which has it
     if policy is not None:
         scope.executor = Retrying(scope.executor, policy, scope.uri, lambda: scope.closed)
     return scope

@@ -15,7 +15,7 @@ from kvi.flow.scope import Scope
 from kvi.middleware.namespace import Prefixed, inward, outward
 from kvi.model import Claim, KeyValue, RangeResult, Scan, Span, TxnResult
 from kvi.ops import ClaimOp, CountOp, DeleteRangeOp, Op, PutOp, RangeOp, ReleaseOp, TxnOp, WatchOp
-from kvi.sync.kvi import Kvi, prefixed
+from kvi.sync.kvi import Kvi
 
 from tests.conformance.broken.correct import Correct, Handle, broken
 
@@ -215,7 +215,7 @@ class NestsAtTheTop(Correct):
 
     class face(Handle):
         def namespace(self, name: str) -> Self:
-            return type(self)(prefixed(self._scope.outer or self._scope, name))
+            return type(self)((self._scope.outer or self._scope).view(name))
 
 
 @broken("namespace.names")

@@ -35,6 +35,7 @@ from kvi.call import Call
 from kvi.capabilities import Capabilities
 from kvi.errors import Closed, KviError, OutcomeUnknown, Timeout, Unavailable, UsedAfterFork
 from kvi.flow.loss import LossState
+from kvi.middleware.namespace import Prefixed, check_name, narrowed
 from kvi.ops import Direct, Executor, Op, RevokeOp
 from kvi.port import Port, Runtime
 from kvi.primitives import Primitives
@@ -180,21 +181,14 @@ class Scope:
 
     """
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        primitives: Primitives,
-        uri: str,
-        capabilities: Capabilities,
-        timeout: float,
-        outer: Scope | None = None,
-    ) -> None:
+    def __init__(self, runtime: Runtime, primitives: Primitives, outer: Scope | None) -> None:
+        around = primitives if outer is None else outer
         self.runtime = runtime
         self.primitives = primitives
         self.executor: Executor = Direct(primitives) if outer is None else outer.executor
-        self.uri = uri
-        self.capabilities = capabilities
-        self.timeout = timeout
+        self.uri: str = around.uri
+        self.capabilities: Capabilities = around.capabilities
+        self.timeout: float = around.timeout
         self.ledger: Ledger = Ledger() if outer is None else outer.ledger
         self.outer = outer
         self.latch = threading.Lock()  # taken once, by the close that ends it
@@ -203,8 +197,21 @@ class Scope:
     @classmethod
     def of(cls, runtime: Runtime, primitives: Primitives) -> Scope:
         """The scope of a handle on a store that has just been opened."""
-        limits, timeout = primitives.capabilities, primitives.timeout
-        return cls(runtime, primitives, primitives.uri, limits, timeout)
+        return cls(runtime, primitives, None)
+
+    def view(self, name: str | None = None) -> Scope:
+        """A scope within this one: of the whole store, or of the keys below ``name/``."""
+        view = Scope(self.runtime, self.primitives, self)
+        if name is not None:
+            view.narrow(name)
+        return view
+
+    def narrow(self, name: str) -> None:
+        """See only the keys below ``name/``. Raises `InvalidOption`."""
+        prefix = check_name(name) + "/"
+        self.capabilities = narrowed(self.capabilities, prefix)
+        self.executor = Prefixed(self.executor, prefix)
+        self.uri = f"{self.uri} in {name!r}"
 
     @property
     def closed(self) -> bool:

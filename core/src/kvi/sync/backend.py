@@ -27,7 +27,7 @@ from kvi.errors import Closed, InvalidArgument, KviError, Timeout, shown
 from kvi.flow.reservation import Reservations
 from kvi.flow.scope import Scope
 from kvi.middleware.liveness import Monitored
-from kvi.middleware.namespace import Prefixed, check_name, narrowed
+from kvi.middleware.namespace import check_name
 from kvi.middleware.observe import Observed
 from kvi.middleware.retry import Retrying
 from kvi.model import RangeResult
@@ -157,11 +157,12 @@ class Backend(Kvi):
         inner = store if isinstance(store, Kvi) else open_store(store)
         self._owned = None if isinstance(store, Kvi) else inner
         try:
-            scope = _scope_over(inner._scope, path_prefix, seconds)
+            scope = inner._scope.view(path_prefix or None)
         except KviError:
             if self._owned is not None:
                 self._owned.close()
             raise
+        scope.timeout = seconds
         policy = _ONCE if retry is None else retry
         executor = Retrying(scope.executor, policy, scope.uri, lambda: scope.closed)
         self._monitored = Monitored(Observed(executor, scope.uri), interval, lambda: scope.closed)
@@ -296,17 +297,6 @@ class Backend(Kvi):
             self._drive(lambda port: held.release_all(port, seconds), lasting=True)
         except KviError as error:
             raise self._placed(error, "release_all_reservations", None)
-
-
-def _scope_over(outer: Scope, path_prefix: str, timeout: float) -> Scope:
-    uri, limits = outer.uri, outer.capabilities
-    if path_prefix:
-        limits = narrowed(limits, path_prefix + "/")
-        uri = f"{uri} in {path_prefix!r}"
-    scope = Scope(outer.runtime, outer.primitives, uri, limits, timeout, outer)
-    if path_prefix:
-        scope.executor = Prefixed(scope.executor, path_prefix + "/")
-    return scope
 
 
 def _check_interval(interval: object) -> float:

@@ -20,9 +20,7 @@ from kvi.errors import InvalidArgument, KviError, shown
 from kvi.feed import WatchSpec
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
-from kvi.flow.scope import Scope
 from kvi.flow.watch import WatchFlow
-from kvi.middleware.namespace import Prefixed, check_name, narrowed
 from kvi.model import (
     Compare,
     Delete,
@@ -448,7 +446,7 @@ class Kvi(Face):
         """
         try:
             self._ensure_open()
-            return Kvi(prefixed(self._scope, name))
+            return Kvi(self._scope.view(name))
         except KviError as error:
             raise self._placed(error, "namespace", None)
 
@@ -557,13 +555,3 @@ class Kvi(Face):
         finally:
             if op.open:
                 self._runtime.post(op.close)  # left early: what it holds is freed elsewhere
-
-
-def prefixed(outer: Scope, name: str) -> Scope:
-    """A view of the keys below ``name/``. Raises `InvalidOption`."""
-    prefix = check_name(name) + "/"
-    limits = narrowed(outer.capabilities, prefix)
-    uri = f"{outer.uri} in {name!r}"
-    scope = Scope(outer.runtime, outer.primitives, uri, limits, outer.timeout, outer)
-    scope.executor = Prefixed(outer.executor, prefix)
-    return scope
