@@ -1,4 +1,4 @@
-"""The end of a ``with`` block, however it comes.
+"""What is held for a ``with`` block, and given back at its end, however that comes.
 
 Python may run a signal handler at the very entry of ``__exit__``, before its first step. An
 exception raised there would leave what the block held with nobody to give it back. So ``__exit__``
@@ -11,17 +11,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Self
 
-
-class Blocked(Protocol):
-    """What is held for a block."""
-
-    def _hold_for(self, block: weakref.ref[Block]) -> None:
-        """From now on it is held for this block."""
-
-    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """The block has ended."""
+from kvi.errors import KviError
 
 
 class Block:
@@ -29,7 +21,7 @@ class Block:
 
     __slots__ = ("__weakref__", "_held")
 
-    def __init__(self, held: Blocked) -> None:
+    def __init__(self, held: Held) -> None:
         self._held = held
 
     def leave(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -47,3 +39,32 @@ class BlockExit:
         block = Block(held)
         held._hold_for(weakref.ref(block))
         return block.leave
+
+
+class Held:
+    """What is held for a block: a lease, a temporary key, a lock."""
+
+    __slots__ = ()
+    _failure: ClassVar[str] = "its lease could not be revoked"
+
+    def __enter__(self) -> Self:
+        return self
+
+    __exit__ = BlockExit()
+
+    def _hold_for(self, block: weakref.ref[Block]) -> None:
+        """From now on it is held for this block."""
+        raise NotImplementedError
+
+    def _give_back(self) -> None:
+        """Hold it no more."""
+        raise NotImplementedError
+
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """The block has ended; the error that ended it counts more than one from giving back."""
+        try:
+            self._give_back()
+        except KviError as failure:
+            if error is None:
+                raise
+            error.add_note(f"afterwards {self._failure}: {failure}")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from typing import Self
 
 from kvi.errors import KviError
 from kvi.flow.lease import LeaseFlow
 from kvi.model import LeaseRef
-from kvi.sync.block import Block, BlockExit
+from kvi.sync.block import Block, Held
 from kvi.sync.face import Face
 from kvi.sync.loss import Loss
 
 __all__ = ["Lease"]
 
 
-class Lease(LeaseRef):
+class Lease(Held, LeaseRef):
     """A lease; made by `Kvi.lease`. Keys stored with ``lease=`` vanish together once it ends.
 
     It ends no earlier than ``ttl`` seconds after its last renewal was sent, and no later than
@@ -83,21 +82,11 @@ class Lease(LeaseRef):
         except KviError as error:
             raise store._placed(error, "revoke", None)
 
-    def __enter__(self) -> Self:
-        return self
-
-    __exit__ = BlockExit()
-
     def _hold_for(self, block: weakref.ref[Block]) -> None:
         self._flow.owner = block
 
-    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            self.revoke()
-        except KviError as failure:
-            if error is None:
-                raise
-            error.add_note(f"afterwards its lease could not be revoked: {failure}")
+    def _give_back(self) -> None:
+        self.revoke()
 
     def __repr__(self) -> str:
         state = "alive" if self.alive else "ended"

@@ -11,14 +11,14 @@ from kvi.errors import KviError, LeaseLost, LockTimeout, NotHeld
 from kvi.flow.lock import LockFlow
 from kvi.model import Claim, Compare
 from kvi.policy.lock import check_wait
-from kvi.sync.block import Block, BlockExit
+from kvi.sync.block import Block, Held
 from kvi.sync.face import Face
 from kvi.sync.loss import Loss
 
 __all__ = ["Lock"]
 
 
-class Lock:
+class Lock(Held):
     """A lock by name; made by `Kvi.lock`.
 
     One object is held once at a time; make one per use, or share it among threads that check what
@@ -26,6 +26,8 @@ class Lock:
     block, or raises `LockTimeout`. An object that is dropped while it holds the lock gives it up,
     within the lock's ttl.
     """
+
+    _failure = "the lock could not be released"
 
     def __init__(self, store: Face, flow: LockFlow, timeout: float | None) -> None:
         self._store = store
@@ -128,18 +130,11 @@ class Lock:
             raise self._store._placed(error, "lock", self.name)
         return self
 
-    __exit__ = BlockExit()
-
     def _hold_for(self, block: weakref.ref[Block]) -> None:
         self._block = block
 
-    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            self.release()
-        except KviError as failure:
-            if error is None:
-                raise
-            error.add_note(f"afterwards the lock could not be released: {failure}")
+    def _give_back(self) -> None:
+        self.release()
 
     def __repr__(self) -> str:
         held = "held" if self.held else "not held"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
-from kvi.sync.block import Block, BlockExit
+from kvi.sync.block import Block, Held
 from kvi.sync.lease import Lease
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["TempKey"]
 
 
-class TempKey:
+class TempKey(Held):
     """A temporary key; made by `Kvi.temp_key`. It has a lease of its own, kept alive.
 
     Once the lease is lost it is reported, and never made up for: the key is not stored again.
@@ -51,16 +51,11 @@ class TempKey:
         """Delete the key, unless somebody has replaced it meanwhile. Again, it does nothing."""
         self._lease.revoke(timeout=timeout)
 
-    def __enter__(self) -> Self:
-        return self
-
-    __exit__ = BlockExit()
-
     def _hold_for(self, block: weakref.ref[Block]) -> None:
         self._lease._hold_for(block)
 
-    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._lease._leave(kind, error, trace)
+    def _give_back(self) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"<TempKey {self._key!r} {'alive' if self.alive else 'ended'}>"
