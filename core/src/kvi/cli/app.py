@@ -35,51 +35,28 @@ _USAGE_ERRORS = (
     kvi.BadRecord,
 )
 
-_COMMANDS = {
-    "get": "entries",
-    "put": "entries",
-    "del": "entries",
-    "ls": "entries",
-    "range": "entries",
-    "count": "entries",
-    "tas": "entries",
-    "cas": "entries",
-    "txn": "txn",
-    "watch": "watching",
-    "lock": "running",
-    "lease": "running",
-    "temp": "running",
-    "export": "moving",
-    "import": "moving",
-    "copy": "moving",
-    "backends": "looking",
-    "doctor": "looking",
-    "ping": "looking",
-    "conformance": "looking",
-    "bench": "looking",
-}
-_SHORT = {
-    "get": "Print the value of a key.",
-    "put": "Create or replace a key.",
-    "del": "Delete keys.",
-    "ls": "List the keys below a prefix, one level at a time.",
-    "range": "Print the entries of a range or a prefix, in key order.",
-    "count": "Count the keys of a range or a prefix.",
-    "tas": "Test and set: change a value only if it is as expected.",
-    "cas": "Compare and set: store only if the revision is as expected.",
-    "txn": "Run a transaction, written in a file or on standard input.",
-    "watch": "Print changes as they happen.",
-    "lock": "Run a command while holding a lock.",
-    "lease": "Run a command while a lease is kept alive.",
-    "temp": "Keep a key alive while a command runs.",
-    "export": "Write entries to a file, as JSON Lines.",
-    "import": "Store the entries of an export.",
-    "copy": "Copy entries from one store to another.",
-    "backends": "Show the installed plugins and what their stores can do.",
-    "doctor": "Check whether the store can be used, step by step.",
-    "ping": "Ask whether the store answers.",
-    "conformance": "Check the store against the contract; deletes all in it.",
-    "bench": "Measure the store's usual operations.",
+_COMMANDS = {  # each with its module, and what the help says of it
+    "get": ("entries", "Print the value of a key."),
+    "put": ("entries", "Create or replace a key."),
+    "del": ("entries", "Delete keys."),
+    "ls": ("entries", "List the keys below a prefix, one level at a time."),
+    "range": ("entries", "Print the entries of a range or a prefix, in key order."),
+    "count": ("entries", "Count the keys of a range or a prefix."),
+    "tas": ("entries", "Test and set: change a value only if it is as expected."),
+    "cas": ("entries", "Compare and set: store only if the revision is as expected."),
+    "txn": ("txn", "Run a transaction, written in a file or on standard input."),
+    "watch": ("watching", "Print changes as they happen."),
+    "lock": ("running", "Run a command while holding a lock."),
+    "lease": ("running", "Run a command while a lease is kept alive."),
+    "temp": ("running", "Keep a key alive while a command runs."),
+    "export": ("moving", "Write entries to a file, as JSON Lines."),
+    "import": ("moving", "Store the entries of an export."),
+    "copy": ("moving", "Copy entries from one store to another."),
+    "backends": ("looking", "Show the installed plugins and what their stores can do."),
+    "doctor": ("looking", "Check whether the store can be used, step by step."),
+    "ping": ("looking", "Ask whether the store answers."),
+    "conformance": ("looking", "Check the store against the contract; deletes all in it."),
+    "bench": ("looking", "Measure the store's usual operations."),
 }
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -182,7 +159,7 @@ class Lazy(click.Group):
         """The subcommand of this name."""
         if name not in _COMMANDS:
             return None
-        module = import_module(f"kvi.cli.{_COMMANDS[name]}")
+        module = import_module(f"kvi.cli.{_COMMANDS[name][0]}")
         command: click.Command = getattr(module, f"{name}_")
         return command
 
@@ -205,7 +182,7 @@ class Lazy(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Without importing any."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, _SHORT[name]) for name in _COMMANDS])
+            formatter.write_dl([(name, short) for name, (_, short) in _COMMANDS.items()])
 
 
 def common(function: F) -> F:
@@ -218,30 +195,21 @@ def common(function: F) -> F:
             setattr(ctx.ensure_object(Context), str(parameter.name), value)
         return value
 
-    options = (
-        click.option(
-            "--uri", metavar="URI", expose_value=False, callback=remember,
-            help="The store. Default: the variable KVI_URI, else a SQLite file of your own.",
+    def option(name: str, told: str, **given: Any) -> Callable[[F], F]:
+        return click.option(name, help=told, expose_value=False, callback=remember, **given)
+
+    for decorate in (
+        option("--debug", "Show the traceback of an error.", is_flag=True),
+        option("--json", "Print JSON, one object a line.", is_flag=True),
+        option("--timeout", "How long a call may take. Default: 5.", type=float, metavar="SECONDS"),
+        option("--namespace", "See only the keys below NAME/.", metavar="NAME"),
+        option(
+            "--uri",
+            "The store. Default: the variable KVI_URI, else a SQLite file of your own.",
+            metavar="URI",
         ),
-        click.option(
-            "--namespace", metavar="NAME", expose_value=False, callback=remember,
-            help="See only the keys below NAME/.",
-        ),
-        click.option(
-            "--timeout", type=float, metavar="SECONDS", expose_value=False, callback=remember,
-            help="How long a call may take. Default: 5.",
-        ),
-        click.option(
-            "--json", is_flag=True, expose_value=False, callback=remember,
-            help="Print JSON, one object a line.",
-        ),
-        click.option(
-            "--debug", is_flag=True, expose_value=False, callback=remember,
-            help="Show the traceback of an error.",
-        ),
-    )  # fmt: skip
-    for option in reversed(options):
-        function = option(function)
+    ):  # the last one comes first in the help
+        function = decorate(function)
     return click.pass_obj(function)  # type: ignore[return-value]
 
 
@@ -255,7 +223,7 @@ def command(
         return click.command(
             name,
             cls=cls,
-            short_help=_SHORT[name],
+            short_help=_COMMANDS[name][1],
             epilog=f"\b\nExamples:\n{shown}",
             context_settings={"help_option_names": ["-h", "--help"]},
         )(common(function))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import click
@@ -153,13 +154,9 @@ def levels(store: kvi.Kvi, prefix: str, delimiter: str) -> Iterator[tuple[str, b
 
 
 def _bounds(function: Any) -> Any:
-    for option in (
-        click.option("--prefix", metavar="TEXT", help="All keys that begin so."),
-        click.argument("end", required=False),
-        click.argument("start", required=False),
-    ):
-        function = option(function)
-    return function
+    function = click.option("--prefix", metavar="TEXT", help="All keys that begin so.")(function)
+    function = click.argument("end", required=False)(function)
+    return click.argument("start", required=False)(function)
 
 
 @command(
@@ -189,21 +186,20 @@ def range_(
     found = context.store().range(
         start, end, prefix=prefix, limit=limit, reverse=reverse, keys_only=keys_only
     )
-    some = False
-
-    def rows() -> Iterator[list[str]]:
-        nonlocal some
-        for entry in found:
-            some = True
-            yield [entry.key] if keys_only else [entry.key, written(entry.value or b"", encoding)]
-
+    entries = iter(found)
+    first = next(entries, None)
+    if first is None:
+        return NOT_FOUND
+    shown = chain([first], entries)
     if context.json:
-        for entry in found:
-            some = True
+        for entry in shown:
             say_json(members(entry))
+    elif keys_only:
+        say_table(["key"], ([entry.key] for entry in shown))
     else:
-        say_table(["key"] if keys_only else ["key", "value"], rows())
-    return 0 if some else NOT_FOUND
+        rows = ([entry.key, written(entry.value or b"", encoding)] for entry in shown)
+        say_table(["key", "value"], rows)
+    return 0
 
 
 @command("count", "kvi put a 1\nkvi count\nkvi count --prefix a")

@@ -14,10 +14,10 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import click
 
@@ -371,6 +371,7 @@ class _Walk:
     """What a walk along two stores has found."""
 
     read: int = 0
+    written: int = 0
     equal: int = 0
     different: int = 0
     missing: int = 0
@@ -492,11 +493,9 @@ def copy_(
     here = context.open(source)
     there = context.open(target, retry=_PATIENT)
     found = _Walk()
-    written = 0
 
     def sent(number: int) -> None:
-        nonlocal written
-        written += number
+        found.written += number
 
     if delete and not here.count(prefix=prefix):
         raise Failed(
@@ -516,53 +515,31 @@ def copy_(
                     batches.delete(key)
             batches.flush()
     except KviError as error:
-        error.message += f"; {written:,} entries are written: begin again, and they are found"
+        error.message += f"; {found.written:,} entries are written: begin again, and they are found"
         raise
     except (KeyboardInterrupt, Ended):
-        click.echo(f"kvi: broken off; {written:,} entries are written: begin again", err=True)
+        click.echo(f"kvi: broken off; {found.written:,} entries are written: begin again", err=True)
         raise
-    checked = _Walk()
+    checked, differs = None, False
     if verify and not dry_run:
+        checked = _Walk()
         with progress("verifying", total, context.json) as tell:
             for _ in walk(here, there, prefix, leased, checked, tell):
                 pass
-    differs = bool(checked.missing or checked.different or (delete and checked.extra))
-    _tell(
-        context,
-        found,
-        None if dry_run or not verify else checked,
-        differs,
-        written,
-        delete,
-        dry_run,
-    )
+        differs = bool(checked.missing or checked.different or (delete and checked.extra))
+    if context.json:
+        counts = {name: count for name, count in asdict(found).items() if name != "examples"}
+        verified = {} if checked is None else {"verified": not differs}
+        say_json({**counts, "dry_run": dry_run, **verified})
+    else:
+        click.echo("\n".join(_summary(found, checked, differs, delete, dry_run)))
     return NOT_FOUND if differs else 0
 
 
-def _tell(
-    context: Context,
-    found: _Walk,
-    checked: _Walk | None,
-    differs: bool,
-    written: int,
-    delete: bool,
-    dry_run: bool,
-) -> None:
-    if context.json:
-        made: dict[str, Any] = {
-            "read": found.read,
-            "written": written,
-            "equal": found.equal,
-            "missing": found.missing,
-            "different": found.different,
-            "extra": found.extra,
-            "left_out": found.left_out,
-            "dry_run": dry_run,
-        }
-        if checked is not None:
-            made["verified"] = not differs
-        say_json(made)
-        return
+def _summary(
+    found: _Walk, checked: _Walk | None, differs: bool, delete: bool, dry_run: bool
+) -> list[str]:
+    """What a copy did, for people."""
     what, changes = "to write  " if dry_run else "written   ", found.missing + found.different
     lines = [
         f"read       {found.read:,}",
@@ -577,4 +554,4 @@ def _tell(
     if checked is not None:
         lines.append(f"verified   {'DIFFERENT' if differs else 'equal'}, {checked.equal:,} entries")
         lines += [f"           {example}" for example in checked.examples if differs]
-    click.echo("\n".join(lines))
+    return lines

@@ -143,18 +143,14 @@ def _started(words: Sequence[str], env: dict[str, str], grouped: bool) -> subpro
         raise Failed(f"cannot run {words[0]!r}: {error.strerror}", code) from None
 
 
-def _grace(function: Callable[..., int]) -> Callable[..., int]:
-    return click.option(
-        "--grace", type=click.FloatRange(0), default=5.0, show_default=True, metavar="SECONDS",
-        help="After a loss, how long the command may take to end.",
-    )(function)  # fmt: skip
-
-
-def _ttl(function: Callable[..., int]) -> Callable[..., int]:
-    return click.option(
-        "--ttl", type=float, default=10.0, show_default=True, metavar="SECONDS",
-        help="How soon others know that this process has crashed.",
-    )(function)  # fmt: skip
+_grace = click.option(
+    "--grace", type=click.FloatRange(0), default=5.0, show_default=True, metavar="SECONDS",
+    help="After a loss, how long the command may take to end.",
+)  # fmt: skip
+_ttl = click.option(
+    "--ttl", type=float, default=10.0, show_default=True, metavar="SECONDS",
+    help="How soon others know that this process has crashed.",
+)  # fmt: skip
 
 
 @command(
