@@ -227,12 +227,14 @@ class Errand(Generic[T]):
         if self.port.cancelled:
             self.give_back()
 
-    def wait(self) -> bool:
+    def wait(self, flows: _Flows) -> bool:
         """Wait for its end, on the caller's thread; false if the handle was closed before."""
         while True:
             try:
                 self._word.get(timeout=_SLICE)
             except Empty:  # a signal that came right before the wait is handled now
+                if self._unrun:
+                    flows.start()
                 continue
             if self.port.ended:
                 return True
@@ -255,7 +257,9 @@ class _Flows:
     """Threads for errands: there is always one free, or one more is started.
 
     Items of ``_free`` are as many as threads that wait, less the work in the queue. Whose item is
-    popped does not matter: who submits takes one, or starts a thread; who goes takes one along.
+    popped does not matter: who submits takes one, or starts a thread; who goes takes one along. An
+    interrupt of who submits may leave an item too few: then a thread waits for the next work, that
+    nobody counts on, or goes with the handle.
     """
 
     def __init__(self) -> None:
@@ -266,11 +270,15 @@ class _Flows:
 
     def submit(self, work: Callable[[], object]) -> None:
         """Run ``work`` on a thread. Of the main thread's steps, each is one in C."""
-        self._queue.put(work)
         try:
             self._free.pop()
         except IndexError:
-            _thread.start_new_thread(self._start, ())
+            self.start()
+        self._queue.put(work)
+
+    def start(self) -> None:
+        """Start one more thread, for work that is coming."""
+        _thread.start_new_thread(self._start, ())
 
     def stop(self) -> None:
         self.stopped = True
@@ -423,7 +431,7 @@ class Threads:
         try:
             self._ports.add(errand)
             self._hand_over(errand)
-            ended = errand.wait()
+            ended = errand.wait(self._flows)
             self._ports.discard(errand)
             if ended and errand.error is None:
                 return errand.value  # nothing can come between here and the caller

@@ -43,7 +43,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from pathlib import Path
@@ -52,6 +52,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from kvi.errors import Unavailable
+from kvi.living import Living
 
 from kvi_sqlite import schema
 from kvi_sqlite.errors import CLOSED, is_passing, translate
@@ -104,37 +105,6 @@ class Connection(sqlite3.Connection):
         self.synced = synced
 
 
-class Live:
-    """The connections that are open. Each step is atomic, and none keeps a connection alive."""
-
-    __slots__ = ("_references",)
-
-    def __init__(self) -> None:
-        self._references: dict[int, weakref.ref[Connection]] = {}
-
-    def __iter__(self) -> Iterator[Connection]:
-        found = (reference() for reference in list(self._references.values()))
-        return iter([connection for connection in found if connection is not None])
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def __contains__(self, connection: Connection) -> bool:
-        reference = self._references.get(id(connection))
-        return reference is not None and reference() is connection
-
-    def add(self, connection: Connection) -> None:
-        """It has been opened."""
-        for key, reference in list(self._references.items()):
-            if reference() is None:
-                self._references.pop(key, None)
-        self._references[id(connection)] = weakref.ref(connection)
-
-    def discard(self, connection: Connection) -> None:
-        """It was closed."""
-        self._references.pop(id(connection), None)
-
-
 class Pause:
     """The pauses of one call that finds the file locked."""
 
@@ -171,7 +141,7 @@ class Pool:
         self.path = path
         self.closing = False
         self.closed = threading.Event()
-        self.live = Live()
+        self.live: Living[Connection] = Living()
         self._running: dict[int, Connection] = {}  # by the thread that has borrowed it
         self._idle: deque[Connection] = deque()
         self._keep = KEPT  # idle connections; 0 once closing, and while a fork is near
@@ -467,7 +437,7 @@ class Pool:
             if not self.live or monotonic() > deadline:
                 return
             # Again and again: an interrupt hits only what is running at that moment.
-            for connection in list(self.live):
+            for connection in self.live:
                 with suppress(sqlite3.Error):
                     connection.interrupt()
             time.sleep(0.001)
@@ -479,7 +449,7 @@ class Pool:
         self._keep = 0
         while True:
             self._shrink()
-            if all(connection.pinned for connection in list(self.live)):
+            if all(connection.pinned for connection in self.live):
                 return not self.live
             if monotonic() > deadline:
                 return False
@@ -510,7 +480,7 @@ def _identity(path: Path) -> Identity | None:
 
 
 _gate = threading.Lock()
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_pools: Living[Pool] = Living()
 _queues: weakref.WeakValueDictionary[str, WriterQueue] = weakref.WeakValueDictionary()
 _inherited: set[Identity] = set()
 _kept: list[Connection] = []
@@ -527,21 +497,21 @@ def _keep_for_ever(connection: Connection) -> None:
 def _before_fork() -> None:
     _gate.acquire()
     deadline = monotonic() + PATIENCE
-    inherited = [pool for pool in list(_pools) if not pool.retire(deadline)]
+    inherited = [pool for pool in _pools if not pool.retire(deadline)]
     if inherited:
         with suppress(ImportError):  # here, not in the child, where an import may wait for ever
             import ctypes  # noqa: F401
 
 
 def _after_fork_in_parent() -> None:
-    for pool in list(_pools):
+    for pool in _pools:
         pool.resume()
     _gate.release()
 
 
 def _after_fork_in_child() -> None:
     _queues.clear()  # threads that do not exist here may hold them
-    for pool in list(_pools):
+    for pool in _pools:
         pool.abandon()
     _gate.release()
 
