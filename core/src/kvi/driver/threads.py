@@ -294,8 +294,8 @@ class _Flows:
     def _work(self) -> None:
         me = threading.current_thread()
         self.threads.add(me)
-        fetches = True  # started for some work that is in the queue
-        while fetches or not self.stopped:
+        fetches = True  # somebody counts on this thread, for work that is in the queue or coming
+        while True:
             if not fetches:
                 self._free.append(None)
             try:
@@ -305,14 +305,15 @@ class _Flows:
             if work is not None:
                 fetches = False
                 _run_safely(work)
-            else:
-                try:
-                    self._free.pop()
-                except IndexError:  # somebody counts on this thread
-                    fetches = True
-                else:
-                    break
-            del work
+                del work
+                continue
+            try:
+                self._free.pop()
+                break
+            except IndexError:
+                fetches = True
+            if self.stopped and self._queue.empty():
+                break
         self.threads.discard(me)
 
 
@@ -434,7 +435,9 @@ class Threads:
             ended = errand.wait(self._flows)
             self._ports.discard(errand)
             if ended and errand.error is None:
-                return errand.value  # nothing can come between here and the caller
+                # It is the caller's alone. Nothing can come between here and there.
+                value, errand.value = errand.value, None  # type: ignore[assignment]
+                return value
         except BaseException:
             errand.port.cancelled = True  # first, and without a call: nothing can come before it
             self._leave(errand)
