@@ -32,6 +32,12 @@ feet: acknowledged writes are lost. Therefore:
   that says so; other files are open to it.
 
 What it takes: the module's ``_gate`` is held while a connection is opened, and throughout a fork.
+
+*Lost files.* A file that is deleted, moved or replaced under an open connection is still written
+to, and nobody else ever sees it; so is a ``-wal`` file. Therefore each write compares, having the
+write lock, what the paths name with what the connection opened; each opening compares with the
+first one. A handle that has lost its file says so until it is closed: whoever opens anew knows that
+it may be another store. (SQLite deletes the ``-wal`` itself only when nobody has the file open.)
 """
 
 from __future__ import annotations
@@ -88,6 +94,7 @@ class Connection(sqlite3.Connection):
         deadline: bounds its statements; infinite while it is idle.
         pinned: kept beyond the call that borrowed it.
         identity: device and inode of its file.
+        log: the same of its ``-wal`` file.
         synced: commits wait for the disk. False only while a call has borrowed it.
 
     """
@@ -96,6 +103,7 @@ class Connection(sqlite3.Connection):
     pinned: bool = False
     synced: bool = True
     identity: Identity | None = None
+    log: Identity | None = None
 
     def sync(self, synced: bool) -> None:
         """Let commits from now on wait for the disk, or not; outside of a transaction."""
@@ -177,6 +185,8 @@ class Pool:
         self._keep = KEPT  # idle connections; 0 once closing, and while a fork is near
         self._writers: WriterQueue | None = None
         self._client: Connection | None = None
+        self._log_path = path  # known, as the identity, once the file has been opened
+        self._identity: Identity | None = None
         self._pid = os.getpid()
         _pools.add(self)
 
@@ -319,6 +329,7 @@ class Pool:
             try:
                 connection.deadline.moment = deadline
                 self._running[get_ident()] = connection
+                self._check_files(connection)
                 result, wrote = work(connection)
                 if wrote:
                     committing = True
@@ -364,6 +375,21 @@ class Pool:
             pause = pause or Pause(self, deadline)
             pause.wait(locked)
 
+    def _check_files(self, connection: Connection) -> None:
+        """Raise `Unavailable` if others would not see what ``connection`` writes."""
+        if _identity(self.path) != connection.identity:
+            raise self._lost(self.path)
+        if _identity(self._log_path) != connection.log:
+            raise self._lost(self._log_path)
+
+    @staticmethod
+    def _lost(path: Path) -> Unavailable:
+        return Unavailable(
+            f"{path} was deleted, moved or replaced while the store was open; put it back, or "
+            "close every handle on the store and open it anew",
+            passing=False,
+        )
+
     def _commit(self, connection: Connection, deadline: float) -> None:
         while True:
             try:
@@ -406,6 +432,8 @@ class Pool:
 
     def _open(self) -> Connection:
         self._refuse_inherited()
+        if self._identity is not None and _identity(self.path) != self._identity:
+            raise self._lost(self.path)
         connection = sqlite3.connect(
             self.path,
             timeout=0,
@@ -419,6 +447,10 @@ class Pool:
             connection.set_progress_handler(connection.deadline.passed, STEPS)
             connection.identity = _identity(self.path)
             schema.prepare(connection, self.path)
+            if self._identity is None:
+                self._log_path = Path(f"{os.path.realpath(self.path)}-wal")
+                self._identity = connection.identity
+            connection.log = _identity(self._log_path)
         except BaseException:
             self.discard(connection)
             raise
@@ -503,7 +535,7 @@ class Pool:
 
 def _identity(path: Path) -> Identity | None:
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116  (twice in each write: Path's own takes longer)
     except OSError:
         return None
     return status.st_dev, status.st_ino

@@ -30,7 +30,8 @@ in one transaction, which looks again under the write lock, so that any number o
 a new file at once.
 
 The journal mode is in the file, the others in each connection. ``synchronous=FULL`` makes a commit
-outlive the loss of power; NORMAL, in WAL mode, would not.
+outlive the loss of power; NORMAL, in WAL mode, would not. What a statement sets aside, it keeps in
+memory: no store depends on a folder for temporary files.
 """
 
 from __future__ import annotations
@@ -195,8 +196,11 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         execute("COMMIT")
     (mode,) = execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
-        raise Unavailable(f"{path} is on a file system without shared memory; use a local disk")
+        raise Unavailable(
+            f"{path} is on a file system without shared memory; use a local disk", passing=False
+        )
     execute("PRAGMA synchronous = FULL")
+    execute("PRAGMA temp_store = MEMORY")
     execute(f"PRAGMA journal_size_limit = {WAL_KEPT}").close()
     if _is_of_another_boot(connection):
         execute("BEGIN IMMEDIATE")
@@ -214,13 +218,15 @@ def _missing(connection: sqlite3.Connection, path: Path) -> tuple[str, ...]:
         if version > VERSION:
             raise Unavailable(
                 f"{path} has schema {version} and this kvi-sqlite knows up to {VERSION}; "
-                "install a newer kvi-sqlite"
+                "install a newer kvi-sqlite",
+                passing=False,
             )
         return () if version == VERSION else (*_LEASES, *_MARKS)
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application or version or tables:
         raise Unavailable(
-            f"{path} is the SQLite database of another program; name another path for the store"
+            f"{path} is the SQLite database of another program; name another path for the store",
+            passing=False,
         )
     return TABLES
 
