@@ -58,6 +58,7 @@ APPLICATION_ID = 0x6B766931  # "kvi1"
 VERSION = 2
 SEQ_BITS = 20  # a million changes in a commit before any revision is skipped, 2**43 revisions
 TRIM_EVERY = 256  # commits: deleting in portions costs next to nothing for each
+TRIM_ROWS = 1024  # events in a portion: a few milliseconds
 WAL_KEPT = 64 * 1024 * 1024  # bytes of a WAL file that stay on disk once it has been emptied
 
 _FIRST = (
@@ -169,7 +170,10 @@ QUEUE = """
     WHERE key >= ? AND key < ? AND create_revision < ?
 """
 
-TRIM = "DELETE FROM events WHERE id < ?"
+OLD_EVENTS = (
+    "SELECT max(id), count(*) FROM (SELECT id FROM events WHERE id < ? ORDER BY id LIMIT ?)"
+)
+TRIM = "DELETE FROM events WHERE id <= ?"
 TRIMMED = "UPDATE history SET trimmed = ?1 WHERE trimmed < ?1"
 
 
