@@ -7,6 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import kvi
@@ -351,3 +353,34 @@ def test_what_is_not_a_store_is_said_at_once(path: Path, uri: str) -> None:
     with kvi.open(uri) as store, pytest.raises(kvi.Unavailable) as caught:
         store.store("k", "v")
     assert not caught.value.passing
+
+
+def test_log_is_bounded_beside_readers(path: Path, store: kvi.Kvi) -> None:
+    """Readers that take turns do not let the write-ahead log grow for ever."""
+    value = b"v" * 256 * 1024
+    stop = threading.Event()
+    for number in range(8):
+        store.store(f"k{number}", value)
+
+    def read() -> None:
+        with kvi.open(f"sqlite:{path}") as own:
+            while not stop.is_set():
+                list(own.range(limit=4))
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    longest = 0
+    try:
+        with kvi.open(f"sqlite:{path}?history=10") as writer:
+            began = time.monotonic()
+            written = 0
+            while written < 6 * schema.WAL_KEPT or time.monotonic() - began < 2.5:
+                writer.store(f"k{written % 8}", value)
+                written += 2 * len(value)
+                longest = max(longest, wal(path).stat().st_size)
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert longest < 2.5 * schema.WAL_KEPT

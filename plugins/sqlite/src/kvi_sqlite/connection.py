@@ -33,6 +33,11 @@ feet: acknowledged writes are lost. Therefore:
 
 What it takes: the module's ``_gate`` is held while a connection is opened, and throughout a fork.
 
+*The log.* SQLite copies its log into the file at commits, but lets it start over only at a moment
+without readers: beside some that take turns it grows for ever. So who has committed to a log that
+is longer than `schema.WAL_KEPT` waits for readers to leave, a moment only and not soon again, as
+one that stays (a range half read) cannot be helped.
+
 *Lost files.* A file that is deleted, moved or replaced under an open connection is still written
 to, and nobody else ever sees it; so is a ``-wal`` file. Therefore each write compares, having the
 write lock, what the paths name with what the connection opened; each opening compares with the
@@ -67,6 +72,7 @@ T = TypeVar("T")
 
 KEPT = 8  # idle connections: threads of a busy program that meet in the store at once
 PATIENCE = 1.0  # seconds that close() and a fork wait for calls under way
+LOG_PATIENCE, LOG_PAUSE = 0.05, 1.0  # seconds: waiting for readers of the log; until the next try
 STEPS = 50_000  # of SQLite's machine between looks at the budget: about a millisecond
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.020  # seconds; a commit takes 0.1 to 10 ms
 
@@ -187,6 +193,7 @@ class Pool:
         self._client: Connection | None = None
         self._log_path = path  # known, as the identity, once the file has been opened
         self._identity: Identity | None = None
+        self._next_restart = 0.0  # when a log that could not start over is tried again
         self._pid = os.getpid()
         _pools.add(self)
 
@@ -347,6 +354,8 @@ class Pool:
             finally:
                 self._running.pop(get_ident(), None)
             connection.deadline.moment = inf
+            if wrote:
+                self._bound_log(connection, deadline)
             self.give_back(connection)
             if wrote:
                 for tell in writers.listeners:
@@ -389,6 +398,19 @@ class Pool:
             "close every handle on the store and open it anew",
             passing=False,
         )
+
+    def _bound_log(self, connection: Connection, deadline: float) -> None:
+        """After a commit: let a long log start over. Whatever comes of it, the commit stands."""
+        moment = monotonic()
+        if moment < self._next_restart or moment + LOG_PATIENCE > deadline:
+            return
+        with suppress(OSError, sqlite3.Error):
+            if os.stat(self._log_path).st_size <= schema.WAL_KEPT:  # noqa: PTH116
+                return
+            self._next_restart = moment + LOG_PAUSE
+            connection.execute(f"PRAGMA busy_timeout = {int(LOG_PATIENCE * 1000)}")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+            connection.execute("PRAGMA busy_timeout = 0")
 
     def _commit(self, connection: Connection, deadline: float) -> None:
         while True:

@@ -59,7 +59,7 @@ VERSION = 2
 SEQ_BITS = 20  # a million changes in a commit before any revision is skipped, 2**43 revisions
 TRIM_EVERY = 256  # commits: deleting in portions costs next to nothing for each
 TRIM_ROWS = 1024  # events in a portion: a few milliseconds
-WAL_KEPT = 64 * 1024 * 1024  # bytes of a WAL file that stay on disk once it has been emptied
+WAL_KEPT = 16 * 1024 * 1024  # bytes of a WAL file: if it is longer, it is to start over
 
 _FIRST = (
     """
