@@ -9,7 +9,7 @@ import pytest
 
 from tests.simulation.schedule import SCENARIOS, first_failure, run
 
-_SHARE = 1500  # schedules of each scenario: all of them take about half a minute
+_SHARE = 1000  # schedules of each scenario: all of them take less than half a minute
 _LONG = 60_000
 
 # Schedules that once showed a fault, in the flows or in the simulation.
