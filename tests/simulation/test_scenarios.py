@@ -15,7 +15,7 @@ _LONG = 60_000
 # Schedules that once showed a fault, in the flows or in the simulation.
 _ONCE = {
     "lock": (50, 140, 2561),
-    "single": (419,),
+    "single": (419, 5027139),
     "watch": (17, 32, 6550, 10456),
     "states": (582, 3100),
     "keep": (12, 56),
