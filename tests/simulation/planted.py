@@ -20,6 +20,7 @@ from kvi.flow.scope import Ledger, Scope
 from kvi.flow.watch import Reader, WatchFlow
 from kvi.model import Claim, Delete, Event, Key, Txn
 from kvi.ops import RevokeOp
+from kvi.policy.failover import Decision, Failover, Happened, Step
 from kvi.policy.lease import LeaseState, Term
 from kvi.policy.retry import Effect, RetryPolicy
 from kvi.port import Port
@@ -268,6 +269,50 @@ def _restored_unnoticed(real: Any) -> Any:
     return poll
 
 
+def _judged_by_one(real: Any) -> Any:
+    """An endpoint that does not take the credentials speaks for the store."""
+
+    def decide(way: Failover, happened: Happened, now: float) -> Decision:
+        if happened is Happened.LOGIN_REFUSED:
+            return Decision(Step.FINAL)
+        return real(way, happened, now)  # type: ignore[no-any-return]
+
+    return decide
+
+
+def _sent_again(real: Any) -> Any:
+    """A write that an endpoint did not answer is sent to the next one."""
+
+    def decide(way: Failover, happened: Happened, now: float) -> Decision:
+        if happened is Happened.SILENT:
+            way.sent = False
+        return real(way, happened, now)  # type: ignore[no-any-return]
+
+    return decide
+
+
+def _loyal(real: Any) -> Any:
+    """Calls go on to an endpoint that says nothing."""
+
+    def decide(way: Failover, happened: Happened, now: float) -> Decision:
+        decision: Decision = real(way, happened, now)
+        silent = happened is Happened.SILENT and decision.step is Step.UNKNOWN
+        return Decision(Step.UNKNOWN) if silent else decision
+
+    return decide
+
+
+def _learner_believed(real: Any) -> Any:
+    """That one endpoint cannot serve is told as the store's answer."""
+
+    def decide(way: Failover, happened: Happened, now: float) -> Decision:
+        if happened is Happened.REFUSED:
+            return Decision(Step.UNSENT)
+        return real(way, happened, now)  # type: ignore[no-any-return]
+
+    return decide
+
+
 PLANTED: dict[str, Planted] = {
     "phantom leader": Planted("lock", Term, "renewed", _phantom),
     "renewal after a loss revives": Planted("lock", Term, "renewed", _revived),
@@ -291,6 +336,10 @@ PLANTED: dict[str, Planted] = {
     "RESYNC starves": Planted("watch", WatchFlow, "_poll", _starved),
     "revision runs ahead": Planted("watch", WatchFlow, "end", _running_ahead),
     "restore unnoticed": Planted("watch", SimChanges, "poll", _restored_unnoticed),
+    "endpoint speaks for the store": Planted("failover", Failover, "decide", _judged_by_one),
+    "unanswered write is sent again": Planted("failover", Failover, "decide", _sent_again),
+    "silent endpoint is kept": Planted("failover", Failover, "decide", _loyal),
+    "learner speaks for the store": Planted("failover", Failover, "decide", _learner_believed),
 }
 
 

@@ -228,6 +228,8 @@ async def test_temporary_key() -> None:
 class Failing:
     """An executor that fails a few times."""
 
+    is_short = False
+
     def __init__(self, scope: Scope, times: int) -> None:
         self._inner = scope.executor
         self.left = times
