@@ -82,6 +82,10 @@ class Lease(Held, LeaseRef):
         except KviError as error:
             raise store._placed(error, "revoke", None)
 
+    def _abandon(self) -> None:
+        """Nobody has got it."""
+        self._flow.abandon()
+
     def _hold_for(self, block: weakref.ref[Block]) -> None:
         self._flow.owner = block
 

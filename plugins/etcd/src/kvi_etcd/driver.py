@@ -151,6 +151,8 @@ class Connection:
         if token is not None:
             try:
                 future = getattr(endpoint, method).future(message, self._share(timeout), token)
+            except RuntimeError as error:
+                raise self._no_thread(endpoint, error) from error
             except ValueError as error:
                 raise self._shut(error) from error
 
@@ -173,8 +175,8 @@ class Connection:
                 with _gate:
                     token = run(self._ready(endpoint, way, ask=True))
             return Stream(endpoint, token)
-        except RuntimeError as error:  # gRPC starts a thread for each stream
-            raise Unavailable(f"no thread can be started for a stream: {error}") from error
+        except RuntimeError as error:
+            raise self._no_thread(endpoint, error) from error
         except (grpc.RpcError, grpc.FutureTimeoutError) as error:
             happened = self._noted(endpoint, error)
             if happened is Happened.SILENT:
@@ -305,14 +307,15 @@ class Connection:
     async def _log_in(self, endpoint: Endpoint, way: Failover) -> Token:
         credentials = self._credentials
         assert credentials is not None
-        with self._lock:
-            login = endpoint.login
-            if login is None:
-                message = pb.AuthenticateRequest(
-                    name=credentials.name, password=credentials.password
-                )
-                login = endpoint.authenticate.future(message, LOGIN_TIME, WITH_LEADER)
-                endpoint.login = login
+        message = pb.AuthenticateRequest(name=credentials.name, password=credentials.password)
+        try:
+            with self._lock:
+                login = endpoint.login
+                if login is None:
+                    login = endpoint.authenticate.future(message, LOGIN_TIME, WITH_LEADER)
+                    endpoint.login = login
+        except RuntimeError as error:
+            raise self._no_thread(endpoint, error) from error
         token: Token
         try:
             answer = await endpoint.result(login, max(_SHORTEST, way.rest(time.monotonic())))
@@ -377,6 +380,11 @@ class Connection:
                 del self._endpoints[suspicious.at]
             if self._endpoint is suspicious:
                 self._endpoint = None
+
+    def _no_thread(self, endpoint: Endpoint, error: RuntimeError) -> Unavailable:
+        """No thread could be started: the channel then counts on one that does not run."""
+        self._replace(endpoint)
+        return Unavailable(f"no thread can be started for etcd: {error}")
 
     def _use(self, at: int) -> Endpoint:
         """Endpoint ``at``, now the current one; under the lock, behind the gate."""

@@ -39,8 +39,8 @@ however many watches are refused, one login gives the verdict on all.
 
 *Endpoints.* What one endpoint does is its own fault: the next stream is tried at the next endpoint,
 for as long as it takes. Only credentials that every endpoint has refused, `REFUSALS` times over and
-with no other fault in between, end the watches. A thread that cannot be started is tried again by
-whoever opens a watch or polls one.
+with no other fault in between, end the watches. A stream that gets no
+thread is tried again as one that was lost; a reader that gets none fails the opening alone.
 
 *Large answers.* etcd cuts an answer into fragments if asked to, in a time that grows with the
 square of the number of changes in a fragment: seconds, where they are small. So it is asked to only
