@@ -161,11 +161,8 @@ def impatient_close(real: Any) -> Any:
     """The close ends with the first lease that it cannot revoke."""
 
     async def settle(scope: Scope, port: Port) -> None:
-        leases, watches = scope.ledger.clear(scope)
-        for watch in watches:
-            watch.shut()
-        for lease in leases:
-            if lease.shut():
+        for lease in [member.shut() for member in scope.ledger.clear(scope)]:
+            if lease is not None:
                 try:
                     call = Call(port, port.now() + scope.timeout, decided=True)
                     await scope.executor.execute(RevokeOp(lease.id), call)

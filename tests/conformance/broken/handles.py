@@ -12,6 +12,8 @@ from time import sleep
 from typing import TypeVar
 
 from kvi.errors import Closed, KviError, UsedAfterFork
+from kvi.flow.lease import LeaseFlow
+from kvi.flow.watch import WatchFlow
 from kvi.model import KeyValue, RangeResult, Scan
 from kvi.ops import Op
 
@@ -163,8 +165,9 @@ class EndsQuietly(Correct):
 
     class face(Handle):
         def close(self) -> None:
-            for watch in list(self._scope.ledger._watches):
-                watch.shut()
+            for member in list(self._scope.ledger._members):
+                if isinstance(member, WatchFlow):
+                    member.shut()
             sleep(0.05)
             super().close()
 
@@ -175,7 +178,9 @@ class KeepsLeases(Correct):
 
     class face(Handle):
         def close(self) -> None:
-            self._scope.ledger._leases.clear()
+            members = self._scope.ledger._members
+            for lease in [one for one in members if isinstance(one, LeaseFlow)]:
+                del members[lease]
             super().close()
 
 

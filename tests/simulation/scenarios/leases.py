@@ -183,7 +183,7 @@ class Closing:
 
     async def _closes(self) -> None:
         client, world = self.client, self.world
-        self.known = list(client.scope.ledger._leases)
+        self.known = [one for one in client.scope.ledger._members if isinstance(one, LeaseFlow)]
         self.deadline = world.time + self.timeout
         await client.close()
         if world.time < self.deadline - 0.2:

@@ -181,7 +181,7 @@ def test_grant_of_unknown_outcome(store: Faulty) -> None:
     with pytest.raises(kvi.OutcomeUnknown) as caught:
         store.lease(TTL)
     assert caught.value.operation == "lease"
-    assert not store._scope.ledger._leases
+    assert not store._scope.ledger._members
     with pytest.raises(kvi.OutcomeUnknown):
         store.temp_key("k")
     assert store.get("k") is None
@@ -303,7 +303,7 @@ def test_temp_key_whose_write_fails(store: Faulty, peer: kvi.Kvi) -> None:
     assert caught.value.operation == "temp_key"
     until(lambda: peer.get("member") is None)
     until(lambda: store.times("lease_revoke") == 1)
-    assert not store._scope.ledger._leases
+    assert not store._scope.ledger._members
 
 
 def test_temp_key_is_not_made_up_for(store: Faulty, peer: kvi.Kvi, clock: Clock) -> None:

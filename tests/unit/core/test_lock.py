@@ -131,7 +131,8 @@ def test_late_claim_finds_no_lease(store: Faulty, peer: kvi.Kvi, bridged: bool) 
     primitives = store._scope.primitives
 
     def lose() -> None:
-        (lease,) = store._scope.ledger._leases
+        (lease,) = store._scope.ledger._members
+        assert isinstance(lease, LeaseFlow)
         late.append(lambda: primitives._lock_claim("jobs", lease.id, 5))
         if not bridged or len(late) == 1:
             raise kvi.OutcomeUnknown("no answer")
@@ -148,7 +149,7 @@ def test_late_claim_finds_no_lease(store: Faulty, peer: kvi.Kvi, bridged: bool) 
         with pytest.raises(kvi.Unavailable):
             store.lock("jobs", ttl=TTL).acquire()
     until(lambda: store.times("lease_revoke") == 1)
-    until(lambda: not store._scope.ledger._leases)
+    until(lambda: not store._scope.ledger._members)
     assert not store._scope.ledger._idle
     with pytest.raises(kvi.LeaseLost):
         late[0]()
@@ -236,7 +237,7 @@ def test_lease_lost_while_waiting(
 ) -> None:
     """A waiter whose place is gone with its lease takes another one, and gets the lock."""
     waiter = waiting(store, peer, timeout)
-    (lease,) = store._scope.ledger._leases
+    (lease,) = store._scope.ledger._members
     assert isinstance(lease, LeaseFlow)
     revoke(peer, lease.id)
     with pytest.raises(kvi.LeaseLost):  # which the runtime would have found out
@@ -254,7 +255,8 @@ def test_lease_lost_while_waiting(
 def test_place_lost_without_notice(store: Faulty, peer: kvi.Kvi, holder: Lock) -> None:
     """A waiter whose lease the store has ended in silence finds out when it claims again."""
     waiter = waiting(store, peer)
-    (lease,) = store._scope.ledger._leases
+    (lease,) = store._scope.ledger._members
+    assert isinstance(lease, LeaseFlow)
     revoke(peer, lease.id)
     holder.release()
     assert waiter.end() is True

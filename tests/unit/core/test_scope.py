@@ -246,7 +246,7 @@ def test_given_up_and_not_revoked_yet(store: Faulty, peer: kvi.Kvi) -> None:
     del store.before["lease_revoke"], store.after["lock_claim"]
     with peer.lock("a", timeout=20):
         pass
-    until(lambda: not store._scope.ledger._leases)
+    until(lambda: not store._scope.ledger._members)
 
 
 def test_given_up_and_closed(store: Faulty, peer: kvi.Kvi) -> None:

@@ -329,7 +329,7 @@ def test_error_that_ends_it(scripted: Scripted, error: kvi.KviError) -> None:
     assert watch.revision == 11
     assert feed.closed.is_set()
     assert feed.polls == 2
-    assert not scripted._scope.ledger._watches
+    assert not scripted._scope.ledger._members
     watch.cancel()
 
 
@@ -702,7 +702,7 @@ def test_dropped_when_it_ends(scripted: Scripted) -> None:
     until(lambda: not watch.active)
     with scripted.watch("k"):
         pass
-    until(lambda: not scripted._scope.ledger._watches)
+    until(lambda: not scripted._scope.ledger._members)
     assert all(feed.closed.is_set() for feed in scripted.feeds)
 
 

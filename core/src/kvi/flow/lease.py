@@ -60,7 +60,7 @@ class LeaseFlow:
         sent = port.now()
         grant = await scope.execute(port, GrantOp(ttl), timeout)
         lease = cls(scope, grant.id, grant.ttl, sent, keep_alive=keep_alive)
-        scope.ledger.add_lease(lease)  # raises if closed meanwhile: it ends by itself
+        scope.ledger.add(lease)  # raises if closed meanwhile: it ends by itself
         scope.runtime.keep(lease, lease._next_step())
         return lease
 
@@ -123,22 +123,21 @@ class LeaseFlow:
             self._tell_later()
             raise
         except Exception:
-            self.scope.ledger.discard_lease(self)
+            self.scope.ledger.discard(self)
             raise
         except BaseException:
             self._tell_later()
             raise
-        self.scope.ledger.discard_lease(self)
+        self.scope.ledger.discard(self)
 
     def abandon(self) -> None:
         """Give it up at once; the store is told as soon as it answers. Never waits."""
         if self._end() is not LeaseState.ENDED:
             self._tell_later()
 
-    def shut(self) -> bool:
-        """The handle is closed: it is over. Whether the store still may have to be told."""
-        before = self._end()
-        return before is not LeaseState.LOST
+    def shut(self) -> LeaseFlow | None:
+        """The handle is closed: it is over. Itself, if the store still may have to be told."""
+        return None if self._end() is LeaseState.LOST else self
 
     # -- for the runtime --------------------------------------------------------------------------
 
@@ -192,7 +191,7 @@ class LeaseFlow:
         """The state now, told to those who wait for a loss. Hold the lock."""
         state = self.term.observe(self.scope.runtime.now())
         if state is LeaseState.LOST:
-            self.scope.ledger.discard_lease(self)
+            self.scope.ledger.discard(self)
             self.lost.set()
         return state
 
@@ -217,7 +216,7 @@ class LeaseFlow:
     def _tell_later(self) -> None:
         """Let the runtime tell the store, unless the handle is closed, which tells it too."""
         try:
-            self.scope.ledger.add_lease(self)
+            self.scope.ledger.add(self)
         except KviError:
             return
         self.scope.runtime.keep(_Leaving(self), self.scope.runtime.now())
@@ -244,5 +243,5 @@ class _Leaving:
                 return port.now() + min(_PAUSE, term.ttl / 3)
         except KviError as error:
             _log.debug("a lease on %s could not be revoked: %s", scope.uri, error)
-        scope.ledger.discard_lease(lease)
+        scope.ledger.discard(lease)
         return None

@@ -49,6 +49,17 @@ PASSING = (Unavailable, Timeout, OutcomeUnknown)  # the store may be back in a m
 _PAUSE = 0.1  # seconds between tries to tell a store that cannot be reached
 
 
+class Member(Protocol):
+    """What hangs on a scope: a lease or a watch, as the ledger knows it."""
+
+    @property
+    def scope(self) -> Scope:
+        """What it hangs on."""
+
+    def shut(self) -> Held | None:
+        """End, because the handle is closed; the lease that the store may have to be told of."""
+
+
 class Held(Protocol):
     """A lease, as the ledger knows it."""
 
@@ -64,22 +75,8 @@ class Held(Protocol):
     def may_live(self, moment: float) -> bool:
         """Whether the store may still keep it."""
 
-    def shut(self) -> bool:
-        """The handle is closed. Whether the store still may have to be told."""
-
     def abandon(self) -> None:
         """Give it up without waiting."""
-
-
-class Watching(Protocol):
-    """A watch, as the ledger knows it."""
-
-    @property
-    def scope(self) -> Scope:
-        """What it hangs on."""
-
-    def shut(self) -> None:
-        """End, because the handle is closed: whoever waits wakes up and finds it so."""
 
 
 class Ledger:
@@ -87,49 +84,33 @@ class Ledger:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._leases: dict[Held, None] = {}  # in the order of their coming, as all of these
-        self._watches: dict[Watching, None] = {}
+        self._members: dict[Member, None] = {}  # in the order of their coming
         self._idle: list[tuple[Held, float, float]] = []  # ttl asked for, and since when
 
-    def add_lease(self, lease: Held) -> None:
-        """Know a lease until it is discarded; raises `Closed` if nothing new may begin."""
+    def add(self, member: Member) -> None:
+        """Know it until it is discarded; raises `Closed` if nothing new may begin."""
         with self._lock:
-            lease.scope.ensure_open()
-            self._leases[lease] = None
+            member.scope.ensure_open()
+            self._members[member] = None
 
-    def discard_lease(self, lease: Held) -> None:
-        """Forget a lease that has ended, and that the store knows of, or will find out."""
+    def discard(self, member: Member) -> None:
+        """Forget what has ended; of a lease the store knows too, or will find out."""
         with self._lock:
-            self._leases.pop(lease, None)
-
-    def add_watch(self, watch: Watching) -> None:
-        """Know a watch until it is discarded; raises `Closed` if nothing new may begin."""
-        with self._lock:
-            watch.scope.ensure_open()
-            self._watches[watch] = None
-
-    def discard_watch(self, watch: Watching) -> None:
-        """Forget a watch that has ended."""
-        with self._lock:
-            self._watches.pop(watch, None)
+            self._members.pop(member, None)
 
     def take_idle(self, ttl: float, scope: Scope) -> Held | None:
-        """An idle lease that was asked for with ``ttl``, for ``scope``, which it hangs on now."""
-        dead = []
-        found = None
-        with self._lock:
-            for position in range(len(self._idle) - 1, -1, -1):
-                lease, asked, _ = self._idle[position]
-                if asked == ttl:
-                    del self._idle[position]
-                    if lease.alive:
-                        lease.scope = scope  # it must not end with the view that it came by
-                        found = lease
-                        break
-                    dead.append(lease)
-        for lease in dead:
+        """The last idle lease that was asked for with ``ttl``; it hangs on ``scope`` now."""
+        while True:
+            with self._lock:
+                fitting = [one for one in self._idle if one[1] == ttl]
+                if not fitting:
+                    return None
+                self._idle.remove(fitting[-1])
+                lease = fitting[-1][0]
+                if lease.alive:
+                    lease.scope = scope  # it must not end with the view that it came by
+                    return lease
             lease.abandon()
-        return found
 
     def give_idle(self, lease: Held, ttl: float, now: float) -> None:
         """Keep a lease without keys for the next lock."""
@@ -144,25 +125,19 @@ class Ledger:
     def is_surplus(self, lease: Held, now: float) -> bool:
         """Whether a lease has been idle for too long; then it is idle no more, but to be ended."""
         with self._lock:
-            for position, (kept, _, since) in enumerate(self._idle):
-                if kept is lease:
-                    if now - since <= IDLE:
-                        return False
-                    del self._idle[position]
-                    return True
-        return False
+            mine = [one for one in self._idle if one[0] is lease and now - one[2] > IDLE]
+            for one in mine:
+                self._idle.remove(one)
+        return bool(mine)
 
-    def clear(self, scope: Scope) -> tuple[list[Held], list[Watching]]:
+    def clear(self, scope: Scope) -> list[Member]:
         """Take out what hangs on ``scope``, which is closed, and on the scopes within it."""
         with self._lock:
-            leases = [one for one in self._leases if one.scope.is_within(scope)]
-            watches = [one for one in self._watches if one.scope.is_within(scope)]
-            for lease in leases:
-                del self._leases[lease]
-            for watch in watches:
-                del self._watches[watch]
+            members = [one for one in self._members if one.scope.is_within(scope)]
+            for member in members:
+                del self._members[member]
             self._idle = [one for one in self._idle if not one[0].scope.is_within(scope)]
-        return leases, watches
+        return members
 
 
 class Scope:
@@ -261,10 +236,8 @@ class Scope:
     async def settle(self, port: Port) -> None:
         """After `shut`: end what hangs on it, as far as the store answers within the time-out."""
         deadline = port.now() + self.timeout
-        leases, watches = self.ledger.clear(self)
-        for watch in watches:
-            watch.shut()
-        owed = [lease for lease in leases if lease.shut()]
+        ended = [member.shut() for member in self.ledger.clear(self)]
+        owed = [lease for lease in ended if lease is not None]
         while owed and port.now() < deadline:
             lease = owed.pop()
             try:

@@ -107,7 +107,7 @@ class WatchFlow:
             self._feed = await scope.execute(port, WatchOp(spec, self.wake), timeout)
             self._before = self._through = self._feed.revision
         try:
-            scope.ledger.add_watch(self)
+            scope.ledger.add(self)
         except BaseException:
             self.end()
             raise
@@ -206,10 +206,10 @@ class WatchFlow:
         feed = self._feed
         if feed is not None:
             feed.close()
-        self.scope.ledger.discard_watch(self)
+        self.scope.ledger.discard(self)
 
     def shut(self) -> None:
-        """The handle is closed."""
+        """The handle is closed: whoever waits wakes up and finds it so."""
         self.end()
 
     def wake(self) -> None:

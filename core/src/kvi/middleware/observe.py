@@ -54,4 +54,5 @@ class Observed:
             attempts=call.attempts,
             error=error,
         )
-        observers.tell(observers.active, operation)
+        for observer in observers.active:
+            observer.tell(operation)

@@ -27,9 +27,9 @@ threads.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from typing import Any
 
 import pluggy
 
@@ -41,13 +41,14 @@ __all__ = ["GROUP", "register", "unregister"]
 
 GROUP = "kvi.observers"
 
-_lock = threading.RLock()
+_log = logging.getLogger("kvi")
+_lock = threading.Lock()
 _loaded = False
 
 
 def _renew_lock() -> None:
     global _lock
-    _lock = threading.RLock()
+    _lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -69,11 +70,8 @@ class _Observer:
     def tell(self, operation: ObservedOperation) -> None:
         try:
             self.hook(operation=operation)
-        except Exception as error:
-            import logging
-
-            log = logging.getLogger("kvi")
-            log.warning(
+        except Exception as error:  # noqa: BLE001  (what it raises harms nobody)
+            _log.warning(
                 "the observer %r failed on %s: %r",
                 self.plugin,
                 operation.name,
@@ -119,23 +117,13 @@ def load_installed() -> None:
     """Register what installed distributions bring; once in a process. Not for programs."""
     global _loaded
     with _lock:
-        if _loaded:
-            return
-        _loaded = True
-        from importlib.metadata import entry_points
+        first, _loaded = not _loaded, True
+    if not first:
+        return
+    from importlib.metadata import entry_points
 
-        for entry in entry_points(group=GROUP):
-            try:
-                register(entry.load())
-            except Exception as error:  # noqa: BLE001  (the program must run without it)
-                import logging
-
-                logging.getLogger("kvi").warning(
-                    "the observer %r of %s cannot be used: %r", entry.name, entry.value, error
-                )
-
-
-def tell(observers: tuple[Any, ...], operation: ObservedOperation) -> None:
-    """Tell them all. Not for programs."""
-    for observer in observers:
-        observer.tell(operation)
+    for entry in entry_points(group=GROUP):
+        try:
+            register(entry.load())
+        except Exception as error:  # noqa: BLE001  (the program must run without it)
+            _log.warning("the observer %r of %s cannot be used: %r", entry.name, entry.value, error)
