@@ -171,8 +171,8 @@ def test_close_does_not_wait_for_a_login(server: EtcdServer) -> None:
     thread = threading.Thread(target=call)
     thread.start()
     deadline = time.monotonic() + 10
-    logging_in = inmost(store)._connection._logging_in
-    while not logging_in.locked() and time.monotonic() < deadline:
+    connection = inmost(store)._connection
+    while connection._endpoint is None and time.monotonic() < deadline:
         thread.join(0.01)
     begin = time.monotonic()
     store.close()

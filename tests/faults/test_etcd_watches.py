@@ -6,14 +6,11 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 
 import grpc
@@ -21,7 +18,7 @@ import kvi
 import pytest
 from kvi.feed import Batch, Feed, WatchSpec
 from kvi.model import Event, EventType, Span
-from kvi_etcd import cursor, forks, transport, watches, wire
+from kvi_etcd import cursor, driver, watches, wire
 from kvi_etcd import wire_pb2 as pb
 
 from tests.servers import EtcdServer, find_etcdctl
@@ -462,7 +459,7 @@ class Older:
         self.asked: list[bytes] = []
         self.refused: set[bytes] = set()
         self.meanwhile: Callable[[], object] = nothing
-        connection: transport.Connection = inmost(store)._connection
+        connection: driver.Connection = inmost(store)._connection
         hub: watches.Watches = inmost(store)._watches
         self._call, self._hear = connection.call, hub._hear
         patch.setattr(connection, "call", self.call)
@@ -627,7 +624,7 @@ def test_token_expiry(guarded: EtcdServer) -> None:
         kvi.open(f"etcd://ada:s3cret@{guarded.host}:{guarded.port}") as store,
         Consumer(store, app) as old,
     ):
-        link = inmost(store)._connection._link
+        link = inmost(store)._connection._endpoint
         token = link.metadata
 
         def expired() -> bool:
@@ -836,132 +833,6 @@ def test_no_thread_to_be_had(server: EtcdServer, monkeypatch: pytest.MonkeyPatch
             if again:
                 with Consumer(store, everything()) as consumer:
                     consumer.wait_for(store.store("k", "1"))
-
-
-OURS = {str(Path(str(module.__file__))) for module in (watches, transport, forks)}
-
-
-class AtCall:
-    """Does something at one call that this thread makes in the plugin, as a signal handler would.
-
-    CPython runs handlers behind calls, where functions begin, and where loops turn.
-    """
-
-    def __init__(self, number: int, handler: Callable[[], object]) -> None:
-        self._left = number
-        self._handler = handler
-        self.done = False
-
-    def __enter__(self) -> Self:
-        sys.setprofile(self._profile)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setprofile(None)
-
-    def _profile(self, frame: FrameType, event: str, _: object) -> None:
-        if frame.f_code.co_filename in OURS and event in ("call", "return", "c_return"):
-            if not self._left:
-                sys.setprofile(None)
-                self.done = True
-                self._handler()
-            self._left -= 1
-
-
-def begin_watch(store: kvi.Kvi) -> Callable[[], object]:
-    """The first watch, at the first call of the handle."""
-    return lambda: inmost(store)._watch(WatchSpec(everything()), nothing, 5)
-
-
-def begin_another(store: kvi.Kvi) -> Callable[[], object]:
-    """A watch beside another one, on its stream."""
-    inmost(store)._watch(WatchSpec(everything()), nothing, 5)
-    return begin_watch(store)
-
-
-def poll(store: kvi.Kvi) -> Callable[[], object]:
-    """Take what has come, from a full buffer."""
-    feed = inmost(store)._watch(WatchSpec(everything()), nothing, 5)
-    store.store("k", "1")
-    hub: watches.Watches = inmost(store)._watches
-    until(lambda: hub._total)
-    with hub._lock:
-        (watch,) = hub._all
-        hub._leave_server(watch)
-        watch.state = watches.State.FULL
-    return lambda: feed.poll(5)
-
-
-def end_watch(store: kvi.Kvi) -> Callable[[], object]:
-    """End the last watch."""
-    feed: Feed = inmost(store)._watch(WatchSpec(everything()), nothing, 5)
-    return feed.close
-
-
-@pytest.mark.parametrize("ending", ["handle", "watches"])
-@pytest.mark.parametrize("work", [begin_watch, begin_another, poll, end_watch])
-def test_ended_by_a_signal_handler(
-    server: EtcdServer, work: Callable[[kvi.Kvi], Callable[[], object]], ending: str
-) -> None:
-    """Wherever it interrupts, a handler that ends watches or the handle does so for good."""
-    before = running_threads()
-    number = 0
-    problems: list[BaseException] = []
-
-    def interrupted() -> bool:
-        store = kvi.open(server.uri)
-        hub: watches.Watches = inmost(store)._watches
-        action = work(store)
-        begun = list(hub._all)
-
-        def end_watches() -> None:
-            for watch in begun:
-                watch.close()
-
-        begin = time.monotonic()
-        handler = store.close if ending == "handle" else end_watches
-        with AtCall(number, handler) as handled, suppress(kvi.KviError):
-            action()
-        if handled.done:
-            assert not hub._all.intersection(begun)
-            if ending == "handle":
-                assert (hub._run, hub._all, hub._wanted) == (None, set(), {})
-        for watch in list(hub._all):
-            watch.close()
-        assert (hub._run, hub._total, hub._wanted) == (None, 0, {})
-        store.close()
-        assert time.monotonic() - begin < 3
-        return handled.done
-
-    def everywhere() -> None:
-        nonlocal number
-        try:
-            while interrupted():
-                number += 1
-        except BaseException as problem:  # noqa: BLE001  (of the thread, for the test)
-            problems.append(problem)
-
-    thread = threading.Thread(target=everywhere, daemon=True)
-    thread.start()
-    thread.join(100)
-    assert not thread.is_alive(), f"deadlock at call {number}"
-    assert problems == [], f"at call {number}"
-    assert number > 10
-    until(lambda: running_threads() == before, within=5)
-
-
-def test_close_under_the_lock(server: EtcdServer, writer: kvi.Kvi) -> None:
-    """A handler that interrupts a frame with the lock does not wait for the reader, who would."""
-    before = running_threads()
-    store = kvi.open(server.uri)
-    inmost(store)._watch(WatchSpec(everything()), nothing, 5)
-    begin = time.monotonic()
-    with inmost(store)._watches._lock:
-        writer.store("k", "1")
-        time.sleep(0.1)  # the reader waits for the lock
-        store.close()
-    assert time.monotonic() - begin < 2
-    until(lambda: running_threads() == before, within=5)
 
 
 def test_many_watches(server: EtcdServer, writer: kvi.Kvi) -> None:

@@ -33,7 +33,7 @@ def table(
         (H.LOST, True, False, Step.NEXT, Step.UNSENT),
         (H.LOST, True, True, Step.UNKNOWN, Step.UNKNOWN),
         (H.LOGIN_REFUSED, True, False, Step.NEXT, Step.FINAL),
-        (H.LOGIN_WAITING, True, False, Step.NEXT, Step.UNSENT),
+        (H.LOGIN_WAITING, True, False, Step.UNSENT, Step.UNSENT),
         (H.FINAL, True, True, Step.FINAL, Step.FINAL),
     ],
 )

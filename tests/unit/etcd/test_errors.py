@@ -5,9 +5,9 @@ from __future__ import annotations
 import grpc
 import kvi
 import pytest
+from kvi.policy.failover import Happened
 from kvi_etcd.errors import (
     AnswerTooLarge,
-    Fault,
     FutureRevision,
     LeaseExists,
     classify,
@@ -111,6 +111,9 @@ TABLE = [
         kvi.ValueTooLarge,
     ),
     (C.DATA_LOSS, "corrupt", kvi.Unavailable, kvi.Unavailable),
+    # one member's word, before it proposed anything
+    (C.UNAVAILABLE, "etcdserver: rpc not supported for learner", kvi.Unavailable, kvi.Unavailable),
+    (C.UNKNOWN, "raft proposal dropped", kvi.Unavailable, kvi.Unavailable),
     # sent, and no answer: a read failed, a write may have happened
     (C.DEADLINE_EXCEEDED, "Deadline Exceeded", kvi.Timeout, kvi.OutcomeUnknown),
     (C.CANCELLED, "Channel closed!", kvi.Unavailable, kvi.OutcomeUnknown),
@@ -147,21 +150,24 @@ def test_every_code_is_an_error_of_kvi() -> None:
         if code is C.OK:
             continue
         assert isinstance(translate(RpcError(code, "something new"), write=True), kvi.KviError)
-        if classify(code, "something new") is Fault.LOST:
+        if classify(code, "something new") is Happened.LOST:
             assert type(translate(RpcError(code, "x"), write=True)) is kvi.OutcomeUnknown
 
 
 def test_only_unreached_moves_on() -> None:
     """Another endpoint is tried only for what never left; a login only for a refused token."""
-    unreached = [row[1] for row in TABLE if classify(row[0], row[1]) is Fault.UNREACHED]
+    unreached = [row[1] for row in TABLE if classify(row[0], row[1]) is Happened.UNREACHED]
     assert [text for text in unreached if "last error" not in text] == [
         "failed to connect to all addresses; x",
         "DNS resolution failed for x",
         "errors resolving x: [field:…]",
         "the target uri is not valid: x",
     ]
-    assert classify(C.UNAVAILABLE, "etcdserver: invalid auth token") is Fault.LOGIN
-    assert classify(C.INVALID_ARGUMENT, "etcdserver: revision of auth store is old") is Fault.LOGIN
+    assert classify(C.UNAVAILABLE, "etcdserver: invalid auth token") is Happened.LOGIN_ENDED
+    assert (
+        classify(C.INVALID_ARGUMENT, "etcdserver: revision of auth store is old")
+        is Happened.LOGIN_OLD
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from kvi_etcd import forks, transport
+from kvi_etcd import driver, forks
 
 from tests.support.waiting import until
 
@@ -114,16 +114,16 @@ def test_a_child_begins_anew(gate: forks.ForkGate) -> None:
 
 
 def test_nobody_waits_for_a_fork_under_the_lock() -> None:
-    """Whoever would make a link during a fork waits without the lock of the connection."""
-    connection = transport.Connection([("127.0.0.1", 1)], None, None)
+    """Whoever would make an endpoint during a fork waits without the lock of the connection."""
+    connection = driver.Connection([("127.0.0.1", 1)], None, None)
     forking, go_on = threading.Event(), threading.Event()
     clients: list[object] = []
 
     def fork() -> None:
-        transport._gate._close()
+        driver._gate._close()
         forking.set()
         go_on.wait(10)
-        transport._gate._open()
+        driver._gate._open()
 
     forker = in_thread(fork)
     assert forking.wait(10)

@@ -18,12 +18,11 @@ from typing import Any
 import kvi
 import pytest
 from kvi.feed import Batch, WatchSpec
-from kvi.model import EventType, Span
+from kvi.model import EventType, Span, Txn
 from kvi_memory.state import MemoryState
 from kvi_memory.store import MemoryKvi
 
 from tests.support.forking import in_child
-from tests.support.inside import inmost
 from tests.unit.memory import interrupted
 
 WHERE = ("kvi_memory", "sortedcontainers", "kvi/policy")
@@ -81,15 +80,15 @@ class World:
 
     def __init__(self) -> None:
         self.name = f"interrupts-{next(_numbers)}"
-        self.handle = kvi.open(f"mem:{self.name}")
-        self.store: MemoryKvi = inmost(self.handle)
-        self.lease = self.store._lease_grant(1000, 5).id
+        self.store = kvi.open(f"mem:{self.name}")
+        self.primitives = MemoryKvi(f"mem:{self.name}", self.name, timeout=5)
+        self.lease = self.primitives._lease_grant(1000, 5).id
         for number in range(8):
-            self.handle.store(f"k{number}", b"old", lease=self.lease if number % 2 else None)
-        self.handle.count()
+            self.store.store(f"k{number}", b"old", lease=self.lease if number % 2 else None)
+        self.store.count()
         self.wakes = 0
-        self.feed = self.store._watch(WatchSpec(Span("", None)), self._wake, 5)
-        self.state: MemoryState = self.store._state
+        self.feed = self.primitives._watch(WatchSpec(Span("", None)), self._wake, 5)
+        self.state: MemoryState = self.primitives._state
         self.before = self.content()
 
     def _wake(self) -> None:
@@ -97,18 +96,18 @@ class World:
 
     def content(self) -> dict[str, tuple[bytes | None, int]]:
         """What is in the store."""
-        return {e.key: (e.value, e.revision) for e in self.store._range(_ALL, 5)}
+        return {e.key: (e.value, e.revision) for e in self.primitives._range(_ALL, 5)}
 
     def check(self) -> None:
         """All parts agree, and nothing stays taken."""
         assert not self.state.lock.locked()
         for lease in [k for k, found in self.state._leases.items() if not found.deadline]:
-            self.store._lease_revoke(lease, 5)
+            self.primitives._lease_revoke(lease, 5)
         content = self.content()
         assert list(content) == sorted(content)
-        assert content == {k: (e.value, e.revision) for k in content if (e := self.handle.get(k))}
-        assert len(content) == self.handle.count() == len(self.state.entries)
-        revision = self.handle.range(limit=1).revision
+        assert content == {k: (e.value, e.revision) for k in content if (e := self.store.get(k))}
+        assert len(content) == self.store.count() == len(self.state.entries)
+        revision = self.store.range(limit=1).revision
         assert revision in (8, 9)  # a call of the test makes one commit or none
         for lease, found in self.state._leases.items():
             assert found.keys == {k for k, e in self.state.entries.items() if e.lease == lease}
@@ -119,14 +118,14 @@ class World:
             assert self.wakes
             assert {event.revision for event in told.events} == {9}
             self._replay(told, content)
-        history = self.store._watch(WatchSpec(Span("", None), start=1), lambda: None, 5)
+        history = self.primitives._watch(WatchSpec(Span("", None), start=1), lambda: None, 5)
         everything = history.poll(5)
         assert everything is not None
         self.before = {}
         self._replay(everything, content)
         history.close()
-        self.handle.store("k0", b"goes on")
-        assert self.handle.delete("k0")
+        self.store.store("k0", b"goes on")
+        assert self.store.delete("k0")
         assert "k0" not in self.content()
 
     def _replay(self, told: Batch, content: dict[str, tuple[bytes | None, int]]) -> None:
@@ -143,36 +142,36 @@ _ALL = kvi.model.Scan(Span("", None))
 
 def _many(world: World) -> None:
     puts = [kvi.Put(f"k{n}", b"new", world.lease if n % 3 else None) for n in range(4, 12)]
-    world.handle.txn(then=[kvi.Delete("k1"), kvi.Get("k4"), *puts, kvi.Delete("k2")])
+    world.store.txn(then=[kvi.Delete("k1"), kvi.Get("k4"), *puts, kvi.Delete("k2")])
 
 
 def _expired(world: World) -> None:
     world.state._leases[world.lease].deadline = 0
     with pytest.raises(kvi.LeaseLost):
-        world.store._lease_renew(world.lease, 5)
+        world.primitives._lease_renew(world.lease, 5)
 
 
 def _poll_behind(world: World) -> None:
-    feed = world.store._watch(WatchSpec(Span("", None), start=1), lambda: None, 5)
+    feed = world.primitives._watch(WatchSpec(Span("", None), start=1), lambda: None, 5)
     feed.poll(5)
     feed.close()
 
 
 CALLS: dict[str, Callable[[World], object]] = {
-    "get": lambda w: w.store._get("k1", 5),
-    "store": lambda w: w.handle.store("k0", b"new"),
-    "store-leased": lambda w: w.handle.store("k1", b"new"),
-    "store-new": lambda w: w.handle.store("new", b"new"),
-    "store-with-lease": lambda w: w.handle.store("new", b"new", lease=w.lease),
+    "get": lambda w: w.primitives._get("k1", 5),
+    "store": lambda w: w.store.store("k0", b"new"),
+    "store-leased": lambda w: w.store.store("k1", b"new"),
+    "store-new": lambda w: w.store.store("new", b"new"),
+    "store-with-lease": lambda w: w.store.store("new", b"new", lease=w.lease),
     "txn": _many,
-    "delete": lambda w: w.handle.delete("k1"),
-    "delete-range": lambda w: w.handle.delete_range("k2", "k6"),
-    "range": lambda w: list(w.handle.range()),
-    "range-reverse": lambda w: list(w.handle.range("k1", reverse=True)),
-    "count": lambda w: w.handle.count(prefix="k"),
-    "grant": lambda w: w.store._lease_grant(1000, 5),
-    "renew": lambda w: w.store._lease_renew(w.lease, 5),
-    "revoke": lambda w: w.store._lease_revoke(w.lease, 5),
+    "delete": lambda w: w.store.delete("k1"),
+    "delete-range": lambda w: w.store.delete_range("k2", "k6"),
+    "range": lambda w: list(w.store.range()),
+    "range-reverse": lambda w: list(w.store.range("k1", reverse=True)),
+    "count": lambda w: w.store.count(prefix="k"),
+    "grant": lambda w: w.primitives._lease_grant(1000, 5),
+    "renew": lambda w: w.primitives._lease_renew(w.lease, 5),
+    "revoke": lambda w: w.primitives._lease_revoke(w.lease, 5),
     "expired": _expired,
     "watch": _poll_behind,
 }
@@ -190,7 +189,7 @@ def _interrupted(call: Callable[[World], object], prepare: Callable[[World], obj
             came = True
         world.check()
         world.feed.close()
-        world.store._lease_revoke(world.lease, 5)
+        world.primitives._lease_revoke(world.lease, 5)
         if not came:
             return point
     raise AssertionError
@@ -228,7 +227,7 @@ def test_interrupt_while_a_commit_is_completed() -> None:
         for second in itertools.count():
             try:
                 with _At(second):
-                    world.handle.count()
+                    world.store.count()
                 break
             except Interrupt:
                 total += 1
@@ -254,7 +253,7 @@ def test_lease_of_an_interrupted_grant_ends() -> None:
         try:
             with _At(point):
                 lease = store._lease_grant(0.02, 5).id
-                store._put("leased", b"", lease, 5)
+                store._txn(Txn(then=(kvi.Put("leased", b"", lease),)), 5)
             break
         except Interrupt:
             ended.append(store._state)
@@ -274,8 +273,7 @@ def test_fork_inside_of_a_call(locked: World) -> None:
     """A handler may fork within a call: the child has its own copy, and can use it."""
 
     def work() -> None:
-        store = MemoryKvi("mem:", locked.name, timeout=5)
-        assert store._put("child", b"", None, 5) == 9
+        assert kvi.open(f"mem:{locked.name}").store("child", b"") == 9
 
     assert in_child(work) == 0
     assert "child" not in locked.state.entries
@@ -291,7 +289,7 @@ def test_fork_in_the_middle_of_a_commit() -> None:
         None,
     )
     world.state.forked()
-    found = world.handle.get("new")
+    found = world.store.get("new")
     assert found is not None
     assert found.revision == world.state.revision == 9
 
@@ -302,8 +300,8 @@ def test_history_counts_all_it_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     for number in range(100):
         key = f"{number:04}" + "x" * 1000
-        world.handle.store(key, bytes(5000))
-        world.handle.delete(key)
+        world.store.store(key, bytes(5000))
+        world.store.delete(key)
     kept = sum(
         len(change.key) + sum(len(entry.value or b"") for entry in change[1:] if entry)
         for _, changes, _ in world.state.history

@@ -17,13 +17,13 @@ flows        errands of the main thread: never wait for one another     as many 
                                                                         at once
 reads        reading for watches                                        2, to 64 while they stall
 work         kvi's own: renewals, revocations                           1, to 8 while they stall
-call-backs   functions of the program; may block as long as they like   2, to 32 while they stall
+call-backs   functions of the program; may block as long as they like   2, to 1,000 while they stall
 scheduler    decides what is due; never asks a store, never waits       1
 ===========  =========================================================  ========================
 
 All are daemons, started at the first use and gone after a while without work, or by `stop`. A pool
 that has made no progress for `STALL` seconds gets one more thread. So kvi's own work never waits
-for the program's, and one call-back waits for another only when 32 are stuck at once.
+for the program's, and one call-back waits for another only when 1,000 are stuck at once.
 
 *What the main thread may touch.* Only steps in C that nothing can come between: `SimpleQueue.put`
 and ``get``, ``list.append`` and ``pop``, one assignment. The first thread is started in C as well,
@@ -227,12 +227,14 @@ class Errand(Generic[T]):
         if self.port.cancelled:
             self.give_back()
 
-    def wait(self) -> bool:
+    def wait(self, flows: _Flows) -> bool:
         """Wait for its end, on the caller's thread; false if the handle was closed before."""
         while True:
             try:
                 self._word.get(timeout=_SLICE)
             except Empty:  # a signal that came right before the wait is handled now
+                if self._unrun:
+                    flows.start()
                 continue
             if self.port.ended:
                 return True
@@ -255,7 +257,9 @@ class _Flows:
     """Threads for errands: there is always one free, or one more is started.
 
     Items of ``_free`` are as many as threads that wait, less the work in the queue. Whose item is
-    popped does not matter: who submits takes one, or starts a thread; who goes takes one along.
+    popped does not matter: who submits takes one, or starts a thread; who goes takes one along. An
+    interrupt of who submits may leave an item too few: then a thread waits for the next work, that
+    nobody counts on, or goes with the handle.
     """
 
     def __init__(self) -> None:
@@ -266,11 +270,15 @@ class _Flows:
 
     def submit(self, work: Callable[[], object]) -> None:
         """Run ``work`` on a thread. Of the main thread's steps, each is one in C."""
-        self._queue.put(work)
         try:
             self._free.pop()
         except IndexError:
-            _thread.start_new_thread(self._start, ())
+            self.start()
+        self._queue.put(work)
+
+    def start(self) -> None:
+        """Start one more thread, for work that is coming."""
+        _thread.start_new_thread(self._start, ())
 
     def stop(self) -> None:
         self.stopped = True
@@ -286,8 +294,8 @@ class _Flows:
     def _work(self) -> None:
         me = threading.current_thread()
         self.threads.add(me)
-        fetches = True  # started for some work that is in the queue
-        while fetches or not self.stopped:
+        fetches = True  # somebody counts on this thread, for work that is in the queue or coming
+        while True:
             if not fetches:
                 self._free.append(None)
             try:
@@ -297,14 +305,15 @@ class _Flows:
             if work is not None:
                 fetches = False
                 _run_safely(work)
-            else:
-                try:
-                    self._free.pop()
-                except IndexError:  # somebody counts on this thread
-                    fetches = True
-                else:
-                    break
-            del work
+                del work
+                continue
+            try:
+                self._free.pop()
+                break
+            except IndexError:
+                fetches = True
+            if self.stopped and self._queue.empty():
+                break
         self.threads.discard(me)
 
 
@@ -392,7 +401,7 @@ class Threads:
         self._flows = _Flows()
         self._reads = _Pool("kvi-reads", 2, 64, self.at)
         self._work = _Pool("kvi-work", 1, 8, self.at)
-        self._callbacks = _Pool("kvi-callbacks", 2, 32, self.at)
+        self._callbacks = _Pool("kvi-callbacks", 2, 1000, self.at)
         self._ports: set[ThreadPort | Errand[Any]] = set()
         self._inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._asleep: list[None] = [None]  # empty while the scheduler runs
@@ -423,10 +432,12 @@ class Threads:
         try:
             self._ports.add(errand)
             self._hand_over(errand)
-            ended = errand.wait()
+            ended = errand.wait(self._flows)
             self._ports.discard(errand)
             if ended and errand.error is None:
-                return errand.value  # nothing can come between here and the caller
+                # It is the caller's alone. Nothing can come between here and there.
+                value, errand.value = errand.value, None  # type: ignore[assignment]
+                return value
         except BaseException:
             errand.port.cancelled = True  # first, and without a call: nothing can come before it
             self._leave(errand)

@@ -19,7 +19,7 @@ what happened           next, while there is another endpoint       next, at the
                         then the next endpoint
 ``LOGIN_OLD``           log in, here, until the time is up          the same
 ``LOGIN_REFUSED``       the next endpoint                           raise: final
-``LOGIN_WAITING``       the next endpoint                           raise: not applied
+``LOGIN_WAITING``       raise: not applied; the next call waits on  the same
 ``FINAL``               raise: final                                raise: final
 ======================  ==========================================  ==============================
 
@@ -133,7 +133,8 @@ class Failover:
         silent = happened is Happened.SILENT and self._patient
         if sent and self._write and happened in (Happened.SILENT, Happened.LOST):
             return Decision(Step.UNKNOWN, replace=silent, leave=silent)
-        if happened is Happened.LOST and sent:  # a read: the layer above decides
+        lost = happened is Happened.LOST and sent  # a read: the layer above decides
+        if lost or happened is Happened.LOGIN_WAITING:
             return Decision(Step.UNSENT)
         last = Step.FINAL if happened is Happened.LOGIN_REFUSED else Step.UNSENT
         if happened is Happened.SILENT and not self._patient:

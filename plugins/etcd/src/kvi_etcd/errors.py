@@ -4,20 +4,10 @@ gRPC's status code alone does not tell: etcd answers UNAVAILABLE both before it 
 and after. So the detail text decides too. The texts are etcd's own (``rpctypes/error.go`` of
 etcd 3.4 and 3.5) and gRPC's.
 
-==================  ==========================================================================
-fault               what it means for the request
-==================  ==========================================================================
-``UNREACHED``       never left this process: no connection. Another endpoint may do.
-``REFUSED``         the server said no before it did anything.
-``LOGIN``           the token is unknown or out of date; nothing was done. Log in, ask again.
-``FINAL``           the server said no, and will again.
-``LOST``            sent, and no answer: a write may have run, or may still run.
-==================  ==========================================================================
+What a failure means for the request, and where it goes on, is `kvi.policy.failover`'s table.
 """
 
 from __future__ import annotations
-
-import enum
 
 import grpc
 from kvi.errors import (
@@ -32,18 +22,9 @@ from kvi.errors import (
     Unavailable,
     ValueTooLarge,
 )
+from kvi.policy.failover import Happened
 
 _Code = grpc.StatusCode
-
-
-class Fault(enum.Enum):
-    """What a failed call means for its request; see the module's table."""
-
-    UNREACHED = enum.auto()
-    REFUSED = enum.auto()
-    LOGIN = enum.auto()
-    FINAL = enum.auto()
-    LOST = enum.auto()
 
 
 _UNREACHED = (
@@ -55,8 +36,17 @@ _UNREACHED = (
 )
 # Not here: "database space exceeded". etcd says so after it has applied the write.
 _NOT_RUNNING = "is it running there?"
-_REFUSED = ("too many requests", "etcdserver: no leader")
-_LOGIN = ("invalid auth token", "revision of auth store is old")
+# One member's word, given before it proposed anything: it leads nobody and knows no leader, it is a
+# learner, it is behind, it has too much to do.
+_REFUSED = (
+    "too many requests",
+    "etcdserver: no leader",
+    "not supported for learner",
+    "raft proposal dropped",
+)
+_LOGIN_ENDED = ("invalid auth token", "user name is empty")
+_LOGIN_OLD = "revision of auth store is old"
+_LOGIN_REFUSED = "authentication failed"
 _FINAL_CODES = frozenset(
     {
         _Code.INVALID_ARGUMENT,
@@ -72,18 +62,22 @@ _FINAL_CODES = frozenset(
 )
 
 
-def classify(code: grpc.StatusCode, detail: str) -> Fault:
+def classify(code: grpc.StatusCode, detail: str) -> Happened:
     """What a call that failed with ``code`` and ``detail`` means for its request."""
     text = detail.lower()
-    if any(part in text for part in _LOGIN):
-        return Fault.LOGIN
+    if _LOGIN_OLD in text:
+        return Happened.LOGIN_OLD
+    if any(part in text for part in _LOGIN_ENDED):
+        return Happened.LOGIN_ENDED
+    if _LOGIN_REFUSED in text:
+        return Happened.LOGIN_REFUSED
     if any(part in text for part in _UNREACHED):
-        return Fault.UNREACHED
+        return Happened.UNREACHED
     if any(part in text for part in _REFUSED):
-        return Fault.REFUSED
+        return Happened.REFUSED
     if code in _FINAL_CODES or (code is _Code.RESOURCE_EXHAUSTED and "larger than max" in text):
-        return Fault.FINAL
-    return Fault.LOST
+        return Happened.FINAL
+    return Happened.SILENT if code is _Code.DEADLINE_EXCEEDED else Happened.LOST
 
 
 class AnswerTooLarge(Unavailable):
@@ -103,26 +97,37 @@ class LeaseExists(Unavailable):
 def translate(error: grpc.RpcError, *, write: bool) -> KviError:
     """The error of kvi for ``error``; ``write``: the request would change the store."""
     code, detail = error.code(), error.details() or ""
-    fault = classify(code, detail)
+    happened = classify(code, detail)
     # A server (in Go) that finds a request too large says the same in lower case.
     if code is _Code.RESOURCE_EXHAUSTED and "Received message larger than max" in detail:
         return AnswerTooLarge(f"the answer is larger than kvi receives at once: {detail}")
-    if fault is Fault.LOST:
+    if happened in (Happened.LOST, Happened.SILENT):
         return _lost(code, detail, write)
-    if fault is Fault.UNREACHED and (why := _distrust(detail)):
+    if happened is Happened.UNREACHED and (why := _distrust(detail)):
         return AuthenticationFailed(why)
-    if fault is Fault.UNREACHED:
+    if happened is Happened.UNREACHED:
         guess = _guess(detail)
         return Unavailable(
             f"no connection to etcd; {guess}: {detail}", passing=guess == _NOT_RUNNING
         )
-    if fault is Fault.LOGIN:
+    if happened is Happened.LOGIN_REFUSED:
+        return AuthenticationFailed(f"etcd refused the login: {detail}")
+    if happened in (Happened.LOGIN_OLD, Happened.LOGIN_ENDED) and "is empty" not in detail:
         return AuthenticationFailed(
             f"etcd does not accept the login: {detail}; give user:password@ in the URI"
         )
-    if fault is Fault.REFUSED:
+    if happened is Happened.REFUSED:
         return Unavailable(f"etcd refused the request and did nothing: {detail}")
     return _final(code, detail)
+
+
+def login_refused(error: KviError) -> bool:
+    """Whether ``error`` is an endpoint's word that it does not take the credentials."""
+    cause = error.__cause__
+    return (
+        isinstance(cause, grpc.RpcError)
+        and classify(cause.code(), cause.details() or "") is Happened.LOGIN_REFUSED
+    )
 
 
 def _lost(code: grpc.StatusCode, detail: str, write: bool) -> KviError:
@@ -140,6 +145,8 @@ def _lost(code: grpc.StatusCode, detail: str, write: bool) -> KviError:
 def _distrust(detail: str) -> str | None:
     """What is wrong with a certificate, if that is why there is no connection."""
     _, failed, reason = detail.partition("CERTIFICATE_VERIFY_FAILED: ")
+    if "certificate signature failure" in detail:  # an authority of the right name, another key
+        failed = reason = "signed by another authority of the same name"
     if failed:
         reason = reason.removesuffix(": OK")
         if "expired" in reason or "not yet valid" in reason:
@@ -178,7 +185,7 @@ def _final(code: grpc.StatusCode, detail: str) -> KviError:
     text = detail.lower()
     if code is _Code.PERMISSION_DENIED:
         return PermissionDenied(f"the etcd user may not do this: {detail}")
-    if code is _Code.UNAUTHENTICATED or "authentication failed" in text or "user name" in text:
+    if code is _Code.UNAUTHENTICATED or "user name" in text:
         hint = "; write etcd://user:password@host:2379" if "is empty" in text else ""
         return AuthenticationFailed(f"etcd refused the login: {detail}{hint}")
     if "authentication is not enabled" in text:
@@ -198,11 +205,15 @@ def _final(code: grpc.StatusCode, detail: str) -> KviError:
     return Unavailable(f"etcd cannot serve this: {code.name} {detail}", passing=False)
 
 
+def _stale(text: str) -> bool:
+    return _LOGIN_OLD in text or any(part in text for part in _LOGIN_ENDED)
+
+
 def refusal(reason: str) -> KviError:
     """The error of kvi for a watch that etcd cancelled, from the reason it gave."""
     text = reason.lower()
     if "permission denied" in text:
         return PermissionDenied(f"the etcd user may not watch this: {reason}")
-    if "unauthenticated" in text or "user name" in text or any(part in text for part in _LOGIN):
+    if "unauthenticated" in text or "user name" in text or _stale(text):
         return AuthenticationFailed(f"etcd does not accept the login of the watch: {reason}")
     return Unavailable(f"etcd cancelled the watch: {reason or 'it gave no reason'}")

@@ -5,7 +5,7 @@ exists" means that it had worked. So a grant is sent again, within its deadline,
 known. What is left of one whose fate stays unknown is a lease that nobody renews.
 
 *Renewing.* etcd has a stream for it, of any number of requests and answers. A stream with one of
-each is a plain call on the wire (`kvi_etcd.transport.Link`), and as such has all that calls have:
+each is a plain call on the wire (`kvi_etcd.channel.Endpoint`), and as such has all that calls have:
 a deadline, a login, another endpoint, and nothing that a restart of the server could break.
 """
 
@@ -20,8 +20,8 @@ from kvi.errors import LeaseLost, OutcomeUnknown, Timeout, Unavailable
 from kvi.model import MAX_NUMBER, Grant
 
 from kvi_etcd import wire_pb2 as pb
+from kvi_etcd.driver import Connection
 from kvi_etcd.errors import LeaseExists
-from kvi_etcd.transport import Connection
 from kvi_etcd.wire import lease_id
 
 MIN_TTL = 2  # seconds: what etcd, with its default election time-out, grants at the least

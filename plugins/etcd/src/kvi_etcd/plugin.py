@@ -11,8 +11,9 @@ from kvi.options import Option
 from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
+from kvi_etcd.client import Tls
+from kvi_etcd.driver import Credentials
 from kvi_etcd.store import CAPABILITIES, EtcdKvi
-from kvi_etcd.transport import Credentials, Tls
 
 DEFAULT_PORT = 2379
 

@@ -28,10 +28,11 @@ from kvi.primitives import Primitives
 
 from kvi_etcd import leases, wire
 from kvi_etcd import wire_pb2 as pb
+from kvi_etcd.client import Tls
+from kvi_etcd.driver import Connection, Credentials
 from kvi_etcd.errors import AnswerTooLarge
 from kvi_etcd.leases import MAX_TTL, MIN_TTL
 from kvi_etcd.paging import MOST, PageSize
-from kvi_etcd.transport import Connection, Credentials, Tls
 from kvi_etcd.watches import Watches
 
 CAPABILITIES = Capabilities(

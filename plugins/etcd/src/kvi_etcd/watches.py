@@ -7,13 +7,6 @@ has two more threads, one that sends and one that receives. All of them end with
 *One lock* guards everything here. Nothing waits under it: requests are queued, and what a stream
 does not send is asked for again on the next one.
 
-*Signal handlers* may end a watch, or the handle, amid anything that the main thread does here, also
-under the lock, which is re-entrant for them. What they end stays ended, for whoever holds the lock
-is ready to find it so: collections that it may be walking over are replaced and not emptied, sums
-change without a call in between, and whether the handle is closed, or the watch gone, is looked at
-behind the last step, not before the first. The reader meets no handlers. As it cannot end while the
-interrupted thread holds the lock, a handler does not wait for it then.
-
 *A watch* is in one of these states:
 
 ============  =====================================================  ===========================
@@ -40,12 +33,18 @@ without its id. So the oldest is meant, always; ``_asked`` keeps the order, also
 closed meanwhile. Answers to ids that are not known any more are those of watches closed or full.
 
 *Logins.* A stream keeps its token to its end, and a token that has run out looks like a missing
-permission. So with a user in the URI, the first refusal of a watch ends the stream, and only one
-under a new token is believed.
+permission. So with a user in the URI, a refusal is believed within `BELIEVED` seconds of a login
+that was made for it; the first one at another time ends the stream, and asks for that login. So
+however many watches are refused, one login gives the verdict on all.
+
+*Endpoints.* What one endpoint does is its own fault: the next stream is tried at the next endpoint,
+for as long as it takes. Only credentials that every endpoint has refused, `REFUSALS` times over and
+with no other fault in between, end the watches. A stream that gets no
+thread is tried again as one that was lost; a reader that gets none fails the opening alone.
 
 *Large answers.* etcd cuts an answer into fragments if asked to, in a time that grows with the
 square of the number of changes in a fragment: seconds, where they are small. So it is asked to only
-on the stream that follows one that broke for an answer of more than `transport.MAX_PAGE` bytes.
+on the stream that follows one that broke for an answer of more than `client.MAX_PAGE` bytes.
 
 *A run* is one life of the reader, from the first watch to the end of the last. It is told to end
 by ``_run`` being another one; the next watch then starts a new run, and never waits for an old one.
@@ -61,7 +60,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from itertools import islice
-from queue import Empty, SimpleQueue
 
 from kvi.errors import AuthenticationFailed, Compacted, KviError, Timeout, Unavailable
 from kvi.feed import Batch, Feed, Wake
@@ -69,13 +67,16 @@ from kvi.model import Event, Span
 
 from kvi_etcd import wire
 from kvi_etcd import wire_pb2 as pb
+from kvi_etcd.channel import Stream
 from kvi_etcd.cursor import Chunk, Cursor, Meaning, fits, meaning
-from kvi_etcd.errors import AnswerTooLarge, FutureRevision, refusal
-from kvi_etcd.transport import Connection, Stream
+from kvi_etcd.driver import Connection
+from kvi_etcd.errors import AnswerTooLarge, FutureRevision, login_refused, refusal
 
 WINDOW = 64  # creates under way: enough to hide the round trip when thousands are to be resumed
 BATCH = 1000  # events that a poll stops at
 LOGIN_TIMEOUT = 5.0
+REFUSALS = 3  # of the credentials, by every endpoint
+BELIEVED = 1.0  # seconds after a login: tokens live longer
 SILENCE = 0.5  # seconds without an answer to a create, before a stream is taken for dead
 BACKOFF_MIN, BACKOFF_MAX = 0.05, 1.0
 
@@ -100,7 +101,6 @@ class Changes(Feed):
         "asked",
         "buffer",
         "cursor",
-        "doubted",
         "error",
         "events",
         "heard",
@@ -130,11 +130,8 @@ class Changes(Feed):
         self.id = 0
         self.asked = 0.0  # when, by the monotonic clock
         self.heard = 0  # answers on the stream at that time
-        self.doubted = False  # a refusal was not believed yet
         self.error: KviError | None = None
-        # gets a word once it is known whether it could begin; an Event would not do, for a signal
-        # handler that sets it deadlocks with the interrupted thread that is about to wait for it
-        self.opened: SimpleQueue[None] | None = SimpleQueue()
+        self.opened: threading.Event | None = threading.Event()  # set once it has begun or failed
         self.idle = True  # its consumer found nothing and must be woken
         self.buffer: deque[Chunk] = deque()
         self.events = self.weight = 0  # in the buffer
@@ -143,7 +140,7 @@ class Changes(Feed):
     def poll(self, timeout: float) -> Batch | None:
         """Return what has arrived; never waits.
 
-        What cannot be decoded, or is interrupted meanwhile, stays for the next call.
+        What cannot be decoded stays for the next call.
         """
         chunks = self.watches.first(self)
         if chunks is None:
@@ -170,12 +167,15 @@ class Changes(Feed):
 class _Run:
     """One life of the reader."""
 
-    __slots__ = ("ended", "fragment", "stream")
+    __slots__ = ("anew", "believed", "ended", "fragment", "refusals", "stream")
 
     def __init__(self) -> None:
         self.ended = threading.Event()
         self.fragment = False
         self.stream: Stream | None = None
+        self.anew = False  # a refusal asked for a login
+        self.believed = 0.0  # until when refusals are, by the monotonic clock
+        self.refusals = 0  # of the credentials, one after the other
 
     def end(self) -> None:
         """Let the reader come to its end; called once it is not the present run any more."""
@@ -196,7 +196,7 @@ class Watches:
         """``report`` is told of every stream that was lost, or could not be had."""
         self._connection = connection
         self._report = report
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         self._all: set[Changes] = set()
         self._wanted: OrderedDict[Changes, None] = OrderedDict()
         self._asked: deque[Changes] = deque()
@@ -225,13 +225,11 @@ class Watches:
         assert opened is not None
         try:
             self._enter(watch)
-            opened.get(timeout=max(0.0, deadline - time.monotonic()))
-            if watch.error is not None:
-                raise watch.error
-            watch.opened = None
-            return watch
-        except Empty:
-            pass
+            if opened.wait(max(0.0, deadline - time.monotonic())):
+                if watch.error is not None:
+                    raise watch.error
+                watch.opened = None
+                return watch
         except BaseException:
             self.discard(watch)
             raise
@@ -273,18 +271,14 @@ class Watches:
         return at or present, present
 
     def _enter(self, watch: Changes) -> None:
-        """Add ``watch``, and begin a run if there is none; leaves nothing behind if it fails."""
+        """Add ``watch``, and begin a run if there is none."""
         with self._lock:
-            try:
-                self._all.add(watch)
-                self._want(watch)
-                if self._run is None and not self._closed:
-                    self._begin_run()
-                if self._closed:  # before, or by a signal handler just now
-                    raise Unavailable("the connection is closed")
-            except BaseException:
-                self.discard(watch)
-                raise
+            if self._closed:
+                raise Unavailable("the connection is closed")
+            self._all.add(watch)
+            self._want(watch)
+            if self._run is None:
+                self._begin_run()
 
     def first(self, watch: Changes) -> list[Chunk] | None:
         """What ``watch`` has kept, about `BATCH` events of it; ``None`` if nothing.
@@ -316,10 +310,9 @@ class Watches:
                 return
             for _ in chunks:
                 buffer.popleft()
-            if watch.buffer is buffer:
-                watch.events -= events
-                watch.weight -= weight
-                self._total -= weight
+            watch.events -= events
+            watch.weight -= weight
+            self._total -= weight
             if not buffer and watch.state is State.FULL:
                 self._want(watch)
 
@@ -349,47 +342,30 @@ class Watches:
                 opened = watch.opened
                 if opened is not None and watch.error is None:
                     watch.error = Unavailable("the connection is closed")
-                    opened.put(None)
+                    opened.set()
 
     def join(self, timeout: float) -> None:
         """After `close`: wait until the readers have ended, unless they cannot before we go on."""
-        if self._held():
-            return
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def abandon(self) -> object:
         """In a forked child: let go of the parent's stream; returns it, never to be freed."""
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
         abandoned = self._run, self._threads
         self._run, self._threads, self._closed = None, [], True
         self._all, self._wanted, self._by_id = set(), OrderedDict(), {}
         return abandoned
-
-    def _held(self) -> bool:
-        """Whether this thread holds the lock: then it is in a signal handler."""
-        try:
-            threading.Condition(self._lock).notify(0)
-        except RuntimeError:
-            return False
-        return True
 
     # -- under the lock ---------------------------------------------------------------------------
 
     def _want(self, watch: Changes) -> None:
         watch.state = State.WANTED
         self._wanted[watch] = None
-        self._end_if_closed(watch)
         run = self._run
         if run is not None:
             self._ask(run)
-
-    def _end_if_closed(self, watch: Changes) -> None:
-        """Behind what changes the state of ``watch``: a signal handler may have closed it amid."""
-        if watch not in self._all:
-            self._leave_server(watch)
-            watch.state = State.ENDED
 
     def _begin_run(self) -> None:
         """Begin one; if it fails, whoever called ends it with the watch that it was for."""
@@ -400,15 +376,12 @@ class Watches:
         try:
             thread.start()
         except RuntimeError as error:
+            self._run = None
             raise Unavailable(f"no thread can be started for the watches: {error}") from error
         self._threads = [*(old for old in self._threads if old.is_alive()), thread]
 
     def _retire(self, *, end: bool = False) -> None:
-        """Have no run any more; what its stream still says is not heard.
-
-        ``end`` tells its reader. That is done under the lock as well: a signal handler that comes
-        before it must know that the reader is not going to end.
-        """
+        """Have no run any more, nor hear its stream; ``end`` tells its reader."""
         run, self._run = self._run, None
         self._asked, self._by_id = deque(), {}
         self._trouble = self._doubtful = None
@@ -419,10 +392,9 @@ class Watches:
         """Send creates for those wanted, as many as the window allows."""
         stream = run.stream
         while stream is not None and len(self._asked) < WINDOW:
-            try:
-                watch, _ = self._wanted.popitem(last=False)
-            except KeyError:
+            if not self._wanted:
                 return
+            watch, _ = self._wanted.popitem(last=False)
             self._last_id += 1
             watch.id = self._last_id
             watch.state = State.ASKED
@@ -435,7 +407,6 @@ class Watches:
             stream.send(
                 wire.create_request(watch.id, watch.low, watch.high, start, fragment=run.fragment)
             )
-            self._end_if_closed(watch)
 
     def _leave_server(self, watch: Changes) -> None:
         """Let the server forget ``watch``, whatever it knows of it."""
@@ -455,7 +426,7 @@ class Watches:
         watch.error = error
         opened = watch.opened
         if opened is not None:
-            opened.put(None)
+            opened.set()
         self._rouse(watch)
 
     def _fail_those(self, watches: Iterable[Changes], error: KviError) -> None:
@@ -492,8 +463,9 @@ class Watches:
             fragment = False
             try:
                 stream = self._connection.stream(LOGIN_TIMEOUT)
+                run.refusals = 0
                 if self._begin(run, stream):
-                    stream.first()
+                    self._connection.take(stream)
                 for answer, size in stream.answers():
                     delay = BACKOFF_MIN
                     self._hear(run, stream, answer, size)
@@ -524,6 +496,8 @@ class Watches:
                 stream.end()
                 return False
             run.stream = stream
+            if run.anew:
+                run.anew, run.believed = False, time.monotonic() + BELIEVED
             self._heard = 0
             self._ask(run)
             return bool(self._asked)
@@ -538,7 +512,8 @@ class Watches:
             if run is not self._run:
                 return False
             self._trouble = error
-            if not isinstance(error, (Unavailable, Timeout)):
+            run.refusals = run.refusals + 1 if login_refused(error) else 0
+            if run.refusals >= REFUSALS * self._connection.places:
                 self._fail_those(list(self._all), error)
             return True
 
@@ -566,7 +541,7 @@ class Watches:
             self._heard += 1
             said = meaning(answer)
             if said is Meaning.CREATED or said is Meaning.REFUSED:
-                self._answered(stream, answer, refused=said is Meaning.REFUSED)
+                self._answered(run, stream, answer, refused=said is Meaning.REFUSED)
                 self._ask(run)
                 return
             watch = self._by_id.get(answer.watch_id)
@@ -603,7 +578,9 @@ class Watches:
                 self._doubtful = None
                 self._fail_those(failed, error)
 
-    def _answered(self, stream: Stream, answer: pb.WatchResponse, *, refused: bool) -> None:
+    def _answered(
+        self, run: _Run, stream: Stream, answer: pb.WatchResponse, *, refused: bool
+    ) -> None:
         """The oldest create has been answered."""
         if not self._asked:
             raise Unavailable("etcd answered what was not asked")
@@ -614,8 +591,8 @@ class Watches:
             error = refusal(answer.cancel_reason)
             if isinstance(error, Unavailable):
                 raise error
-            if not watch.doubted and self._connection.renew_login(stream):
-                watch.doubted = True
+            if time.monotonic() >= run.believed and self._connection.renew_login(stream):
+                run.anew = True
                 raise _Anew
             self._fail(watch, error)
         elif answer.watch_id != watch.id:
@@ -628,10 +605,9 @@ class Watches:
             if answer.header.revision < watch.cursor.proven:
                 self._doubtful = watch
             watch.state = State.RUNNING
-            watch.doubted = False
             opened = watch.opened
             if opened is not None:
-                opened.put(None)
+                opened.set()
 
     def _keep(self, watch: Changes, answer: pb.WatchResponse, size: int) -> None:
         events = watch.events + len(answer.events)

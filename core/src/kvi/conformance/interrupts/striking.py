@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from types import FrameType
 
-PROMPT = 3.0
+PROMPT = 5.0
 """Seconds within which the exception must come out of the call."""
 
 _HERE = str(Path(__file__).parent)

@@ -1,0 +1,162 @@
+"""The bridge to the old ``etcd3`` client, the only module that knows it.
+
+*Why a bridge.* ``etcd3`` 0.12 ships stubs made for a protobuf of 2018, which no protobuf since 4.0
+can import. Its client code is fine. So stubs made from our own ``wire.proto`` stand in as
+``etcd3.etcdrpc`` before it is imported. From the client we take the channel, its TLS and the stub
+objects; requests, time-outs, tokens and errors are ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+import grpc
+from kvi.errors import InvalidOption
+
+from kvi_etcd import wire_pb2 as pb
+
+STUBS = "etcd3.etcdrpc"
+
+# bytes: bounds what one page of a range, or one answer of a watch, may hold in memory
+MAX_PAGE = 32 * 1024 * 1024
+
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [
+                {"service": "etcdserverpb.KV", "method": "Range"},
+                {"service": "etcdserverpb.Watch", "method": "Watch"},
+            ],
+            "maxResponseMessageBytes": MAX_PAGE,
+        }
+    ]
+}
+_OPTIONS = (
+    # a transaction's answer must come through whatever its size: the transaction has been applied
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.max_send_message_length", -1),  # what is too large for etcd is refused before
+    ("grpc.keepalive_time_ms", 10_000),  # etcd drops clients that ping more often than every 5 s
+    ("grpc.keepalive_timeout_ms", 5_000),
+    # for gRPC's own ping, which measures the line: while it waits, no keepalive is sent
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # close() closes this handle's connection and no other
+    ("grpc.enable_retries", 0),  # whether to send again is decided here
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 3_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),  # a server that is back is found within a second
+)
+
+# service → method → (request, response); "~" marks a stream of requests or responses
+_SERVICES: dict[str, dict[str, tuple[str, str]]] = {
+    "KV": {
+        "Range": ("RangeRequest", "RangeResponse"),
+        "Put": ("PutRequest", "PutResponse"),
+        "DeleteRange": ("DeleteRangeRequest", "DeleteRangeResponse"),
+        "Txn": ("TxnRequest", "TxnResponse"),
+        "Compact": ("CompactionRequest", "CompactionResponse"),
+    },
+    "Watch": {"Watch": ("~WatchRequest", "~WatchResponse")},
+    "Lease": {
+        "LeaseGrant": ("LeaseGrantRequest", "LeaseGrantResponse"),
+        "LeaseRevoke": ("LeaseRevokeRequest", "LeaseRevokeResponse"),
+        "LeaseKeepAlive": ("~LeaseKeepAliveRequest", "~LeaseKeepAliveResponse"),
+        "LeaseTimeToLive": ("LeaseTimeToLiveRequest", "LeaseTimeToLiveResponse"),
+    },
+    "Cluster": {
+        "MemberAdd": ("MemberAddRequest", "MemberAddResponse"),
+        "MemberRemove": ("MemberRemoveRequest", "MemberRemoveResponse"),
+        "MemberUpdate": ("MemberUpdateRequest", "MemberUpdateResponse"),
+        "MemberList": ("MemberListRequest", "MemberListResponse"),
+    },
+    "Maintenance": {
+        "Alarm": ("AlarmRequest", "AlarmResponse"),
+        "Status": ("StatusRequest", "StatusResponse"),
+        "Defragment": ("DefragmentRequest", "DefragmentResponse"),
+        "Hash": ("HashRequest", "HashResponse"),
+        "Snapshot": ("SnapshotRequest", "~SnapshotResponse"),
+    },
+    "Auth": {"Authenticate": ("AuthenticateRequest", "AuthenticateResponse")},
+}
+
+
+def _stub_class(service: str) -> type:
+    """A class like those that the gRPC compiler writes: one attribute per method."""
+
+    def init(self: Any, channel: grpc.Channel) -> None:
+        for method, (request, response) in _SERVICES[service].items():
+            shape = "_".join("stream" if m[0] == "~" else "unary" for m in (request, response))
+            call = getattr(channel, shape)(
+                f"/etcdserverpb.{service}/{method}",
+                request_serializer=getattr(pb, request.lstrip("~")).SerializeToString,
+                response_deserializer=getattr(pb, response.lstrip("~")).FromString,
+            )
+            setattr(self, method, call)
+
+    return type(f"{service}Stub", (), {"__init__": init})
+
+
+def _import_etcd3() -> ModuleType:
+    if STUBS not in sys.modules:
+        stubs = ModuleType(STUBS, "Stubs for etcd3, made from kvi_etcd/wire.proto.")
+        stubs.__dict__.update({k: v for k, v in vars(pb).items() if not k.startswith("_")})
+        for service in _SERVICES:
+            setattr(stubs, f"{service}Stub", _stub_class(service))
+        sys.modules[STUBS] = stubs
+    return importlib.import_module("etcd3")
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM text for TLS; without ``ca`` the authorities that gRPC brings are trusted."""
+
+    ca: bytes | None = field(default=None, repr=False)
+    cert: bytes | None = field(default=None, repr=False)
+    key: bytes | None = field(default=None, repr=False)
+
+    @classmethod
+    def read(cls, ca: str | None, cert: str | None, key: str | None) -> Self:
+        """Read the files; raises `InvalidOption` that names the option of one that cannot be."""
+        if (cert is None) != (key is None):
+            raise InvalidOption("a client certificate needs both options, cert and key")
+        return cls(_pem("ca", ca), _pem("cert", cert), _pem("key", key))
+
+
+def _pem(option: str, path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        text = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InvalidOption(
+            f"option {option!r} names a file that cannot be read: {error}"
+        ) from error
+    if b"-----BEGIN" not in text:
+        raise InvalidOption(f"option {option!r} names a file without PEM text")
+    return text
+
+
+def connect(host: str, port: int, tls: Tls | None) -> Any:
+    """A client of one endpoint, with a channel that connects at its first call."""
+    etcd3 = _import_etcd3()
+
+    class Client(etcd3.Etcd3Client):  # type: ignore[name-defined, misc]
+        """The client, with TLS as kvi configures it."""
+
+        def _get_secure_creds(self, *_files: object) -> grpc.ChannelCredentials:
+            assert tls is not None
+            return grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
+
+    return Client(
+        f"[{host}]" if ":" in host else host,
+        port,
+        ca_cert=None if tls is None else "",  # not None switches TLS on; the bytes are ours
+        grpc_options=_OPTIONS,
+    )

@@ -1,0 +1,417 @@
+"""Calls to one cluster over one of its endpoints.
+
+A `Connection` makes an `Endpoint` at its first use. One is the current one. A call goes there by a
+straight path; when that fails, or the endpoint has proven nothing yet, `Connection.execute` goes on
+and does what `kvi.policy.failover` decides. It is written as ``async def`` over the small protocol
+of `kvi_etcd.channel.Channel`, of which nothing suspends here.
+
+*Before a write*, an endpoint that has proven nothing is asked for its status: any member answers
+that, whoever asks, and it changes nothing. So a write that leaves is known to have a peer, and one
+whose peer says nothing was surely not sent.
+
+*Blame.* When all endpoints failed, the error that may pass is raised: one bad certificate is no
+verdict about the store.
+
+*Threads.* A call runs on the caller's thread. One lock guards which endpoints there are and which
+is the current one, and nothing waits under it. Making a channel, its first call and its end are
+kept apart from forks; see `kvi_etcd.forks`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, Self
+
+import grpc
+from kvi.errors import KviError, Timeout, Unavailable
+from kvi.policy.failover import PATIENCE, Failover, Happened, Step, share
+from kvi.port import run
+
+from kvi_etcd import wire_pb2 as pb
+from kvi_etcd.channel import WITH_LEADER, Endpoint, Stream, Token
+from kvi_etcd.client import Tls, connect
+from kvi_etcd.errors import classify, translate
+from kvi_etcd.forks import ForkGate
+
+LOGIN_TIME = 5.0  # seconds that a login may take, whoever waits for it
+
+_SHORTEST = 0.001  # seconds: gRPC takes no less
+_UNANSWERED = frozenset({Happened.UNREACHED, Happened.SILENT, Happened.LOST})
+
+_gate = ForkGate()
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A user of etcd and its password."""
+
+    name: str
+    password: str = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str | None, password: str | None) -> Self | None:
+        """The credentials, or ``None`` without a name."""
+        return None if name is None or password is None else cls(name, password)
+
+
+class Request(NamedTuple):
+    """One call: the method of `Endpoint`, what it is sent, and its time."""
+
+    method: str
+    message: object
+    timeout: float
+    deadline: float
+    write: bool
+
+
+class Pending:
+    """A request whose answer is still to be taken, or not wanted any more."""
+
+    __slots__ = ("_future", "_go_on", "_timeout")
+
+    def __init__(
+        self, future: Any, go_on: Callable[[grpc.RpcError | None, float], Any], timeout: float
+    ) -> None:
+        self._future = future  # None: it could not be sent ahead
+        self._go_on = go_on
+        self._timeout = timeout
+
+    def answer(self) -> Any:
+        """Wait for the answer, as long as the request's time-out says, from now on."""
+        deadline = time.monotonic() + self._timeout
+        if self._future is None:
+            return self._go_on(None, deadline)
+        try:
+            return self._future.result()
+        except grpc.FutureCancelledError as error:
+            raise Unavailable("the connection is closed") from error
+        except grpc.RpcError as error:
+            return self._go_on(error, deadline)
+
+    def cancel(self) -> None:
+        """Let go of it; does nothing once it is answered."""
+        if self._future is not None:
+            self._future.cancel()
+
+
+class Connection:
+    """Calls to one cluster; see the module's theory.
+
+    Safe for threads. Calls raise errors of kvi.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[tuple[str, int]],
+        tls: Tls | None,
+        credentials: Credentials | None,
+    ) -> None:
+        self._places = list(endpoints)
+        self._others = len(self._places) - 1
+        self._tls = tls
+        self._credentials = credentials
+        self._lock = threading.Lock()
+        self._endpoints: dict[int, Endpoint] = {}
+        self._at = 0  # the index of the current endpoint
+        self._endpoint: Endpoint | None = None
+        self._clients: set[Any] = set()  # all whose channels are open
+        self._unused: SimpleQueue[Any] = SimpleQueue()  # those whose endpoint is gone
+        self._closed = False
+
+    @property
+    def places(self) -> int:
+        """How many endpoints there are."""
+        return len(self._places)
+
+    def call(self, method: str, message: object, timeout: float, *, write: bool) -> Any:
+        """Send ``message`` to the method of `Endpoint` of that name and return the answer."""
+        deadline = time.monotonic() + timeout
+        endpoint = self._endpoint or self._current()
+        token = endpoint.metadata
+        if token is None:
+            return self._go_on(endpoint, Request(method, message, timeout, deadline, write))
+        seconds = timeout if write or not self._others else self._share(timeout)
+        try:
+            return getattr(endpoint, method)(message, seconds, token)
+        except grpc.RpcError as error:
+            request = Request(method, message, timeout, deadline, write)
+            return self._go_on(endpoint, request, error, token)
+        except ValueError as error:
+            raise self._shut(error) from error
+
+    def begin(self, method: str, message: object, timeout: float) -> Pending:
+        """Send a request that only reads, and go on; the answer is asked for later."""
+        endpoint = self._endpoint or self._current()
+        future, token = None, endpoint.metadata
+        if token is not None:
+            try:
+                future = getattr(endpoint, method).future(message, self._share(timeout), token)
+            except RuntimeError as error:
+                raise self._no_thread(endpoint, error) from error
+            except ValueError as error:
+                raise self._shut(error) from error
+
+        def go_on(error: grpc.RpcError | None, deadline: float) -> Any:
+            request = Request(method, message, timeout, deadline, False)
+            return self._go_on(endpoint, request, error, token)
+
+        return Pending(future, go_on, timeout)
+
+    def stream(self, timeout: float) -> Stream:
+        """Open a stream of watches at the current endpoint; a login before it is bounded.
+
+        If that cannot be, the next one is tried at another endpoint.
+        """
+        endpoint = self._endpoint or self._current()
+        try:
+            token = endpoint.metadata
+            if token is None:
+                way = self._way(Request("watch", None, timeout, time.monotonic() + timeout, False))
+                with _gate:
+                    token = run(self._ready(endpoint, way, ask=True))
+            return Stream(endpoint, token)
+        except RuntimeError as error:
+            raise self._no_thread(endpoint, error) from error
+        except (grpc.RpcError, grpc.FutureTimeoutError) as error:
+            happened = self._noted(endpoint, error)
+            if happened is Happened.SILENT:
+                self._replace(endpoint)
+            self._move_on(endpoint)
+            raise _told(error, happened, Step.NEXT, write=False) from error
+        except ValueError as error:
+            raise self._shut(error) from error
+
+    def take(self, stream: Stream) -> None:
+        """Wait until the server has taken ``stream``, or its answers have an error to tell."""
+        with _gate, suppress(grpc.RpcError):
+            stream.first()
+
+    def leave(self, stream: Stream) -> None:
+        """The endpoint of ``stream`` failed it: use the next one, unless that happened already."""
+        stream.endpoint.doubt()
+        with suppress(Unavailable):  # closed
+            self._move_on(stream.endpoint)
+
+    def renew_login(self, stream: Stream) -> bool:
+        """Let the next stream have a new token; false if that is no use, for there is no user."""
+        if self._credentials is None:
+            return False
+        stream.endpoint.forget(stream.token)
+        return True
+
+    @property
+    def client(self) -> Any:
+        """The ``etcd3`` client of the current endpoint."""
+        return (self._endpoint or self._current()).client
+
+    def close(self) -> None:
+        """End all calls and connections."""
+        with self._lock:
+            self._closed = True
+            clients, self._clients = self._clients, set()
+        with _gate:
+            for client in clients:
+                client.close()
+
+    def abandon(self) -> tuple[object, ...]:
+        """In a forked child: forget the parent's channels; returns them, never to be freed."""
+        abandoned = self._endpoints, self._endpoint, self._clients, self._unused
+        self._endpoints, self._endpoint, self._clients = {}, None, set()
+        self._lock, self._unused = threading.Lock(), SimpleQueue()
+        return abandoned
+
+    # -- the way round the endpoints --------------------------------------------------------------
+
+    def _go_on(
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        error: grpc.RpcError | None = None,
+        token: Token | None = None,
+    ) -> Any:
+        return run(self.execute(endpoint, request, error, token))
+
+    async def execute(
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        error: Exception | None,
+        token: Token | None,
+    ) -> Any:
+        """Send the request until the table says what has become of it.
+
+        ``error`` is what a first try at ``endpoint``, with ``token``, ended with, if there was one.
+        """
+        way = self._way(request, sent=error is not None)
+        blame: KviError | None = None
+        while True:
+            if error is None:
+                try:
+                    with nullcontext() if endpoint.proven else _gate:
+                        token = await self._ready(endpoint, way, ask=request.write)
+                        seconds = max(_SHORTEST, way.time(time.monotonic()))
+                        way.sent = endpoint.proven
+                        answer = await endpoint.unary(
+                            request.method, request.message, seconds, token
+                        )
+                    endpoint.prove()
+                    return answer
+                except (grpc.RpcError, grpc.FutureTimeoutError) as failed:
+                    error = failed
+                except ValueError as closed:
+                    raise self._shut(closed) from closed
+            sent = way.sent
+            happened = self._noted(endpoint, error)
+            decision = way.decide(happened, time.monotonic())
+            told = _told(error, happened, decision.step, write=request.write and sent)
+            if happened is Happened.SILENT and request.write and not sent:
+                told = Unavailable("the endpoint says nothing; the write was not sent")
+            if blame is None or told.passing or not blame.passing:
+                blame = told
+            if decision.replace:
+                self._replace(endpoint)
+            current = endpoint
+            if decision.leave:
+                with suppress(Unavailable):  # closed; what is known of this request goes first
+                    current = self._move_on(endpoint)
+            if self._closed or decision.step in (Step.UNSENT, Step.UNKNOWN, Step.FINAL):
+                final = happened is Happened.FINAL or decision.step is Step.UNKNOWN
+                raise told if final else blame from error
+            if decision.step is Step.NEXT:
+                endpoint = current
+            else:
+                endpoint.forget(token)
+            error = None
+
+    async def _ready(self, endpoint: Endpoint, way: Failover, *, ask: bool) -> Token:
+        """What goes with a call to ``endpoint``, which has answered, if ``ask``, or is logged in.
+
+        Raises gRPC's errors.
+        """
+        if not endpoint.proven and (ask or endpoint.token is None):
+            seconds = max(_SHORTEST, way.share(time.monotonic()))
+            try:
+                await endpoint.unary("status", pb.StatusRequest(), seconds, ())
+            except grpc.RpcError as error:
+                if classify(error.code(), error.details() or "") in _UNANSWERED:
+                    raise
+            endpoint.prove()
+        token = endpoint.token
+        return token if token is not None else await self._log_in(endpoint, way)
+
+    async def _log_in(self, endpoint: Endpoint, way: Failover) -> Token:
+        credentials = self._credentials
+        assert credentials is not None
+        message = pb.AuthenticateRequest(name=credentials.name, password=credentials.password)
+        try:
+            with self._lock:
+                login = endpoint.login
+                if login is None:
+                    login = endpoint.authenticate.future(message, LOGIN_TIME, WITH_LEADER)
+                    endpoint.login = login
+        except RuntimeError as error:
+            raise self._no_thread(endpoint, error) from error
+        token: Token
+        try:
+            answer = await endpoint.result(login, max(_SHORTEST, way.rest(time.monotonic())))
+            token = (*WITH_LEADER, ("token", answer.token))
+        except grpc.FutureCancelledError as error:
+            raise Unavailable("the connection is closed") from error
+        except grpc.RpcError as error:
+            with self._lock:
+                if endpoint.login is login:
+                    endpoint.login = None
+            if "authentication is not enabled" not in (error.details() or ""):
+                raise
+            return WITH_LEADER
+        with self._lock:
+            if endpoint.login is login and endpoint.token is None:
+                endpoint.client.metadata = token[len(WITH_LEADER) :]
+                endpoint.token = token
+                endpoint.prove()
+        return token
+
+    def _way(self, request: Request, *, sent: bool = False) -> Failover:
+        return Failover(
+            len(self._places),
+            write=request.write,
+            login=self._credentials is not None,
+            timeout=request.timeout,
+            deadline=request.deadline,
+            sent=sent,
+        )
+
+    def _noted(self, endpoint: Endpoint, error: Exception) -> Happened:
+        """What ``error`` means, and for what ``endpoint`` has proven."""
+        if not isinstance(error, grpc.RpcError):
+            return Happened.LOGIN_WAITING
+        happened = classify(error.code(), error.details() or "")
+        if happened in (Happened.UNREACHED, Happened.LOST):
+            endpoint.doubt()
+        return happened
+
+    def _share(self, timeout: float) -> float:
+        """The seconds that a read waits for one endpoint."""
+        return timeout if timeout < PATIENCE else share(timeout, self._others)
+
+    # -- which endpoints there are ----------------------------------------------------------------
+
+    def _current(self) -> Endpoint:
+        with _gate, self._lock:
+            return self._use(self._at)
+
+    def _move_on(self, failed: Endpoint) -> Endpoint:
+        """The next endpoint, or the current one if another thread moved already."""
+        with _gate, self._lock:
+            if self._at == failed.at and self._endpoint in (failed, None):
+                self._at = (self._at + 1) % len(self._places)
+            return self._use(self._at)
+
+    def _replace(self, suspicious: Endpoint) -> None:
+        """Have the next call make a new channel; the old one ends with the calls over it."""
+        with self._lock:
+            suspicious.doubt()
+            if self._endpoints.get(suspicious.at) is suspicious:
+                del self._endpoints[suspicious.at]
+            if self._endpoint is suspicious:
+                self._endpoint = None
+
+    def _no_thread(self, endpoint: Endpoint, error: RuntimeError) -> Unavailable:
+        """No thread could be started: the channel then counts on one that does not run."""
+        self._replace(endpoint)
+        return Unavailable(f"no thread can be started for etcd: {error}")
+
+    def _use(self, at: int) -> Endpoint:
+        """Endpoint ``at``, now the current one; under the lock, behind the gate."""
+        if self._closed:
+            raise Unavailable("the connection is closed")
+        with suppress(Empty):
+            while True:
+                client = self._unused.get_nowait()
+                self._clients.discard(client)
+                client.close()
+        endpoint = self._endpoints.get(at)
+        if endpoint is None:
+            client = connect(*self._places[at], self._tls)
+            token = WITH_LEADER if self._credentials is None else None
+            endpoint = self._endpoints[at] = Endpoint(client, at, token, self._unused)
+            self._clients.add(client)
+        self._endpoint = endpoint
+        return endpoint
+
+    def _shut(self, error: ValueError) -> Exception:
+        """GRPC raises ValueError on a closed channel; any other one is a fault of ours."""
+        return Unavailable("the connection is closed") if self._closed else error
+
+
+def _told(error: Exception, happened: Happened, step: Step, *, write: bool) -> KviError:
+    """The error of kvi for ``error``; a login that only ran out of time proves nothing wrong."""
+    ending = happened in (Happened.LOGIN_OLD, Happened.LOGIN_ENDED) and step is Step.UNSENT
+    if ending or not isinstance(error, grpc.RpcError):
+        return Timeout("no login at etcd came about in time")
+    return translate(error, write=write)

@@ -1,0 +1,285 @@
+"""Endpoints of etcd that fail by themselves: never the store's fault, and never an untruth."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import kvi
+import pytest
+from kvi_etcd import driver
+from kvi_etcd.channel import Endpoint
+
+from tests.servers import EtcdServer, find_etcdctl
+from tests.support.inside import inmost
+from tests.support.learner import Learner
+from tests.support.proxy import TcpProxy
+from tests.support.tls import Certificates, TlsProxy
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.slow, pytest.mark.etcd, pytest.mark.timeout(180)]
+
+SLOW_LOGINS = ["--bcrypt-cost=13"]  # half a second each, or more
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EtcdServer]:
+    """One etcd for the tests that leave it as it is."""
+    with EtcdServer(fast=True) as running:
+        yield running
+
+
+def etcdctl(server: EtcdServer, *args: str) -> None:
+    """Run a command."""
+    subprocess.run(
+        [str(find_etcdctl().path), f"--endpoints={server.host}:{server.port}", *args],
+        check=True,
+        capture_output=True,
+        env={"ETCDCTL_API": "3"},
+    )
+
+
+def guard(server: EtcdServer) -> None:
+    """Have users: root, and ada who may do all below app/."""
+    for command in (
+        "user add root:rootpw",
+        "user grant-role root root",
+        "user add ada:pw",
+        "role add app",
+        "role grant-permission app --prefix=true readwrite app/",
+        "user grant-role ada app",
+        "auth enable",
+    ):
+        etcdctl(server, *command.split())
+
+
+def works(store: kvi.Kvi, key: str, timeout: float) -> bool:
+    """Whether it can be read; a wrong password may never be the reason why not."""
+    try:
+        store.get(key, timeout=timeout)
+    except (kvi.Timeout, kvi.Unavailable):
+        return False
+    return True
+
+
+# -- calls ----------------------------------------------------------------------------------------
+
+
+def test_learner_first() -> None:
+    """A member that may not vote refuses all: it did nothing, and the voter serves."""
+    with EtcdServer(fast=True) as voter, Learner(voter) as learner:
+        hosts = f"{learner.host}:{learner.port},{voter.host}:{voter.port}"
+        with kvi.open(f"etcd://{hosts}", retry=None) as store:
+            assert store.store("k", "1") > 0
+            found = store.get("k")
+            assert found is not None
+            assert found.text == "1"
+        with (
+            kvi.open(f"etcd://{learner.host}:{learner.port}", retry=None) as store,
+            pytest.raises(kvi.Unavailable),
+        ):
+            store.store("k", "2")
+
+
+def test_peer_that_says_nothing(server: EtcdServer) -> None:
+    """Not a byte of the write was sent: surely not applied, and a healthy endpoint is tried."""
+    with TcpProxy(server.port) as mute:
+        mute.stall()
+        with kvi.open(f"etcd://127.0.0.1:{mute.port}", timeout=1, retry=None) as store:
+            for _ in range(2):
+                with pytest.raises(kvi.Unavailable):
+                    store.store("mute", "1")
+        hosts = f"127.0.0.1:{mute.port},{server.host}:{server.port}"
+        with kvi.open(f"etcd://{hosts}", timeout=6, retry=None) as store:
+            assert store.store("mute", "2") > 0
+            assert store.get("mute") is not None
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_connection_dies_silently(server: EtcdServer, write: bool) -> None:
+    """One endpoint, whose idle connection is dead and nobody has said so: one call suffers."""
+    with (
+        TcpProxy(server.port) as proxy,
+        kvi.open(f"etcd://127.0.0.1:{proxy.port}", timeout=1, retry=None) as store,
+    ):
+        store.store("k", "1")
+        proxy.abandon()
+        with pytest.raises(kvi.OutcomeUnknown if write else kvi.Timeout):
+            store.store("k", "2") if write else store.get("k")
+        for _ in range(3):
+            store.get("k", timeout=10)
+            store.store("k", "3", timeout=10)
+
+
+def test_others_finish_over_a_replaced_channel(server: EtcdServer) -> None:
+    """A call that waits is not ended because another one's time was up."""
+    ended: list[object] = []
+    with (
+        TcpProxy(server.port) as proxy,
+        kvi.open(f"etcd://127.0.0.1:{proxy.port}", retry=None) as store,
+    ):
+        store.store("k", "1")
+        proxy.stall()
+        patient = threading.Thread(target=lambda: ended.append(store.store("k", "2", timeout=30)))
+        patient.start()
+        with pytest.raises(kvi.OutcomeUnknown):
+            store.store("k", "3", timeout=1)
+        proxy.flow()
+        patient.join(30)
+        assert len(ended) == 1
+
+
+def test_login_has_its_own_time() -> None:
+    """Calls shorter than a login find it done sooner or later, at whichever endpoint is left."""
+    with EtcdServer(fast=True, extra_args=SLOW_LOGINS) as server, ExitStack() as stack:
+        guard(server)
+        proxies = [stack.enter_context(TcpProxy(server.port)) for _ in range(3)]
+        hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies)
+        with kvi.open(f"etcd://ada:pw@{hosts}", retry=None) as store:
+            until(lambda: works(store, "app/k", 0.2), within=30)
+            proxies[0].refuse()
+            proxies[0].cut()
+            until(lambda: works(store, "app/k", 0.2), within=30)
+
+
+def test_users_are_added_meanwhile() -> None:
+    """Each change of the users makes all logins old: that passes, and no call tells of it."""
+    with EtcdServer(fast=True, extra_args=["--bcrypt-cost=4"]) as server:
+        guard(server)
+        over = threading.Event()
+
+        def add() -> None:
+            for number in range(25):
+                etcdctl(server, "--user=root:rootpw", "user", "add", f"u{number}:pw")
+            over.set()
+
+        with kvi.open(
+            f"etcd://ada:pw@{server.host}:{server.port}", timeout=20, retry=None
+        ) as store:
+            adding = threading.Thread(target=add)
+            adding.start()
+            while not over.is_set():
+                store.store("app/k", "1")
+                store.get("app/k")
+            adding.join(60)
+
+
+def test_users_are_not_in_use(server: EtcdServer) -> None:
+    """A password in the URI does no harm where authentication is not enabled, as in etcdctl."""
+    with kvi.open(f"etcd://ada:pw@{server.host}:{server.port}", retry=None) as store:
+        assert store.store("k", "1") > 0
+
+
+# -- certificates ---------------------------------------------------------------------------------
+
+
+def test_bad_certificate_of_one_endpoint(server: EtcdServer, tmp_path: Path) -> None:
+    """It is left for the next; a watch that comes by it lives on."""
+    for name in ("good", "other"):
+        (tmp_path / name).mkdir()
+    good, other = (Certificates.make(tmp_path / name) for name in ("good", "other"))
+    target = (server.host, server.port)
+    with TlsProxy(target, other, mutual=False) as bad, TcpProxy(0) as between:
+        hosts = f"127.0.0.1:{bad.port},127.0.0.1:{between.port}"
+        with TlsProxy(target, good, mutual=False) as tls:
+            between.target = tls.port
+            with kvi.open(f"etcd+tls://{hosts}?ca={good.ca}", timeout=10, retry=None) as store:
+                assert store.store("k", "1") > 0
+                with store.watch("k") as watch:
+                    for turn in range(3):
+                        between.refuse()
+                        between.cut()
+                        with kvi.open(server.uri) as writer:
+                            writer.store("k", str(turn))
+                        time.sleep(0.5)  # by then the watch has come by the bad one
+                        between.refuse(False)
+                        assert watch.next(30).value == str(turn).encode()
+        with (
+            kvi.open(f"etcd+tls://{hosts}?ca={good.ca}", timeout=5, retry=None) as store,
+            pytest.raises(kvi.Unavailable),
+        ):
+            store.store("k", "3")
+    with TlsProxy(target, other, mutual=False) as bad:
+        uri = f"etcd+tls://127.0.0.1:{bad.port}?ca={good.ca}"
+        with kvi.open(uri, retry=None) as store, pytest.raises(kvi.AuthenticationFailed):
+            store.store("k", "4")
+
+
+def test_alert_that_passes(server: EtcdServer, tmp_path: Path) -> None:
+    """The only endpoint shows a wrong certificate for a while: watches go on afterwards."""
+    for name in ("good", "other"):
+        (tmp_path / name).mkdir()
+    good, other = (Certificates.make(tmp_path / name) for name in ("good", "other"))
+    target = (server.host, server.port)
+    with (
+        TlsProxy(target, good, mutual=False) as tls,
+        TlsProxy(target, other, mutual=False) as bad,
+        TcpProxy(tls.port) as between,
+        kvi.open(f"etcd+tls://127.0.0.1:{between.port}?ca={good.ca}") as store,
+        kvi.open(server.uri) as writer,
+        store.watch("k") as watch,
+    ):
+        before = between.accepted
+        between.target = bad.port
+        between.cut()
+        until(lambda: between.accepted >= before + 2)
+        writer.store("k", "2")
+        between.target = tls.port
+        between.cut()
+        assert watch.next(30).value == b"2"
+
+
+# -- watches --------------------------------------------------------------------------------------
+
+
+def test_no_thread_for_a_moment(server: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that is refused its threads is tried again; the watches live."""
+    refused = threading.Event()
+
+    def refuse(*_: object) -> None:
+        refused.set()
+        raise RuntimeError("can't start new thread")
+
+    with (
+        TcpProxy(server.port) as proxy,
+        kvi.open(f"etcd://127.0.0.1:{proxy.port}") as store,
+        kvi.open(server.uri) as writer,
+        store.watch("k") as watch,
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(driver, "Stream", refuse)
+            proxy.cut()
+            assert refused.wait(20)
+        writer.store("k", "1")
+        assert watch.next(30).value == b"1"
+
+
+def test_right_taken_away_from_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One verdict for all watches: few logins, and each watch is told."""
+    logins: list[float] = []
+    with EtcdServer(fast=True, extra_args=["--bcrypt-cost=4"]) as server:
+        guard(server)
+        with (
+            TcpProxy(server.port) as proxy,
+            kvi.open(f"etcd://ada:pw@127.0.0.1:{proxy.port}") as store,
+        ):
+            feeds = [store.watch(f"app/{number}") for number in range(200)]
+            connection = inmost(store)._connection
+            log_in = connection._log_in
+
+            def counted(endpoint: Endpoint, way: object) -> object:
+                logins.append(time.monotonic())
+                return log_in(endpoint, way)
+
+            monkeypatch.setattr(connection, "_log_in", counted)
+            revoke = "--user=root:rootpw role revoke-permission app --prefix=true app/"
+            etcdctl(server, *revoke.split())
+            proxy.cut()
+            for feed in feeds:
+                with pytest.raises(kvi.PermissionDenied):
+                    feed.next(30)
+            assert len(logins) < 10
