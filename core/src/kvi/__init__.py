@@ -54,17 +54,17 @@ from kvi.model import (
 from kvi.policy.retry import RetryPolicy
 from kvi.registry import backends
 from kvi.sync.kvi import Kvi
-from kvi.sync.lease import Lease
-from kvi.sync.lock import Lock
 from kvi.sync.opening import open
-from kvi.sync.temp_key import TempKey
-from kvi.sync.watch import Watch
 
 if TYPE_CHECKING:
     from kvi.loader.codecs import BytesCodec, JsonCodec, ProtobufCodec, TextCodec
     from kvi.loader.handle import Handle, commit, lock_many
     from kvi.loader.loader import Loader
     from kvi.sync.backend import Backend
+    from kvi.sync.lease import Lease
+    from kvi.sync.lock import Lock
+    from kvi.sync.temp_key import TempKey
+    from kvi.sync.watch import Watch
 
 __all__ = [
     "AlreadyHeld",
@@ -129,9 +129,13 @@ _LATER = {
     "BytesCodec": "loader.codecs",
     "Handle": "loader.handle",
     "JsonCodec": "loader.codecs",
+    "Lease": "sync.lease",
     "Loader": "loader.loader",
+    "Lock": "sync.lock",
     "ProtobufCodec": "loader.codecs",
+    "TempKey": "sync.temp_key",
     "TextCodec": "loader.codecs",
+    "Watch": "sync.watch",
     "commit": "loader.handle",
     "lock_many": "loader.handle",
 }

@@ -36,7 +36,6 @@ import _thread
 import heapq
 import itertools
 import os
-import random
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -122,7 +121,11 @@ class ThreadPort:
         self.performs: tuple[Primitives, int] | None = None  # on which thread
 
     now = staticmethod(now)
-    chance = staticmethod(random.random)
+
+    @staticmethod
+    def chance() -> float:
+        """A random number from 0 to 1."""
+        return int.from_bytes(os.urandom(4)) / 2**32
 
     def signal(self) -> ThreadSignal:
         """Something to wait for."""

@@ -28,17 +28,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from kvi.call import Call
 from kvi.capabilities import Capabilities
 from kvi.errors import Closed, KviError, OutcomeUnknown, Timeout, Unavailable, UsedAfterFork
-from kvi.flow.loss import LossState
 from kvi.log import log
 from kvi.middleware.namespace import Prefixed, check_name, narrowed
 from kvi.ops import Direct, Executor, Op, RevokeOp
 from kvi.port import Port, Runtime
 from kvi.primitives import Primitives
+
+if TYPE_CHECKING:
+    from kvi.flow.loss import LossState
 
 T = TypeVar("T")
 

@@ -14,13 +14,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from kvi.errors import InvalidArgument, KviError, shown
-from kvi.feed import WatchSpec
-from kvi.flow.lease import LeaseFlow
-from kvi.flow.lock import LockFlow
-from kvi.flow.watch import WatchFlow
 from kvi.model import (
     Compare,
     Delete,
@@ -47,18 +43,21 @@ from kvi.ops import (
     RangeOp,
     TxnOp,
 )
-from kvi.policy.lease import check_ttl
-from kvi.policy.lock import check_lock, check_wait
 from kvi.policy.txn import check_lease, check_txn
 from kvi.port import Port
 from kvi.sync.face import Face
-from kvi.sync.lease import Lease
-from kvi.sync.lock import Lock
-from kvi.sync.temp_key import TempKey
-from kvi.sync.watch import Watch, check_watch
 from kvi.text import check_bound, check_key, check_value
 
+if TYPE_CHECKING:
+    from kvi.sync.beginning import Beginning
+    from kvi.sync.lease import Lease
+    from kvi.sync.lock import Lock
+    from kvi.sync.temp_key import TempKey
+    from kvi.sync.watch import Watch
+
 __all__ = ["Kvi"]
+
+_beginning: type[Beginning] | None = None
 
 
 class Kvi(Face):
@@ -323,15 +322,8 @@ class Kvi(Face):
         """
         try:
             self._ensure_open()
-            scope, seconds = self._scope, self._seconds(timeout)
-            asked = check_ttl(ttl, self.capabilities)
-
-            # The face is made with what it stands for, so that nothing is between the two.
-            async def flow(port: Port) -> Lease:
-                grant = LeaseFlow.grant(port, scope, asked, seconds, keep_alive=keep_alive)
-                return Lease(self, await grant)
-
-            return self._drive(flow, undo=Lease._abandon, away=True)
+            seconds = self._seconds(timeout)
+            return self._begin().lease(self, ttl, keep_alive=keep_alive, timeout=seconds)
         except KviError as error:
             raise self._placed(error, "lease", None)
 
@@ -351,16 +343,10 @@ class Kvi(Face):
         """
         try:
             self._ensure_open()
-            scope, limits = self._scope, self.capabilities
+            limits = self.capabilities
             key = check_key(key, limits.max_key)
             data = None if value is None else check_value(value, limits.max_value)
-            seconds, asked = self._seconds(timeout), check_ttl(ttl, limits)
-
-            async def flow(port: Port) -> TempKey:
-                lease = await LeaseFlow.with_key(port, scope, key, data, asked, seconds)
-                return TempKey(key, Lease(self, lease))
-
-            return self._drive(flow, undo=lambda made: made.lease._abandon(), away=True)
+            return self._begin().temp_key(self, key, data, ttl, self._seconds(timeout))
         except KviError as error:
             raise self._placed(error, "temp_key", key)
 
@@ -376,9 +362,7 @@ class Kvi(Face):
         """
         try:
             self._ensure_open()
-            limits = self.capabilities
-            flow = LockFlow(self._scope, check_lock(name, limits), check_ttl(ttl, limits))
-            return Lock(self, flow, check_wait(timeout))
+            return self._begin().lock(self, name, ttl, timeout)
         except KviError as error:
             raise self._placed(error, "lock", name)
 
@@ -423,16 +407,16 @@ class Kvi(Face):
                 )
             else:
                 span = self._span_of(start, end, prefix)
-            seconds = self._seconds(timeout)
-            kinds = check_watch(self.capabilities, from_revision, initial, events, callback)
-            spec = WatchSpec(span, from_revision, bool(initial))
-            watch = Watch(self, WatchFlow(self._scope, kinds, callback, user_data))
-
-            async def flow(port: Port) -> Watch:
-                await watch._flow.begin(port, spec, seconds)
-                return watch
-
-            return self._drive(flow, undo=lambda made: made._flow.end(), away=True)
+            return self._begin().watch(
+                self,
+                span,
+                self._seconds(timeout),
+                from_revision=from_revision,
+                initial=initial,
+                events=events,
+                callback=callback,
+                user_data=user_data,
+            )
         except KviError as error:
             raise self._placed(error, "watch", key or prefix or start)
 
@@ -512,6 +496,13 @@ class Kvi(Face):
 
     # -- helpers ----------------------------------------------------------------------------------
 
+    def _begin(self) -> type[Beginning]:
+        """What begins leases, locks and watches; imported at the first use, and never in place."""
+        global _beginning
+        if _beginning is None:
+            _beginning = self._runtime.apart(_import_beginning, id)
+        return _beginning
+
     def _span_of(self, start: str | None, end: str | None, prefix: str | None) -> Span:
         longest = self.capabilities.max_key
         if prefix is not None:
@@ -558,3 +549,9 @@ class Kvi(Face):
         finally:
             if op.open:
                 self._runtime.post(op.close)  # left early: what it holds is freed elsewhere
+
+
+def _import_beginning() -> type[Beginning]:
+    from kvi.sync.beginning import Beginning
+
+    return Beginning

@@ -1,0 +1,70 @@
+"""Leases, temporary keys, locks and watches begin here, and what they need is imported here.
+
+A face is made by the flow that begins what it stands for, so that no interrupt comes between the
+two: what nobody gets is given back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvi.feed import WatchSpec
+from kvi.flow.lease import LeaseFlow
+from kvi.flow.lock import LockFlow
+from kvi.flow.watch import WatchFlow
+from kvi.model import Span
+from kvi.policy.lease import check_ttl
+from kvi.policy.lock import check_lock, check_wait
+from kvi.port import Port
+from kvi.sync.face import Face
+from kvi.sync.lease import Lease
+from kvi.sync.lock import Lock
+from kvi.sync.temp_key import TempKey
+from kvi.sync.watch import Watch, check_watch
+
+
+class Beginning:
+    """What the methods of `kvi.Kvi` do after their first use; arguments are checked here."""
+
+    @staticmethod
+    def lease(store: Face, ttl: float, *, keep_alive: bool, timeout: float) -> Lease:
+        """See `kvi.Kvi.lease`."""
+        scope, asked = store._scope, check_ttl(ttl, store.capabilities)
+
+        async def flow(port: Port) -> Lease:
+            grant = LeaseFlow.grant(port, scope, asked, timeout, keep_alive=keep_alive)
+            return Lease(store, await grant)
+
+        return store._drive(flow, undo=Lease._abandon, away=True)
+
+    @staticmethod
+    def temp_key(store: Face, key: str, value: bytes | None, ttl: float, timeout: float) -> TempKey:
+        """See `kvi.Kvi.temp_key`."""
+        scope, asked = store._scope, check_ttl(ttl, store.capabilities)
+
+        async def flow(port: Port) -> TempKey:
+            lease = await LeaseFlow.with_key(port, scope, key, value, asked, timeout)
+            return TempKey(key, Lease(store, lease))
+
+        return store._drive(flow, undo=lambda made: made.lease._abandon(), away=True)
+
+    @staticmethod
+    def lock(store: Face, name: str, ttl: float, timeout: float | None) -> Lock:
+        """See `kvi.Kvi.lock`."""
+        limits = store.capabilities
+        flow = LockFlow(store._scope, check_lock(name, limits), check_ttl(ttl, limits))
+        return Lock(store, flow, check_wait(timeout))
+
+    @staticmethod
+    def watch(store: Face, span: Span, timeout: float, **how: Any) -> Watch:
+        """See `kvi.Kvi.watch`."""
+        user_data = how.pop("user_data")
+        kinds = check_watch(store.capabilities, **how)
+        spec = WatchSpec(span, how["from_revision"], bool(how["initial"]))
+        watch = Watch(store, WatchFlow(store._scope, kinds, how["callback"], user_data))
+
+        async def flow(port: Port) -> Watch:
+            await watch._flow.begin(port, spec, timeout)
+            return watch
+
+        return store._drive(flow, undo=lambda made: made._flow.end(), away=True)
