@@ -44,7 +44,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from kvi.clock import now
 from kvi.errors import LeaseLost, Unavailable
@@ -53,13 +53,8 @@ from kvi.policy.interest import Interests
 from kvi.policy.txn import Change
 from sortedcontainers import SortedList
 
-
-class Watching(Protocol):
-    """A watch, as a commit sees it."""
-
-    def woken_by(self, revision: int) -> None:
-        """A commit concerns it. The store's lock is held."""
-
+if TYPE_CHECKING:
+    from kvi_memory.changes import MemoryChanges
 
 HISTORY = 50_000  # commits: a watch may fall seconds behind writers of its own process
 HISTORY_BYTES = 64 * 1024 * 1024
@@ -110,7 +105,7 @@ class MemoryState:
     )
 
     def __init__(self) -> None:
-        self.pending: tuple[_Commit, int, Sequence[Watching], int | None] | None = None
+        self.pending: tuple[_Commit, int, Sequence[MemoryChanges], int | None] | None = None
         self.entries: dict[str, KeyValue] = {}
         self._keys: SortedList | None = None  # of the entries; None: to be made
         self.revision = 0
@@ -122,7 +117,7 @@ class MemoryState:
     def forked(self) -> None:
         """In a child after a fork: forget the parent's threads, and what they hold or wait for."""
         self.lock = threading.Lock()
-        self.watches: Interests[Watching] = Interests()
+        self.watches: Interests[MemoryChanges] = Interests()
         self.watched = False
         self._reaping = False
         self._nudges: SimpleQueue[None] = SimpleQueue()
