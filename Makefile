@@ -6,7 +6,7 @@ PROJECTS := pyproject.toml core/pyproject.toml $(PLUGINS:%=plugins/%/pyproject.t
 PYTEST := $(BIN)/python -m pytest -q
 SERVERS := $(BIN)/python -m tests.servers
 
-.PHONY: help demo test check lint types conformance reports soak bench proto clean
+.PHONY: help demo test check lint types conformance reports simulate soak bench proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,11 @@ conformance: .venv/ready ## check one store, and delete all in it: make conforma
 
 reports: .venv/ready ## the suite's reports on all four stores, for the documentation
 	$(SERVERS) -- $(BIN)/python -m tests.conformance.reports
+
+SEED ?= 1
+SCHEDULES ?= 1000
+simulate: .venv/ready ## flows under a virtual clock: make simulate [SEED=1] [SCHEDULES=1000] [SCENARIO=lock]
+	@$(BIN)/python -m tests.simulation --seed $(SEED) --schedules $(SCHEDULES) $(SCENARIO:%=--scenario %)
 
 soak: .venv/ready ## long torture and repetition
 	$(SERVERS) -- $(PYTEST) -m soak -s --timeout 7200

@@ -1,13 +1,19 @@
-"""What `Primitives` derives from nine primitives keeps the contract too."""
+"""What `Primitives` derives from nine primitives keeps the contract too.
+
+Of the suite what the derived ones serve; the rest runs on such a backend in `test_documented`,
+whose locks and watches are of the other kind.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from kvi.conformance import *  # noqa: F403
+from kvi.conformance import TestDelete, TestLocks, TestModel, TestStore
 
 from tests.conformance.broken.plugin import install
+
+__all__ = ["TestDelete", "TestLocks", "TestModel", "TestStore"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,4 +1,8 @@
-"""A store below middleware keeps the contract as the bare one does, in whatever order it stands."""
+"""A store below middleware keeps the contract as the bare one does, in whatever order it stands.
+
+Of the suite what middleware has a part in: every operation of random programs, what is kept alive,
+and what a closed handle says. All of it, on all stores, is in `tests.conformance.wrapped`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import kvi
 import pytest
-from kvi.conformance import *  # noqa: F403
+from kvi.conformance import TestHandles, TestLeases, TestLocks, TestModel, TestWatches
 from kvi.flow.scope import Scope
 from kvi.middleware.liveness import Monitored
 from kvi.middleware.namespace import Prefixed
@@ -17,6 +21,8 @@ from kvi.middleware.retry import Retrying
 from kvi.ops import Executor
 
 from tests.support.wrapped import opening_backends
+
+__all__ = ["TestHandles", "TestLeases", "TestLocks", "TestModel", "TestWatches"]
 
 pytestmark = pytest.mark.slow
 

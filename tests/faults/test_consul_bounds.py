@@ -226,6 +226,38 @@ def test_more_handles_than_the_agent_takes_connections() -> None:
         assert all("http_max_conns_per_client" in str(error) for error in errors)
 
 
+def test_a_resolver_that_hangs_holds_one_thread(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often and from however many handles it is asked; who waits ends in time."""
+    real, go = socket.getaddrinfo, threading.Event()
+
+    def hanging(host: str, port: int, **options: int) -> object:
+        if not options.get("flags"):
+            go.wait(30)
+        return real(host, port, **options)
+
+    def look_ups() -> int:
+        return sum(thread.name == "kvi-consul-resolve" for thread in threading.enumerate())
+
+    where = place.replace("127.0.0.1", "localhost")
+    with monkeypatch.context() as patched, ExitStack() as stack:
+        patched.setattr(socket, "getaddrinfo", hanging)
+        stores = [stack.enter_context(kvi.open(where, timeout=0.2)) for _ in range(5)]
+        for store in stores * 4:
+            began = monotonic()
+            with pytest.raises(kvi.Timeout):
+                store.get("k")
+            assert monotonic() - began < 1
+        assert look_ups() == 1
+        stack.close()
+        assert look_ups() == 1
+        go.set()
+        until(lambda: look_ups() == 0)
+    with kvi.open(where, timeout=10) as store:
+        store.store("k", "v")
+
+
 def test_a_handle_opens_few_connections(place: str) -> None:
     """Whatever the number of threads and watches: as many as the option says, twice."""
     server = urlsplit(place)

@@ -18,7 +18,7 @@ from kvi.flow.scope import Scope
 from kvi.middleware.retry import Retrying
 from kvi.ops import Op
 from kvi.policy.retry import RetryPolicy
-from kvi.port import Cancelled, Flow, Kept, Port
+from kvi.port import Cancelled, Flow, Kept, Performable, Port
 from kvi.primitives import Primitives
 
 from tests.simulation.network import Network
@@ -29,13 +29,14 @@ T = TypeVar("T")
 
 
 class SimPort:
-    """The world of the flows of one process."""
+    """The world of one flow."""
 
-    __slots__ = ("_network", "_world", "chance", "now")
+    __slots__ = ("_network", "_world", "cancelled", "chance", "now")
 
     def __init__(self, network: Network) -> None:
         self._network = network
         self._world = network.world
+        self.cancelled = False
         self.now = network.world.now
         self.chance = network.world.random.random
 
@@ -47,19 +48,20 @@ class SimPort:
         """Wait."""
         await Signal(self._world).wait(seconds)
 
-    async def perform(self, op: Op[T], primitives: Primitives, timeout: float) -> T:
+    async def perform(self, op: Performable[T], primitives: Primitives, timeout: float) -> T:
         """Send it."""
         assert isinstance(primitives, SimStore)
+        assert isinstance(op, Op)
         return await self._network.ask(op, primitives, timeout)  # type: ignore[no-any-return]
 
 
 class SimRuntime:
     """A `kvi.port.Runtime`: all of it is steps and tasks of the process."""
 
-    def __init__(self, process: Process, port: SimPort) -> None:
+    def __init__(self, process: Process, network: Network) -> None:
         self.process = process
         self.world: World = process.world
-        self.port: Port = port
+        self.network = network
         self.calls: list[tuple[Task, Callable[[], object]]] = []  # and how to wake their callers
         self.stopped = False
         self.now = self.world.now
@@ -95,7 +97,7 @@ class SimRuntime:
     def spawn(self, flow: Callable[[Port], Flow[Any]]) -> None:
         """Run a flow soon."""
         if not self.stopped and not self.world.over:
-            self.world.spawn(self.process, "work", flow(self.port))
+            self.world.spawn(self.process, "work", flow(SimPort(self.network)))
 
     def call_back(self, function: Callable[[], object]) -> None:
         """Run a function of the program soon."""
@@ -118,7 +120,7 @@ class SimRuntime:
     def _step(self, kept: Kept) -> None:
         if self.stopped or kept.ended:
             return
-        task = self.world.spawn(self.process, "keeper", kept.step(self.port))
+        task = self.world.spawn(self.process, "keeper", kept.step(SimPort(self.network)))
         task.on_end = partial(self._stepped, kept, task)
 
     def _stepped(self, kept: Kept, task: Task) -> None:
@@ -145,7 +147,7 @@ class Client:
         self.network = network
         self.process = Process(network.world, name)
         self.port = SimPort(network)
-        self.runtime = SimRuntime(self.process, self.port)
+        self.runtime = SimRuntime(self.process, network)
         self.store = SimStore(network.model, self.process, capabilities, timeout)
         self.store.online = self._ensure_online
         self.scope = Scope.of(self.runtime, self.store)
@@ -188,7 +190,8 @@ class Client:
         """Run a flow, and wait for its end, or for the end of the handle."""
         caller = self.world.current
         assert caller is not None  # a program calls
-        task = self.world.spawn(self.process, "call", flow(self.port))
+        port = SimPort(self.network)
+        task = self.world.spawn(self.process, "call", flow(port))
 
         def rouse() -> None:
             caller.resume(caller.wait)
@@ -201,13 +204,13 @@ class Client:
             while not task.done and (lasting or not self.scope.closed):
                 await suspend()
         except BaseException:
-            self._leave(task, undo, lasting)
+            self._leave(task, port, undo, lasting)
             raise
         finally:
             self.runtime.calls.remove(entry)
             self.waiting -= not lasting
         if not task.done:
-            self._leave(task, undo, lasting)
+            self._leave(task, port, undo, lasting)
             raise self.scope.refusal()
         if task.error is not None:
             error = task.error
@@ -230,7 +233,11 @@ class Client:
             self.runtime.stop()
             self.store._close()
 
-    def _leave(self, task: Task, undo: Callable[[T], object] | None, lasting: bool) -> None:
+    def _leave(
+        self, task: Task, port: SimPort, undo: Callable[[T], object] | None, lasting: bool
+    ) -> None:
+        port.cancelled = True
+
         def give_back() -> None:
             if undo is not None and task.error is None:
                 undo(task.value)

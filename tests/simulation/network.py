@@ -102,7 +102,7 @@ class Network:
         return await self._send(store, what, partial(op.run, store), timeout, changes, twice)
 
     async def _claim(self, op: ClaimOp, store: SimStore, timeout: float) -> Claim:
-        world, name, lease = self.world, op.lock, op.lease
+        world, name, lease = self.world, op.key, op.lease
         deadline = world.time + timeout
         key = queue_key(name, lease)
         mine = Txn((Key(key).absent,), (Put(key, b"", lease),), (Get(key),))
@@ -141,7 +141,11 @@ class Network:
         await suspend()
         if failure:
             raise failure[0]
-        return op.run(store, timeout)
+        found = op.run(store, timeout)
+        if isinstance(op, PollOp):  # a feed that begins is there at once, to be closed
+            world.at(world.time + draw() * SHORT, task.process, partial(task.resume, task.wait))
+            await suspend()
+        return found
 
     async def _send(
         self,
@@ -242,7 +246,7 @@ class Network:
 
 
 def _about(op: Op[Any]) -> str:
-    about = [op.key] if op.key is not None else []
+    about = [op.key] if op.key else []
     lease = getattr(op, "lease", None)
     if lease is not None:
         about.append(f"lease {lease}")

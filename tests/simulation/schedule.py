@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import process_time
 from typing import TYPE_CHECKING
 
-from tests.simulation.scenarios import leases, locks, watches
+from tests.simulation.scenarios import endpoints, leases, locks, watches
 from tests.simulation.world import Violation, World
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ SCENARIOS: dict[str, Callable[[World], None]] = {
     "states": watches.states,
     "keep": leases.kept,
     "close": leases.closing,
+    "failover": endpoints.failover,
 }
 
 

@@ -34,6 +34,8 @@ class Faulty(kvi.Kvi):
 
     """
 
+    is_short = False
+
     def __init__(self, inner: kvi.Kvi) -> None:
         scope = inner._scope
         self._below = scope.executor

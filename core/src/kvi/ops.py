@@ -63,6 +63,10 @@ class _Keyed(Op[T]):
 class Executor(Protocol):
     """Whatever does operations: a store, or middleware over one."""
 
+    @property
+    def is_short(self) -> bool:
+        """Whether a store's short way, where it succeeds, does the same."""
+
     async def execute(self, op: Op[T], call: Call) -> T:
         """Do ``op`` within the call's deadline."""
 
@@ -71,6 +75,7 @@ class Direct:
     """The innermost executor: the store itself."""
 
     __slots__ = ("primitives",)
+    is_short = True
 
     def __init__(self, primitives: Primitives) -> None:
         self.primitives = primitives

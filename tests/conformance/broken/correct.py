@@ -5,8 +5,8 @@ part           what a mutant overrides                 who sees to it that it is
 =============  ======================================  =========================================
 primitives     methods of `Correct`                    `tests.conformance.broken.plugin`
 feeds          ``class feed(Passing)``                 `Correct._watch`
-the interface  ``class face(Handle)``                  `opening`, in place of `kvi.open`
-what it makes  ``class kind(Lock)``, of a `Making`     `Handle`, which makes them
+the interface  ``class face(Handle)``                  `_init`, in place of `Kvi.__init__`
+what it makes  ``class kind(Lock)``, of a `Making`     `Handle.begin`
 =============  ======================================  =========================================
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import kvi_memory.state
 from kvi.conformance.contract import RULES
@@ -32,6 +32,7 @@ from kvi.model import (
     TxnResult,
 )
 from kvi.policy.txn import holds, perform
+from kvi.sync.face import Face
 from kvi.sync.kvi import Kvi
 from kvi_memory.store import MemoryKvi
 
@@ -73,34 +74,35 @@ class Passing(Feed):
 
 
 class Handle(Kvi):
-    """A handle on a mutant; its views are of the same kind.
+    """A handle on a mutant.
 
     Attributes:
         mutant: the primitives.
 
     """
 
-    def __init__(self, scope: Scope) -> None:
-        super().__init__(scope)
-        store = self.mutant = cast(Any, scope.primitives)
+    mutant: Any
+
+    def begin(self, store: Correct) -> None:
+        """It is of this kind from now on."""
+        self.mutant = store
         if isinstance(store, Making):
             make = getattr(self, store.makes)
             setattr(self, store.makes, lambda *args, **kw: store.made(self, make(*args, **kw)))
 
-    def namespace(self, name: str) -> Self:
-        """A view."""
-        return type(self)(super().namespace(name)._scope)
+
+def _init(self: Kvi, scope: Scope) -> None:
+    """`Kvi.__init__`, where there are mutants: their handles and views are of their kind."""
+    Face.__init__(self, scope)
+    store = scope.primitives
+    if isinstance(store, Correct):
+        if type(self) is Kvi:
+            self.__class__ = store.face
+        if isinstance(self, Handle):
+            self.begin(store)
 
 
-def opening(open_store: Callable[..., Kvi]) -> Callable[..., Kvi]:
-    """`kvi.open`, which gives the handles of mutants their own kind."""
-
-    def open_mutant(uri: str, **options: object) -> Kvi:
-        handle = open_store(uri, **options)
-        store = handle._scope.primitives
-        return store.face(handle._scope) if isinstance(store, Correct) else handle
-
-    return open_mutant
+Kvi.__init__ = _init  # type: ignore[method-assign, assignment]
 
 
 class Correct(MemoryKvi):

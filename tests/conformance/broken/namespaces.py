@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from kvi.call import Call
 from kvi.errors import KviError
-from kvi.feed import Batch
+from kvi.feed import Batch, WatchSpec
 from kvi.flow.scope import Scope
 from kvi.middleware.namespace import Prefixed, inward, outward
-from kvi.model import Claim, KeyValue, RangeResult, Span, TxnResult
-from kvi.ops import ClaimOp, CountOp, DeleteRangeOp, Op, RangeOp, ReleaseOp, WatchOp
+from kvi.model import Claim, KeyValue, RangeResult, Scan, Span, TxnResult
+from kvi.ops import ClaimOp, CountOp, DeleteRangeOp, Op, PutOp, RangeOp, ReleaseOp, TxnOp, WatchOp
 from kvi.sync.kvi import Kvi, prefixed
 
 from tests.conformance.broken.correct import Correct, Handle, broken
@@ -127,8 +127,10 @@ class WholeKeysInErrors(Correct):
             return view
 
         def _placed(self, error: KviError, operation: str, key: object) -> KviError:
-            whole = f"{self.prefix}{key}" if isinstance(key, str) else key
-            return super()._placed(error, operation, whole)
+            placed = super()._placed(error, operation, key)
+            if placed.key is not None:
+                placed.key = f"{self.prefix}{placed.key}"
+            return placed
 
 
 @broken("namespace.relative")
@@ -139,6 +141,58 @@ class WholeKeysInEvents(Correct):
         class view(View):
             def outward(self, result: T) -> T:
                 return result if isinstance(result, Batch) else super().outward(result)
+
+
+@broken("namespace.relative")
+class RangesAtLarge(Correct):
+    """A range of a view is whole, forwards and with values, whatever was asked for."""
+
+    class face(Viewing):
+        class view(View):
+            def inward(self, op: Op[T]) -> Op[T]:
+                into: Any = super().inward(op)
+                if isinstance(op, RangeOp):
+                    into = RangeOp(Scan(into.span))
+                return into  # type: ignore[no-any-return]
+
+
+@broken("namespace.relative")
+class StoresForGood(Correct):
+    """What is stored through a view has no lease."""
+
+    class face(Viewing):
+        class view(View):
+            def inward(self, op: Op[T]) -> Op[T]:
+                into: Any = super().inward(op)
+                if isinstance(op, PutOp):
+                    into = PutOp(into.key, into.value, None)
+                return into  # type: ignore[no-any-return]
+
+
+@broken("namespace.relative")
+class WatchesFromNow(Correct):
+    """A watch of a view tells what comes, and nothing that was."""
+
+    class face(Viewing):
+        class view(View):
+            def inward(self, op: Op[T]) -> Op[T]:
+                into: Any = super().inward(op)
+                if isinstance(op, WatchOp):
+                    into = WatchOp(WatchSpec(into.spec.span), into.wake)
+                return into  # type: ignore[no-any-return]
+
+
+@broken("namespace.relative")
+class OtherwiseAtTheTop(Correct):
+    """The branch of a transaction that runs otherwise is one of the whole store."""
+
+    class face(Viewing):
+        class view(View):
+            def inward(self, op: Op[T]) -> Op[T]:
+                into: Any = super().inward(op)
+                if isinstance(op, TxnOp):
+                    into = TxnOp(replace(into.txn, otherwise=op.txn.otherwise))
+                return into  # type: ignore[no-any-return]
 
 
 @broken("namespace.relative")
@@ -169,7 +223,7 @@ class AnyName(Correct):
     """Names that are none are made into others."""
 
     class face(Handle):
-        def namespace(self, name: str) -> Self:
+        def namespace(self, name: str) -> Kvi:
             good = name.strip("/") or "default" if isinstance(name, str) else "x"
             return super().namespace(good)
 

@@ -14,14 +14,13 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import kvi
 import pytest
 from kvi.conformance import session
 from kvi.conformance.plugin import Findings, NotRun
 from kvi.conformance.report import Outcome
 
 from tests.conformance.broken import BROKEN, Mutant
-from tests.conformance.broken.correct import forget, opening
+from tests.conformance.broken.correct import forget
 from tests.conformance.broken.plugin import install
 from tests.conformance.broken.servers import Far
 from tests.conformance.broken.test_broken import FAULTS, hurry
@@ -59,7 +58,7 @@ def setups(mutant: Mutant) -> dict[str, dict[str, int]]:
     seen: dict[str, dict[str, int]] = {rule: {} for rule in mutant.rules}
     for test in report.tests:
         if test.outcome is Outcome.FAILED:
-            found = re.search(r"\[(handle|namespace|two handles)\b", test.name)
+            found = re.search(r"\[(handle|two views|two handles)\b", test.name)
             via = found[1] if found else "its own"
             for rule in set(test.rules) & seen.keys():
                 seen[rule][via] = seen[rule].get(via, 0) + 1
@@ -77,7 +76,6 @@ def main(arguments: list[str]) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         install(Path(folder))
         patch.syspath_prepend(folder)
-        patch.setattr(kvi, "open", opening(kvi.open))
         hurry(patch)
         patch.setattr(session, "Findings", Bounded)
         for name in names:

@@ -16,7 +16,7 @@ from kvi.conformance.suite import watches
 from kvi.sync.watch import Watch
 
 from tests.conformance.broken import BROKEN, Mutant
-from tests.conformance.broken.correct import forget, opening
+from tests.conformance.broken.correct import forget
 from tests.conformance.broken.plugin import install
 from tests.conformance.broken.servers import Far
 
@@ -37,12 +37,11 @@ HANGS = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The mutants' schemes, as an installed distribution, and their own kinds of handles."""
+    """The mutants' schemes, as an installed distribution."""
     folder = tmp_path_factory.mktemp("site")
     install(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
-        patch.setattr(kvi, "open", opening(kvi.open))
         yield
 
 

@@ -16,6 +16,7 @@ from kvi.errors import AlreadyHeld, Closed, KviError
 from kvi.feed import WatchSpec
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
+from kvi.flow.scope import Held
 from kvi.flow.watch import WatchFlow
 from kvi.model import Span
 from kvi.ops import Op, RenewOp
@@ -137,7 +138,7 @@ class Closing:
         self.ttl = random.choice((2.0, 3.0))
         self.timeout = random.choice((1.0, 3.0))
         self.storm = 1.0 + 3.0 * random.random()
-        self.known: list[LeaseFlow] = []
+        self.known: list[Held] = []
         self.deadline = 0.0
         capabilities = random.choice((QUEUE, SINGLE))
         self.client = self._client("P1", capabilities)

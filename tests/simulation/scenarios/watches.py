@@ -9,256 +9,17 @@ soon what the store has.
 from __future__ import annotations
 
 from kvi.capabilities import Capabilities
-from kvi.errors import Closed, KviError, Timeout
-from kvi.feed import WatchSpec
-from kvi.flow.watch import WatchFlow
-from kvi.model import Event, EventType, Span
-from kvi.policy.txn import Change
-from kvi.port import Cancelled
 
 from tests.simulation.client import Client
 from tests.simulation.model import Model
 from tests.simulation.nemesis import Nemesis, rough
 from tests.simulation.network import Network
+from tests.simulation.scenarios.consumer import Consumer, Log, known_of
 from tests.simulation.store import QUEUE, SINGLE
-from tests.simulation.world import START, Signal, World
+from tests.simulation.world import START, World
 
-_SPAN = Span.of_prefix("k/")
 _KEYS = ("k/a", "k/b", "k/c", "z")
-_LEAST = 0.05  # seconds for a poll, as in `kvi.sync.watch`
 _BOUND = 6.0  # seconds after which consumers know the truth
-
-Known = dict[str, bytes | None]
-Entry = tuple[int, int, str, bytes | None]  # epoch, revision, key, value
-
-
-class Log:
-    """All that ever happened to the watched keys.
-
-    Attributes:
-        entries: of the changes, in order.
-        states: what the keys were, by epoch and revision.
-
-    """
-
-    def __init__(self, model: Model) -> None:
-        self.entries: list[Entry] = []
-        self.states: dict[tuple[int, int], Known] = {}
-        self._model = model
-        self.note()
-
-    def note(self) -> None:
-        """Remember the present state."""
-        model = self._model
-        self.states[model.epoch, model.revision] = _known(model)
-
-    def witness(self, revision: int, changes: tuple[Change, ...]) -> None:
-        """A commit."""
-        for key, _, new in changes:
-            if key in _SPAN:
-                value = None if new is None else new.value
-                self.entries.append((self._model.epoch, revision, key, value))
-        self.note()
-
-    def behind(self, epoch: int, revision: int) -> int:
-        """The position of the first change after this moment."""
-        at = 0
-        while at < len(self.entries) and self.entries[at][:2] <= (epoch, revision):
-            at += 1
-        return at
-
-
-class Consumer:
-    """Takes the events of one watch, and knows what must come next."""
-
-    def __init__(self, scenario: Watches, client: Client, name: str) -> None:
-        random = scenario.world.random
-        self.scenario = scenario
-        self.world = scenario.world
-        self.client = client
-        self.name = name
-        self.flow = WatchFlow(client.scope, None, None, None)
-        self.known: Known | None = None  # before its first whole state
-        self.initial: Known | None = None
-        self.position = 0  # in the log
-        self.epoch = 0
-        self.told = 0  # the revision of the last event
-        self.newest: dict[str, int] = {}
-        self.main = random.random() < 0.5
-        self.pace = random.choice((0.0, 0.1, 1.0))
-        self.patience = random.choice((None, 0.0, 0.5))
-
-    async def run(self) -> None:
-        """Watch until the handle is closed."""
-        try:
-            while not await self._begin_watch():
-                await self._rest()
-            while True:
-                await self._take()
-        except Closed:
-            return
-
-    async def _begin_watch(self) -> bool:
-        client, model, log = self.client, self.scenario.model, self.scenario.log
-        flow, timeout = WatchFlow(client.scope, None, None, None), self.scenario.timeout
-        initial = self.world.random.random() < 0.5
-        spec = WatchSpec(_SPAN, initial=initial)
-        try:
-            await client.call(
-                lambda port: flow.begin(port, spec, timeout), undo=lambda _: flow.end()
-            )
-        except Closed:
-            raise
-        except (KviError, Cancelled):
-            return False
-        self.flow = flow
-        if initial:
-            self.initial = {}
-            return True
-        # It may have begun in an earlier epoch, by the time that this is known.
-        revision = flow.revision
-        assert revision is not None  # it does not begin with a state
-        self.epoch = max(e for e, r in log.states if r == revision and e <= model.epoch)
-        self.known = dict(log.states[self.epoch, revision])
-        self.position = log.behind(self.epoch, revision)
-        self.told = revision
-        return True
-
-    async def _take(self) -> None:
-        pace = self.pace if self.scenario.writing else 0.0
-        try:
-            self._accept(await self._next(self.patience))
-            await self.client.port.sleep(self.world.random.random() * pace)
-        except Timeout:
-            await self._rest()
-        except Cancelled:
-            return
-
-    async def _rest(self) -> None:
-        try:
-            await self.client.port.sleep(0.01)
-        except Cancelled:
-            return
-
-    async def _next(self, timeout: float | None) -> Event:
-        """As `kvi.sync.watch.Watch.next`: with a look at the world wherever it can be left."""
-        flow, world = self.flow, self.world
-        event = None if self.client.scope.closed else flow.take(main=self.main)
-        if event is None:
-            flow.ensure_going()
-            began = world.time
-            deadline = began + (1e9 if timeout is None else timeout)
-            signal = Signal(world)
-            polls = flow.want(signal)
-            try:
-                while (event := flow.take(main=self.main)) is None:
-                    flow.ensure_going()
-                    moment = world.time
-                    patience = max(deadline, began + _LEAST)
-                    if moment >= deadline and (moment >= patience or flow.has_polled(polls)):
-                        raise Timeout("nothing changed in time")
-                    await signal.wait((deadline if moment < deadline else patience) - moment)
-            finally:
-                flow.unwant(signal)
-        if self.main:
-            if world.random.random() < 0.2:
-                await self.client.port.sleep(0.0)  # an exception may come here
-            flow.got(event)
-        return event
-
-    def _accept(self, event: Event) -> None:
-        if self.world.story is not None:
-            what = {entry.key: entry.value for entry in event.snapshot or ()} or event.value
-            self.world.tell(
-                self.client.name,
-                f"{self.name} gets {event.type} {event.key} {what!r} at {event.revision}",
-            )
-        if self.scenario.capabilities.watch_history:
-            self._accept_change(event)
-            self._check_revision()
-        else:
-            self._accept_state(event)
-
-    def _accept_change(self, event: Event) -> None:
-        log = self.scenario.log
-        if event.type is EventType.RESYNC:
-            self._accept_resync(event)
-            return
-        if event.initial:
-            assert self.initial is not None  # it was asked for
-            self.initial[event.key] = event.value
-            return
-        if self.known is None:
-            self._begin(event.revision)
-        assert self.known is not None  # it has begun
-        if self.position >= len(log.entries):
-            self._fail(event, "there is no such change")
-        epoch, revision, key, value = log.entries[self.position]
-        if (epoch, revision, key, value) != (self.epoch, event.revision, event.key, event.value):
-            self._fail(event, f"the next change is {key}={value!r} at {revision}, epoch {epoch}")
-        self.position += 1
-        self.told = revision
-        _apply(self.known, event)
-
-    def _begin(self, first: int) -> None:
-        """The first change tells which state the initial one was."""
-        log = self.scenario.log
-        for epoch, revision in reversed(log.states):
-            if log.states[epoch, revision] == self.initial:
-                position = log.behind(epoch, revision)
-                if position < len(log.entries) and log.entries[position][:2] == (epoch, first):
-                    self.known, self.epoch, self.position = dict(self.initial), epoch, position
-                    return
-        self.world.fail(f"{self.name}: no state that the store had comes before the change {first}")
-
-    def _accept_resync(self, event: Event) -> None:
-        log, model = self.scenario.log, self.scenario.model
-        assert event.snapshot is not None  # it is a RESYNC
-        state: Known = {entry.key: entry.value for entry in event.snapshot}
-        here = self.known is not None and self.epoch == model.epoch
-        if here and model.compacted <= self.told:
-            self._fail(event, "no change was gone")
-        for epoch in range(model.epoch, -1, -1):
-            if log.states.get((epoch, event.revision)) == state:
-                self.known, self.epoch = state, epoch
-                self.position = log.behind(epoch, event.revision)
-                self.told = event.revision
-                return
-        self._fail(event, "the store never had this state")
-
-    def _accept_state(self, event: Event) -> None:
-        """Without history."""
-        if self.known is None:
-            self.known = {}
-        _apply(self.known, event)
-        if event.revision <= self.newest.get(event.key, 0):
-            self._fail(event, "it is older than what was told")
-        self.newest[event.key] = event.revision
-        entries = self.scenario.log.entries
-        if event.type is EventType.PUT and all(
-            (event.revision, event.key, event.value) != entry[1:] for entry in entries
-        ):
-            self._fail(event, "there never was such a state")
-
-    def _check_revision(self) -> None:
-        complete, entries = self.flow.revision, self.scenario.log.entries
-        if complete is not None and self.known is not None and self.position < len(entries):
-            epoch, revision, key, _ = entries[self.position]
-            if epoch == self.epoch and revision <= complete and self.position:
-                self.world.fail(
-                    f"{self.name} counts as complete up to {complete}, without {key} at {revision}"
-                )
-
-    def _fail(self, event: Event, why: str) -> None:
-        self.world.fail(
-            f"{self.name} gets {event.type} {event.key}={event.value!r} at {event.revision}: {why}"
-        )
-
-    @property
-    def knows(self) -> bool:
-        """Whether it knows the truth."""
-        known = self.initial if self.known is None else self.known
-        return known == _known(self.scenario.model)
 
 
 class Watches:
@@ -267,7 +28,7 @@ class Watches:
     def __init__(self, world: World, capabilities: Capabilities) -> None:
         random = world.random
         self.world = world
-        self.capabilities = capabilities
+        self.history = capabilities.watch_history
         self.model = Model(world)
         self.network = Network(world, self.model)
         self.log = Log(self.model)
@@ -276,7 +37,9 @@ class Watches:
         self.storm = 3.0 + 5.0 * random.random()
         self.writing = True
         self.saved = self.model.snapshot()
+        self.resumable = capabilities.watch_history  # across a restore, no revision says where
         self.restores = capabilities.watch_history and random.random() < 0.4
+        self.resumable = self.resumable and not self.restores
         self.clients = [
             Client(self.network, name, capabilities, timeout=self.timeout, retrying=False)
             for name in ("P1", "P2")[: random.randint(1, 2)]
@@ -353,7 +116,7 @@ class Watches:
         else:
             model.put(key, b"%d" % random.randint(0, 99))
         if self.world.story is not None:
-            self.world.tell("store", f"has revision {model.revision}: {_known(model)}")
+            self.world.tell("store", f"has revision {model.revision}: {known_of(model)}")
 
 
 def history(world: World) -> None:
@@ -364,17 +127,6 @@ def history(world: World) -> None:
 def states(world: World) -> None:
     """Watches of a store without."""
     Watches(world, SINGLE).run()
-
-
-def _apply(known: Known, event: Event) -> None:
-    if event.type is EventType.DELETE:
-        known.pop(event.key, None)
-    else:
-        known[event.key] = event.value
-
-
-def _known(model: Model) -> Known:
-    return {key: entry.value for key, entry in model.entries.items() if key in _SPAN}
 
 
 def _never() -> bool:

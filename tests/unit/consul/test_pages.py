@@ -36,8 +36,8 @@ def test_entries_come_back_in_both_orders(count: int) -> None:
     """What was added is iterated, forward and backward and again, wherever it is kept."""
     kept, entries = filled(count)
     for _ in range(2):
-        assert [entry for page in kept.forward(None) for entry in page] == entries
-        assert [entry for page in kept.backward(None) for entry in page] == entries[::-1]
+        assert [entry for page in kept.read() for entry in page] == entries
+        assert [entry for page in kept.read(reverse=True) for entry in page] == entries[::-1]
 
 
 @pytest.mark.usefixtures("_where")
@@ -45,15 +45,15 @@ def test_entries_come_back_in_both_orders(count: int) -> None:
 def test_limits_cut_either_end(limit: int) -> None:
     """A limit takes the first entries, or in reverse the last ones."""
     kept, entries = filled(600)
-    assert [entry for page in kept.forward(limit) for entry in page] == entries[:limit]
-    backward = [entry for page in kept.backward(limit) for entry in page]
+    assert [entry for page in kept.read(limit) for entry in page] == entries[:limit]
+    backward = [entry for page in kept.read(limit, reverse=True) for entry in page]
     assert backward == entries[::-1][:limit]
 
 
 def test_a_page_is_small_whatever_the_values_are() -> None:
     """Pages are closed by bytes as well as by entries."""
     kept, _ = filled(100, 100_000)
-    assert max(len(page) for page in kept.forward(None)) <= 4
+    assert max(len(page) for page in kept.read()) <= 4
 
 
 def test_threads_share_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_threads_share_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[bool] = []
 
     def read() -> None:
-        found.append([entry for page in kept.forward(None) for entry in page] == entries)
+        found.append([entry for page in kept.read() for entry in page] == entries)
 
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:
@@ -77,7 +77,7 @@ def test_the_file_goes_with_its_last_reader(monkeypatch: pytest.MonkeyPatch) -> 
     """Nobody needs to close a range: dropping it closes its file without a warning."""
     monkeypatch.setattr(pages, "IN_MEMORY", 0)
     kept, _ = filled(1000)
-    reader = kept.forward(None)
+    reader = kept.read()
     next(reader)
     del kept
     assert sum(map(len, reader)) == 1000 - pages.PAGE_ENTRIES

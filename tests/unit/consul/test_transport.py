@@ -281,6 +281,20 @@ def test_a_new_connection_is_greeted_before_it_carries_a_write(servers: Make) ->
         transport.close()
 
 
+def test_an_agent_that_says_nothing_is_passed_over_by_a_write(servers: Make) -> None:
+    """It accepts the connection and never answers: the write goes to the next, and there only."""
+    server = servers(lambda *_: OK)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = silent.getsockname()[1]
+        transport = Transport("127.0.0.1", where, ("127.0.0.1", server.port))
+        assert ask(transport, b"once", read_only=False, seconds=2).body == b"ok"
+        peer, _ = silent.accept()
+        with peer:
+            assert b"once" not in peer.recv(65536)
+        transport.close()
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("where", ["send", "read_head", "read_body"])
 @pytest.mark.parametrize("error", [OSError("mine"), TimeoutError("mine"), ConnectionError("mine")])
 def test_what_no_socket_raised_is_not_the_networks(

@@ -6,7 +6,6 @@ import gc
 import os
 import secrets
 import sys
-import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,11 @@ from typing import Any
 
 import kvi
 import pytest
+from kvi.driver.threads import ThreadPort
 from kvi.loader import Handle, Loader
 from kvi.loader.cache import Known
 from kvi.model import Event, EventType, KeyValue
+from kvi.port import run
 
 from tests.support.faulty import Faulty
 from tests.support.waiting import until
@@ -243,7 +244,7 @@ def test_lock_many_takes_each_once(scripted: Faulty) -> None:
         assert len(handles) == 2
     with entities.lock_many([]) as handles, kvi.lock_many() as none:
         assert (len(handles), none) == (0, ())
-    assert not entities._records.cache._slots
+    until(lambda: not entities._records.cache._slots)
 
 
 def test_lock_many_that_fails_holds_nothing(scripted: Faulty) -> None:
@@ -252,11 +253,11 @@ def test_lock_many_that_fails_holds_nothing(scripted: Faulty) -> None:
     scripted.fails("get", None, kvi.Unavailable("away"))
     with pytest.raises(kvi.Unavailable):
         entities.lock_many([1, 2])
-    assert not entities._records.cache._slots
+    until(lambda: not entities._records.cache._slots)
     scripted.store("e/2", b"{")
     with pytest.raises(kvi.BadRecord):
         entities.lock_many([1, 2])
-    assert not entities._records.cache._slots
+    until(lambda: not entities._records.cache._slots)
 
 
 def test_block_that_fails_unlocks(scripted: Faulty) -> None:
@@ -337,28 +338,24 @@ def test_page_from_before_a_delete_raises_no_dead(
     assert dict(entities.items()) == {1: entity(1), 4: entity(4, new=True)}
 
 
-def test_entity_deleted_while_it_is_read(scripted: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entity_deleted_while_it_is_read(scripted: Faulty) -> None:
     """An answer that was overtaken by the news of its end is asked for again."""
     entities = loader(scripted, follow=True)
     entities.load()
     entities.close()
-    entities._closed = False
-    scripted.store("e/1", encoded(entity(1)))
-    real = Faulty.get
-    overtaken: list[str] = []
+    entities._records.closed = False
+    revision = scripted.store("e/1", encoded(entity(1)))
+    overtaken: list[bool] = []
 
-    def get(self: Faulty, key: str, **options: Any) -> KeyValue | None:
-        entry = real(self, key, **options)
-        if entry is not None and not overtaken:
-            overtaken.append(key)
-            self.delete(key)
-            entities._on_event(gone(1, entry.revision + 1), None)
-        return entry
+    def overtake() -> None:
+        if not overtaken:
+            overtaken.append(scripted.delete("e/1"))
+            entities._on_event(gone(1, revision + 1), None)
 
-    monkeypatch.setattr(Faulty, "get", get)
+    scripted.after["get"] = overtake
     assert entities.lock(1) is None
-    assert overtaken
-    assert not entities._records.cache._slots
+    assert overtaken == [True]
+    until(lambda: not entities._records.cache._slots)
 
 
 def test_resync_is_the_whole_truth(scripted: Faulty) -> None:
@@ -411,14 +408,14 @@ def test_conflict_with_a_bad_record(scripted: Faulty, peer: kvi.Kvi) -> None:
     assert peer.get("e/1").value == b"{"  # type: ignore[union-attr]
 
 
-def test_graves_are_cleared(scripted: Faulty) -> None:
+def test_tombstones_are_cleared(scripted: Faulty) -> None:
     """Creating and deleting without end leaves nothing behind."""
     entities = loader(scripted, follow=True)
     entities.load()
     for number in range(400):
         entities.lock_or_create(entity(number))[0].delete()
     entities.lock_or_create(entity(1000))
-    until(lambda: not entities._records.cache._graves)
+    until(lambda: not entities._records.cache._tombstones)
     assert list(entities._records.cache._slots) == ["1000"]
 
 
@@ -499,7 +496,7 @@ def test_write_that_is_overtaken_by_its_end(scripted: Faulty, what: str) -> None
     with pytest.raises(kvi.Conflict):
         handle.update(entity(1, n=2))
     handle.unlock()
-    assert not entities._records.cache._slots
+    until(lambda: not entities._records.cache._slots)
 
 
 def test_lock_or_create_never_gives_nothing(
@@ -602,20 +599,21 @@ def test_ids_are_those_of_the_entities(scripted: Faulty) -> None:
         assert len(handles) == 1
 
 
-def test_later_graves_are_not_dug_up(scripted: Faulty) -> None:
+def test_later_tombstones_are_not_dug_up(scripted: Faulty) -> None:
     """While loading, an own delete does not undo what was learnt of a later one."""
-    cache = loader(scripted)._cache
+    cache = loader(scripted)._records.cache
     with cache.loading():
-        slot = cache.take(1, "1", None)
-        assert slot is not None
+        taken = run(cache.take(ThreadPort(), "owner", 1, "1", 0))
+        assert taken is not None
+        slot, hold = taken
         cache.forget("1", 62)
         cache.deleted(slot, 55)
         cache.learn("1", 1, Known(entity(1), 61))
         assert cache.find("1") is None
-        cache.release(slot)
+        cache.release(slot, hold)
 
 
-def test_events_that_end_leave_no_graves(scripted: Faulty) -> None:
+def test_events_that_end_leave_no_tombstones(scripted: Faulty) -> None:
     """After the watch has ended, deleting keeps nothing for events that never come."""
     entities = loader(scripted, follow=True)
     entities.load()
@@ -623,7 +621,7 @@ def test_events_that_end_leave_no_graves(scripted: Faulty) -> None:
     entities._watch.cancel()
     for number in range(100):
         entities.lock_or_create(entity(number))[0].delete()
-    assert not entities._records.cache._graves
+    assert not entities._records.cache._tombstones
 
 
 # -- loading -------------------------------------------------------------------------------------
@@ -711,10 +709,7 @@ def test_hundred_thousand_entities(tmp_path: Any) -> None:
         assert store.times("range") == 1
         assert len(entities) == 100_000
         assert peak - kept < 8 * 2**20, f"{(peak - kept) / 2**20:.1f} MiB beside the entities"
-        taken = threading.Lock()
-        for slot in entities._records.cache._slots.values():
-            slot.lock = taken  # whoever takes an entity's lock now waits for ever
-        taken.acquire()
+        entities._records.cache.take = None  # type: ignore[method-assign, assignment]
         assert len(entities.list()) == 100_000
         assert sum(1 for _ in entities) == 100_000
         assert sum(id for id, _ in entities.items()) == sum(range(100_000))
@@ -820,7 +815,7 @@ def test_bad_timeouts(scripted: Faulty, timeout: Any) -> None:
     for call in calls:
         with pytest.raises(kvi.InvalidArgument):
             call()
-    assert not entities._records.cache._slots
+    until(lambda: not entities._records.cache._slots)
 
 
 def test_before_loading(scripted: Faulty) -> None:

@@ -10,6 +10,7 @@ import kvi
 import pytest
 from kvi.driver.threads import ThreadPort
 from kvi.flow import lock as module
+from kvi.flow.lease import LeaseFlow
 from kvi.middleware.retry import Retrying
 from kvi.policy.retry import RetryPolicy
 from kvi.port import Cancelled, run
@@ -236,6 +237,7 @@ def test_lease_lost_while_waiting(
     """A waiter whose place is gone with its lease takes another one, and gets the lock."""
     waiter = waiting(store, peer, timeout)
     (lease,) = store._scope.ledger._leases
+    assert isinstance(lease, LeaseFlow)
     revoke(peer, lease.id)
     with pytest.raises(kvi.LeaseLost):  # which the runtime would have found out
         run(lease.renew(ThreadPort(), 5))

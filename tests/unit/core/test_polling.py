@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from functools import partial
-from time import monotonic
-
 import kvi
 import pytest
-from kvi.backend import polling as module
 from kvi.backend.polling import PollingFeed, changes_between
 from kvi.feed import Wake, WatchSpec
 from kvi.model import Event, EventType, KeyValue, RangeResult, Scan, Span
-
-from tests.support.waiting import until
 
 PUT, DELETE = EventType.PUT, EventType.DELETE
 
@@ -146,31 +138,6 @@ def test_failure_loses_nothing() -> None:
     assert list(batch.events) == [put(A5, A1)]
 
 
-def test_one_listing_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often it is polled, it looks once an interval, and asks to be woken then."""
-    now = [100.0]
-    monkeypatch.setattr(module, "monotonic", lambda: now[0])
-    asked: list[tuple[float, Callable[[], object]]] = []
-
-    class Timer:
-        def wake_at(self, due: float, wake: Callable[[], object]) -> None:
-            asked.append((due, wake))
-
-    monkeypatch.setattr(module, "_timer", Timer())
-    store = Store(A1, revision=1)
-    woken: list[int] = []
-    feed = store.feed(lambda: woken.append(1), interval=10)
-    for _ in range(5):
-        assert feed.poll(5) is None
-    assert store.listings == 2  # one to begin with
-    assert {due for due, _ in asked} == {110}
-    now[0] = 110
-    assert feed.poll(5) is None
-    assert store.listings == 3
-    asked[-1][1]()
-    assert woken
-
-
 def test_closed() -> None:
     """After close it does not look any more."""
     store = Store(A1, revision=4)
@@ -181,25 +148,3 @@ def test_closed() -> None:
         feed.close()
         assert feed.poll(5) is None
         assert store.listings == listings
-
-
-def test_woken_by_one_thread_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All feeds are woken in time by one thread, which ends when nobody waits any more."""
-    monkeypatch.setattr(module, "_LINGER", 0.01)
-    timer = module._Timer()
-    woken: list[int] = []
-    start = monotonic()
-
-    def running() -> int:
-        return sum(thread.name == "kvi-polling" for thread in threading.enumerate())
-
-    others = running()
-    for number in (3, 1, 2, 0):
-        timer.wake_at(start + number / 10, partial(woken.append, number))
-    assert running() <= others + 1
-    until(lambda: len(woken) == 4)
-    assert woken == sorted(woken)
-    until(lambda: not timer._running)
-    timer.wake_at(start, lambda: woken.append(4))
-    until(lambda: 4 in woken)
-    until(lambda: not timer._running)

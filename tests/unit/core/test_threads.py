@@ -549,7 +549,8 @@ def test_what_is_stuck_gets_company(threads: Threads, kind: str) -> None:
 
 
 def test_at_most_so_many(threads: Threads) -> None:
-    """Of call-backs that block, 32 at most have a thread; the others come when they end."""
+    """Of call-backs that block, so many at most have a thread; the others come when they end."""
+    threads._callbacks._most = 32
     entered, go = threading.Semaphore(0), threading.Event()
 
     def block() -> None:
@@ -590,6 +591,7 @@ def test_what_is_raised_is_logged(threads: Threads, caplog: pytest.LogCaptureFix
 
 def test_stop(threads: Threads) -> None:
     """After stop nothing begins, of what waits or comes; what runs is waited for a while."""
+    threads._callbacks._most = 32
     entered, go = threading.Semaphore(0), threading.Event()
     ran: list[int] = []
 
@@ -648,7 +650,7 @@ def test_no_thread_can_be_started(
 
 
 def test_call_backs_that_block_delay_nothing_else() -> None:
-    """32 of them: losses are known, leases kept, events read; other handles' call-backs run."""
+    """32 of them: losses are known, leases kept, events read; other watches' call-backs run."""
     go, entered = threading.Event(), threading.Semaphore(0)
     uri = "mem:blocked-call-backs"
 
@@ -674,10 +676,11 @@ def test_call_backs_that_block_delay_nothing_else() -> None:
             other._scope.primitives._lease_revoke(lease.id, 5)
             assert lock.lost.wait(20)
             assert kept.alive
-            called = threading.Event()
-            with other.watch("m", callback=lambda *_: called.set()):
-                other.store("m", "v")
-                assert called.wait(20)
+            for handle in (store, other):
+                called = threading.Event()
+                with handle.watch("m", callback=lambda *_, told=called: told.set()):
+                    other.store("m", "v")
+                    assert called.wait(20)
         finally:
             go.set()
 

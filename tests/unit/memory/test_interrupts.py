@@ -18,7 +18,7 @@ from typing import Any
 import kvi
 import pytest
 from kvi.feed import Batch, WatchSpec
-from kvi.model import EventType, Span
+from kvi.model import EventType, Span, Txn
 from kvi_memory.state import MemoryState
 from kvi_memory.store import MemoryKvi
 
@@ -80,14 +80,15 @@ class World:
 
     def __init__(self) -> None:
         self.name = f"interrupts-{next(_numbers)}"
-        self.store = MemoryKvi(f"mem:{self.name}", self.name, timeout=5)
-        self.lease = self.store._lease_grant(1000, 5).id
+        self.store = kvi.open(f"mem:{self.name}")
+        self.primitives = MemoryKvi(f"mem:{self.name}", self.name, timeout=5)
+        self.lease = self.primitives._lease_grant(1000, 5).id
         for number in range(8):
             self.store.store(f"k{number}", b"old", lease=self.lease if number % 2 else None)
         self.store.count()
         self.wakes = 0
-        self.feed = self.store._watch(WatchSpec(Span("", None)), self._wake, 5)
-        self.state: MemoryState = self.store._state
+        self.feed = self.primitives._watch(WatchSpec(Span("", None)), self._wake, 5)
+        self.state: MemoryState = self.primitives._state
         self.before = self.content()
 
     def _wake(self) -> None:
@@ -95,13 +96,13 @@ class World:
 
     def content(self) -> dict[str, tuple[bytes | None, int]]:
         """What is in the store."""
-        return {e.key: (e.value, e.revision) for e in self.store._range(_ALL, 5)}
+        return {e.key: (e.value, e.revision) for e in self.primitives._range(_ALL, 5)}
 
     def check(self) -> None:
         """All parts agree, and nothing stays taken."""
         assert not self.state.lock.locked()
         for lease in [k for k, found in self.state._leases.items() if not found.deadline]:
-            self.store._lease_revoke(lease, 5)
+            self.primitives._lease_revoke(lease, 5)
         content = self.content()
         assert list(content) == sorted(content)
         assert content == {k: (e.value, e.revision) for k in content if (e := self.store.get(k))}
@@ -117,7 +118,7 @@ class World:
             assert self.wakes
             assert {event.revision for event in told.events} == {9}
             self._replay(told, content)
-        history = self.store._watch(WatchSpec(Span("", None), start=1), lambda: None, 5)
+        history = self.primitives._watch(WatchSpec(Span("", None), start=1), lambda: None, 5)
         everything = history.poll(5)
         assert everything is not None
         self.before = {}
@@ -147,17 +148,17 @@ def _many(world: World) -> None:
 def _expired(world: World) -> None:
     world.state._leases[world.lease].deadline = 0
     with pytest.raises(kvi.LeaseLost):
-        world.store._lease_renew(world.lease, 5)
+        world.primitives._lease_renew(world.lease, 5)
 
 
 def _poll_behind(world: World) -> None:
-    feed = world.store._watch(WatchSpec(Span("", None), start=1), lambda: None, 5)
+    feed = world.primitives._watch(WatchSpec(Span("", None), start=1), lambda: None, 5)
     feed.poll(5)
     feed.close()
 
 
 CALLS: dict[str, Callable[[World], object]] = {
-    "get": lambda w: w.store._get("k1", 5),
+    "get": lambda w: w.primitives._get("k1", 5),
     "store": lambda w: w.store.store("k0", b"new"),
     "store-leased": lambda w: w.store.store("k1", b"new"),
     "store-new": lambda w: w.store.store("new", b"new"),
@@ -168,9 +169,9 @@ CALLS: dict[str, Callable[[World], object]] = {
     "range": lambda w: list(w.store.range()),
     "range-reverse": lambda w: list(w.store.range("k1", reverse=True)),
     "count": lambda w: w.store.count(prefix="k"),
-    "grant": lambda w: w.store._lease_grant(1000, 5),
-    "renew": lambda w: w.store._lease_renew(w.lease, 5),
-    "revoke": lambda w: w.store._lease_revoke(w.lease, 5),
+    "grant": lambda w: w.primitives._lease_grant(1000, 5),
+    "renew": lambda w: w.primitives._lease_renew(w.lease, 5),
+    "revoke": lambda w: w.primitives._lease_revoke(w.lease, 5),
     "expired": _expired,
     "watch": _poll_behind,
 }
@@ -188,7 +189,7 @@ def _interrupted(call: Callable[[World], object], prepare: Callable[[World], obj
             came = True
         world.check()
         world.feed.close()
-        world.store._lease_revoke(world.lease, 5)
+        world.primitives._lease_revoke(world.lease, 5)
         if not came:
             return point
     raise AssertionError
@@ -252,7 +253,7 @@ def test_lease_of_an_interrupted_grant_ends() -> None:
         try:
             with _At(point):
                 lease = store._lease_grant(0.02, 5).id
-                store.store("leased", b"", lease=lease)
+                store._txn(Txn(then=(kvi.Put("leased", b"", lease),)), 5)
             break
         except Interrupt:
             ended.append(store._state)
@@ -272,8 +273,7 @@ def test_fork_inside_of_a_call(locked: World) -> None:
     """A handler may fork within a call: the child has its own copy, and can use it."""
 
     def work() -> None:
-        store = MemoryKvi("mem:", locked.name, timeout=5)
-        assert store.store("child", b"") == 9
+        assert kvi.open(f"mem:{locked.name}").store("child", b"") == 9
 
     assert in_child(work) == 0
     assert "child" not in locked.state.entries

@@ -13,7 +13,7 @@ import kvi
 import pytest
 from kvi import Put
 from kvi_sqlite import connection as connections
-from kvi_sqlite.turn import Turn
+from kvi_sqlite.writers import WriterQueue
 
 from tests.support.inside import inmost
 from tests.unit.sqlite.workers import until
@@ -67,8 +67,8 @@ def test_close_wakes_blocked_writers(path: Path, uri: str) -> None:
     store.ping()
     with locked(path):
         calls = [Call(lambda: store.store("k", "v")) for _ in range(5)]
-        turn = inmost(store)._pool.turn
-        until(lambda: len(turn._waiting) == 4, "one polls and four stand in line")
+        writers = inmost(store)._pool.writers
+        until(lambda: len(writers) == 5, "one polls and four stand in line")
         before = time.monotonic()
         store.close()
         for call in calls:
@@ -86,10 +86,10 @@ def test_close_of_one_handle_leaves_the_other_in_line(path: Path, uri: str) -> N
     one.ping()
     with locked(path):
         first = Call(lambda: one.store("one", "v"))
-        turn = inmost(one)._pool.turn
-        until(lambda: turn._held, "the first polls")
+        writers = inmost(one)._pool.writers
+        until(lambda: len(writers) == 1, "the first polls")
         second = Call(lambda: two.store("two", "v"))
-        until(lambda: len(turn._waiting) == 1, "the second waits for the first")
+        until(lambda: len(writers) == 2, "the second waits for the first")
         one.close()
         first.join(5)
         assert isinstance(first.error, kvi.Closed)
@@ -199,37 +199,36 @@ def test_client_is_the_callers_own(path: Path, uri: str) -> None:
         _ = store.client
 
 
-def test_turn_is_first_come_first_served() -> None:
-    """Threads get the turn in the order in which they asked for it."""
-    turn = Turn()
+def test_writers_are_served_in_order() -> None:
+    """Threads get to write in the order in which they asked for it."""
+    writers = WriterQueue()
     far = time.monotonic() + 30
-    turn.take("me", "mine", far)
     order: list[int] = []
 
     def ask(number: int) -> None:
-        turn.take("me", number, far)
-        order.append(number)
-        turn.leave(number)
+        with writers.place("me", far):
+            order.append(number)
 
     calls = []
-    for number in range(10):
-        calls.append(Call(lambda number=number: ask(number)))  # type: ignore[misc]
-        until(lambda expected=number + 1: len(turn._waiting) == expected, "in line")  # type: ignore[misc]
-    turn.leave("mine")
+    with writers.place("me", far):
+        for number in range(10):
+            calls.append(Call(lambda number=number: ask(number)))  # type: ignore[misc]
+            until(lambda expected=number + 2: len(writers) == expected, "in line")  # type: ignore[misc]
     for call in calls:
         call.join(10)
     assert order == list(range(10))
 
 
-def test_turn_not_had_in_time_is_given_up() -> None:
-    """A waiter whose time is up leaves the line, and the turn goes past it."""
-    turn = Turn()
-    turn.take("me", "first", 0)
-    with pytest.raises(kvi.Timeout):
-        turn.take("me", "second", time.monotonic() + 0.01)
-    assert not turn._waiting
-    turn.leave("second")  # which never had it
-    with pytest.raises(kvi.Timeout):
-        turn.take("me", "third", 0)
-    turn.leave("first")
-    turn.take("me", "fourth", 0)
+def test_writer_whose_time_is_up_leaves_the_line() -> None:
+    """A waiter whose time is up leaves nothing behind, and the next one is served."""
+    writers = WriterQueue()
+    with writers.place("me", 0):
+        for seconds in (0.01, 0):
+            with (
+                pytest.raises(kvi.Timeout),
+                writers.place("me", time.monotonic() + seconds),
+            ):
+                raise AssertionError("it was not its turn")
+        assert len(writers) == 1
+    with writers.place("me", 0):
+        assert len(writers) == 1

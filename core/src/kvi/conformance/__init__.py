@@ -25,13 +25,14 @@ Or writes nothing, and gives the URI on the command line: `python -m kvi.conform
 suite and reports rule by rule; `pytest -p kvi.conformance.plugin --pyargs kvi.conformance
 --kvi-uri URI` runs it with all that pytest can do.
 
-Most tests run three times: on a handle, through a namespace whose surroundings must stay as they
-are, and with two handles of which one writes and the other reads (so two opens of the URI must be
-the same store). Those that must wait for something wait side by side. The store is emptied before
-each test. What a capability denies is expected to be refused or to behave as declared; what is
-known to fail is named with its reason (see `kvi.conformance.rules`); nothing is skipped because it
-failed. If the author's file can stop, pause and cut off the server, the tests of
-`kvi.conformance.faults` do that (see `kvi.conformance.server`).
+Most tests run twice: on a handle, and through namespaces of two handles, of which one writes and
+the other reads (so two opens of the URI must be the same store), and whose surroundings must stay
+as they are. Tables of parameters run once (`kvi.conformance.rules` says why). Those that must wait
+for something wait side by side. The store is emptied before each test. What a capability denies is
+expected to be refused or to behave as declared; what is known to fail is named with its reason (see
+`kvi.conformance.rules`); nothing is skipped because it failed. If the author's file can stop, pause
+and cut off the server, the tests of `kvi.conformance.faults` do that (see
+`kvi.conformance.server`).
 
 A test that fails names the rules of `kvi.conformance.contract` that it checks and shows the calls
 that broke them.

@@ -22,7 +22,7 @@ NEIGHBOURS = {
 @contextmanager
 def within(root: kvi.Kvi, via: str) -> Iterator[kvi.Kvi]:
     """A view among neighbours, whose surroundings must stay as they are; or the store itself."""
-    if via != "namespace":
+    if via != "two views":
         yield root
         return
     for key, value in NEIGHBOURS.items():

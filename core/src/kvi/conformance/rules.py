@@ -1,10 +1,27 @@
 r"""What every class of the suite has: the stores to work on, and the failures that are known.
 
+A test works on a store by one of the ways of `via`:
+
+===========  ==================================================  ==================================
+via          the test writes to, and reads from                  which tests run so
+===========  ==================================================  ==================================
+handle       one handle                                          those without a table of
+                                                                 parameters; tables without a peer
+two views    a namespace of one handle, and the same namespace   those without a table
+             of another, among neighbours that must stay
+two handles  one handle, and another one                         tables with a peer
+===========  ==================================================  ==================================
+
+More ways find nothing more: of the wrong stores by which the suite is tested, all that are seen by
+a test that has these ways are seen by a handle already, but those that keep what they have read, or
+tell views apart wrongly. A row of a table differs from the next by what the store is given, which
+two handles show as well as any.
+
 A test file may name rules that its backend is known to break, each with the reason::
 
     KNOWN_FAILURES = {
         "TestLocks.test_first_come_first_served": "waiters are served at random, see acme#17",
-        "TestKeys.test_odd_key_round_trips[handle-'\x00']": "the server ends keys at NUL",
+        "TestKeys.test_odd_key_round_trips[two handles-'\x00']": "the server ends keys at NUL",
     }
 
 A test that is named so is expected to fail, and is an error as soon as it passes: then it is time
@@ -46,10 +63,23 @@ class Rules:
         request.node.stash[TRACE] = trace
         return trace
 
-    @pytest.fixture(params=["handle", "namespace", "two handles"])
-    def via(self, request: pytest.FixtureRequest) -> str:
-        """How a test reaches its store."""
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Let a test run in its ways."""
+        if "way" in metafunc.fixturenames:
+            ways = ["handle", "two views"]
+            if any(metafunc.definition.iter_markers("parametrize")):
+                ways = ["two handles" if "peer" in metafunc.fixturenames else "handle"]
+            metafunc.parametrize("way", ways, indirect=True)
+
+    @pytest.fixture
+    def way(self, request: pytest.FixtureRequest) -> str:
+        """One of the ways."""
         return str(request.param)
+
+    @pytest.fixture
+    def via(self, way: str) -> str:
+        """How a test reaches its store; an author may have ways of their own."""
+        return way
 
     @pytest.fixture
     def root(self, kvi_uri: str, trace: Trace) -> Iterator[kvi.Kvi]:
@@ -67,14 +97,15 @@ class Rules:
     @pytest.fixture
     def peer(self, store: kvi.Kvi, via: str, kvi_uri: str, trace: Trace) -> Iterator[kvi.Kvi]:
         """The store that a test reads from: `store` itself, or another handle on the same data."""
-        if via != "two handles":
+        if via == "handle":
             yield store
             return
         with kvi.open(kvi_uri) as handle:
+            other = handle.namespace(neighbours.NAMESPACE) if via == "two views" else handle
             store.store("mark", b"")
-            assert handle.get("mark"), "two opens of one URI must be the same store"
+            assert other.get("mark"), "two opens of one URI must be the same store"
             store.delete("mark")
-            yield trace.handle(handle, "peer")
+            yield trace.handle(other, "peer")
 
 
 def known_failure(request: pytest.FixtureRequest) -> str | None:

@@ -17,13 +17,13 @@ flows        errands of the main thread: never wait for one another     as many 
                                                                         at once
 reads        reading for watches                                        2, to 64 while they stall
 work         kvi's own: renewals, revocations                           1, to 8 while they stall
-call-backs   functions of the program; may block as long as they like   2, to 32 while they stall
+call-backs   functions of the program; may block as long as they like   2, to 1,000 while they stall
 scheduler    decides what is due; never asks a store, never waits       1
 ===========  =========================================================  ========================
 
 All are daemons, started at the first use and gone after a while without work, or by `stop`. A pool
 that has made no progress for `STALL` seconds gets one more thread. So kvi's own work never waits
-for the program's, and one call-back waits for another only when 32 are stuck at once.
+for the program's, and one call-back waits for another only when 1,000 are stuck at once.
 
 *What the main thread may touch.* Only steps in C that nothing can come between: `SimpleQueue.put`
 and ``get``, ``list.append`` and ``pop``, one assignment. The first thread is started in C as well,
@@ -392,7 +392,7 @@ class Threads:
         self._flows = _Flows()
         self._reads = _Pool("kvi-reads", 2, 64, self.at)
         self._work = _Pool("kvi-work", 1, 8, self.at)
-        self._callbacks = _Pool("kvi-callbacks", 2, 32, self.at)
+        self._callbacks = _Pool("kvi-callbacks", 2, 1000, self.at)
         self._ports: set[ThreadPort | Errand[Any]] = set()
         self._inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._asleep: list[None] = [None]  # empty while the scheduler runs

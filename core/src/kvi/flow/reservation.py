@@ -29,6 +29,8 @@ T = TypeVar("T")
 class Reservations:
     """The reservations of one backend, and the middleware that keeps them."""
 
+    is_short = False
+
     def __init__(self, scope: Scope) -> None:
         """``scope`` is the backend's own: its operations come through here."""
         self._scope = scope

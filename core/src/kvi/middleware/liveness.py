@@ -29,6 +29,8 @@ class Monitored:
     never go back; tests bring their own.
     """
 
+    is_short = False
+
     def __init__(
         self,
         inner: Executor,

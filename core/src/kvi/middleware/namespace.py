@@ -54,6 +54,7 @@ class Prefixed:
     """The keys below ``prefix``."""
 
     __slots__ = ("_inner", "_prefix")
+    is_short = False
 
     def __init__(self, inner: Executor, prefix: str) -> None:
         self._inner = inner

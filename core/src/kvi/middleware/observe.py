@@ -21,6 +21,7 @@ class Observed:
     """Tells the observers of this process."""
 
     __slots__ = ("_inner", "_uri")
+    is_short = False
 
     def __init__(self, inner: Executor, uri: str) -> None:
         self._inner = inner

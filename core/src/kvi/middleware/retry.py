@@ -26,7 +26,7 @@ _logger = logging.getLogger("kvi.retry")
 class Retrying:
     """Tries again as ``policy`` says, until ``closed()``."""
 
-    __slots__ = ("_closed", "_inner", "_policy", "_uri")
+    __slots__ = ("_closed", "_inner", "_policy", "_uri", "is_short")
 
     def __init__(
         self, inner: Executor, policy: RetryPolicy, uri: str, closed: Callable[[], bool]
@@ -35,6 +35,7 @@ class Retrying:
         self._policy = policy
         self._uri = uri
         self._closed = closed
+        self.is_short = inner.is_short  # what succeeds is not tried again
 
     async def execute(self, op: Op[T], call: Call) -> T:
         """Do it, and again if it fails in a way that may pass."""
@@ -61,7 +62,7 @@ class Retrying:
             left=call.deadline - port.now(),
             chance=port.chance(),
         )
-        if pause is None or self._closed():
+        if pause is None or self._closed() or port.cancelled:
             raise error
         _log(error, op, call.attempts, pause, self._uri)
         end = port.now() + pause

@@ -25,11 +25,11 @@ class Face:
         self._runtime: Threads = scope.runtime  # type: ignore[assignment]  # of this driver
         primitives = scope.primitives
         self._in_place = primitives.in_place
-        # Without middleware the store is asked straight away, and may have a short way of its own.
-        direct = scope.executor if isinstance(scope.executor, Direct) else None
-        self._plain = None if direct is None else direct.primitives
-        self._short_get = None if direct is None else primitives._short_get
-        self._short_put = None if direct is None else primitives._short_put
+        # Without middleware the store is asked straight away. It may have short ways of its own.
+        self._plain = primitives if isinstance(scope.executor, Direct) else None
+        short = scope.executor.is_short
+        self._short_get = primitives._short_get if short else None
+        self._short_put = primitives._short_put if short else None
 
     @property
     def uri(self) -> str:

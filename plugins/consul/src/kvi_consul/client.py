@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partialmethod
 from time import monotonic
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -35,34 +36,22 @@ _Params = list[tuple[str, Any]] | dict[str, Any] | None
 
 
 class HttpClient:
-    """What python-consul takes for its HTTP client: one method for each HTTP method."""
+    """What python-consul takes for its HTTP client: one method for each HTTP method.
+
+    A read waits longer if its parameters make it a blocking query.
+    """
 
     def __init__(self, transport: Transport, timeout: float) -> None:
         self._transport = transport
         self._timeout = timeout
 
-    def get(self, callback: _Callback, path: str, params: _Params = None) -> Any:
-        """Read, waiting longer if the parameters make it a blocking query."""
-        return self._ask(callback, "GET", path, params, b"")
-
-    def put(
-        self, callback: _Callback, path: str, params: _Params = None, data: bytes | str = ""
-    ) -> Any:
-        """Write."""
-        return self._ask(callback, "PUT", path, params, data)
-
-    def delete(self, callback: _Callback, path: str, params: _Params = None) -> Any:
-        """Delete."""
-        return self._ask(callback, "DELETE", path, params, b"")
-
-    def post(
-        self, callback: _Callback, path: str, params: _Params = None, data: bytes | str = ""
-    ) -> Any:
-        """Post."""
-        return self._ask(callback, "POST", path, params, data)
-
     def _ask(
-        self, callback: _Callback, method: str, path: str, params: _Params, data: bytes | str
+        self,
+        method: str,
+        callback: _Callback,
+        path: str,
+        params: _Params = None,
+        data: bytes | str = "",
     ) -> Any:
         pairs = list(params.items() if isinstance(params, dict) else params or ())
         given = dict(pairs)
@@ -99,6 +88,11 @@ class HttpClient:
         return callback(
             consul.base.Response(answer.status, headers, answer.body.decode(errors="replace"))
         )
+
+    get = partialmethod(_ask, "GET")
+    put = partialmethod(_ask, "PUT")
+    delete = partialmethod(_ask, "DELETE")
+    post = partialmethod(_ask, "POST")
 
 
 def _waits(params: dict[str, Any]) -> float:

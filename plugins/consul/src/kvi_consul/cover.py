@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from os.path import commonprefix
 
 from kvi.model import Span
 from kvi.policy.interest import only_key
@@ -53,12 +54,12 @@ def covering(covers: Iterable[str], target: str) -> str | None:
 def cover(targets: Iterable[str], most: int) -> list[str]:
     """At most ``most`` targets that cover all of ``targets``, none of which covers another."""
     row = _widest(targets)
-    shared = [len(ancestor(common(*pair))) for pair in pairwise(row)]
+    shared = [len(ancestor(_common(*pair))) for pair in pairwise(row)]
     cuts = sorted(sorted(range(len(shared)), key=shared.__getitem__)[: most - 1])
     ends = [*(cut + 1 for cut in cuts), len(row)]
     starts = [0, *ends[:-1]]
     return _widest(
-        row[start] if end - start == 1 else ancestor(common(row[start], row[end - 1]))
+        row[start] if end - start == 1 else ancestor(_common(row[start], row[end - 1]))
         for start, end in zip(starts, ends, strict=True)
         if start < end
     )
@@ -73,11 +74,5 @@ def _widest(targets: Iterable[str]) -> list[str]:
     return row
 
 
-def common(one: str, other: str) -> str:
-    """The longest text that both start with."""
-    size = 0
-    for ours, theirs in zip(one, other, strict=False):
-        if ours != theirs:
-            break
-        size += 1
-    return one[:size]
+def _common(one: str, other: str) -> str:
+    return commonprefix((one, other))  # noqa: RUF071  (of texts, not of folders)

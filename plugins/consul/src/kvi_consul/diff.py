@@ -83,8 +83,7 @@ class Snapshot(Generic[T]):
         index: when it was taken.
         rewound: whether the server's history was replaced since what was known.
         changes: what is new to those who knew all that was known.
-        before: for each of ``joining``, what it knows.
-        late: for each of those, what is new to it.
+        late: for each of ``joining``, what is new to it.
         whole: for each of ``joining`` that knows nothing, all of its entries.
 
     """
@@ -103,7 +102,7 @@ class Snapshot(Generic[T]):
         """
         self._known, self._high, self._followed = known, high, followed
         self._joining: Interests[T] = Interests()
-        self.before: dict[T, Stamps] = {}
+        self._before: dict[T, Stamps] = {}
         self.stamps: Stamps = {}
         self.index = 0
         self.rewound = False
@@ -115,7 +114,7 @@ class Snapshot(Generic[T]):
             if before is None:
                 self.whole[one] = []
             else:
-                self.before[one] = before
+                self._before[one] = before
                 self.late[one] = []
 
     def see(self, kv: dict[str, Any]) -> None:
@@ -131,7 +130,7 @@ class Snapshot(Generic[T]):
         for one in self._joining.matching((key,)) if self._joining else ():
             if one in self.whole:
                 self.whole[one].append(wire.entry_of(kv))
-            elif (told := self.before[one].get(key)) != stamp:
+            elif (told := self._before[one].get(key)) != stamp:
                 self.late[one].append(_change(kv, told is not None))
 
     def finish(self, index: int) -> None:
@@ -140,7 +139,7 @@ class Snapshot(Generic[T]):
         self.changes += self._gone(self._known)
         if self.changes and self.changes[-1].value is None:
             self._check(index)
-        for one, before in self.before.items():
+        for one, before in self._before.items():
             self.late[one] += self._gone(before)
 
     def _gone(self, before: Stamps) -> list[Change]:

@@ -67,20 +67,11 @@ class Pages:
                 f"{tempfile.gettempdir()} or read a smaller range"
             ) from error
 
-    def forward(self, limit: int | None) -> Iterator[list[KeyValue]]:
-        """Pages of the first ``limit`` entries, in order."""
-        for number in range(len(self._memory) + len(self._places)):
-            page = self._read(number)
-            if limit is not None:
-                page, limit = page[:limit], limit - len(page)
-            yield page
-            if limit is not None and limit <= 0:
-                return
-
-    def backward(self, limit: int | None) -> Iterator[list[KeyValue]]:
-        """Pages of the last ``limit`` entries, from the last one down."""
-        for number in reversed(range(len(self._memory) + len(self._places))):
-            page = self._read(number)[::-1]
+    def read(self, limit: int | None = None, *, reverse: bool = False) -> Iterator[list[KeyValue]]:
+        """Pages of the first ``limit`` entries, in order; or of the last, from the last down."""
+        numbers = range(len(self._memory) + len(self._places))
+        for number in reversed(numbers) if reverse else numbers:
+            page = self._read(number)[:: -1 if reverse else 1]
             if limit is not None:
                 page, limit = page[:limit], limit - len(page)
             yield page

@@ -47,7 +47,6 @@ class _UnderWay(dict[tuple[str, int], _LookUp]):
     """The look-ups of this process that have no answer yet."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.clear()
         self.lock = threading.Lock()
 

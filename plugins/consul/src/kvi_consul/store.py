@@ -281,20 +281,18 @@ class ConsulKvi(Primitives):
         pages = Pages()
         limit = scan.limit
         deadline = monotonic() + timeout
-        with closing(self._entries(scan.span, deadline, keys_only=scan.keys_only)) as entries:
-            for entry in entries:
-                pages.add(entry)
+        with closing(self._found(scan.span, deadline)) as items:
+            for kv in items:
+                pages.add(self._entry(kv, write=False, keys_only=scan.keys_only))
                 if not scan.reverse and pages.count == limit:
                     break  # the rest of the answer is left unread, with its connection
         pages.finish()
-        if scan.reverse:
-            return RangeResult(None, lambda: pages.backward(limit))
-        return RangeResult(None, lambda: pages.forward(limit))
+        return RangeResult(None, lambda: pages.read(limit, reverse=scan.reverse))
 
     def _count(self, span: Span, timeout: float) -> int:
         path, deadline = wire.path_of(span.common_prefix), monotonic() + timeout
         if path is None:  # only the JSON of a transaction can name this prefix, and it has no ?keys
-            return sum(1 for _ in self._entries(span, deadline, keys_only=True))
+            return sum(1 for _ in self._found(span, deadline))
         return sum(key in span for key in self._list(f"{path}?keys", deadline))
 
     def _delete_range(self, span: Span, timeout: float) -> int:
@@ -389,17 +387,6 @@ class ConsulKvi(Primitives):
         verb = "set" if session is None else "lock"
         back = Op(verb, key, found.value, None, session, kv["Flags"])
         return (Op("check-index", key, revision=found.revision), *ops, back)
-
-    def _entries(self, span: Span, deadline: float, *, keys_only: bool) -> Generator[KeyValue]:
-        """The entries of ``span`` as they come in; closing the iterator drops the answer."""
-        where = self._transport.where
-        with closing(self._found(span, deadline)) as items:
-            for kv in items:
-                try:
-                    entry = wire.entry_of(kv, keys_only=keys_only)
-                except _BAD as error:
-                    raise errors.of_nonsense(where, write=False) from error
-                yield entry
 
     def _found(self, span: Span, deadline: float) -> Generator[dict[str, Any]]:
         """What Consul tells of the entries of ``span``, as it comes in."""
@@ -636,9 +623,9 @@ class ConsulKvi(Primitives):
         except _BAD as error:
             raise errors.of_nonsense(self._transport.where, write=write) from error
 
-    def _entry(self, kv: dict[str, Any], *, write: bool) -> KeyValue:
+    def _entry(self, kv: dict[str, Any], *, write: bool, keys_only: bool = False) -> KeyValue:
         try:
-            return wire.entry_of(kv)
+            return wire.entry_of(kv, keys_only=keys_only)
         except _BAD as error:
             raise errors.of_nonsense(self._transport.where, write=write) from error
 

@@ -146,42 +146,31 @@ class Places:
 class Exchange:
     """A request on its way, and its answer; the end of its block gives back what it uses."""
 
-    __slots__ = ("_call", "_transport", "began", "connection")
+    __slots__ = ("_began", "_call", "_connection", "_transport", "headers", "status")
 
     def __init__(
         self, transport: Transport, connection: Connection, call: Call | None, began: float
     ) -> None:
-        self._transport = transport
-        self._call = call
-        self.connection = connection
-        self.began = began
+        self._transport, self._connection, self._call = transport, connection, call
+        self._began = began
+        # Taken now: the connection is another thread's once the block has ended.
+        self.status, self.headers = connection.status, connection.headers
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._transport._give(self.connection, self._call)
-
-    @property
-    def status(self) -> int:
-        """The status of the answer."""
-        return self.connection.status
-
-    @property
-    def headers(self) -> dict[bytes, bytes]:
-        """The headers of the answer, by lower-case name."""
-        return self.connection.headers
+        self._transport._give(self._connection, self._call)
 
     def read(self) -> bytes:
         """All of the answer. An agent that says it has no leader is left by the way."""
-        connection = self.connection
         try:
-            content = connection.read_body()
+            content = self._connection.read_body()
         except Broken as broken:
             self._fail(broken)
             raise
-        if connection.status == 500 and NO_LEADER in content:
-            self._transport._leave(connection.agent)
+        if self.status == 500 and NO_LEADER in content:
+            self._transport._leave(self._connection.agent)
         return content
 
     def pieces(self, patience: float | None = None) -> Iterator[bytes]:
@@ -193,7 +182,7 @@ class Exchange:
         # look at a large value a hundred times before it is there whole.
         gathered: list[bytes] = []
         size = 0
-        pieces = self.connection.pieces()
+        pieces = self._connection.pieces()
         while True:
             try:
                 piece = next(pieces, b"")
@@ -206,13 +195,13 @@ class Exchange:
                 yield b"".join(gathered)
                 gathered, size = [], 0
                 if patience is not None:
-                    self.connection.deadline = monotonic() + patience
+                    self._connection.deadline = monotonic() + patience
             if not piece:
                 return
 
     def _fail(self, broken: Broken) -> None:
         if self._call is None or not self._call.ended:
-            self._transport._blame(self.connection.agent, broken.__cause__, self.began)
+            self._transport._blame(self._connection.agent, broken.__cause__, self._began)
 
 
 class Transport:
@@ -266,9 +255,7 @@ class Transport:
         ``waits``: the server is asked to wait with its answer, so that silence means nothing.
         """
         with self.begin(head, body, deadline, read_only=read_only, waits=waits) as exchange:
-            content = exchange.read()
-            # Taken before the connection is another thread's.
-            return Answer(exchange.status, exchange.headers, content)
+            return Answer(exchange.status, exchange.headers, exchange.read())
 
     def begin(
         self,

@@ -107,7 +107,7 @@ class Baseline:
 
     def batches(self) -> Iterator[Batch]:
         """The initial state as events, of which the last have the revision."""
-        entries, left = chain.from_iterable(self._pages.forward(None)), self._pages.count
+        entries, left = chain.from_iterable(self._pages.read()), self._pages.count
         put, revision = EventType.PUT, self.revision
         while left > _PAGE:
             left -= _PAGE
@@ -241,7 +241,7 @@ class Query:
                 feed.pending.add(change)
                 touched[feed] = None
         for feed, changes in shown.late.items():
-            if self.joining.get(feed) is shown.before[feed]:  # it has not left meanwhile
+            if feed in self.feeds:  # it has not left meanwhile
                 self.dismiss(feed)
                 self.following.add(feed.span, feed)
                 high = feed.told
@@ -312,7 +312,7 @@ class Query:
             try:
                 cost = watches.look(self, shown, after, call, cost, failures)
             except (Unavailable, Timeout) as failed:
-                error = failed
+                error, refused = failed, None
             except AuthenticationFailed as failed:
                 refused = asked if refused is None else refused
                 if monotonic() - refused >= _DOUBT:

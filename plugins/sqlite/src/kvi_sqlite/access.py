@@ -59,7 +59,7 @@ class Access:
         """
 
         def work(connection: Connection) -> tuple[tuple[int, float], bool]:
-            connection.budget.deadline = inf
+            connection.deadline.moment = inf
             moment = now()
             ended = leases.sweep(connection, self._history, moment)
             return (ended, moment), ended > 0

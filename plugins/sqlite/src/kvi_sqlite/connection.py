@@ -10,8 +10,13 @@ closes what is idle, interrupts what is borrowed, and waits a moment for it to c
 *Waiting.* SQLite's own busy handler sleeps without an ear for `close` (``busy_timeout`` is 0), so
 waiting is done here: who finds the file locked gives its connection back and pauses on the pool's
 ``closed`` event, longer each time, with jitter, until its deadline. A statement that runs long ends
-at its `Budget`, asked by SQLite every so many steps. Writers of one process wait in line first, see
-`kvi_sqlite.turn`.
+at its `Deadline`, asked by SQLite every so many steps; so does one that nobody waits for any more.
+Writers of one process wait in line first, see `kvi_sqlite.writers`.
+
+*Interrupts.* An exception of a signal handler only ever comes into `Pool.glance`. It takes a
+connection and gives it back in one step each, and holds nothing else: if it ends between the two,
+the connection goes with its frame, for ``live`` has weak references. No Python code runs inside of
+its statement, where SQLite would swallow what a handler raises.
 
 *Fork.* SQLite keeps the locks of a process in static memory, by file. A child inherits that
 memory, but not the locks. A connection that it opens on a file that the parent had open believes to
@@ -38,18 +43,19 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from math import inf
 from pathlib import Path
+from threading import get_ident
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kvi.errors import Unavailable
 
 from kvi_sqlite import schema
 from kvi_sqlite.errors import CLOSED, is_passing, translate
-from kvi_sqlite.turn import Turn
+from kvi_sqlite.writers import WriterQueue
 
 T = TypeVar("T")
 
@@ -61,32 +67,32 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.020  # seconds; a commit takes 0.1 to 10 m
 Identity = tuple[int, int]
 
 
-class Budget:
-    """When a connection's statements have to end: at a deadline, or when the handle closes."""
+class Deadline:
+    """When a connection's statements have to end: at a moment, or when the handle closes."""
 
-    __slots__ = ("_closed", "deadline")
+    __slots__ = ("_closed", "moment")
 
     def __init__(self, closed: threading.Event) -> None:
         self._closed = closed
-        self.deadline = inf
+        self.moment = inf
 
-    def spent(self) -> bool:
+    def passed(self) -> bool:
         """SQLite's progress handler: true interrupts the statement."""
-        return monotonic() > self.deadline or self._closed.is_set()
+        return monotonic() > self.moment or self._closed.is_set()
 
 
 class Connection(sqlite3.Connection):
     """A connection of a pool.
 
     Attributes:
-        budget: bounds its statements; the deadline is infinite while it is idle.
+        deadline: bounds its statements; infinite while it is idle.
         pinned: kept beyond the call that borrowed it.
         identity: device and inode of its file.
         synced: commits wait for the disk. False only while a call has borrowed it.
 
     """
 
-    budget: Budget
+    deadline: Deadline
     pinned: bool = False
     synced: bool = True
     identity: Identity | None = None
@@ -96,6 +102,37 @@ class Connection(sqlite3.Connection):
         # A script is compiled each time; this pragma does its work when it is compiled.
         self.executescript(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
         self.synced = synced
+
+
+class Live:
+    """The connections that are open. Each step is atomic, and none keeps a connection alive."""
+
+    __slots__ = ("_references",)
+
+    def __init__(self) -> None:
+        self._references: dict[int, weakref.ref[Connection]] = {}
+
+    def __iter__(self) -> Iterator[Connection]:
+        found = (reference() for reference in list(self._references.values()))
+        return iter([connection for connection in found if connection is not None])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, connection: Connection) -> bool:
+        reference = self._references.get(id(connection))
+        return reference is not None and reference() is connection
+
+    def add(self, connection: Connection) -> None:
+        """It has been opened."""
+        for key, reference in list(self._references.items()):
+            if reference() is None:
+                self._references.pop(key, None)
+        self._references[id(connection)] = weakref.ref(connection)
+
+    def discard(self, connection: Connection) -> None:
+        """It was closed."""
+        self._references.pop(id(connection), None)
 
 
 class Pause:
@@ -134,10 +171,11 @@ class Pool:
         self.path = path
         self.closing = False
         self.closed = threading.Event()
-        self.live: set[Connection] = set()
+        self.live = Live()
+        self._running: dict[int, Connection] = {}  # by the thread that has borrowed it
         self._idle: deque[Connection] = deque()
         self._keep = KEPT  # idle connections; 0 once closing, and while a fork is near
-        self._turn: Turn | None = None
+        self._writers: WriterQueue | None = None
         self._client: Connection | None = None
         self._pid = os.getpid()
         _pools.add(self)
@@ -175,7 +213,7 @@ class Pool:
         """Take a connection back from a snapshot that is gone. For finalizers: takes no lock."""
         if os.getpid() != self._pid or connection not in self.live:
             return
-        connection.budget.deadline = inf
+        connection.deadline.moment = inf
         try:
             connection.execute("ROLLBACK")
         except sqlite3.Error:
@@ -191,7 +229,7 @@ class Pool:
 
     def _restore(self, connection: Connection) -> None:
         """Give a connection back after a call that failed; it may be in a transaction."""
-        connection.budget.deadline = inf
+        connection.deadline.moment = inf
         try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -202,6 +240,33 @@ class Pool:
 
     # -- running ----------------------------------------------------------------------------------
 
+    def glance(self, statement: str, name: bytes) -> Any:
+        """Run a short statement that reads, if that is possible at once; its first row or ``None``.
+
+        Whole wherever an exception of a signal handler ends it.
+        """
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return None
+        connection.set_progress_handler(None, 0)
+        try:
+            row = connection.execute(statement, (name,)).fetchone()
+        except sqlite3.Error:  # the long way tells
+            self.discard(connection)
+            return None
+        connection.set_progress_handler(connection.deadline.passed, STEPS)
+        self._idle.append(connection)
+        if not self._keep:  # closed meanwhile, or a fork is near
+            self._shrink()
+        return row
+
+    def cancel(self, thread: int) -> None:
+        """End the statement that this thread runs: nobody waits for it."""
+        connection = self._running.get(thread)
+        if connection is not None:
+            connection.deadline.moment = -inf
+
     def read(self, work: Callable[[Connection], T], deadline: float) -> T:
         """Run ``work`` on a connection; again if the file was locked. It must not write.
 
@@ -211,7 +276,8 @@ class Pool:
         while True:
             connection = self.borrow(deadline)
             try:
-                connection.budget.deadline = deadline
+                connection.deadline.moment = deadline
+                self._running[get_ident()] = connection
                 result = work(connection)
             except sqlite3.Error as error:
                 connection.pinned = False
@@ -225,10 +291,12 @@ class Pool:
                 self._restore(connection)
                 raise
             else:
-                connection.budget.deadline = inf
+                connection.deadline.moment = inf
                 if not connection.pinned:
                     self.give_back(connection)
                 return result
+            finally:
+                self._running.pop(get_ident(), None)
             pause = pause or Pause(self, deadline)
             pause.wait(locked)
 
@@ -244,14 +312,13 @@ class Pool:
         If it did not, or raised, the transaction is undone. If not ``synced``, the loss of power
         may undo it too.
         """
-        turn = self._turn or self.turn
-        token = object()
-        try:
-            turn.take(self, token, deadline)
+        writers = self._writers or self.writers
+        with writers.place(self, deadline):
             connection = self._begin(deadline, synced)
             committing = False
             try:
-                connection.budget.deadline = deadline
+                connection.deadline.moment = deadline
+                self._running[get_ident()] = connection
                 result, wrote = work(connection)
                 if wrote:
                     committing = True
@@ -266,14 +333,14 @@ class Pool:
             except BaseException:
                 self._restore(connection)
                 raise
-            connection.budget.deadline = inf
+            finally:
+                self._running.pop(get_ident(), None)
+            connection.deadline.moment = inf
             self.give_back(connection)
             if wrote:
-                for tell in turn.listeners:
+                for tell in writers.listeners:
                     tell()
             return result
-        finally:
-            turn.leave(token)
 
     def _begin(self, deadline: float, synced: bool) -> Connection:
         pause: Pause | None = None
@@ -309,17 +376,17 @@ class Pool:
                 return
 
     @property
-    def turn(self) -> Turn:
-        """The file's turn in this process."""
-        if self._turn is not None:
-            return self._turn
+    def writers(self) -> WriterQueue:
+        """The file's writer queue in this process."""
+        if self._writers is not None:
+            return self._writers
         try:
             name = str(self.path.resolve())
         except (OSError, RuntimeError):  # a loop of links; opening the file will tell
             name = str(self.path)
         with _gate:
-            self._turn = _turns.get(name) or _turns.setdefault(name, Turn())
-            return self._turn
+            self._writers = _queues.get(name) or _queues.setdefault(name, WriterQueue())
+            return self._writers
 
     # -- opening and closing ----------------------------------------------------------------------
 
@@ -348,8 +415,8 @@ class Pool:
         )
         self.live.add(connection)
         try:
-            connection.budget = Budget(self.closed)
-            connection.set_progress_handler(connection.budget.spent, STEPS)
+            connection.deadline = Deadline(self.closed)
+            connection.set_progress_handler(connection.deadline.passed, STEPS)
             connection.identity = _identity(self.path)
             schema.prepare(connection, self.path)
         except BaseException:
@@ -388,8 +455,8 @@ class Pool:
         self.closing = True
         self._keep = 0
         self.closed.set()
-        if self._turn is not None:
-            self._turn.call_off(self)
+        if self._writers is not None:
+            self._writers.call_off(self)
         if self._client is not None:
             self._client.interrupt()
             self.discard(self._client)
@@ -442,9 +509,9 @@ def _identity(path: Path) -> Identity | None:
     return status.st_dev, status.st_ino
 
 
-_gate = threading.RLock()  # re-entrant: a signal handler may fork while a connection is opened
+_gate = threading.Lock()
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-_turns: weakref.WeakValueDictionary[str, Turn] = weakref.WeakValueDictionary()
+_queues: weakref.WeakValueDictionary[str, WriterQueue] = weakref.WeakValueDictionary()
 _inherited: set[Identity] = set()
 _kept: list[Connection] = []
 
@@ -473,7 +540,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    _turns.clear()  # threads that do not exist here may hold them
+    _queues.clear()  # threads that do not exist here may hold them
     for pool in list(_pools):
         pool.abandon()
     _gate.release()

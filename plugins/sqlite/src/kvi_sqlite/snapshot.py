@@ -121,7 +121,7 @@ class Snapshot:
         try:
             if connection not in pool.live:
                 raise Unavailable(CLOSED if pool.closing else "an earlier page could not be read")
-            connection.budget.deadline = monotonic() + self._timeout
+            connection.deadline.moment = monotonic() + self._timeout
             try:
                 return read_page(connection, self._scan, rest)
             except sqlite3.Error as error:
@@ -130,7 +130,7 @@ class Snapshot:
                     pool.discard(connection)
                 raise failure from error
             finally:
-                connection.budget.deadline = inf
+                connection.deadline.moment = inf
         finally:
             self._lock.release()
 

@@ -101,7 +101,20 @@ class SqliteKvi(Primitives):
         """
         return self._pool.client(self.timeout)
 
+    def _cancel(self, thread: int) -> None:
+        self._pool.cancel(thread)
+
     # -- entries ----------------------------------------------------------------------------------
+
+    def _short_get(self, key: str) -> KeyValue | None:
+        """An entry that is there, without a lease, if it can be had at once."""
+        if self.forked or type(key) is not str:
+            return None
+        try:
+            row = self._pool.glance(schema.GET, key.encode())
+        except UnicodeEncodeError:
+            return None
+        return None if row is None or row[4] is not None else KeyValue(key, *row)
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:
         name = key.encode()

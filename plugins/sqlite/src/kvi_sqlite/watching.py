@@ -5,7 +5,8 @@ connection borrowed from the pool for that moment, asks for the newest event and
 deadline of a lease, each at the end of an index. (``PRAGMA data_version`` costs as much, which is
 mostly the waking up, and wants a connection of its own, which would be in the way of a fork.) It
 looks `SOONEST` after news and ever more rarely without, down to every `LATEST`. Commits of this
-process do not wait for that: they are told through the file's `Turn`, and the thread looks at once.
+process do not wait for that: they are told through the file's `WriterQueue`, and the thread looks
+at once.
 
 What is new, it reads once, by key, for all watches: `Interests` says whom it concerns, and those
 are marked and woken. Each reads its own changes later, from the history, when its consumer asks. So
@@ -199,8 +200,8 @@ class Watcher:
         def look_now() -> None:
             self._news.set()
 
-        turn = self._pool.turn
-        turn.listen(look_now)
+        writers = self._pool.writers
+        writers.listen(look_now)
         try:
             interval, due = SOONEST, None
             failing = False
@@ -220,7 +221,7 @@ class Watcher:
                     failing = True
                 interval = pace(interval, changed)
         finally:
-            turn.unlisten(look_now)
+            writers.unlisten(look_now)
 
     def _wait(self, interval: float, due: float | None) -> bool:
         """Wait until it is time to look; false if the thread is to end."""

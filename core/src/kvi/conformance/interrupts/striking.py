@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from types import FrameType
 
-PROMPT = 3.0
+PROMPT = 5.0
 """Seconds within which the exception must come out of the call."""
 
 _HERE = str(Path(__file__).parent)
@@ -96,11 +96,10 @@ class Striker:
         """Note where the exception was raised; whether inside of a call."""
         frames = traceback.extract_tb(given.__traceback__)
         inside = [frame for frame in frames if not frame.filename.startswith(_HERE)]
-        if inside:
-            self.where = " < ".join(
-                f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})"
-                for frame in inside[:-6:-1]
-            )
+        self.where = " < ".join(
+            f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})" for frame in inside[:-6:-1]
+        )
+        self.where = self.where or "no call"
         return bool(inside)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

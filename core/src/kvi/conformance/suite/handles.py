@@ -292,9 +292,16 @@ class TestNamespaces(Rules):
         assert [entry.key for entry in view.range("a", "c")] == ["b"]
         done = view.txn([kvi.Key("b").value == b"1"], [kvi.Put("c", b"2"), kvi.Get("c")])
         assert done.results[1].key == "c"  # type: ignore[union-attr]
+        assert not view.txn([kvi.Key("c").absent], [], [kvi.Put("b", b"4"), kvi.Delete("x")])
         assert view.tas("c", b"2", b"3")
         assert view.count() == 2
-        assert list(snapshot(peer)) == ["deep/down/b", "deep/down/c"]
+        (last,) = view.range(prefix="", limit=1, reverse=True, keys_only=True)
+        assert (last.key, last.value) == ("c", None)
+        with view.lease(view.capabilities.lease_min_ttl + 10) as lease:
+            view.store("d", b"5", lease=lease)
+            assert view.get("d").lease == lease.id  # type: ignore[union-attr]
+        assert view.get("d") is None
+        assert snapshot(peer) == {"deep/down/b": b"4", "deep/down/c": b"3"}
         with pytest.raises(kvi.InvalidArgument) as caught:
             view.txn(then=[kvi.Delete("c"), kvi.Delete("c")])
         assert caught.value.key == "c"

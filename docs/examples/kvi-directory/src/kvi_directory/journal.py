@@ -164,7 +164,7 @@ class Journal:
             raise Unavailable(f"the journal cannot be used: {error.strerror}") from error
         except KviError:
             raise
-        except BaseException:  # an interrupt may have left memory half-made: read it all again
+        except BaseException:  # memory may be half-made: read it all again
             self._identity = None
             raise
         finally:
