@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvi.capabilities import Capabilities
 from kvi.clock import now
 from kvi.errors import KviError, OutcomeUnknown, Timeout
+from kvi.living import Living
 from kvi.model import (
     Claim,
     Delete,
@@ -57,7 +58,7 @@ __all__ = ["Primitives"]
 
 Listener = Callable[[KviError], None]
 
-_live: weakref.WeakSet[Primitives] = weakref.WeakSet()
+_live: Living[Primitives] = Living()
 
 
 class Primitives(ABC):
@@ -267,7 +268,7 @@ class Primitives(ABC):
 
 
 def _after_fork_in_child() -> None:
-    for primitives in list(_live):
+    for primitives in _live:
         primitives.forked = True
         # One that another thread was still making has no state yet, and no one to use it.
         with suppress(AttributeError):

@@ -7,6 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import kvi
@@ -270,3 +272,115 @@ def test_row_of_the_largest_key_and_value_fits() -> None:
     with pytest.raises(sqlite3.DataError):
         connection.execute(schema.UPSERT, (key, big, big, value + b"v" * ROW_OVERHEAD))
     connection.close()
+
+
+def wal(path: Path) -> Path:
+    """The write-ahead log of a store."""
+    return path.with_name(path.name + "-wal")
+
+
+def test_deleted_file_is_noticed_before_the_next_write(path: Path, store: kvi.Kvi) -> None:
+    """Nothing is acknowledged into a file that is gone; the handle says so until it is closed."""
+    store.store("k", "v")
+    path.unlink()
+    for _ in range(2):
+        with pytest.raises(kvi.Unavailable, match="deleted, moved or replaced") as caught:
+            store.store("k", "w")
+        assert not caught.value.passing
+        assert str(path) in str(caught.value)
+    assert not path.exists()
+
+
+def test_moved_and_replaced_file_is_noticed(tmp_path: Path, path: Path, store: kvi.Kvi) -> None:
+    """A file that another took the place of is not written to; put back, it is."""
+    store.store("k", "v")
+    moved = tmp_path / "moved.db"
+    path.rename(moved)
+    wal(path).rename(wal(moved))
+    with pytest.raises(kvi.Unavailable, match="deleted, moved or replaced"):
+        store.lock("l").acquire(timeout=1)
+    somebodys(path, "CREATE TABLE notes (text)")
+    with pytest.raises(kvi.Unavailable, match="deleted, moved or replaced"):
+        store.store("k", "w")
+    path.unlink()
+    moved.rename(path)
+    wal(moved).rename(wal(path))
+    assert store.store("k", "w") == 2
+
+
+def test_handle_does_not_open_another_file_by_itself(path: Path, store: kvi.Kvi) -> None:
+    """A connection that is opened later is one to the same file, or none."""
+    store.store("k", "v")
+    pool = inmost(store)._pool
+    path.unlink()
+    while pool._idle:
+        pool.discard(pool._idle.pop())
+    with pytest.raises(kvi.Unavailable, match="deleted, moved or replaced"):
+        store.get("other")
+    assert not path.exists()
+
+
+def test_removed_log_is_noticed(path: Path, uri: str, store: kvi.Kvi) -> None:
+    """Without its write-ahead log, a commit is seen by nobody else: it is refused, by name."""
+    store.store("k", "v")
+    wal(path).unlink()
+    with pytest.raises(kvi.Unavailable, match="-wal was deleted") as caught:
+        store.store("k", "w")
+    assert not caught.value.passing
+
+
+def test_log_behind_a_link_is_watched_too(tmp_path: Path, path: Path, store: kvi.Kvi) -> None:
+    """A store opened by a symbolic link has its log beside the file, and notices its removal."""
+    store.store("k", "v")
+    (tmp_path / "link").symlink_to(path)
+    with kvi.open(f"sqlite:{tmp_path}/link") as other:
+        other.store("k", "w")
+        wal(path).unlink()
+        with pytest.raises(kvi.Unavailable, match="-wal was deleted"):
+            other.store("k", "x")
+
+
+def test_what_is_not_a_store_is_said_at_once(path: Path, uri: str) -> None:
+    """Nothing is retried where somebody has to mend the file first."""
+    somebodys(path, "CREATE TABLE notes (text)")
+    with kvi.open(uri) as store, pytest.raises(kvi.Unavailable) as caught:
+        store.store("k", "v")
+    assert not caught.value.passing
+    path.unlink()
+    with kvi.open(uri) as store:
+        store.store("k", "v")
+    somebodys(path, f"PRAGMA user_version = {schema.VERSION + 1}")
+    with kvi.open(uri) as store, pytest.raises(kvi.Unavailable) as caught:
+        store.store("k", "v")
+    assert not caught.value.passing
+
+
+def test_log_is_bounded_beside_readers(path: Path, store: kvi.Kvi) -> None:
+    """Readers that take turns do not let the write-ahead log grow for ever."""
+    value = b"v" * 256 * 1024
+    stop = threading.Event()
+    for number in range(8):
+        store.store(f"k{number}", value)
+
+    def read() -> None:
+        with kvi.open(f"sqlite:{path}") as own:
+            while not stop.is_set():
+                list(own.range(limit=4))
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    longest = 0
+    try:
+        with kvi.open(f"sqlite:{path}?history=10") as writer:
+            began = time.monotonic()
+            written = 0
+            while written < 6 * schema.WAL_KEPT or time.monotonic() - began < 2.5:
+                writer.store(f"k{written % 8}", value)
+                written += 2 * len(value)
+                longest = max(longest, wal(path).stat().st_size)
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert longest < 2.5 * schema.WAL_KEPT

@@ -227,12 +227,14 @@ class Errand(Generic[T]):
         if self.port.cancelled:
             self.give_back()
 
-    def wait(self) -> bool:
+    def wait(self, flows: _Flows) -> bool:
         """Wait for its end, on the caller's thread; false if the handle was closed before."""
         while True:
             try:
                 self._word.get(timeout=_SLICE)
             except Empty:  # a signal that came right before the wait is handled now
+                if self._unrun:
+                    flows.start()
                 continue
             if self.port.ended:
                 return True
@@ -255,7 +257,9 @@ class _Flows:
     """Threads for errands: there is always one free, or one more is started.
 
     Items of ``_free`` are as many as threads that wait, less the work in the queue. Whose item is
-    popped does not matter: who submits takes one, or starts a thread; who goes takes one along.
+    popped does not matter: who submits takes one, or starts a thread; who goes takes one along. An
+    interrupt of who submits may leave an item too few: then a thread waits for the next work, that
+    nobody counts on, or goes with the handle.
     """
 
     def __init__(self) -> None:
@@ -266,11 +270,15 @@ class _Flows:
 
     def submit(self, work: Callable[[], object]) -> None:
         """Run ``work`` on a thread. Of the main thread's steps, each is one in C."""
-        self._queue.put(work)
         try:
             self._free.pop()
         except IndexError:
-            _thread.start_new_thread(self._start, ())
+            self.start()
+        self._queue.put(work)
+
+    def start(self) -> None:
+        """Start one more thread, for work that is coming."""
+        _thread.start_new_thread(self._start, ())
 
     def stop(self) -> None:
         self.stopped = True
@@ -286,8 +294,8 @@ class _Flows:
     def _work(self) -> None:
         me = threading.current_thread()
         self.threads.add(me)
-        fetches = True  # started for some work that is in the queue
-        while fetches or not self.stopped:
+        fetches = True  # somebody counts on this thread, for work that is in the queue or coming
+        while True:
             if not fetches:
                 self._free.append(None)
             try:
@@ -297,14 +305,15 @@ class _Flows:
             if work is not None:
                 fetches = False
                 _run_safely(work)
-            else:
-                try:
-                    self._free.pop()
-                except IndexError:  # somebody counts on this thread
-                    fetches = True
-                else:
-                    break
-            del work
+                del work
+                continue
+            try:
+                self._free.pop()
+                break
+            except IndexError:
+                fetches = True
+            if self.stopped and self._queue.empty():
+                break
         self.threads.discard(me)
 
 
@@ -423,10 +432,12 @@ class Threads:
         try:
             self._ports.add(errand)
             self._hand_over(errand)
-            ended = errand.wait()
+            ended = errand.wait(self._flows)
             self._ports.discard(errand)
             if ended and errand.error is None:
-                return errand.value  # nothing can come between here and the caller
+                # It is the caller's alone. Nothing can come between here and there.
+                value, errand.value = errand.value, None  # type: ignore[assignment]
+                return value
         except BaseException:
             errand.port.cancelled = True  # first, and without a call: nothing can come before it
             self._leave(errand)

@@ -327,12 +327,13 @@ class Kvi(Face):
             self._ensure_open()
             scope, seconds = self._scope, self._seconds(timeout)
             asked = check_ttl(ttl, self.capabilities)
-            flow = self._drive(
-                lambda port: LeaseFlow.grant(port, scope, asked, seconds, keep_alive=keep_alive),
-                undo=LeaseFlow.abandon,
-                away=True,
-            )
-            return Lease(self, flow)
+
+            # The face is made with what it stands for, so that nothing is between the two.
+            async def flow(port: Port) -> Lease:
+                grant = LeaseFlow.grant(port, scope, asked, seconds, keep_alive=keep_alive)
+                return Lease(self, await grant)
+
+            return self._drive(flow, undo=Lease._abandon, away=True)
         except KviError as error:
             raise self._placed(error, "lease", None)
 
@@ -356,12 +357,12 @@ class Kvi(Face):
             key = check_key(key, limits.max_key)
             data = None if value is None else check_value(value, limits.max_value)
             seconds, asked = self._seconds(timeout), check_ttl(ttl, limits)
-            flow = self._drive(
-                lambda port: LeaseFlow.with_key(port, scope, key, data, asked, seconds),
-                undo=LeaseFlow.abandon,
-                away=True,
-            )
-            return TempKey(key, Lease(self, flow))
+
+            async def flow(port: Port) -> TempKey:
+                lease = await LeaseFlow.with_key(port, scope, key, data, asked, seconds)
+                return TempKey(key, Lease(self, lease))
+
+            return self._drive(flow, undo=lambda made: made.lease._abandon(), away=True)
         except KviError as error:
             raise self._placed(error, "temp_key", key)
 
@@ -427,11 +428,13 @@ class Kvi(Face):
             seconds = self._seconds(timeout)
             kinds = check_watch(self.capabilities, from_revision, initial, events, callback)
             spec = WatchSpec(span, from_revision, bool(initial))
-            flow = WatchFlow(self._scope, kinds, callback, user_data)
-            self._drive(
-                lambda port: flow.begin(port, spec, seconds), undo=lambda _: flow.end(), away=True
-            )
-            return Watch(self, flow)
+            watch = Watch(self, WatchFlow(self._scope, kinds, callback, user_data))
+
+            async def flow(port: Port) -> Watch:
+                await watch._flow.begin(port, spec, seconds)
+                return watch
+
+            return self._drive(flow, undo=lambda made: made._flow.end(), away=True)
         except KviError as error:
             raise self._placed(error, "watch", key or prefix or start)
 

@@ -83,6 +83,10 @@ class Lease(LeaseRef):
         except KviError as error:
             raise store._placed(error, "revoke", None)
 
+    def _abandon(self) -> None:
+        """Nobody has got it."""
+        self._flow.abandon()
+
     def __enter__(self) -> Self:
         return self
 

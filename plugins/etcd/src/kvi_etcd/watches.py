@@ -13,8 +13,8 @@ told to end by its event, and ``_run`` is another one then; the next watch start
 never waits for an old one, whose hub has no watches any more and so has nothing left to say.
 
 gRPC's keepalive ends a stream whose connection is dead, the server ends one that has no leader. The
-handle moves to its next endpoint then, but not for a stream that was ended here. A thread that
-cannot be started for the next stream is tried again.
+handle moves to its next endpoint then, but not for a stream that was ended here. A stream that
+gets no thread is tried again as one that was lost; a reader that gets none fails the opening alone.
 """
 
 from __future__ import annotations

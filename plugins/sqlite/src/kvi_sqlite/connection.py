@@ -32,6 +32,17 @@ feet: acknowledged writes are lost. Therefore:
   that says so; other files are open to it.
 
 What it takes: the module's ``_gate`` is held while a connection is opened, and throughout a fork.
+
+*The log.* SQLite copies its log into the file at commits, but lets it start over only at a moment
+without readers: beside some that take turns it grows for ever. So who has committed to a log that
+is longer than `schema.WAL_KEPT` waits for readers to leave, a moment only and not soon again, as
+one that stays (a range half read) cannot be helped.
+
+*Lost files.* A file that is deleted, moved or replaced under an open connection is still written
+to, and nobody else ever sees it; so is a ``-wal`` file. Therefore each write compares, having the
+write lock, what the paths name with what the connection opened; each opening compares with the
+first one. A handle that has lost its file says so until it is closed: whoever opens anew knows that
+it may be another store. (SQLite deletes the ``-wal`` itself only when nobody has the file open.)
 """
 
 from __future__ import annotations
@@ -43,7 +54,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from pathlib import Path
@@ -52,6 +63,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from kvi.errors import Unavailable
+from kvi.living import Living
 
 from kvi_sqlite import schema
 from kvi_sqlite.errors import CLOSED, is_passing, translate
@@ -61,6 +73,7 @@ T = TypeVar("T")
 
 KEPT = 8  # idle connections: threads of a busy program that meet in the store at once
 PATIENCE = 1.0  # seconds that close() and a fork wait for calls under way
+LOG_PATIENCE, LOG_PAUSE = 0.05, 1.0  # seconds: waiting for readers of the log; until the next try
 STEPS = 50_000  # of SQLite's machine between looks at the budget: about a millisecond
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.020  # seconds; a commit takes 0.1 to 10 ms
 
@@ -88,6 +101,7 @@ class Connection(sqlite3.Connection):
         deadline: bounds its statements; infinite while it is idle.
         pinned: kept beyond the call that borrowed it.
         identity: device and inode of its file.
+        log: the same of its ``-wal`` file.
         synced: commits wait for the disk. False only while a call has borrowed it.
 
     """
@@ -96,43 +110,13 @@ class Connection(sqlite3.Connection):
     pinned: bool = False
     synced: bool = True
     identity: Identity | None = None
+    log: Identity | None = None
 
     def sync(self, synced: bool) -> None:
         """Let commits from now on wait for the disk, or not; outside of a transaction."""
         # A script is compiled each time; this pragma does its work when it is compiled.
         self.executescript(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
         self.synced = synced
-
-
-class Live:
-    """The connections that are open. Each step is atomic, and none keeps a connection alive."""
-
-    __slots__ = ("_references",)
-
-    def __init__(self) -> None:
-        self._references: dict[int, weakref.ref[Connection]] = {}
-
-    def __iter__(self) -> Iterator[Connection]:
-        found = (reference() for reference in list(self._references.values()))
-        return iter([connection for connection in found if connection is not None])
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def __contains__(self, connection: Connection) -> bool:
-        reference = self._references.get(id(connection))
-        return reference is not None and reference() is connection
-
-    def add(self, connection: Connection) -> None:
-        """It has been opened."""
-        for key, reference in list(self._references.items()):
-            if reference() is None:
-                self._references.pop(key, None)
-        self._references[id(connection)] = weakref.ref(connection)
-
-    def discard(self, connection: Connection) -> None:
-        """It was closed."""
-        self._references.pop(id(connection), None)
 
 
 class Pause:
@@ -171,12 +155,15 @@ class Pool:
         self.path = path
         self.closing = False
         self.closed = threading.Event()
-        self.live = Live()
+        self.live: Living[Connection] = Living()
         self._running: dict[int, Connection] = {}  # by the thread that has borrowed it
         self._idle: deque[Connection] = deque()
         self._keep = KEPT  # idle connections; 0 once closing, and while a fork is near
         self._writers: WriterQueue | None = None
         self._client: Connection | None = None
+        self._log_path = path  # known, as the identity, once the file has been opened
+        self._identity: Identity | None = None
+        self._next_restart = 0.0  # when a log that could not start over is tried again
         self._pid = os.getpid()
         _pools.add(self)
 
@@ -319,6 +306,7 @@ class Pool:
             try:
                 connection.deadline.moment = deadline
                 self._running[get_ident()] = connection
+                self._check_files(connection)
                 result, wrote = work(connection)
                 if wrote:
                     committing = True
@@ -336,6 +324,8 @@ class Pool:
             finally:
                 self._running.pop(get_ident(), None)
             connection.deadline.moment = inf
+            if wrote:
+                self._bound_log(connection, deadline)
             self.give_back(connection)
             if wrote:
                 for tell in writers.listeners:
@@ -363,6 +353,34 @@ class Pool:
                 return connection
             pause = pause or Pause(self, deadline)
             pause.wait(locked)
+
+    def _check_files(self, connection: Connection) -> None:
+        """Raise `Unavailable` if others would not see what ``connection`` writes."""
+        if _identity(self.path) != connection.identity:
+            raise self._lost(self.path)
+        if _identity(self._log_path) != connection.log:
+            raise self._lost(self._log_path)
+
+    @staticmethod
+    def _lost(path: Path) -> Unavailable:
+        return Unavailable(
+            f"{path} was deleted, moved or replaced while the store was open; put it back, or "
+            "close every handle on the store and open it anew",
+            passing=False,
+        )
+
+    def _bound_log(self, connection: Connection, deadline: float) -> None:
+        """After a commit: let a long log start over. Whatever comes of it, the commit stands."""
+        moment = monotonic()
+        if moment < self._next_restart or moment + LOG_PATIENCE > deadline:
+            return
+        with suppress(OSError, sqlite3.Error):
+            if os.stat(self._log_path).st_size <= schema.WAL_KEPT:  # noqa: PTH116
+                return
+            self._next_restart = moment + LOG_PAUSE
+            connection.execute(f"PRAGMA busy_timeout = {int(LOG_PATIENCE * 1000)}")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+            connection.execute("PRAGMA busy_timeout = 0")
 
     def _commit(self, connection: Connection, deadline: float) -> None:
         while True:
@@ -406,6 +424,8 @@ class Pool:
 
     def _open(self) -> Connection:
         self._refuse_inherited()
+        if self._identity is not None and _identity(self.path) != self._identity:
+            raise self._lost(self.path)
         connection = sqlite3.connect(
             self.path,
             timeout=0,
@@ -419,6 +439,10 @@ class Pool:
             connection.set_progress_handler(connection.deadline.passed, STEPS)
             connection.identity = _identity(self.path)
             schema.prepare(connection, self.path)
+            if self._identity is None:
+                self._log_path = Path(f"{os.path.realpath(self.path)}-wal")
+                self._identity = connection.identity
+            connection.log = _identity(self._log_path)
         except BaseException:
             self.discard(connection)
             raise
@@ -467,7 +491,7 @@ class Pool:
             if not self.live or monotonic() > deadline:
                 return
             # Again and again: an interrupt hits only what is running at that moment.
-            for connection in list(self.live):
+            for connection in self.live:
                 with suppress(sqlite3.Error):
                     connection.interrupt()
             time.sleep(0.001)
@@ -479,7 +503,7 @@ class Pool:
         self._keep = 0
         while True:
             self._shrink()
-            if all(connection.pinned for connection in list(self.live)):
+            if all(connection.pinned for connection in self.live):
                 return not self.live
             if monotonic() > deadline:
                 return False
@@ -503,14 +527,14 @@ class Pool:
 
 def _identity(path: Path) -> Identity | None:
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116  (twice in each write: Path's own takes longer)
     except OSError:
         return None
     return status.st_dev, status.st_ino
 
 
 _gate = threading.Lock()
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_pools: Living[Pool] = Living()
 _queues: weakref.WeakValueDictionary[str, WriterQueue] = weakref.WeakValueDictionary()
 _inherited: set[Identity] = set()
 _kept: list[Connection] = []
@@ -527,21 +551,21 @@ def _keep_for_ever(connection: Connection) -> None:
 def _before_fork() -> None:
     _gate.acquire()
     deadline = monotonic() + PATIENCE
-    inherited = [pool for pool in list(_pools) if not pool.retire(deadline)]
+    inherited = [pool for pool in _pools if not pool.retire(deadline)]
     if inherited:
         with suppress(ImportError):  # here, not in the child, where an import may wait for ever
             import ctypes  # noqa: F401
 
 
 def _after_fork_in_parent() -> None:
-    for pool in list(_pools):
+    for pool in _pools:
         pool.resume()
     _gate.release()
 
 
 def _after_fork_in_child() -> None:
     _queues.clear()  # threads that do not exist here may hold them
-    for pool in list(_pools):
+    for pool in _pools:
         pool.abandon()
     _gate.release()
 

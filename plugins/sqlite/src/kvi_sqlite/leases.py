@@ -39,6 +39,7 @@ lease has its full time again anyway.
 from __future__ import annotations
 
 import secrets
+from time import monotonic
 
 from kvi.clock import now
 from kvi.errors import LeaseLost
@@ -86,12 +87,28 @@ def begin(connection: Connection, history: int) -> tuple[int, bool]:
     return next_revision(connection), True
 
 
-def trim(connection: Connection, revision: int, history: int) -> None:
-    """After the changes of ``revision``: delete the events that are too old, every now and then."""
-    if revision % schema.TRIM_EVERY == 0 and revision > history:
-        trimmed = revision - history
-        connection.execute(schema.TRIM, (first_id(trimmed + 1),))
-        connection.execute(schema.TRIMMED, (trimmed,))
+def trim(connection: Connection, revision: int, history: int, changes: int = 1) -> None:
+    """After the ``changes`` of ``revision``: delete events that are too old, every now and then.
+
+    However many there are, a write deletes a bounded number: twice what it adds if that is much,
+    else, every `schema.TRIM_EVERY` commits, more than these have added. So the backlog shrinks, and
+    it never takes more than half of the time that the write has left. What is to go counts as gone.
+    """
+    every = schema.TRIM_EVERY
+    many = changes * every > 2 * schema.TRIM_ROWS
+    if revision <= history or not (many or revision % every == 0):
+        return
+    trimmed = revision - history
+    end = first_id(trimmed + 1)
+    begun = monotonic()
+    half = (connection.deadline.moment - begun) / 2
+    for _ in range(3 + 2 * changes // schema.TRIM_ROWS):
+        last, count = connection.execute(schema.OLD_EVENTS, (end, schema.TRIM_ROWS)).fetchone()
+        if count:
+            connection.execute(schema.TRIM, (last,))
+        if count < schema.TRIM_ROWS or monotonic() - begun > half:
+            break
+    connection.execute(schema.TRIMMED, (trimmed,))
 
 
 def sweep(connection: Connection, history: int, moment: float) -> int:
@@ -107,8 +124,8 @@ def end(connection: Connection, lease: int, history: int) -> None:
     execute = connection.execute
     revision = next_revision(connection)
     execute(schema.EVENTS_OF_END, (first_id(revision), revision, lease))
-    if execute(schema.DELETE_LEASED, (lease,)).rowcount:
-        trim(connection, revision, history)
+    if deleted := execute(schema.DELETE_LEASED, (lease,)).rowcount:
+        trim(connection, revision, history, deleted)
     execute(schema.END, (lease,))
 
 

@@ -30,7 +30,8 @@ in one transaction, which looks again under the write lock, so that any number o
 a new file at once.
 
 The journal mode is in the file, the others in each connection. ``synchronous=FULL`` makes a commit
-outlive the loss of power; NORMAL, in WAL mode, would not.
+outlive the loss of power; NORMAL, in WAL mode, would not. What a statement sets aside, it keeps in
+memory: no store depends on a folder for temporary files.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ APPLICATION_ID = 0x6B766931  # "kvi1"
 VERSION = 2
 SEQ_BITS = 20  # a million changes in a commit before any revision is skipped, 2**43 revisions
 TRIM_EVERY = 256  # commits: deleting in portions costs next to nothing for each
-WAL_KEPT = 64 * 1024 * 1024  # bytes of a WAL file that stay on disk once it has been emptied
+TRIM_ROWS = 1024  # events in a portion: a few milliseconds
+WAL_KEPT = 16 * 1024 * 1024  # bytes of a WAL file: if it is longer, it is to start over
 
 _FIRST = (
     """
@@ -168,7 +170,10 @@ QUEUE = """
     WHERE key >= ? AND key < ? AND create_revision < ?
 """
 
-TRIM = "DELETE FROM events WHERE id < ?"
+OLD_EVENTS = (
+    "SELECT max(id), count(*) FROM (SELECT id FROM events WHERE id < ? ORDER BY id LIMIT ?)"
+)
+TRIM = "DELETE FROM events WHERE id <= ?"
 TRIMMED = "UPDATE history SET trimmed = ?1 WHERE trimmed < ?1"
 
 
@@ -195,8 +200,11 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         execute("COMMIT")
     (mode,) = execute("PRAGMA journal_mode = WAL").fetchone()
     if mode != "wal":
-        raise Unavailable(f"{path} is on a file system without shared memory; use a local disk")
+        raise Unavailable(
+            f"{path} is on a file system without shared memory; use a local disk", passing=False
+        )
     execute("PRAGMA synchronous = FULL")
+    execute("PRAGMA temp_store = MEMORY")
     execute(f"PRAGMA journal_size_limit = {WAL_KEPT}").close()
     if _is_of_another_boot(connection):
         execute("BEGIN IMMEDIATE")
@@ -214,13 +222,15 @@ def _missing(connection: sqlite3.Connection, path: Path) -> tuple[str, ...]:
         if version > VERSION:
             raise Unavailable(
                 f"{path} has schema {version} and this kvi-sqlite knows up to {VERSION}; "
-                "install a newer kvi-sqlite"
+                "install a newer kvi-sqlite",
+                passing=False,
             )
         return () if version == VERSION else (*_LEASES, *_MARKS)
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application or version or tables:
         raise Unavailable(
-            f"{path} is the SQLite database of another program; name another path for the store"
+            f"{path} is the SQLite database of another program; name another path for the store",
+            passing=False,
         )
     return TABLES
 

@@ -23,6 +23,7 @@ from math import inf
 from time import monotonic
 
 from kvi.errors import Timeout, Unavailable
+from kvi.living import Living
 from kvi.model import KeyValue, RangeResult, Scan, Span
 
 from kvi_sqlite import schema
@@ -148,7 +149,7 @@ class Ranges:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._snapshots: weakref.WeakSet[Snapshot] = weakref.WeakSet()
+        self._snapshots: Living[Snapshot] = Living()
 
     def read(self, scan: Scan, moment: float, deadline: float, timeout: float) -> RangeResult:
         """Read the first page of ``scan``; ``timeout`` is for each of the others.
@@ -174,7 +175,7 @@ class Ranges:
 
     def close(self, timeout: float) -> None:
         """Close the snapshots that no thread is reading from."""
-        for snapshot in list(self._snapshots):
+        for snapshot in self._snapshots:
             snapshot.close(timeout)
 
 

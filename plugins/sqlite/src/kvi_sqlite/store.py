@@ -194,7 +194,7 @@ class SqliteKvi(Primitives):
             execute(schema.EVENTS_OF_DELETE_RANGE, (first_id(revision), revision, low, high))
             deleted = execute(schema.DELETE_RANGE, (low, high)).rowcount
             if deleted:
-                trim(connection, revision, self._history)
+                trim(connection, revision, self._history, deleted)
             return deleted, deleted > 0 or swept
 
         return self._access.write(work, monotonic() + timeout)
@@ -220,7 +220,7 @@ class SqliteKvi(Primitives):
             present = revision_of(connection)
             return TxnResult(succeeded, present, effect.results), swept
         _apply(connection, effect.changes, revision)
-        trim(connection, revision, self._history)
+        trim(connection, revision, self._history, len(effect.changes))
         return TxnResult(succeeded, revision, effect.results), True
 
     # -- leases -----------------------------------------------------------------------------------
