@@ -65,7 +65,7 @@ def changes(number: int, *revisions: int) -> pb.WatchResponse:
     )
 
 
-class Refused(grpc.RpcError):
+class Refused(grpc.RpcError):  # type: ignore[misc]
     """An endpoint's word about the credentials."""
 
     def code(self) -> grpc.StatusCode:
