@@ -461,6 +461,29 @@ def test_store_that_went_back(proxy: TcpProxy, store: kvi.Kvi, writer: kvi.Kvi) 
             waiting.close()
 
 
+def test_restored_and_written_to_since(proxy: TcpProxy, store: kvi.Kvi, writer: kvi.Kvi) -> None:
+    """Another history that is already beyond the watch's revision gives a RESYNC all the same."""
+    with EtcdServer() as restored, kvi.open(restored.uri) as other:
+        for number in range(10):
+            other.store(f"k{number}", "from the backup")
+        for number in range(10):
+            writer.store(f"k{number}", "lost")
+        with Consumer(store, everything()) as consumer:
+            consumer.wait_for(writer.store("k0", "lost"))
+            for _ in range(20):
+                other.store("k0", "written since")
+            proxy.target = restored.port
+            proxy.cut()
+            until(lambda: consumer.events[-1].type is EventType.RESYNC)
+            snapshot = consumer.events[-1].snapshot
+            assert snapshot is not None
+            assert sorted((entry.key, entry.text) for entry in snapshot) == [
+                ("k0", "written since"),
+                *((f"k{number}", "from the backup") for number in range(1, 10)),
+            ]
+            consumer.wait_for(other.store("new", "after it"))
+
+
 class Older:
     """Lets creates look as if a member answered that is behind, and hears what is asked then."""
 

@@ -46,9 +46,10 @@ def woken(actions: list[Action]) -> list[Watch]:
     return [action.watch for action in actions if isinstance(action, Wake)]
 
 
-def created(number: int, at: int = 5) -> pb.WatchResponse:
+def created(number: int, at: int = 5, *, cluster: int = 1) -> pb.WatchResponse:
     """A create was done, at a revision of the store."""
-    return pb.WatchResponse(created=True, watch_id=number, header=pb.ResponseHeader(revision=at))
+    header = pb.ResponseHeader(revision=at, cluster_id=cluster)
+    return pb.WatchResponse(created=True, watch_id=number, header=header)
 
 
 def refused(reason: str) -> pb.WatchResponse:
@@ -329,3 +330,20 @@ def test_a_store_that_went_back() -> None:
     assert isinstance(first.error, Compacted)
     assert second.error is None, "it has not seen what is gone"
     assert later.error is None, "it was not there before the question"
+
+
+def test_another_cluster() -> None:
+    """A watch that begins anew in another one has lost its history, wherever that is by now."""
+    table, (watch,) = running()
+    table.on_stream_lost(Unavailable("cut"))
+    future = Watch((b"k", b"k\0"), Cursor(100, future=True), nothing, ahead=True)
+    table.open(future, 0.0)
+    table.on_stream(0.0)
+    actions = table.on_answer(created(2, at=50, cluster=2), 1, 0.0)
+    assert (woken(actions), cancels(actions)) == ([watch], [2])
+    assert isinstance(watch.error, Compacted)
+    assert woken(table.on_answer(created(3, at=50, cluster=2), 1, 0.0)) == [future]
+    table.on_stream_lost(Unavailable("cut"))
+    table.on_stream(0.0)
+    assert woken(table.on_answer(created(4, at=50, cluster=3), 1, 0.0)) == [future]
+    assert future.error is None

@@ -34,6 +34,11 @@ however many watches are refused, one login gives the verdict on all.
 for as long as it takes. Only credentials that every endpoint has refused, `REFUSALS` times over and
 with no other fault in between, end the watches.
 
+*Another history.* Restored from a backup, etcd begins a cluster with an id of its own, and may be
+beyond a watch's revision again before that resumes. So a watch that begins anew in another cluster
+has lost its history; only one that has seen nothing yet has nothing to lose. A store that has the
+old id, but has gone back, is found by its revision: see `kvi_etcd.cursor`.
+
 *Large answers.* etcd cuts an answer into fragments if asked to, in a time that grows with the
 square of the number of changes in a fragment: seconds, where they are small. So it is asked to only
 on the stream that follows one that broke for an answer of more than `client.MAX_PAGE` bytes.
@@ -84,6 +89,7 @@ class Watch:
         "ahead",
         "asked",
         "buffer",
+        "cluster",
         "cursor",
         "error",
         "events",
@@ -106,6 +112,7 @@ class Watch:
         self.wake = wake
         self.ahead = ahead  # the next create asks for the future
         self.state = State.WANTED
+        self.cluster = 0  # that it began in
         self.id = 0
         self.asked = 0.0  # when
         self.heard = 0  # answers on the stream at that time
@@ -280,10 +287,7 @@ class Hub:
 
     def on_looked_back(self, look: LookBack, revision: int) -> list[Action]:
         """The store is at ``revision``, or was when it was asked."""
-        return self.fail(
-            [watch for watch, proven in look.proven if revision < proven],
-            Compacted("etcd has gone back to an older revision: its data was restored"),
-        )
+        return self.fail([watch for watch, proven in look.proven if revision < proven], _restored())
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -342,6 +346,10 @@ class Hub:
             return self._refused(watch, refusal(answer.cancel_reason), now)
         if answer.watch_id != watch.id:
             return [MoveOn(Unavailable("etcd answered the creates out of order"))]
+        cluster = answer.header.cluster_id
+        if watch.cluster and cluster not in (0, watch.cluster) and watch.cursor.proven:
+            return [*self.fail([watch], _restored()), *self._ask(now)]
+        watch.cluster = cluster
         if watch.cursor.behind(answer.header.revision):
             return [*self._leave(watch), *self._want(watch, now)]
         self.trouble = None
@@ -373,3 +381,7 @@ class Hub:
         watch.weight += chunk.weight
         self.weight += chunk.weight
         return self._rouse(watch)
+
+
+def _restored() -> Compacted:
+    return Compacted("etcd has gone back to an older state: its data was restored")
