@@ -76,6 +76,7 @@ class World:
         self.story: list[str] | None = [] if telling else None
         self.over = False
         self.steps = 0
+        self._violation: Violation | None = None  # also where a flow has caught it
         self._ready: list[tuple[Process | None, Step]] = []
         self._timers: list[tuple[float, int, Process | None, Step]] = []
         self._number = 0
@@ -93,7 +94,8 @@ class World:
     def fail(self, what: str) -> None:
         """Something that must hold does not."""
         self.tell("VIOLATION", what)
-        raise Violation(what)
+        self._violation = Violation(what)
+        raise self._violation
 
     def soon(self, process: Process | None, step: Step) -> None:
         """Let a step be ready."""
@@ -127,6 +129,8 @@ class World:
                 step()
                 self.steps += 1
                 self.check()
+                if self._violation is not None:
+                    raise self._violation
             elif timers:
                 if timers[0][0] > until:
                     self.time = max(self.time, until)

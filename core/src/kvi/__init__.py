@@ -143,7 +143,8 @@ def __getattr__(name: str) -> Any:
 
         # Not by the main thread: an interrupted import leaves Python's own locks taken.
         module = Threads().apart(lambda: import_module(f"kvi.{_LATER[name]}"), id)
-        return getattr(module, name)
+        globals()[name] = found = getattr(module, name)
+        return found
     if name == "__version__":  # importing the metadata costs 20 ms, and few programs ask
         from importlib.metadata import version
 

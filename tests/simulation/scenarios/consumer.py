@@ -8,6 +8,7 @@ taken, and a second `RESYNC` is no surprise.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
 
 from kvi.errors import Closed, Compacted, KviError, Timeout
@@ -104,13 +105,18 @@ class Consumer:
         self.main = random.random() < 0.5
         self.pace = random.choice((0.0, 0.1, 1.0))
         self.patience = random.choice((None, 0.0, 0.5))
+        self.called = random.random() < 0.3  # by call-back
+        self.early: list[Event] | None = []  # call-backs before it is known where they begin
 
     async def run(self) -> None:
         """Watch until the handle is closed."""
         try:
             while not await self._begin_watch():
                 await self._rest()
-            while True:
+            early, self.early = self.early, None
+            for event in early or ():
+                self._accept(event)
+            while not self.called:
                 await self._take()
                 if self.scene.resumable and self.world.random.random() < 0.05:
                     self._end_watch()
@@ -130,6 +136,9 @@ class Consumer:
     async def _begin_watch(self) -> bool:
         client, model, log = self.client, self.scene.model, self.scene.log
         flow, timeout = WatchFlow(client.scope, None, None, None), self.scene.timeout
+        if self.called:
+            self.early = []
+            flow = WatchFlow(client.scope, None, partial(self._call_back, self.early), None)
         initial = self.start is None and self.world.random.random() < 0.5
         spec = WatchSpec(SPAN, self.start, initial)
         try:
@@ -155,6 +164,12 @@ class Consumer:
         self.position = log.behind(self.epoch, revision)
         self.told = revision
         return True
+
+    def _call_back(self, early: list[Event], event: Event, _: object) -> None:
+        if self.early is early:
+            early.append(event)
+        elif self.early is None:
+            self._accept(event)
 
     async def _take(self) -> None:
         pace = self.pace if self.scene.writing else 0.0

@@ -145,9 +145,10 @@ class Locks:
         assert claim is not None  # it has just been acquired
         if world.story is not None:
             world.tell(client.name, f"HAS lock {lock.name}, fence {claim.fence}")
-        if claim.fence <= self.fences[lock.name]:
-            world.fail(f"the fence of lock {lock.name} does not grow: {claim.fence}")
-        self.fences[lock.name] = claim.fence
+        if lock.held:  # else it was lost before its caller could look
+            if claim.fence <= self.fences[lock.name]:
+                world.fail(f"the fence of lock {lock.name} does not grow: {claim.fence}")
+            self.fences[lock.name] = claim.fence
         holder = Holder(lock, claim)
         self.inside.append(holder)
         self._check()

@@ -6,6 +6,7 @@ import gc
 import os
 import secrets
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -539,19 +540,31 @@ def test_refresh_drops_what_rests_on_what_was(scripted: Faulty, peer: kvi.Kvi) -
     assert scripted.get("e/1") is None
 
 
-def test_finalizers_may_unlock_anywhere(scripted: Faulty) -> None:
+@pytest.mark.parametrize("main", [True, False])
+def test_finalizers_may_unlock_anywhere(scripted: Faulty, main: bool) -> None:
     """A block of `lock_many` that is collected while the same thread lists hangs nothing."""
     entities = loader(scripted)
     entities.load()
     for number in range(10):
         entities.lock_or_create(entity(number))[0].unlock()
-    with entities._records.cache._mutex:  # as if the collector ran within
-        block = kvi.lock_many(entities.at(1), entities.at(2))
+
+    def collect() -> None:
+        block = kvi.lock_many(entities.at(1), entities.at(100))
         block.__enter__()
-        del block
-        gc.collect()
-    with held(entities, 1), held(entities, 2):
+        with entities._records.cache._mutex:  # as if the collector ran within
+            del block
+            gc.collect()
+
+    if main:
+        collect()
+    else:
+        thread = threading.Thread(target=collect, daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+    with held(entities, 1):
         pass
+    until(lambda: "100" not in entities._records.cache._slots)
 
 
 def test_bad_is_what_is_bad_now(scripted: Faulty, peer: kvi.Kvi) -> None:

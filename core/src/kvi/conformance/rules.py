@@ -12,10 +12,9 @@ two views    a namespace of one handle, and the same namespace   those without a
 two handles  one handle, and another one                         tables with a peer
 ===========  ==================================================  ==================================
 
-More ways find nothing more: of the wrong stores by which the suite is tested, all that are seen by
-a test that has these ways are seen by a handle already, but those that keep what they have read, or
-tell views apart wrongly. A row of a table differs from the next by what the store is given, which
-two handles show as well as any.
+More ways find nothing more: `tests.conformance.broken.ways` of kvi's sources counts what each way
+sees of the wrong stores by which the suite is tested. A row of a table differs from the next by
+what the store is given, which two handles show as well as any.
 
 A test file may name rules that its backend is known to break, each with the reason::
 

@@ -176,7 +176,8 @@ class Handle(Generic[V]):
             records.cache.release(self._slot, hold)
             self._hold = self._change = None
             if self._slot.known is None and not records.store.closed:
-                records.store._runtime.prompt(partial(records.cache.tidy, self._slot))
+                # elsewhere: this may be a finalizer that runs while this thread has the lock
+                records.store._runtime.post(partial(records.cache.tidy, self._slot))
 
     def __enter__(self) -> Self:
         self._ensure_held()

@@ -1,8 +1,25 @@
-"""Which set-ups of the suite's tests see which planted backends.
+"""Which ways of the suite's tests see which planted backends.
 
-`python -m tests.conformance.broken.setups` runs the rules that each mutant breaks to their end and
-prints, for each rule, by which set-ups (`kvi.conformance.rules`) somebody saw it broken. It takes
-an hour. Arguments are names of mutants; ``1/2`` takes every second one.
+`python -m tests.conformance.broken.ways` runs the rules that each mutant breaks to their end, and
+prints for each by which ways (`kvi.conformance.rules`) how many tests saw it broken. It takes a
+quarter of an hour. Arguments are names of mutants; ``1/2`` takes every second one.
+
+When every test with a store ran on a handle, through a namespace and with two handles, 246 pairs of
+a mutant and a rule were seen
+
+=================================================  =====
+by all three alike                                   213
+by a handle and two handles, not a namespace           4
+by two handles alone (each has locks of its own)       2
+by tests that have one way of their own               27
+=================================================  =====
+
+So a namespace showed nothing of a store that a handle did not (what is wrong with views, tests of
+views see on a handle), and each row of a table was the same three times. Now namespace and two
+handles are one way, and a table runs once: 701 cases for a store, of 1517, and all are seen.
+
+`Backend` and the smallest backend run what they have a part in: `tests.conformance.test_wrapped`
+and `test_smallest`.
 """
 
 from __future__ import annotations
@@ -45,8 +62,8 @@ class Bounded(Findings):
             self.session.shouldfail = "the time is up"
 
 
-def setups(mutant: Mutant) -> dict[str, dict[str, int]]:
-    """For each rule that it breaks, how many tests of each set-up saw that."""
+def ways(mutant: Mutant) -> dict[str, dict[str, int]]:
+    """For each rule that it breaks, how many tests of each way saw that."""
     also = [FAULTS] if issubclass(mutant.store, Far) else []
     try:
         report = session.run(mutant.uri, erase=True, select=mutant.rules, also=also)
@@ -79,7 +96,7 @@ def main(arguments: list[str]) -> None:
         hurry(patch)
         patch.setattr(session, "Findings", Bounded)
         for name in names:
-            print(json.dumps({name: setups(BROKEN[name])}), flush=True)
+            print(json.dumps({name: ways(BROKEN[name])}), flush=True)
 
 
 if __name__ == "__main__":
