@@ -40,7 +40,7 @@ TABLE = [
     (C.UNAVAILABLE, "errors resolving alerts.SSL: [x]", kvi.Unavailable, kvi.Unavailable),
     (
         C.UNAVAILABLE,
-        "failed to connect to all addresses; last error: OPENSSL_internal:TLSV1_ALERT_INTERNAL_ERROR",
+        "failed to connect to all addresses; last error: OPENSSL_internal:T_ALERT_INTERNAL_ERROR",
         kvi.Unavailable,
         kvi.Unavailable,
     ),
