@@ -233,6 +233,41 @@ def test_alert_that_passes(server: EtcdServer, tmp_path: Path) -> None:
         assert watch.next(30).value == b"2"
 
 
+def test_restart_behind_a_balancer(server: EtcdServer, tmp_path: Path) -> None:
+    """One that accepts, and then ends the connection, while its TLS server is away: bridged."""
+    files = Certificates.make(tmp_path)
+    with (
+        TlsProxy((server.host, server.port), files, mutual=False) as tls,
+        TcpProxy(tls.port) as between,
+        kvi.open(f"etcd+tls://127.0.0.1:{between.port}?ca={files.ca}", timeout=20) as store,
+    ):
+        store.get("k")
+        between.target = 1
+        between.cut()
+        before = between.accepted
+
+        def back() -> None:
+            until(lambda: between.accepted >= before + 2)
+            between.target = tls.port
+
+        restart = threading.Thread(target=back)
+        restart.start()
+        store.store("k", "1", timeout=20)
+        restart.join(20)
+
+
+def test_proxies_of_the_environment(server: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are for other programs: the password is for etcd alone."""
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with TcpProxy(server.port) as proxy:
+        for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        with kvi.open(f"etcd://{server.host}:{server.port}", timeout=5, retry=None) as store:
+            store.store("k", "1")
+        assert proxy.accepted == 0
+
+
 # -- watches --------------------------------------------------------------------------------------
 
 

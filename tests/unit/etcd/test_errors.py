@@ -37,6 +37,13 @@ TABLE = [
     (C.UNAVAILABLE, "failed to connect to all addresses; x", kvi.Unavailable, kvi.Unavailable),
     (C.UNAVAILABLE, "DNS resolution failed for x", kvi.Unavailable, kvi.Unavailable),
     (C.UNAVAILABLE, "errors resolving x: [field:…]", kvi.Unavailable, kvi.Unavailable),
+    (C.UNAVAILABLE, "errors resolving alerts.SSL: [x]", kvi.Unavailable, kvi.Unavailable),
+    (
+        C.UNAVAILABLE,
+        "failed to connect to all addresses; last error: OPENSSL_internal:T_ALERT_INTERNAL_ERROR",
+        kvi.Unavailable,
+        kvi.Unavailable,
+    ),
     (C.UNKNOWN, "the target uri is not valid: x", kvi.Unavailable, kvi.Unavailable),
     *(
         (
@@ -49,6 +56,8 @@ TABLE = [
             "SSL_ERROR_SSL: x:CERTIFICATE_VERIFY_FAILED: certificate has expired: OK",
             "SSL_ERROR_SSL: x:CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate",
             "Unwrap failed (TSI_DATA_CORRUPTED)",
+            "error:10000418:SSL routines:OPENSSL_internal:TLSV1_ALERT_UNKNOWN_CA: x",
+            "error:10000412:SSL routines:OPENSSL_internal:SSLV3_ALERT_BAD_CERTIFICATE: x",
             "Peer name h is not in peer certificate",
         )
     ),
@@ -161,6 +170,7 @@ def test_only_unreached_moves_on() -> None:
         "failed to connect to all addresses; x",
         "DNS resolution failed for x",
         "errors resolving x: [field:…]",
+        "errors resolving alerts.SSL: [x]",
         "the target uri is not valid: x",
     ]
     assert classify(C.UNAVAILABLE, "etcdserver: invalid auth token") is Happened.LOGIN_ENDED
@@ -225,6 +235,8 @@ def test_refusal(reason: str, expected: type[kvi.KviError]) -> None:
         (C.UNAVAILABLE, "failed to connect to all addresses; connection refused", True),
         (C.DEADLINE_EXCEEDED, "Deadline Exceeded", True),
         (C.UNAVAILABLE, "failed to connect to all addresses; Ssl handshake failed", False),
+        (C.UNAVAILABLE, "failed to connect to all addresses; Handshake read failed (x)", True),
+        (C.UNAVAILABLE, "errors resolving SSL.handshakes", True),
         (C.DATA_LOSS, "etcdserver: corrupt cluster", False),
         (C.UNIMPLEMENTED, "unknown service", False),
         (C.PERMISSION_DENIED, "etcdserver: permission denied", False),

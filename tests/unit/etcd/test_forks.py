@@ -26,7 +26,7 @@ def in_thread(work: object) -> threading.Thread:
 
 
 def test_a_fork_waits_for_those_inside(gate: forks.ForkGate) -> None:
-    """Until the last one has left, who may enter again meanwhile; others wait for the fork."""
+    """Until the last one has left; others wait for the fork."""
     order: list[str] = []
     inside, go_on = threading.Event(), threading.Event()
 
@@ -34,8 +34,6 @@ def test_a_fork_waits_for_those_inside(gate: forks.ForkGate) -> None:
         with gate:
             inside.set()
             go_on.wait(10)
-            with gate:
-                order.append("nested")
             order.append("left")
 
     def fork() -> None:
@@ -56,7 +54,7 @@ def test_a_fork_waits_for_those_inside(gate: forks.ForkGate) -> None:
     go_on.set()
     for thread in (worker, forker, other):
         thread.join(10)
-    assert order == ["nested", "left", "fork", "late"]
+    assert order == ["left", "fork", "late"]
     assert time.monotonic() - begin < forks.PATIENCE / 2
 
 
@@ -81,26 +79,40 @@ def test_a_fork_does_not_wait_for_ever(
     worker.join(10)
 
 
-def test_handlers_inside(gate: forks.ForkGate) -> None:
-    """What runs on the forking thread, or on one that changes the gate, does not wait for it."""
+def test_a_fork_inside_or_at_the_door(
+    gate: forks.ForkGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that forks there itself waits for a moment, and the gate is whole afterwards."""
+    monkeypatch.setattr(forks, "PATIENCE", 0.05)
 
     def work() -> None:
-        gate._close()
-        with gate:
-            pass
-        gate._open()
-        with gate._changed, gate:
-            pass
         with gate:
             gate._close()
             gate._open()
+        with gate._door:
+            gate._close()
+            gate._open()
 
-    begin = time.monotonic()
     worker = in_thread(work)
     worker.join(10)
     assert not worker.is_alive()
-    assert time.monotonic() - begin < forks.PATIENCE / 2
-    assert gate._inside == {}
+    with gate:
+        assert gate._inside == 1
+
+
+def test_two_forks(gate: forks.ForkGate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that would not wait for the other any longer does not open its door."""
+    monkeypatch.setattr(forks, "PATIENCE", 0.05)
+    gate._close()
+
+    def second() -> None:
+        gate._close()
+        gate._open()
+
+    in_thread(second).join(10)
+    assert gate._door.locked()
+    gate._open()
+    assert not gate._door.locked()
 
 
 def test_a_child_begins_anew(gate: forks.ForkGate) -> None:
@@ -110,7 +122,7 @@ def test_a_child_begins_anew(gate: forks.ForkGate) -> None:
         gate._reset()
     with gate:
         pass
-    assert gate._inside == {}
+    assert gate._inside == 0
 
 
 def test_nobody_waits_for_a_fork_under_the_lock() -> None:

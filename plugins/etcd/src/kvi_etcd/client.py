@@ -48,6 +48,8 @@ _OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.use_local_subchannel_pool", 1),  # close() closes this handle's connection and no other
+    ("grpc.enable_http_proxy", 0),  # it would be given the password
+    ("grpc.dns_min_time_between_resolutions_ms", 500),  # a name that moves is found as soon
     ("grpc.enable_retries", 0),  # whether to send again is decided here
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 3_000),

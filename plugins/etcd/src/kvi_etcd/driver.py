@@ -128,6 +128,11 @@ class Connection:
         """How many endpoints there are."""
         return len(self._places)
 
+    @property
+    def logs_in(self) -> bool:
+        """Whether there are credentials."""
+        return self._credentials is not None
+
     def call(self, method: str, message: object, timeout: float, *, write: bool) -> Any:
         """Send ``message`` to the method of `Endpoint` of that name and return the answer."""
         deadline = time.monotonic() + timeout
@@ -197,12 +202,9 @@ class Connection:
         with suppress(Unavailable):  # closed
             self._move_on(stream.endpoint)
 
-    def renew_login(self, stream: Stream) -> bool:
-        """Let the next stream have a new token; false if that is no use, for there is no user."""
-        if self._credentials is None:
-            return False
+    def renew_login(self, stream: Stream) -> None:
+        """Let the next stream have a new token."""
         stream.endpoint.forget(stream.token)
-        return True
 
     @property
     def client(self) -> Any:

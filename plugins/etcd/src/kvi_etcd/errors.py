@@ -9,6 +9,8 @@ What a failure means for the request, and where it goes on, is `kvi.policy.failo
 
 from __future__ import annotations
 
+import re
+
 import grpc
 from kvi.errors import (
     AuthenticationFailed,
@@ -27,15 +29,25 @@ from kvi.policy.failover import Happened
 _Code = grpc.StatusCode
 
 
-_UNREACHED = (
-    "failed to connect to all addresses",
-    "errors resolving",
-    "dns resolution failed",
-    "name resolution",
-    "target uri is not valid",
-)
+_UNRESOLVED = ("errors resolving", "dns resolution failed", "name resolution")
+_UNREACHED = ("failed to connect to all addresses", "target uri is not valid", *_UNRESOLVED)
 # Not here: "database space exceeded". etcd says so after it has applied the write.
-_NOT_RUNNING = "is it running there?"
+# What ended a TLS handshake, as BoringSSL names it; those below are about the client's certificate.
+_ALERT = re.compile(r"OPENSSL_internal:\w*ALERT_(\w+)")
+_CERTIFICATE_ALERTS = frozenset(
+    {
+        "ACCESS_DENIED",
+        "BAD_CERTIFICATE",
+        "CERTIFICATE_EXPIRED",
+        "CERTIFICATE_REQUIRED",
+        "CERTIFICATE_REVOKED",
+        "CERTIFICATE_UNKNOWN",
+        "DECRYPT_ERROR",
+        "HANDSHAKE_FAILURE",
+        "UNKNOWN_CA",
+        "UNSUPPORTED_CERTIFICATE",
+    }
+)
 # One member's word, given before it proposed anything: it leads nobody and knows no leader, it is a
 # learner, it is behind, it has too much to do.
 _REFUSED = (
@@ -103,13 +115,8 @@ def translate(error: grpc.RpcError, *, write: bool) -> KviError:
         return AnswerTooLarge(f"the answer is larger than kvi receives at once: {detail}")
     if happened in (Happened.LOST, Happened.SILENT):
         return _lost(code, detail, write)
-    if happened is Happened.UNREACHED and (why := _distrust(detail)):
-        return AuthenticationFailed(why)
     if happened is Happened.UNREACHED:
-        guess = _guess(detail)
-        return Unavailable(
-            f"no connection to etcd; {guess}: {detail}", passing=guess == _NOT_RUNNING
-        )
+        return _unreached(detail)
     if happened is Happened.LOGIN_REFUSED:
         return AuthenticationFailed(f"etcd refused the login: {detail}")
     if happened in (Happened.LOGIN_OLD, Happened.LOGIN_ENDED) and "is empty" not in detail:
@@ -142,6 +149,17 @@ def _lost(code: grpc.StatusCode, detail: str, write: bool) -> KviError:
     return Unavailable(f"etcd could not answer: {code.name} {detail}{_mend(detail)}")
 
 
+def _unreached(detail: str) -> KviError:
+    text = detail.lower()
+    # first, for these texts hold the host's name, in which any word may be
+    if any(part in text for part in _UNRESOLVED):
+        return Unavailable(f"no connection to etcd; its host's name cannot be resolved: {detail}")
+    if why := _distrust(detail):
+        return AuthenticationFailed(why)
+    guess, passing = _guess(detail)
+    return Unavailable(f"no connection to etcd; {guess}: {detail}", passing=passing)
+
+
 def _distrust(detail: str) -> str | None:
     """What is wrong with a certificate, if that is why there is no connection."""
     _, failed, reason = detail.partition("CERTIFICATE_VERIFY_FAILED: ")
@@ -157,9 +175,10 @@ def _distrust(detail: str) -> str | None:
         )
     if "not in peer certificate" in detail or "Hostname Verification" in detail:
         return f"the certificate of etcd is not for the host that the URI names: {detail}"
+    alert = _ALERT.search(detail)
     # With TLS 1.3 the server looks at the client's certificate after the handshake, and what it
-    # then says arrives as this.
-    if "TSI_DATA_CORRUPTED" in detail or "alert" in detail.lower():
+    # then says arrives as data that is corrupted.
+    if "TSI_DATA_CORRUPTED" in detail or (alert and alert[1] in _CERTIFICATE_ALERTS):
         return (
             "etcd refused the client certificate, or wants one; check the options cert and key: "
             f"{detail}"
@@ -167,12 +186,20 @@ def _distrust(detail: str) -> str | None:
     return None
 
 
-def _guess(detail: str) -> str:
+def _guess(detail: str) -> tuple[str, bool]:
+    """What may be wrong there, and whether that passes."""
+    if "Handshake read failed" in detail:  # as one that restarts behind a balancer does
+        return "it ended the TLS handshake; is it running there, and does it speak TLS?", True
+    if alert := _ALERT.search(detail):
+        return f"it ended the TLS handshake with the alert {alert[1]}", True
     if "andshake" in detail or "SSL" in detail:
-        return "what answers does not speak TLS as the URI says (for plain etcd write etcd://)"
+        return (
+            "what answers does not speak TLS as the URI says (for plain etcd write etcd://)",
+            False,
+        )
     if "HTTP/2" in detail or "HTTP2" in detail:
-        return "what answers is not a plain etcd; check the port, or write etcd+tls://"
-    return _NOT_RUNNING
+        return "what answers is not a plain etcd; check the port, or write etcd+tls://", False
+    return "is it running there?", True
 
 
 def _mend(detail: str) -> str:

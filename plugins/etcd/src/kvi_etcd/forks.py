@@ -3,9 +3,7 @@
 A fork while another thread is at one of these crashes the child inside gRPC, and now and then
 breaks the parent's new connection. (gRPC's own fork handlers give up when they meet such a thread.)
 Calls over channels that stand are no trouble. So a fork first waits, for at most `PATIENCE`, until
-no thread is at one of these, and those that come meanwhile wait until the fork is over. A thread
-that is at one of these already, or forks itself, never waits: a part of it may be kept apart once
-more, and a signal handler may come at any point.
+no thread is at one of these, and those that come meanwhile wait until the fork is over.
 
 The handlers must be registered after gRPC's, for the last registered runs first before a fork.
 """
@@ -24,7 +22,7 @@ PATIENCE = 1.0  # seconds: a call that connects to a dead server must not hold a
 class ForkGate:
     """A context manager around what a fork must not interrupt; many threads may be inside.
 
-    Re-entrant, also for signal handlers.
+    A thread that is inside does not enter again.
     """
 
     def __init__(self) -> None:
@@ -35,16 +33,17 @@ class ForkGate:
             )
 
     def _reset(self) -> None:
-        self._changed = threading.Condition(threading.RLock())
-        self._inside: dict[int, int] = {}  # thread → how many times
-        self._forking: int | None = None  # the thread that forks
+        self._door = threading.Lock()  # held during a fork; passed through at once otherwise
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._empty = threading.Event()
+        self._empty.set()
+        self._forking: int | None = None  # the thread that holds the door
 
     def __enter__(self) -> None:
-        me = threading.get_ident()
-        with self._changed:
-            while self._forking not in (None, me) and me not in self._inside:
-                self._changed.wait()
-            self._inside[me] = self._inside.get(me, 0) + 1
+        with self._door, self._lock:
+            self._inside += 1
+            self._empty.clear()
 
     def __exit__(
         self,
@@ -52,24 +51,18 @@ class ForkGate:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        me = threading.get_ident()
-        with self._changed:
-            left = self._inside.get(me, 1) - 1  # a child has forgotten where its parent was
-            if left:
-                self._inside[me] = left
-            else:
-                self._inside.pop(me, None)
-                self._changed.notify_all()
+        with self._lock:
+            self._inside = max(0, self._inside - 1)  # a child has forgotten where its parent was
+            if not self._inside:
+                self._empty.set()
 
     def _close(self) -> None:
-        me = threading.get_ident()
-        with self._changed:
-            while self._forking not in (None, me):  # another thread's fork
-                self._changed.wait()
-            self._forking = me
-            self._changed.wait_for(lambda: not self._inside.keys() - {me}, PATIENCE)
+        # not for ever: a fork on a thread that is at the door would wait for itself
+        if self._door.acquire(timeout=PATIENCE):
+            self._forking = threading.get_ident()
+            self._empty.wait(PATIENCE)
 
     def _open(self) -> None:
-        with self._changed:
+        if self._forking == threading.get_ident():
             self._forking = None
-            self._changed.notify_all()
+            self._door.release()
