@@ -36,7 +36,7 @@ class Nemesis:
         random = self._world.random
         kinds: Sequence[Callable[[], None]] = (
             self._pause,
-            self._pause,
+            self._pause_sending,
             self._interrupt,
             self._interrupt,
             self._crash,
@@ -72,6 +72,9 @@ class Nemesis:
 
     def _pause(self) -> None:
         self._anyone().process.pause(min(self._span(0.1, 7.0), self._end - self._world.time))
+
+    def _pause_sending(self) -> None:
+        self._network.traps[self._anyone().name] = self._span(0.5, 7.0)
 
     def _interrupt(self) -> None:
         tasks = [one for one in self._anyone().programs if not one.done]

@@ -59,6 +59,7 @@ class Network:
         weather: of the messages.
         frozen: the server stands still; what reaches it waits.
         cut: the names of processes whose messages are all lost.
+        traps: processes, by name, that are paused for so long once they have sent something.
 
     """
 
@@ -68,6 +69,7 @@ class Network:
         self.weather = Weather()
         self.frozen = False
         self.cut: set[str] = set()
+        self.traps: dict[str, float] = {}
         self._waiting: list[Callable[[], object]] = []
         self._late: dict[int, Callable[[], object]] = {}
         self._number = 0
@@ -76,6 +78,7 @@ class Network:
         """From now on everything gets through; what is late comes soon."""
         self.weather = Weather()
         self.cut.clear()
+        self.traps.clear()
         self.thaw()
         for number in self._late:
             due = self.world.time + self.world.random.random()
@@ -199,6 +202,8 @@ class Network:
                 world.at(now + go, None, deliver)
         if fate != "refused":
             world.at(now + timeout, process, partial(self._give_up, reply, changes))
+        if self.traps and (seconds := self.traps.pop(process.name, None)) is not None:
+            process.pause(seconds)
         return await suspend()
 
     def _send_at(self, due: float, deliver: Callable[[], object]) -> None:

@@ -161,7 +161,8 @@ class Closing:
             world.fail("somebody waits on, although the handle is closed")
         world.run(lambda: client.idle, START + self.storm)
         self.nemesis.calm()
-        if not world.run(lambda: client.idle, world.time + self.timeout + 1.0):
+        (closer,) = (task for task in client.programs if task.name == "closer")
+        if not world.run(lambda: closer.done, world.time + self.timeout + 1.0):
             world.fail("the close does not come to an end")
         if not self.other.dead:
             self.other.program("closer", self.other.close())

@@ -91,7 +91,7 @@ class Locks:
         self.stormy = False
         self.nemesis.calm()
         handover = 0.5 if self.capabilities.watch_history else 1.5  # without, it looks again
-        bound = self.timeout + self.ttl + 2.0 + self.rounds * (_HOLD + handover)
+        bound = self.timeout + self.ttl + 4.0 + self.rounds * (_HOLD + handover)
         began = world.time
         if not world.run(self._quiet, began + bound):
             world.fail(f"somebody still waits {bound:.1f} s after all is well")
@@ -132,7 +132,7 @@ class Locks:
 
     async def _try(self, client: Client, lock: LockFlow) -> None:
         random = self.world.random
-        await client.port.sleep(random.random() * 2.0)
+        await client.port.sleep(random.random() * (2.0 if self.stormy else 0.1))
         wait = random.choice((None, None, 0, 4.0 * random.random()))
         got = await client.call(
             lambda port: lock.acquire(port, wait), undo=lambda _: lock.give_up()
@@ -153,7 +153,7 @@ class Locks:
         self.inside.append(holder)
         self._check()
         try:
-            while random.random() < 0.7:
+            while random.random() < (0.7 if self.stormy else 0.3):
                 await client.port.sleep(random.random() * (2.0 if self.stormy else _HOLD / 3))
                 if lock.held and random.random() < 0.5:
                     await self._write(client, lock, claim)

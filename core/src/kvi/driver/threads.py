@@ -35,7 +35,6 @@ from __future__ import annotations
 import _thread
 import heapq
 import itertools
-import logging
 import os
 import random
 import sys
@@ -50,6 +49,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from kvi.clock import now
+from kvi.log import log
 from kvi.port import Cancelled, Flow, Kept, Performable, Port, run
 
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ PATIENCE = 1.0  # seconds that the end of threads is waited for
 _SLICE = 1.0
 _LONGEST = 3600.0  # seconds of one wait, which no platform finds too long
 
-_log = logging.getLogger("kvi")
 _main = threading.main_thread().ident
 
 
@@ -369,7 +368,7 @@ class _Pool:
         try:
             thread.start()
         except RuntimeError as error:  # too many threads, or the interpreter ends
-            _log.warning("%s: no thread can be started, work has to wait: %s", self._name, error)
+            log().warning("%s: no thread can be started, work has to wait: %s", self._name, error)
         else:
             self.threads.add(thread)
 
@@ -562,7 +561,7 @@ class Threads:
         try:
             thread.start()
         except RuntimeError as error:
-            _log.warning("no thread can be started, leases are not kept: %s", error)
+            log().warning("no thread can be started, leases are not kept: %s", error)
             self._asleep.append(None)
 
     def _schedule(self) -> None:
@@ -646,7 +645,7 @@ def _run_safely(work: Callable[[], object]) -> None:
     except Cancelled:
         pass
     except BaseException:  # noqa: BLE001  (whatever a function of the program does)
-        _log.exception("a call-back failed")
+        log().exception("a call-back failed")
 
 
 def _after_fork_in_child() -> None:

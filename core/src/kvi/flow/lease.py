@@ -10,7 +10,6 @@ soon as it answers. It never waits, so it is what ``except BaseException`` calls
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -19,11 +18,11 @@ from kvi.call import Call
 from kvi.errors import KviError, LeaseLost, Timeout
 from kvi.flow.loss import LossState
 from kvi.flow.scope import PASSING, Scope
+from kvi.log import log
 from kvi.ops import GrantOp, PutOp, RenewOp, RevokeOp
 from kvi.policy.lease import LeaseState, Term
 from kvi.port import Port
 
-_log = logging.getLogger("kvi")
 _PAUSE = 1.0  # seconds between tries to revoke a lease that was given up
 
 
@@ -158,9 +157,9 @@ class LeaseFlow:
             try:
                 await self._renew(call)
             except KviError as error:
-                _log.debug("a lease on %s could not be renewed: %s", self.scope.uri, error)
+                log().debug("a lease on %s could not be renewed: %s", self.scope.uri, error)
             except Exception:  # noqa: BLE001  (a mistake of the backend: its loss must be told)
-                _log.exception("a lease on %s could not be renewed", self.scope.uri)
+                log().exception("a lease on %s could not be renewed", self.scope.uri)
             if self.ended:
                 return None
         return self._next_step()
@@ -242,6 +241,6 @@ class _Leaving:
             if lease.may_live(port.now()) and not scope.closed:
                 return port.now() + min(_PAUSE, term.ttl / 3)
         except KviError as error:
-            _log.debug("a lease on %s could not be revoked: %s", scope.uri, error)
+            log().debug("a lease on %s could not be revoked: %s", scope.uri, error)
         scope.ledger.discard(lease)
         return None

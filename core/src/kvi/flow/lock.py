@@ -31,7 +31,6 @@ that surely worked.
 from __future__ import annotations
 
 import enum
-import logging
 import threading
 from collections.abc import Callable
 from math import inf
@@ -51,11 +50,11 @@ from kvi.feed import Feed, WatchSpec
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.loss import LossState
 from kvi.flow.scope import PASSING, Scope
+from kvi.log import log
 from kvi.model import Claim, EventType, Span
 from kvi.ops import ClaimOp, PollOp, ReleaseOp, WatchOp
 from kvi.port import Cancelled, Port
 
-_log = logging.getLogger("kvi")
 _LEAST, _MOST = 0.05, 1.0  # seconds between tries while the store cannot be reached
 _WITHDRAWAL = 1.0  # seconds: who waited in vain does not wait long for saying so
 # Seconds after which a waiter looks again without having been told. With a queue this mends
@@ -300,7 +299,7 @@ class _Attempt:
             except (*PASSING, Contention) as error:
                 self.doubt = self.doubt or isinstance(error, OutcomeUnknown)
                 self._check(lease)
-                _log.debug("waiting for the lock %r: %s", self._name, error)
+                log().debug("waiting for the lock %r: %s", self._name, error)
                 spread = pause * (0.5 + port.chance() / 2)
                 await self._awake.wait(min(spread, max(0.0, self._left())))
                 pause = min(pause * 2, _MOST)

@@ -26,7 +26,6 @@ handle, all its views together.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -35,13 +34,13 @@ from kvi.call import Call
 from kvi.capabilities import Capabilities
 from kvi.errors import Closed, KviError, OutcomeUnknown, Timeout, Unavailable, UsedAfterFork
 from kvi.flow.loss import LossState
+from kvi.log import log
 from kvi.middleware.namespace import Prefixed, check_name, narrowed
 from kvi.ops import Direct, Executor, Op, RevokeOp
 from kvi.port import Port, Runtime
 from kvi.primitives import Primitives
 
 T = TypeVar("T")
-_log = logging.getLogger("kvi")
 
 IDLE = 30.0  # seconds that an unused lease is kept for the next lock
 MOST_IDLE = 16  # leases; what locks that were held at once leave behind is not kept for ever
@@ -250,4 +249,4 @@ class Scope:
                 owed.insert(0, lease)
                 await port.sleep(min(_PAUSE, max(0.0, deadline - port.now())))
             except KviError as error:
-                _log.warning("a lease could not be revoked, it ends by itself: %s", error)
+                log().warning("a lease could not be revoked, it ends by itself: %s", error)

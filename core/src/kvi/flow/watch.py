@@ -32,7 +32,6 @@ it has got there: an exception of a signal handler may come between.
 from __future__ import annotations
 
 import enum
-import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -40,13 +39,13 @@ from typing import Any
 from kvi.errors import Closed, KviError, Timeout, Unavailable
 from kvi.feed import Batch, Feed, WatchSpec
 from kvi.flow.scope import Scope
+from kvi.log import log
 from kvi.model import Event, EventType
 from kvi.ops import PollOp, WatchOp
 from kvi.port import Port, Signal
 
 Callback = Callable[[Event, Any], object]
 
-_log = logging.getLogger("kvi")
 _PORTION = 100  # events that a call-back gets before other watches have their turn
 _PORTION_TIME = 0.02  # seconds, for the same
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between polls while the store is unreachable
@@ -260,7 +259,7 @@ class WatchFlow:
             batch = await scope.execute(port, PollOp(feed), scope.timeout)
         except (Unavailable, Timeout) as error:
             passing = True
-            _log.debug("a watch on %s waits for the store: %s", scope.uri, error)
+            log().debug("a watch on %s waits for the store: %s", scope.uri, error)
         except KviError as error:
             failure = error
         except BaseException as error:  # noqa: BLE001  (a mistake of the backend)
@@ -315,7 +314,7 @@ class WatchFlow:
         self.error = error
         self.end()
         if self._callback is not None:
-            _log.error("a watch has ended: %s", error)
+            log().error("a watch has ended: %s", error)
 
     # -- call-backs -------------------------------------------------------------------------------
 
@@ -334,7 +333,7 @@ class WatchFlow:
                 try:
                     over = callback(event, self._user_data) is False
                 except BaseException:  # noqa: BLE001  (whatever a caller's function does)
-                    _log.exception("the call-back of a watch failed; the watch goes on")
+                    log().exception("the call-back of a watch failed; the watch goes on")
                 if over or runtime.now() > end:
                     break
         finally:

@@ -10,17 +10,16 @@ much time it has left.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 from kvi.call import Call
 from kvi.errors import KviError, OutcomeUnknown
+from kvi.log import log
 from kvi.ops import Executor, Op
 from kvi.policy.retry import RetryPolicy
 
 T = TypeVar("T")
-_logger = logging.getLogger("kvi.retry")
 
 
 class Retrying:
@@ -76,7 +75,7 @@ class Retrying:
 
 
 def _log(error: KviError, op: Op[T], attempts: int, pause: float, uri: str) -> None:
-    _logger.warning(
+    log("kvi.retry").warning(
         "%s of %r on %s failed (try %d), again in %.3f s: %s",
         op.name,
         op.key,
