@@ -16,11 +16,9 @@ ever overwritten unseen, whatever the cache learnt in between.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import inf
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
 
 from kvi.errors import (
@@ -33,10 +31,9 @@ from kvi.errors import (
     OutcomeUnknown,
 )
 from kvi.loader.cache import Hold, Known, Slot
-from kvi.loader.records import Records
+from kvi.loader.records import Records, Wanted
 from kvi.model import Compare, Delete, Get, Key, KeyValue, Operation, Put, Txn
 from kvi.ops import TxnOp
-from kvi.policy.lock import check_wait
 from kvi.policy.txn import check_items, check_txn
 from kvi.port import Port
 
@@ -281,8 +278,7 @@ class Handles(Mapping[K, Handle[V]]):
 
     def unlock(self) -> None:
         """Unlock them all."""
-        for handle in self._handles.values():
-            handle.unlock()
+        _unlock(self._handles.values())
 
     def __enter__(self) -> Self:
         return self
@@ -431,39 +427,30 @@ def lock_many(*refs: Ref[Any], timeout: float | None = None) -> Iterator[Any]:
     given twice; then none is held.
     """
     handles = lock_in_order(refs, timeout)
-    with ExitStack() as held:
-        for handle in handles:
-            held.callback(handle.unlock)
+    try:
         yield handles
+    finally:
+        _unlock(handles)
 
 
 def lock_in_order(refs: Iterable[Ref[Any]], timeout: float | None) -> tuple[Handle[Any], ...]:
     """Lock these, in the order of all; the handles are in the order given."""
     refs = tuple(refs)
-    wait = check_wait(timeout)
-    names = [ref.records.name_of(ref.id) for ref in refs]
-    places = [(ref.records.number, name) for ref, name in zip(refs, names, strict=True)]
-    if len(set(places)) < len(places):
+    wanted = {one.place: one for one in (ref.records.want(ref.id, timeout) for ref in refs)}
+    if len(wanted) < len(refs):
         raise InvalidArgument("lock_many takes each entity once")
     if not refs:
         return ()
-    order = sorted(range(len(refs)), key=places.__getitem__)
-    owner = get_ident()
 
     async def flow(port: Port) -> tuple[Handle[Any], ...]:
-        deadline = inf if wait is None else port.now() + wait
-        handles: dict[int, Handle[Any]] = {}
+        handles: dict[tuple[int, str], Handle[Any]] = {}
         try:
-            for index in order:
-                ref = refs[index]
-                handles[index] = await hold(
-                    ref.records, port, owner, ref.id, names[index], deadline, wait
-                )
+            for place in sorted(wanted):
+                handles[place] = await hold(port, wanted[place])
         except BaseException:
-            for handle in handles.values():
-                handle.unlock()
+            _unlock(handles.values())
             raise
-        return tuple(handles[index] for index in range(len(refs)))
+        return tuple(handles[place] for place in wanted)
 
     return refs[0].records.store._drive(flow, undo=_unlock)
 
@@ -473,17 +460,10 @@ def _unlock(handles: Iterable[Handle[Any]]) -> None:
         handle.unlock()
 
 
-async def hold(
-    records: Records[Any, V],
-    port: Port,
-    owner: object,
-    id: Any,
-    name: str,
-    deadline: float,
-    wait: float | None,
-) -> Handle[V]:
+async def hold(port: Port, wanted: Wanted[Any, V]) -> Handle[V]:
     """A handle on an entity, there or not."""
-    slot, held = await records.take(port, owner, id, name, deadline, wait)
+    records = wanted.records
+    slot, held = await records.take(port, wanted)
     try:
         known = slot.known
         if known is None or slot.doubt:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from math import inf
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
@@ -34,7 +33,6 @@ from kvi.loader.records import Records
 from kvi.middleware.namespace import check_name
 from kvi.model import Event, EventType, KeyValue, Scan, Span
 from kvi.ops import PageOp, RangeOp
-from kvi.policy.lock import check_wait
 from kvi.port import Port
 from kvi.sync.kvi import Kvi
 
@@ -211,11 +209,8 @@ class Loader(Generic[K, V]):
         after that time, `AlreadyHeld` if this thread holds it, `BadRecord` if what is stored is no
         entity, and what `kvi.Kvi.get` does.
         """
-        name, wait, owner = self._records.name_of(id), check_wait(timeout), get_ident()
-        handle = self._records.store._drive(
-            lambda port: hold(self._records, port, owner, id, name, _deadline(port, wait), wait),
-            undo=Handle.unlock,
-        )
+        wanted = self._records.want(id, timeout)
+        handle = self._records.store._drive(lambda port: hold(port, wanted), undo=Handle.unlock)
         if handle._seen is not None:
             return handle
         handle.unlock()
@@ -230,28 +225,26 @@ class Loader(Generic[K, V]):
         Raises as `lock` does, `InvalidArgument` for what cannot be stored, and what `kvi.Kvi.txn`
         does.
         """
-        id = self._records.id_of(entity)
-        name, wait, owner = self._records.name_of(id), check_wait(timeout), get_ident()
+        records = self._records
+        wanted = records.want(records.id_of(entity), timeout)
 
         async def flow(port: Port) -> tuple[Handle[V], bool]:
-            deadline = _deadline(port, wait)
-            slot, held = await self._records.take(port, owner, id, name, deadline, wait)
+            slot, held = await records.take(port, wanted)
             try:
-                known = slot.known
-                if known is not None and not slot.doubt:
-                    return Handle(self._records, slot, held, known), False
-                known, created = await self._records.create(port, slot, entity)
-                return Handle(self._records, slot, held, known), created
+                known, created = slot.known, False
+                if known is None or slot.doubt:
+                    known, created = await records.create(port, slot, entity)
+                return Handle(records, slot, held, known), created
             except BaseException:
-                self._records.let_go(slot, held)
+                records.let_go(slot, held)
                 raise
 
         try:
-            return self._records.store._drive(flow, undo=lambda result: result[0].unlock())
+            return records.store._drive(flow, undo=lambda result: result[0].unlock())
         except LockTimeout:
             raise
         except KviError as error:
-            raise self._records.store._placed(error, "lock_or_create", self._records.key_of(name))
+            raise records.store._placed(error, "lock_or_create", records.key_of(wanted.name))
 
     def lock_many(self, ids: Iterable[K], timeout: float | None = None) -> Handles[K, V]:
         """Lock several entities; together they cannot deadlock with others who do the same.
@@ -395,7 +388,3 @@ class Loader(Generic[K, V]):
         self._records.ensure_open()
         if not self._loaded:
             raise InvalidArgument("nothing is loaded yet: call load() first")
-
-
-def _deadline(port: Port, wait: float | None) -> float:
-    return inf if wait is None else port.now() + wait

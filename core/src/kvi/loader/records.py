@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from itertools import count
-from typing import Any, Generic, TypeVar
+from math import inf
+from threading import get_ident
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from kvi.errors import BadRecord, Closed, InvalidArgument, KviError, LockTimeout, shown
 from kvi.loader.cache import Cache, Hold, Known, Slot
 from kvi.loader.codecs import Codec
 from kvi.model import Get, Key, KeyValue, Put
 from kvi.ops import GetOp, TxnOp
+from kvi.policy.lock import check_wait
 from kvi.policy.txn import check_txn
 from kvi.port import Port
 from kvi.sync.kvi import Kvi
@@ -20,6 +23,32 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _numbers = count()
+
+
+class Wanted(NamedTuple, Generic[K, V]):
+    """An entity that somebody wants to hold, and for how long he waits.
+
+    Attributes:
+        records: what it is, or may be, one of.
+        id: the id of the entity.
+        name: the id as it stands in the key.
+        owner: the thread that wants it.
+        wait: what the caller gave: seconds, or ``None`` for no end.
+        deadline: when the time is up, on the runtime's clock.
+
+    """
+
+    records: Records[K, V]
+    id: K
+    name: str
+    owner: object
+    wait: float | None
+    deadline: float
+
+    @property
+    def place(self) -> tuple[int, str]:
+        """Its place in the order of all, in which entities are locked."""
+        return self.records.number, self.name
 
 
 class Records(Generic[K, V]):
@@ -125,18 +154,22 @@ class Records(Generic[K, V]):
             self.cache.spoil(entry.key.removeprefix(self.prefix), error, entry.revision)
             raise
 
-    async def take(
-        self, port: Port, owner: object, id: K, name: str, deadline: float, wait: float | None
-    ) -> tuple[Slot[K, V], Hold]:
-        """Hold an entity, there or not; ``wait`` is what the caller gave."""
-        key = self.key_of(name)
+    def want(self, id: K, timeout: float | None) -> Wanted[K, V]:
+        """What the calling thread wants to hold, from now on for ``timeout`` seconds."""
+        name, wait = self.name_of(id), check_wait(timeout)
+        deadline = inf if wait is None else self.store._runtime.now() + wait
+        return Wanted(self, id, name, get_ident(), wait, deadline)
+
+    async def take(self, port: Port, wanted: Wanted[K, V]) -> tuple[Slot[K, V], Hold]:
+        """Hold an entity, there or not."""
+        _, id, name, owner, wait, deadline = wanted
         try:
             self.ensure_open()
             taken = await self.cache.take(port, owner, id, name, deadline)
             if taken is None:
                 raise LockTimeout(f"another thread held the entity for {wait:g} seconds")
         except KviError as error:
-            error.located("lock", key, self.store.uri)
+            error.located("lock", self.key_of(name), self.store.uri)
             raise
         return taken
 
