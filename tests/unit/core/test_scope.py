@@ -177,7 +177,7 @@ def test_settle_revokes_all(store: Faulty, peer: kvi.Kvi) -> None:
 
 
 def test_settle_takes_no_longer_than_one_time_out(store: Faulty, clock: Clock) -> None:
-    """The views of a handle share the time that closing may take; the rest ends by itself."""
+    """All leases, of views too, share the time of closing; a lost answer keeps no other from it."""
     leases = [store.namespace(f"view{number}").lease(60) for number in range(3)]
     leases.append(store.lease(60))
     began = clock.time
@@ -189,7 +189,7 @@ def test_settle_takes_no_longer_than_one_time_out(store: Faulty, clock: Clock) -
     store.before["lease_revoke"] = silent
     store.close()
     assert clock.time == pytest.approx(began + 5)
-    assert store.times("lease_revoke") == 1
+    assert store.times("lease_revoke") >= len(leases)
     assert not any(lease.alive for lease in leases)
 
 

@@ -48,6 +48,7 @@ IDLE = 30.0  # seconds that an unused lease is kept for the next lock
 MOST_IDLE = 16  # leases; what locks that were held at once leave behind is not kept for ever
 PASSING = (Unavailable, Timeout, OutcomeUnknown)  # the store may be back in a moment
 _PAUSE = 0.1  # seconds between tries to tell a store that cannot be reached
+_PATIENCE = 1.0  # seconds for one of them: a lost answer must not keep the others from it
 
 
 class Member(Protocol):
@@ -242,7 +243,7 @@ class Scope:
         while owed and port.now() < deadline:
             lease = owed.pop()
             try:
-                call = Call(port, deadline, decided=True)
+                call = Call(port, min(deadline, port.now() + _PATIENCE), decided=True)
                 await self.executor.execute(RevokeOp(lease.id), call)
             except PASSING as error:
                 final = isinstance(error, Unavailable) and not error.passing
