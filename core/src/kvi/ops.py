@@ -249,16 +249,16 @@ class TxnOp(Op[TxnResult]):
         return primitives._txn(self.txn, timeout)
 
 
-class WatchOp(Op[Feed]):
+class WatchOp(_Spanning[Feed]):
     """Begin to watch."""
 
-    __slots__ = ("key", "spec", "wake")
+    __slots__ = ("spec", "wake")
     called, proves = "watch", False
 
     def __init__(self, spec: WatchSpec, wake: Wake) -> None:
+        super().__init__(spec.span)
         self.spec = spec
         self.wake = wake
-        self.key = spec.span.start
 
     def run(self, primitives: Primitives, timeout: float) -> Feed:
         return primitives._watch(self.spec, self.wake, timeout)
@@ -290,27 +290,29 @@ class GrantOp(_Keyless[Grant]):
         return primitives._lease_grant(self.ttl, timeout)
 
 
-class RenewOp(_Keyless[float]):
-    """Let the time of a lease begin anew."""
-
+class _OfLease(_Keyless[T]):
     __slots__ = ("lease",)
-    called, effect = "lease_renew", Effect.REPEATABLE
+    effect = Effect.REPEATABLE
 
     def __init__(self, lease: int) -> None:
         self.lease = lease
+
+
+class RenewOp(_OfLease[float]):
+    """Let the time of a lease begin anew."""
+
+    __slots__ = ()
+    called = "lease_renew"
 
     def run(self, primitives: Primitives, timeout: float) -> float:
         return primitives._lease_renew(self.lease, timeout)
 
 
-class RevokeOp(_Keyless[None]):
+class RevokeOp(_OfLease[None]):
     """End a lease, and its keys."""
 
-    __slots__ = ("lease",)
-    called, effect = "lease_revoke", Effect.REPEATABLE
-
-    def __init__(self, lease: int) -> None:
-        self.lease = lease
+    __slots__ = ()
+    called = "lease_revoke"
 
     def run(self, primitives: Primitives, timeout: float) -> None:
         primitives._lease_revoke(self.lease, timeout)
@@ -330,15 +332,15 @@ class ClaimOp(_Keyed[Claim]):
         return primitives._lock_claim(self.key, self.lease, timeout)
 
 
-class ReleaseOp(Op[bool]):
+class ReleaseOp(_Keyed[bool]):
     """Take a claim back."""
 
-    __slots__ = ("claim", "key")
+    __slots__ = ("claim",)
     called, effect = "lock_release", Effect.DECIDING
 
     def __init__(self, claim: Claim) -> None:
+        super().__init__(claim.key)
         self.claim = claim
-        self.key = claim.key
 
     def run(self, primitives: Primitives, timeout: float) -> bool:
         return primitives._lock_release(self.claim, timeout)

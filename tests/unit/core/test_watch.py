@@ -16,6 +16,7 @@ import pytest
 from kvi.call import Call
 from kvi.feed import Batch, Feed, Wake
 from kvi.flow import watch as module
+from kvi.flow.watch import WatchFlow
 from kvi.model import Event, EventType, KeyValue
 from kvi.ops import Op, WatchOp
 from kvi.sync import watch as face
@@ -693,6 +694,30 @@ def test_closed_while_it_begins(uri: str) -> None:
     with pytest.raises(kvi.Closed):
         store.watch("k")
     assert store.feeds[0].closed.is_set()
+
+
+def test_nothing_after_a_call_back_said_no(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is ready when a call-back ends its watch is not handed over, whatever wakes it."""
+    handed: list[object] = []
+    runtime, end = scripted._scope.runtime, WatchFlow.end
+    call_back = runtime.call_back
+
+    def woken_end(flow: WatchFlow) -> None:
+        flow.wake()
+        end(flow)
+
+    def hand_over(function: Callable[[], object]) -> None:
+        handed.append(function)
+        call_back(function)
+
+    monkeypatch.setattr(WatchFlow, "end", woken_end)
+    monkeypatch.setattr(runtime, "call_back", hand_over)
+    watch, feed = begin(scripted, callback=lambda *_: False)
+    feed.play(Batch([put(11), put(12)], 12))
+    until(lambda: not watch.active)
+    assert len(handed) == 1
 
 
 def test_dropped_when_it_ends(scripted: Scripted) -> None:

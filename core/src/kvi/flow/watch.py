@@ -233,11 +233,10 @@ class WatchFlow:
             and self._reader is Reader.IDLE
             and (self._waiting or (self._callback is not None and not self._delivers))
         ):
+            self._woken = False
             if self._feed is None:  # the changes of no key at all
-                self._woken = False
                 self._polls += 1
                 return
-            self._woken = False
             self._reader = Reader.POLLING
             self.scope.runtime.read(self._poll)
 
@@ -285,8 +284,7 @@ class WatchFlow:
                     self._accept(batch)
                 elif feed.interval is not None:
                     scope.runtime.at(port.now() + feed.interval, self.wake)
-            for signal in self._waiting:
-                signal.set()
+            self._rouse()
             self._look()
 
     def _resume(self) -> None:
@@ -339,14 +337,8 @@ class WatchFlow:
         finally:
             with self._lock:
                 self.runner = None
-                for signal in self._waiting:
-                    signal.set()
-                self._delivers = False
-                if not over and self._reader is not Reader.ENDED:
-                    if self._position < len(self._batch):
-                        self._delivers = True
-                        runtime.call_back(self._deliver)
-                    else:
-                        self._look()
+                self._delivers = over  # then nothing is handed over any more
+                self._rouse()
+                self._look()
         if over:
             self.end()

@@ -27,7 +27,6 @@ threads.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 
@@ -36,12 +35,12 @@ import pluggy
 from kvi import hookspecs
 from kvi.errors import InvalidArgument
 from kvi.hookspecs import PROJECT, ObservedOperation
+from kvi.log import log
 
 __all__ = ["GROUP", "register", "unregister"]
 
 GROUP = "kvi.observers"
 
-_log = logging.getLogger("kvi")
 _lock = threading.Lock()
 _loaded = False
 
@@ -71,7 +70,7 @@ class _Observer:
         try:
             self.hook(operation=operation)
         except Exception as error:  # noqa: BLE001  (what it raises harms nobody)
-            _log.warning(
+            log().warning(
                 "the observer %r failed on %s: %r",
                 self.plugin,
                 operation.name,
@@ -126,4 +125,6 @@ def load_installed() -> None:
         try:
             register(entry.load())
         except Exception as error:  # noqa: BLE001  (the program must run without it)
-            _log.warning("the observer %r of %s cannot be used: %r", entry.name, entry.value, error)
+            log().warning(
+                "the observer %r of %s cannot be used: %r", entry.name, entry.value, error
+            )
