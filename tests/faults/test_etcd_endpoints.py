@@ -66,6 +66,17 @@ def works(store: kvi.Kvi, key: str, timeout: float) -> bool:
     return True
 
 
+def distrusts(store: kvi.Kvi) -> bool:
+    """Whether the certificate is why it cannot be read."""
+    try:
+        store.get("k")
+    except kvi.AuthenticationFailed:
+        return True
+    except kvi.Unavailable:  # the old connection's end
+        return False
+    return False
+
+
 # -- calls ----------------------------------------------------------------------------------------
 
 
@@ -230,6 +241,38 @@ def test_alert_that_passes(server: EtcdServer, tmp_path: Path) -> None:
         writer.store("k", "2")
         between.target = tls.port
         between.cut()
+        assert watch.next(30).value == b"2"
+
+
+def test_certificates_are_renewed_on_disk(server: EtcdServer, tmp_path: Path) -> None:
+    """Both sides have new ones of a new authority: calls and watches go on with them."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first, second = (Certificates.make(tmp_path / name) for name in ("first", "second"))
+    parts = {"ca": "ca", "cert": "client_cert", "key": "client_key"}
+
+    def install(files: Certificates) -> None:
+        for option, name in parts.items():
+            (tmp_path / option).write_bytes(getattr(files, name).read_bytes())
+
+    install(first)
+    options = {option: str(tmp_path / option) for option in parts}
+    target = (server.host, server.port)
+    with (
+        TlsProxy(target, first, mutual=True) as old,
+        TlsProxy(target, second, mutual=True) as new,
+        TcpProxy(old.port) as between,
+        kvi.open(f"etcd+tls://127.0.0.1:{between.port}", retry=None, **options) as store,
+        store.watch("k") as watch,
+    ):
+        store.store("k", "1")
+        assert watch.next(10).value == b"1"
+        between.target = new.port
+        (tmp_path / "key").write_bytes(b"half written")
+        between.cut()
+        until(lambda: distrusts(store))
+        install(second)
+        store.store("k", "2")
         assert watch.next(30).value == b"2"
 
 

@@ -11,15 +11,17 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 from kvi.errors import InvalidOption
 
 from kvi_etcd import wire_pb2 as pb
+
+Pems = tuple[bytes | None, bytes | None, bytes | None]  # as gRPC wants them
 
 STUBS = "etcd3.etcdrpc"
 
@@ -117,18 +119,20 @@ def _import_etcd3() -> ModuleType:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """PEM text for TLS; without ``ca`` the authorities that gRPC brings are trusted."""
+    """Files of PEM text for TLS.
 
-    ca: bytes | None = field(default=None, repr=False)
-    cert: bytes | None = field(default=None, repr=False)
-    key: bytes | None = field(default=None, repr=False)
+    Without ``ca`` the authorities that gRPC brings are trusted.
+    """
 
-    @classmethod
-    def read(cls, ca: str | None, cert: str | None, key: str | None) -> Self:
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+    def read(self) -> Pems:
         """Read the files; raises `InvalidOption` that names the option of one that cannot be."""
-        if (cert is None) != (key is None):
+        if (self.cert is None) != (self.key is None):
             raise InvalidOption("a client certificate needs both options, cert and key")
-        return cls(_pem("ca", ca), _pem("cert", cert), _pem("key", key))
+        return _pem("ca", self.ca), _pem("key", self.key), _pem("cert", self.cert)
 
 
 def _pem(option: str, path: str | None) -> bytes | None:
@@ -145,7 +149,7 @@ def _pem(option: str, path: str | None) -> bytes | None:
     return text
 
 
-def connect(host: str, port: int, tls: Tls | None) -> Any:
+def connect(host: str, port: int, pems: Pems | None) -> Any:
     """A client of one endpoint, with a channel that connects at its first call."""
     etcd3 = _import_etcd3()
 
@@ -153,12 +157,12 @@ def connect(host: str, port: int, tls: Tls | None) -> Any:
         """The client, with TLS as kvi configures it."""
 
         def _get_secure_creds(self, *_files: object) -> grpc.ChannelCredentials:
-            assert tls is not None
-            return grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
+            assert pems is not None
+            return grpc.ssl_channel_credentials(*pems)
 
     return Client(
         f"[{host}]" if ":" in host else host,
         port,
-        ca_cert=None if tls is None else "",  # not None switches TLS on; the bytes are ours
+        ca_cert=None if pems is None else "",  # not None switches TLS on; the bytes are ours
         grpc_options=_OPTIONS,
     )

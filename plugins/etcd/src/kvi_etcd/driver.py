@@ -12,6 +12,9 @@ whose peer says nothing was surely not sent.
 *Blame.* When all endpoints failed, the error that may pass is raised: one bad certificate is no
 verdict about the store.
 
+*Certificates* are renewed on disk. When an endpoint cannot be reached, the files are read again; if
+they are others now, the call goes on over channels made with them.
+
 *Threads.* A call runs on the caller's thread. One lock guards which endpoints there are and which
 is the current one, and nothing waits under it. Making a channel, its first call and its end are
 kept apart from forks; see `kvi_etcd.forks`.
@@ -28,7 +31,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Self
 
 import grpc
-from kvi.errors import KviError, Timeout, Unavailable
+from kvi.errors import InvalidOption, KviError, Timeout, Unavailable
 from kvi.policy.failover import PATIENCE, Failover, Happened, Step, share
 from kvi.port import run
 
@@ -114,6 +117,7 @@ class Connection:
         self._places = list(endpoints)
         self._others = len(self._places) - 1
         self._tls = tls
+        self._pems = None if tls is None else tls.read()
         self._credentials = credentials
         self._lock = threading.Lock()
         self._endpoints: dict[int, Endpoint] = {}
@@ -186,7 +190,8 @@ class Connection:
             happened = self._noted(endpoint, error)
             if happened is Happened.SILENT:
                 self._replace(endpoint)
-            self._move_on(endpoint)
+            if happened is not Happened.UNREACHED or not self._renew_files():
+                self._move_on(endpoint)
             raise _told(error, happened, Step.NEXT, write=False) from error
         except ValueError as error:
             raise self._shut(error) from error
@@ -269,6 +274,9 @@ class Connection:
                     raise self._shut(closed) from closed
             sent = way.sent
             happened = self._noted(endpoint, error)
+            if happened is Happened.UNREACHED and self._renew_files():
+                endpoint, error = self._current(), None
+                continue
             decision = way.decide(happened, time.monotonic())
             told = _told(error, happened, decision.step, write=request.write and sent)
             if happened is Happened.SILENT and request.write and not sent:
@@ -383,6 +391,23 @@ class Connection:
             if self._endpoint is suspicious:
                 self._endpoint = None
 
+    def _renew_files(self) -> bool:
+        """Read the files for TLS again; if they were renewed, all channels are made anew."""
+        if self._tls is None:
+            return False
+        try:
+            pems = self._tls.read()
+        except InvalidOption:  # being written: those that were read before may do
+            return False
+        with self._lock:
+            if pems == self._pems:
+                return False
+            self._pems = pems
+            outdated = list(self._endpoints.values())
+        for endpoint in outdated:
+            self._replace(endpoint)
+        return True
+
     def _no_thread(self, endpoint: Endpoint, error: RuntimeError) -> Unavailable:
         """No thread could be started: the channel then counts on one that does not run."""
         self._replace(endpoint)
@@ -399,7 +424,7 @@ class Connection:
                 client.close()
         endpoint = self._endpoints.get(at)
         if endpoint is None:
-            client = connect(*self._places[at], self._tls)
+            client = connect(*self._places[at], self._pems)
             token = WITH_LEADER if self._credentials is None else None
             endpoint = self._endpoints[at] = Endpoint(client, at, token, self._unused)
             self._clients.add(client)

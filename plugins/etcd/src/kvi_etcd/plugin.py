@@ -57,4 +57,4 @@ def _tls(uri: StoreUri, options: Mapping[str, Any]) -> Tls | None:
         if ca or cert or key:
             raise InvalidOption("ca, cert and key are for TLS; write etcd+tls://host:2379")
         return None
-    return Tls.read(ca, cert, key)
+    return Tls(ca, cert, key)
