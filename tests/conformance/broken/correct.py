@@ -57,7 +57,7 @@ class Passing(Feed):
 
     def __init__(self, inner: Feed) -> None:
         self.inner = inner
-        self.revision = inner.revision
+        self.revision, self.interval = inner.revision, inner.interval
 
     def poll(self, timeout: float) -> Batch | None:
         """The next events."""

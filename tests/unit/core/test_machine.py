@@ -131,7 +131,7 @@ class Changed(Feed):
     def __init__(self, inner: Feed, change: Callable[[Iterable[Event]], list[Event]]) -> None:
         self._inner = inner
         self._change = change
-        self.revision = inner.revision
+        self.revision, self.interval = inner.revision, inner.interval
 
     def poll(self, timeout: float) -> Batch | None:
         """The next events, changed."""

@@ -433,7 +433,9 @@ class Kvi(Face):
         """
         try:
             self._ensure_open()
-            return Kvi(self._scope.view(name))
+            view = self._scope.view()
+            view.narrow(name)
+            return Kvi(view)
         except KviError as error:
             raise self._placed(error, "namespace", None)
 
