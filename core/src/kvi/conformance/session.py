@@ -82,7 +82,10 @@ def run(
     findings.check()
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         done = sum(finding.ended for finding in findings.found.values())
-        raise NotRun(f"it was ended after {done} of {findings.total} tests. {findings.trouble}")
+        how = pytest.ExitCode(status).name.lower().replace("_", " ")
+        raise NotRun(
+            f"it was ended ({how}) after {done} of {findings.total} tests. {findings.trouble}"
+        )
     with suppress(Exception), kvi.open(uri) as store:
         store.delete_range(prefix="")
     tests = [_result(finding, uri, shown) for finding in findings.found.values()]
