@@ -118,6 +118,14 @@ class Findings:
         if report.failed:
             self.trouble = f"{self.trouble}\n{report.longreprtext}".strip()
 
+    def pytest_internalerror(self, excrepr: object) -> None:
+        """Note what went wrong in pytest itself."""
+        self.trouble = f"{self.trouble}\n{excrepr}".strip()
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Note what ended it."""
+        self.trouble = f"{self.trouble}\n{excinfo.getrepr(style='long')}".strip()
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note how a phase of a test ended: a failure counts, else the first that tells."""
         name = "::".join(report.nodeid.split("::")[1:]).replace("::", ".")
