@@ -84,7 +84,7 @@ def run(
         done = sum(finding.ended for finding in findings.found.values())
         how = pytest.ExitCode(status).name.lower().replace("_", " ")
         raise NotRun(
-            f"it was ended ({how}) after {done} of {findings.total} tests. {findings.trouble}"
+            f"it was ended after {done} of {findings.total} tests ({how}). {findings.trouble}"
         )
     with suppress(Exception), kvi.open(uri) as store:
         store.delete_range(prefix="")
