@@ -57,6 +57,7 @@ class LoopSignal:
         if get_ident() == self._thread:
             self._event.set()
         else:
+            # A signal may end this call before it has told; then the slice of the wait ends it.
             with suppress(RuntimeError):  # the loop is closed: nobody waits
                 self._loop.call_soon_threadsafe(self._event.set)
 
@@ -156,6 +157,7 @@ class _Job(Generic[T]):
             error = failure
         with self._lock:
             self._thread = None
+        # In a thread of the pool: no signal's exception and no cancellation comes here.
         try:
             self.loop.call_soon_threadsafe(self.settle, error, value)
         except RuntimeError:  # the loop is closed
@@ -211,6 +213,7 @@ class Loop(Threads):
     def wake(self) -> None:
         """Wake everybody who waits: a handle was closed."""
         super().wake()
+        # If a signal ends this loop, whoever was not told sees it as its slice or call ends.
         for port, loop in list(self._awaited.items()):
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(port.wake)
