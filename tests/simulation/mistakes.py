@@ -12,6 +12,7 @@ from kvi.call import Call
 from kvi.errors import KviError
 from kvi.feed import Feed
 from kvi.flow.lease import LeaseFlow
+from kvi.flow.lending import Lending
 from kvi.flow.lock import LockFlow, LockState, _Attempt
 from kvi.flow.scope import Ledger, Scope
 from kvi.flow.watch import Reader, WatchFlow
@@ -206,6 +207,15 @@ def moved_too_early(real: Any) -> Any:
         return real(watch, main=False)  # type: ignore[no-any-return]
 
     return take
+
+
+def kept_for_main(real: Any) -> Any:
+    """What an interrupted call of the main thread left is not given to other threads."""
+
+    def left(lending: Lending[Event], *, main: bool) -> Event | None:
+        return lending.item if main else None
+
+    return left
 
 
 def woken_too_late(real: Any) -> Any:

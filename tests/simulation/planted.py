@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from kvi.backend.history import HistoryFeed
 from kvi.flow.lease import LeaseFlow
+from kvi.flow.lending import Lending
 from kvi.flow.lock import LockFlow, _Attempt
 from kvi.flow.scope import Ledger, Scope
 from kvi.flow.watch import WatchFlow
@@ -55,6 +56,7 @@ PLANTED: dict[str, Planted] = {
     "close leaves watches": Planted("close", WatchFlow, "shut", mistakes.watching_on),
     "watch resumes too late": Planted("watch", HistoryFeed, "_follow", mistakes.one_too_late),
     "position moves too early": Planted("watch", WatchFlow, "take", mistakes.moved_too_early),
+    "event stays lent": Planted("watch", Lending, "left", mistakes.kept_for_main),
     "wake-up during a poll is lost": Planted("watch", WatchFlow, "wake", mistakes.woken_too_late),
     "RESYNC starves": Planted("watch", WatchFlow, "_poll", mistakes.starved),
     "call-back stays busy": Planted("watch", WatchFlow, "_deliver", mistakes.delivered_once),

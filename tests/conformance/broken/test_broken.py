@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import kvi
 import pytest
 from kvi.conformance import session, waiting
 from kvi.conformance.contract import RULES
@@ -13,7 +12,7 @@ from kvi.conformance.faults import away, calls, history
 from kvi.conformance.plugin import Findings
 from kvi.conformance.report import Outcome
 from kvi.conformance.suite import watches
-from kvi.sync.watch import Watch
+from kvi.flow.watch import Asking, WatchFlow
 
 from tests.conformance.broken import BROKEN, Mutant
 from tests.conformance.broken.correct import forget
@@ -79,12 +78,13 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (away, history):
         monkeypatch.setattr(module, "BACK", PATIENCE)
     monkeypatch.setattr(calls, "MARGIN", PATIENCE)
-    await_ = Watch._await
+    ask = WatchFlow.ask
 
-    def hasty(self: Watch, timeout: float | None, main: bool) -> kvi.Event:
-        return await_(self, ENDLESS if timeout is None else min(timeout, PATIENCE), main)
+    def hasty(self: WatchFlow, moment: float, timeout: float | None, *, main: bool) -> Asking:
+        wait = ENDLESS if timeout is None else min(timeout, PATIENCE)
+        return ask(self, moment, wait, main=main)
 
-    monkeypatch.setattr(Watch, "_await", hasty)
+    monkeypatch.setattr(WatchFlow, "ask", hasty)
 
 
 def one_for_each_rule() -> set[str]:

@@ -23,7 +23,6 @@ from tests.simulation.model import Model
 from tests.simulation.world import Signal, World
 
 SPAN = Span.of_prefix("k/")
-_LEAST = 0.05  # seconds for a poll, as in `kvi.sync.watch`
 
 Known = dict[str, bytes | None]
 Entry = tuple[int, int, str, bytes | None]  # epoch, revision, key, value
@@ -190,28 +189,31 @@ class Consumer:
     async def _next(self, timeout: float | None) -> Event:
         """As `kvi.sync.watch.Watch.next`: with a look at the world wherever it can be left."""
         flow, world = self.flow, self.world
-        event = None if self.client.scope.closed else flow.take(main=self.main)
-        if event is None:
-            flow.ensure_going()
-            began = world.time
-            deadline = began + (1e9 if timeout is None else timeout)
-            signal = Signal(world)
-            polls = flow.want(signal)
-            try:
-                while (event := flow.take(main=self.main)) is None:
-                    flow.ensure_going()
-                    moment = world.time
-                    patience = max(deadline, began + _LEAST)
-                    if moment >= deadline and (moment >= patience or flow.has_polled(polls)):
-                        raise Timeout("nothing changed in time")
-                    await signal.wait((deadline if moment < deadline else patience) - moment)
-            finally:
-                flow.unwant(signal)
-        if self.main:
-            if world.random.random() < 0.05:
-                raise Cancelled  # a handler raises, where no step of Python can be kept out
-            flow.got(event)
-        return event
+        main = self.main and world.random.random() < 0.9  # or else another thread takes over
+        flow.lending.asked = main
+        try:
+            event = None if self.client.scope.closed else flow.take(main=main)
+            if event is None:
+                event = await self._await(timeout, main)
+            if main:
+                if world.random.random() < 0.05:
+                    raise Cancelled  # a handler raises, where no step of Python can be kept out
+                flow.got(event)
+            return event
+        finally:
+            flow.lending.asked = False
+
+    async def _await(self, timeout: float | None, main: bool) -> Event:
+        flow, world = self.flow, self.world
+        signal = Signal(world)
+        asking = flow.ask(world.time, timeout, main=main)
+        try:
+            asking.begin(signal)
+            while not isinstance(found := asking.look(world.time), Event):
+                await signal.wait(found)
+            return found
+        finally:
+            flow.unwant(signal)
 
     def _accept(self, event: Event) -> None:
         if self.world.story is not None:

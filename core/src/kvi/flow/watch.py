@@ -25,8 +25,8 @@ in portions by the runtime's threads for call-backs, one portion at a time.
 
 *How far it got.* ``_through`` is the revision told by the present batch, ``_before`` the one told
 before it. While the batch is handed out, the revision that is complete lies between the two, and is
-read off the last event out and the next one. An event taken for the main thread is ``lent`` until
-it has got there: an exception of a signal handler may come between.
+read off the last event out and the next one. An event taken for the main thread is lent until it
+has got there (`kvi.flow.lending`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from __future__ import annotations
 import enum
 import threading
 from collections.abc import Callable, Collection, Sequence
+from math import inf
 from typing import Any
 
-from kvi.errors import Closed, KviError, Timeout, Unavailable
+from kvi.errors import Closed, InvalidArgument, KviError, Timeout, Unavailable
 from kvi.feed import Batch, Feed, WatchSpec
+from kvi.flow.lending import Lending
 from kvi.flow.scope import Scope
 from kvi.log import log
 from kvi.model import Event, EventType
@@ -46,6 +48,7 @@ from kvi.port import Port, Signal
 
 Callback = Callable[[Event, Any], object]
 
+_LEAST = 0.05  # seconds for a poll, also of a consumer who does not want to wait
 _PORTION = 100  # events that a call-back gets before other watches have their turn
 _PORTION_TIME = 0.02  # seconds, for the same
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between polls while the store is unreachable
@@ -60,6 +63,40 @@ class Reader(enum.Enum):
     ENDED = enum.auto()
 
 
+class Asking:
+    """Somebody who waits for the next event.
+
+    The main thread waits on its own, where no coroutine can be left unawaited; so this is the part
+    of the loop that does not wait.
+    """
+
+    def __init__(self, flow: WatchFlow, moment: float, timeout: float | None, main: bool) -> None:
+        self._flow = flow
+        self._main = main
+        self._timeout = timeout
+        self._deadline = inf if timeout is None else moment + timeout
+        self._patience = max(self._deadline, moment + _LEAST)
+        self._polls = 0
+
+    def begin(self, signal: Signal) -> None:
+        """Have ``signal`` set when it is time to look; `WatchFlow.unwant` undoes it."""
+        self._polls = self._flow.want(signal)
+
+    def look(self, moment: float) -> Event | float:
+        """The event, or how many seconds to wait; raises `Timeout`, or what ended the watch."""
+        flow = self._flow
+        event = flow.take(main=self._main)
+        if event is not None:
+            return event
+        flow.ensure_going()
+        left = self._deadline - moment
+        if left > 0:
+            return left
+        if moment >= self._patience or flow.has_polled(self._polls):
+            raise Timeout(f"nothing changed within {self._timeout:g} seconds")
+        return self._patience - moment
+
+
 class WatchFlow:
     """One watch. Safe for threads.
 
@@ -67,6 +104,7 @@ class WatchFlow:
         scope: what it hangs on.
         error: what ended it, if it was an error.
         runner: the thread that runs the call-back now, or ``None``.
+        lending: the event on its way to the main thread.
 
     """
 
@@ -80,6 +118,7 @@ class WatchFlow:
         self.scope = scope
         self.error: KviError | None = None
         self.runner: int | None = None
+        self.lending: Lending[Event] = Lending()
         self._kinds = kinds
         self._callback = callback
         self._user_data = user_data
@@ -87,7 +126,6 @@ class WatchFlow:
         self._feed: Feed | None = None
         self._batch: Sequence[Event] = ()
         self._position = 0
-        self._lent: Event | None = None
         self._reader = Reader.IDLE
         self._woken = True
         self._pause = _FIRST_PAUSE
@@ -115,28 +153,32 @@ class WatchFlow:
     # -- for its consumer -------------------------------------------------------------------------
 
     def take(self, *, main: bool) -> Event | None:
-        """The next event of the batch, ``None`` if it is used up.
-
-        For the main thread it stays lent until `got`: nothing can come between that and its return.
-        """
+        """The next event of the batch, ``None`` if it is used up; lent to the main thread."""
         with self._lock:
-            if main and self._lent is not None:
-                return self._lent
-            position = self._position
-            if position >= len(self._batch):
-                return None
-            event = self._batch[position]
-            self._position = position + 1
+            event = self.lending.left(main=main)
+            if event is None:
+                position = self._position
+                if position >= len(self._batch):
+                    return None
+                event = self._batch[position]
+                self._position = position + 1
             if main:
-                self._lent = event
+                self.lending.item = event
             else:
                 self._last = event
             return event
 
     def got(self, event: Event) -> None:
-        """The main thread has the event that was lent."""
+        """The main thread has what was lent: nothing can come between this and its return."""
         self._last = event
-        self._lent = None
+        self.lending.item = None
+
+    def ask(self, moment: float, timeout: float | None, *, main: bool) -> Asking:
+        """Begin to wait for an event, at this moment."""
+        if self.calls_back:
+            raise InvalidArgument("this watch gives its events to its call-back")
+        self.ensure_going()
+        return Asking(self, moment, timeout, main)
 
     def want(self, signal: Signal) -> int:
         """Set ``signal`` when there is something to take; how many polls have ended until now."""
@@ -184,7 +226,7 @@ class WatchFlow:
 
     def _complete(self) -> int | None:
         """`revision`. Hold the lock."""
-        following, last = self._lent, self._last
+        following, last = self.lending.item, self._last
         if following is None:
             if self._position >= len(self._batch):
                 return self._through
@@ -200,7 +242,7 @@ class WatchFlow:
         with self._lock:
             self._reader = Reader.ENDED
             self._through = self._complete()  # what is dropped now has not been handed out
-            self._batch, self._position, self._lent = (), 0, None
+            self._batch, self._position, self.lending.item = (), 0, None
             self._rouse()
         feed = self._feed
         if feed is not None:
@@ -300,7 +342,8 @@ class WatchFlow:
         if kinds is not None:
             events = [e for e in events if e.type in kinds or e.type is EventType.RESYNC]
         self._last = None
-        self._before = self._through
+        if self.lending.item is None:  # else that is told before
+            self._before = self._through
         if batch.revision is not None:
             self._through = batch.revision
         self._batch, self._position = events, 0

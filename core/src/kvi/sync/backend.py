@@ -24,6 +24,7 @@ from math import inf
 from kvi.clock import now
 from kvi.driver.threads import ThreadSignal, is_main
 from kvi.errors import Closed, InvalidArgument, KviError, Timeout, shown
+from kvi.flow.lending import Lending
 from kvi.flow.reservation import Reservations
 from kvi.flow.scope import Scope
 from kvi.middleware.liveness import Monitored
@@ -57,7 +58,7 @@ class LivenessChannel:
         self._scope = scope
         self._lock = threading.Lock()
         self._items: deque[bool] = deque(maxlen=SIZE)
-        self._lent: bool | None = None
+        self._lending: Lending[bool] = Lending()
         self._readers: list[ThreadSignal] = []
 
     def get(self, timeout: float | None = None) -> bool:
@@ -69,25 +70,21 @@ class LivenessChannel:
         main, wait = is_main(), check_wait(timeout)
         if self._scope.primitives.forked:  # its lock may be held for ever
             raise self._scope.refusal()
-        item = self._take(main)
-        if item is None:
-            deadline = inf if wait is None else now() + wait
-            signal = ThreadSignal()
-            self._readers.append(signal)
-            try:
-                while (item := self._take(main)) is None:
-                    left = deadline - now()
-                    if self._scope.closed:
-                        raise Closed("the store of this channel is closed")
-                    if left <= 0:
-                        raise Timeout("no news of the store's liveness in time")
-                    signal.wait_here(left)
-            finally:
-                self._readers.remove(signal)
-                self._rouse()  # an item may have come for this one
-        if main:
-            self._lent = None  # nothing can come between this and the return
-        return item
+        lending = self._lending
+        try:
+            if main:
+                lending.asked = True
+            item = self._take(main=main)
+            if item is None:
+                item = self._await(wait, main)
+            if main:
+                lending.item = None
+            return item
+        finally:
+            if main:
+                lending.asked = False
+                if lending.item is not None:  # who waits may have it
+                    self._rouse()
 
     def __iter__(self) -> Iterator[bool]:
         """Items as they come, until the store is closed."""
@@ -101,17 +98,32 @@ class LivenessChannel:
         """How many items are waiting, at most 10."""
         return len(self._items)
 
-    def _take(self, main: bool) -> bool | None:
-        """The next item; for the main thread it stays lent until it has got there."""
+    def _await(self, wait: float | None, main: bool) -> bool:
+        deadline = inf if wait is None else now() + wait
+        signal = ThreadSignal()
+        self._readers.append(signal)
+        try:
+            while (item := self._take(main=main)) is None:
+                left = deadline - now()
+                if self._scope.closed:
+                    raise Closed("the store of this channel is closed")
+                if left <= 0:
+                    raise Timeout("no news of the store's liveness in time")
+                signal.wait_here(left)
+            return item
+        finally:
+            self._readers.remove(signal)
+            self._rouse()  # an item may have come for this one
+
+    def _take(self, *, main: bool) -> bool | None:
+        """The next item; lent to the main thread."""
         with self._lock:
-            if main and self._lent is not None:
-                return self._lent
-            if not self._items:
-                return None
-            item = self._items[0]
-            del self._items[0]
+            item = self._lending.left(main=main)
+            if item is None and self._items:
+                item = self._items[0]
+                del self._items[0]
             if main:
-                self._lent = item
+                self._lending.item = item
             return item
 
     def _post(self, alive: bool) -> None:

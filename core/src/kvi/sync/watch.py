@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from math import inf
 from threading import get_ident
 from typing import Self
 
 from kvi.capabilities import Capabilities
 from kvi.clock import now
 from kvi.driver.threads import ThreadSignal, is_main
-from kvi.errors import Closed, InvalidArgument, KviError, NotSupported, Timeout, shown
+from kvi.errors import Closed, InvalidArgument, KviError, NotSupported, shown
 from kvi.flow.watch import WatchFlow
 from kvi.model import MAX_NUMBER, Event, EventType
 from kvi.policy.lock import check_wait
@@ -18,7 +17,6 @@ from kvi.sync.face import Face
 __all__ = ["Watch"]
 
 _PATIENCE = 0.9  # seconds that cancel() waits for a call-back that is running
-_LEAST = 0.05  # seconds for a poll, also of a consumer who does not want to wait
 
 
 class Watch:
@@ -44,16 +42,25 @@ class Watch:
         that ended the watch.
         """
         store, flow, main = self._store, self._flow, is_main()
-        # what is ready in a forked child is the parent's
-        event = None if store.closed else flow.take(main=main)
-        if event is None:
-            try:
-                event = self._await(check_wait(timeout), main)
-            except KviError as error:
-                raise store._placed(error, "next", None)
-        if main:
-            flow.got(event)
-        return event
+        lending = flow.lending
+        try:
+            if main:
+                lending.asked = True
+            # what is ready in a forked child is the parent's
+            event = None if store.closed else flow.take(main=main)
+            if event is None:
+                try:
+                    event = self._await(check_wait(timeout), main)
+                except KviError as error:
+                    raise store._placed(error, "next", None)
+            if main:
+                flow.got(event)
+            return event
+        finally:
+            if main:
+                lending.asked = False
+                if lending.item is not None:  # who waits may have it
+                    flow.wake()
 
     def __iter__(self) -> Self:
         return self
@@ -112,23 +119,13 @@ class Watch:
         return f"<Watch {state} at revision {self.revision} {self._store.uri}>"
 
     def _await(self, timeout: float | None, main: bool) -> Event:
-        flow = self._flow
-        if flow.calls_back:
-            raise InvalidArgument("this watch gives its events to its call-back")
-        flow.ensure_going()
-        began = now()
-        deadline = inf if timeout is None else began + timeout
-        signal = ThreadSignal()
-        polls = flow.want(signal)
+        flow, signal = self._flow, ThreadSignal()
+        asking = flow.ask(now(), timeout, main=main)
         try:
-            while (event := flow.take(main=main)) is None:
-                flow.ensure_going()
-                moment = now()
-                patience = max(deadline, began + _LEAST)
-                if moment >= deadline and (moment >= patience or flow.has_polled(polls)):
-                    raise Timeout(f"nothing changed within {timeout:g} seconds")
-                signal.wait_here((deadline if moment < deadline else patience) - moment)
-            return event
+            asking.begin(signal)
+            while not isinstance(found := asking.look(now()), Event):
+                signal.wait_here(found)
+            return found
         finally:
             flow.unwant(signal)
 
