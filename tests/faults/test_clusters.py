@@ -127,7 +127,7 @@ def test_leader_is_killed_under_load(
 def test_watches_locks_and_leases_outlive_the_leader(cluster: Cluster[Any]) -> None:
     """A lock that is held stays held, its lease is kept, and a watch misses nothing."""
     with kvi.open(cluster.uri, timeout=20) as store, kvi.open(cluster.uri_from(1)) as other:
-        with store.lock("jobs", ttl=15) as lock, store.watch("k") as watch:
+        with store.lock("jobs", ttl=30) as lock, store.watch("k") as watch:
             store.store("k", "1")
             assert watch.next(20).value == b"1"
             cluster.leader().kill()

@@ -32,6 +32,9 @@ class Capabilities:
         lease_max_ttl: the longest time to live of a lease in seconds; ``None`` for any.
         lease_expiry_factor: a lease ends at the latest this many times its ttl, plus a second,
             after its last renewal.
+        lock_delay_factor: where the store may end a lease early, it keeps a lock that was not
+            released from all others for this many times the lock's ttl, and the former holder
+            notices before. 0 where no lease ends early.
         max_txn_ops: how many compares plus operations of the longer branch a transaction may
             have; ``None`` for any number.
         txn_delete_ops: how many of them a `Delete` counts for whose key is not compared: 2 where
@@ -51,6 +54,7 @@ class Capabilities:
     lease_min_ttl: float
     lease_expiry_factor: float
     lease_max_ttl: float | None = None
+    lock_delay_factor: float = 0.0
     max_txn_ops: int | None
     txn_delete_ops: int = 1
     max_key: int | None

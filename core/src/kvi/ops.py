@@ -280,13 +280,16 @@ class PollOp(_Keyless["Batch | None"]):
 class GrantOp(_Keyless[Grant]):
     """Grant a lease. Of one whose fate is unknown, a lease without keys is left."""
 
-    __slots__ = ("ttl",)
+    __slots__ = ("lock", "ttl")
     called, effect = "lease_grant", Effect.REPEATABLE
 
-    def __init__(self, ttl: float) -> None:
+    def __init__(self, ttl: float, *, lock: bool = False) -> None:
         self.ttl = ttl
+        self.lock = lock  # it is for claims
 
     def run(self, primitives: Primitives, timeout: float) -> Grant:
+        if self.lock:
+            return primitives._lock_lease(self.ttl, timeout)
         return primitives._lease_grant(self.ttl, timeout)
 
 

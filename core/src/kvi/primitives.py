@@ -176,6 +176,15 @@ class Primitives(ABC):
             ) from error
         return deleted
 
+    def _lock_lease(self, ttl: float, timeout: float) -> Grant:
+        """Grant a lease for claims, as `_lease_grant`.
+
+        A store that may end a lease early (``capabilities.lock_delay_factor``) grants one whose
+        locks it keeps from others for a while when that happens. It then gives, here and for each
+        renewal, not the time that the lease lives but that delay: the holder counts on no more.
+        """
+        return self._lease_grant(ttl, timeout)
+
     def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
         """Claim the lock ``name`` for ``lease``, or look where an earlier claim stands.
 

@@ -47,6 +47,11 @@ class OnePerHandle(Correct):
         return super()._lock_claim(f"{name}/{id(self)}", lease, timeout)
 
 
+@broken("lock.delay", lock_delay_factor=0.5)
+class NoDelay(Correct):
+    """The next comes in at once when a lease is ended early, and the holder counts on its ttl."""
+
+
 @broken("lock.fair")
 class LastComeFirst(Correct):
     """The lock goes to who came last."""

@@ -149,6 +149,7 @@ SECTIONS = (
             Rule("lock.fence", "Each holder's fence is larger than those of all before."),
             Rule("lock.guard", "The guard lets the holder write, and nobody who was one."),
             Rule("lock.lost", "A lock that was lost is not held, says so, and its release raises `LeaseLost`, which never masks the block's own exception."),
+            Rule("lock.delay", "A lock whose lease was ended early, where `lock_delay_factor` tells that a store may, goes to the next only once its holder is out."),
             Rule("lock.owner", "Only the holder can release; releasing again does nothing, what is not held raises `NotHeld`."),
             Rule("lock.not-reentrant", "A second `acquire` through the same object raises `AlreadyHeld`."),
             Rule("lock.names", "Every key is the name of a lock, and of no other; data below a name is no lock."),

@@ -4,6 +4,10 @@ The decisions are in `kvi.policy.lease`; this joins them to a store. ``_lock`` g
 for a few steps; the store is never asked under it. `alive` reads the clock and takes no lock, so
 that it can be asked at any moment, in a forked child too.
 
+*Proof.* What is held by a lease may go before it does: somebody deletes the key of a lock. So what
+has a ``proof``, a compare that is true as long as it stands, is asked for it after each renewal;
+where it fails the lease is as good as lost, and said to be.
+
 *Given up.* `abandon` ends the lease at once for its holder and lets the runtime tell the store, as
 soon as it answers. It never waits, so it is what ``except BaseException`` calls.
 """
@@ -19,7 +23,8 @@ from kvi.errors import KviError, LeaseLost, Timeout
 from kvi.flow.loss import LossState
 from kvi.flow.scope import PASSING, Scope
 from kvi.log import log
-from kvi.ops import GrantOp, PutOp, RenewOp, RevokeOp
+from kvi.model import Compare, Txn
+from kvi.ops import GrantOp, PutOp, RenewOp, RevokeOp, TxnOp
 from kvi.policy.lease import LeaseState, Term
 from kvi.port import Port
 
@@ -34,10 +39,11 @@ class LeaseFlow:
         id: its id at the store.
         lost: set once it is lost; not by `revoke`, nor when the handle is closed.
         owner: a weak reference to what it is kept alive for; ``None``: until somebody ends it.
+        proof: what is true as long as the lease holds what it is for.
 
     """
 
-    __slots__ = ("__weakref__", "_kept", "_lock", "id", "lost", "owner", "scope", "term")
+    __slots__ = ("__weakref__", "_kept", "_lock", "id", "lost", "owner", "proof", "scope", "term")
 
     def __init__(
         self, scope: Scope, lease: int, ttl: float, sent: float, *, keep_alive: bool
@@ -46,18 +52,26 @@ class LeaseFlow:
         self.id = lease
         self.term = Term(ttl, sent)
         self.owner: Callable[[], object | None] | None = None
+        self.proof: Compare | None = None
         self._kept = keep_alive
         self._lock = threading.Lock()
         self.lost = LossState(scope.runtime, self._is_lost)
 
     @classmethod
     async def grant(
-        cls, port: Port, scope: Scope, ttl: float, timeout: float, *, keep_alive: bool
+        cls,
+        port: Port,
+        scope: Scope,
+        ttl: float,
+        timeout: float,
+        *,
+        keep_alive: bool,
+        lock: bool = False,
     ) -> LeaseFlow:
-        """Grant a lease and begin to keep it."""
+        """Grant a lease, for ``lock`` one that claims can stand on, and begin to keep it."""
         scope.ensure_open()
         sent = port.now()
-        grant = await scope.execute(port, GrantOp(ttl), timeout)
+        grant = await scope.execute(port, GrantOp(ttl, lock=lock), timeout)
         lease = cls(scope, grant.id, grant.ttl, sent, keep_alive=keep_alive)
         scope.ledger.add(lease)  # raises if closed meanwhile: it ends by itself
         scope.runtime.keep(lease, lease._next_step())
@@ -156,6 +170,7 @@ class LeaseFlow:
             call = Call(port, port.now() + patience, decided=True)
             try:
                 await self._renew(call)
+                await self._prove(port)
             except KviError as error:
                 log().debug("a lease on %s could not be renewed: %s", self.scope.uri, error)
             except Exception:  # noqa: BLE001  (a mistake of the backend: its loss must be told)
@@ -163,6 +178,19 @@ class LeaseFlow:
             if self.ended:
                 return None
         return self._next_step()
+
+    async def _prove(self, port: Port) -> None:
+        proof = self.proof
+        if proof is None or self.ended:
+            return
+        call = Call(port, port.now() + self.term.patience(port.now()), decided=True)
+        done = await self.scope.executor.execute(TxnOp(Txn((proof,))), call)
+        if done.succeeded:
+            return
+        with self._lock:
+            if self.proof is proof:  # not released meanwhile
+                self.term.gone()
+                self._observe()
 
     def _next_step(self) -> float:
         term = self.term

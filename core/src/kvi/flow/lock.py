@@ -163,7 +163,8 @@ class LockFlow:
         try:
             if not alive:
                 raise LeaseLost(
-                    "the lock was lost before it was released: its lease was not renewed in time"
+                    "the lock was lost before it was released: its lease was not renewed in time, "
+                    "or its key was deleted"
                 )
             call = Call(port, port.now() + timeout)
             stood = await self.scope.executor.execute(ReleaseOp(claim), call)
@@ -190,6 +191,7 @@ class LockFlow:
         scope = self.scope
         # in this order: closing ends the lease, and is no loss
         lost = LossState(scope.runtime, lambda: not lease.alive and not scope.closed)
+        lease.proof = claim.guard
         lease.lost.add(lost.is_set, own=True)  # a look: the lease may have been given up
         self.claim, self.lease, self.lost = claim, lease, lost
         self._state = LockState.HELD
@@ -203,6 +205,7 @@ class LockFlow:
         attempt = self._attempt
         if self._state is not LockState.HELD or lease is None or attempt is None:
             return
+        lease.proof = None
         if attempt.given_up or not lease.alive:
             lease.abandon()
 
@@ -267,7 +270,9 @@ class _Attempt:
 
     async def _grant(self) -> LeaseFlow:
         scope = self._scope
-        return await LeaseFlow.grant(self._port, scope, self._ttl, scope.timeout, keep_alive=True)
+        return await LeaseFlow.grant(
+            self._port, scope, self._ttl, scope.timeout, keep_alive=True, lock=True
+        )
 
     async def _through(self, lease: LeaseFlow) -> Claim | None:
         """Claim, and wait until the claim is first; ``None``, and no claim, if time is up."""

@@ -354,9 +354,9 @@ class Kvi(Face):
         """Make a lock among threads, handles, processes and hosts; nothing is asked yet.
 
         ``with store.lock("jobs", timeout=5) as held:`` runs its block holding the lock, or raises
-        `LockTimeout`. A holder that crashes frees it within ``capabilities.lease_expiry_factor``
-        times ``ttl`` seconds, plus one. ``timeout`` is how long to wait for it: 0 tries once,
-        ``None`` waits without end.
+        `LockTimeout`. A holder that crashes frees it within ``lease_expiry_factor`` plus
+        ``lock_delay_factor`` (of ``capabilities``) times ``ttl`` seconds, plus one. ``timeout`` is
+        how long to wait for it: 0 tries once, ``None`` waits without end.
 
         Raises `InvalidKey` for a bad name, `InvalidArgument` for a bad ``ttl`` or ``timeout``.
         """

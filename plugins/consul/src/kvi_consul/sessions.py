@@ -3,7 +3,14 @@
 *Leases.* A session with ``Behavior: delete`` takes its keys along when it ends, in one step. It has
 no checks, which would tie it to the health of the agent's node, and no lock-delay, which would keep
 its keys from being written again for a while. Consul ends it between one and two times its TTL
-after the last renewal, and a new leader lets all of them begin anew.
+after the last renewal, and a new leader lets all of them begin anew. But it ends at once, whatever
+its TTL, when its node leaves the cluster, as an agent does that is told to leave.
+
+*A lock's lease* must not let a second holder in then. So it has a lock-delay, half its TTL and at
+most `MOST_DELAY`: once it ended, in whatever way, nobody gets its key for that long. The holder
+counts on the lock for the lock-delay after each renewal, and not for the TTL: if the session ended
+right after the last one, the holder is out when the next can be in. A key that was deleted by its
+holder has no delay, so who gives such a lease up deletes the key first.
 
 *Locks.* The key ``NAME/.lock``, marked by its Flags, belongs to the session that holds the lock. To
 claim is one transaction: the key is absent, and is created as held. What else can be:
@@ -36,18 +43,26 @@ from kvi_consul.wire import Op
 
 LOCK = 0x2DDCCBC058A50C18  # the Flags by which `consul lock` knows its keys
 
+DELAY_FACTOR = 0.5  # of a lock's lease: its lock-delay for its TTL
+MOST_DELAY = 60.0  # seconds; Consul takes no more
+
 _DURATION = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def encode_session(ttl: float) -> bytes:
+def delay_of(ttl: float) -> float:
+    """The lock-delay of a lock's lease, in seconds."""
+    return min(ttl * DELAY_FACTOR, MOST_DELAY)
+
+
+def encode_session(ttl: float, delay: float = 0.0) -> bytes:
     """The body that creates a session that lives at least ``ttl`` seconds."""
     return json.dumps(
         {
             "TTL": f"{math.ceil(ttl * 1000)}ms",
             "Behavior": "delete",
             # as text: Consul takes a number 0 for "the default", which is 15 seconds
-            "LockDelay": "0s",
+            "LockDelay": f"{math.ceil(delay * 1000)}ms" if delay else "0s",
             # the two newer names and the one that was before them
             "NodeChecks": [],
             "ServiceChecks": [],
@@ -62,10 +77,20 @@ def decode_created(body: bytes) -> int:
 
 
 def decode_ttl(body: bytes) -> float | None:
-    """The TTL of the session that was renewed; ``None`` if it has none. Raises `ValueError` …"""
+    """What a renewal is good for: the TTL of the session, or its lock-delay if that is less.
+
+    ``None`` if it has none. Raises `ValueError` and the like.
+    """
     (session,) = json.loads(body)
-    text: str = session["TTL"]
-    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text)) or None
+    ttl, delay = _seconds(session["TTL"]), _seconds(session["LockDelay"])
+    return min(ttl or delay, delay or ttl) or None
+
+
+def _seconds(given: str | int) -> float:
+    """Seconds of a duration; Consul writes some as text and some as nanoseconds."""
+    if isinstance(given, int):
+        return given * 1e-9
+    return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(given))
 
 
 def lock_op(key: str, lease: int) -> Op:

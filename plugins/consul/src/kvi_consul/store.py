@@ -52,6 +52,7 @@ CAPABILITIES = Capabilities(
     lease_min_ttl=10,
     lease_max_ttl=86_400,
     lease_expiry_factor=2,
+    lock_delay_factor=sessions.DELAY_FACTOR,
     max_txn_ops=wire.MAX_OPS,
     txn_delete_ops=2,
     # Together, in Base64 and with the key named twice (a check and a write), they fit the
@@ -110,6 +111,7 @@ class ConsulKvi(Primitives):
         self._client: Any = None
         self._client_lock = threading.Lock()
         where = "" if dc is None else f"dc={quote(dc, safe='')}"
+        self._claims: dict[int, str] = {}  # the key that each lock's lease may hold
         self._query = f"consistent&{where}" if where else "consistent"
         self._dc_query = f"?{where}" if where else ""
         self._txn_head = transport.head("PUT", f"/v1/txn?{self._query}")
@@ -453,8 +455,16 @@ class ConsulKvi(Primitives):
     # -- leases, locks, watches -------------------------------------------------------------------
 
     def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        return self._grant(ttl, 0.0, timeout)
+
+    def _lock_lease(self, ttl: float, timeout: float) -> Grant:
+        delay = sessions.delay_of(ttl)
+        return self._grant(ttl, delay, timeout)._replace(ttl=delay)
+
+    def _grant(self, ttl: float, delay: float, timeout: float) -> Grant:
         deadline = monotonic() + timeout
-        status, body = self._session("create", sessions.encode_session(ttl), deadline, write=True)
+        wanted = sessions.encode_session(ttl, delay)
+        status, body = self._session("create", wanted, deadline, write=True)
         if status != 200:
             raise self._of_status(status, body, write=True)
         try:
@@ -488,8 +498,12 @@ class ConsulKvi(Primitives):
         return session.encode() in body
 
     def _lease_revoke(self, lease: int, timeout: float) -> None:
-        session = wire.session_of(lease)
-        status, body = self._session(f"destroy/{session}", b"", monotonic() + timeout, write=True)
+        session, deadline = wire.session_of(lease), monotonic() + timeout
+        key = self._claims.get(lease)
+        if key is not None:  # it would be kept from others, as after a crash
+            self._apply(sessions.release_ops(sessions.waiting(key, lease)), deadline)
+        status, body = self._session(f"destroy/{session}", b"", deadline, write=True)
+        self._claims.pop(lease, None)
         # with ACLs, Consul looks for the session before it ends it
         if status != 200 and b"Unknown session" not in body:
             raise self._of_status(status, body, write=True)
@@ -502,7 +516,7 @@ class ConsulKvi(Primitives):
 
     def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
         deadline = monotonic() + timeout
-        key = single_key(name)
+        key = self._claims[lease] = single_key(name)
         lock = sessions.lock_op(key, lease)
         check = Op("check-not-exists", key)
         while True:

@@ -101,7 +101,8 @@ def another_program(uri: str, place: str, ttl: float) -> Iterator[Program]:
 
 def bound(store: kvi.Kvi, ttl: float) -> float:
     """Seconds within which what nobody renews has ended, and a busy machine has shown it."""
-    return store.capabilities.lease_expiry_factor * ttl + 1 + MARGIN
+    limits = store.capabilities
+    return (limits.lease_expiry_factor + limits.lock_delay_factor) * ttl + 1 + MARGIN
 
 
 def check_killed(other: Program, store: kvi.Kvi, ttl: float) -> None:

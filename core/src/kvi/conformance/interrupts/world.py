@@ -112,7 +112,7 @@ class World:
         self.capabilities = self.store.capabilities
         self.store.delete_range(prefix="")
         self.ttl = max(_LEAST, self.capabilities.lease_min_ttl)
-        delay = getattr(self.capabilities, "lock_delay_factor", 0.5)
+        delay = self.capabilities.lock_delay_factor
         self._bound = (self.capabilities.lease_expiry_factor + delay) * self.ttl + 1 + _LEAST
         self.where = "no call"
         self._numbers = count(1)

@@ -264,6 +264,7 @@ class TestHandles(Rules):
         assert capabilities.max_value is None or capabilities.max_value >= 65_536
         assert capabilities.lease_expiry_factor >= 1
         assert capabilities.lease_min_ttl >= 0
+        assert capabilities.lock_delay_factor >= 0
 
 
 class TestNamespaces(Rules):

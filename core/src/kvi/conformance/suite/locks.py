@@ -312,16 +312,37 @@ class TestLocks(Rules):
 
     @rule("lock.lost")
     @side_by_side
+    def test_key_deleted(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
+        """A lock whose own key others deleted is lost, and its holder told by its next renewal."""
+        lock = store.lock("jobs", ttl=brief)
+        assert lock.acquire()
+        peer.delete_range(prefix="jobs/")
+        other = peer.lock("jobs")
+        if not other.acquire(0):  # this store keeps it elsewhere
+            assert lock.held
+            return
+        assert lock.lost.wait(brief)
+        assert not lock.held
+        with pytest.raises(kvi.LeaseLost):
+            lock.release()
+        assert other.held
+        other.release()
+
+    @rule("lock.lost", "lock.delay")
+    @side_by_side
     def test_lost(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
         """A lock whose lease was taken away is reported lost, is not held, and cannot write."""
         called = threading.Event()
         lock = store.lock("jobs", ttl=brief)
         assert lock.acquire()
         guard, lost = lock.guard, lock.lost
+        delay = store.capabilities.lock_delay_factor * brief
         lost.add_callback(called.set)
         peer._scope.primitives._lease_revoke(lease_of(store, "jobs"), 5)
         assert not peer.txn(when=[guard], then=[kvi.Put("k", b"late")])
-        with peer.lock("jobs", timeout=20) as other:
+        with peer.lock("jobs", timeout=20 + delay) as other:
+            if delay:  # it must have noticed before
+                assert not lock.held
             assert lost.wait(20)
             assert called.wait(20)
             assert not lock.held
@@ -346,7 +367,7 @@ class TestLocks(Rules):
         with pytest.raises(ZeroDivisionError), store.lock("jobs"):  # noqa: PT012
             peer._scope.primitives._lease_revoke(lease_of(store, "jobs"), 5)
             raise ZeroDivisionError
-        with store.lock("jobs", timeout=5) as lock:
+        with store.lock("jobs", timeout=5 + 10 * store.capabilities.lock_delay_factor) as lock:
             assert lock.held
 
     @rule("lock.crash", "lock.fence", "lock.guard")
