@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import grpc
 import kvi
 import pytest
 from kvi_etcd import driver
@@ -17,6 +20,7 @@ from kvi_etcd.channel import Endpoint
 from tests.servers import EtcdServer, find_etcdctl
 from tests.support.inside import inmost
 from tests.support.learner import Learner
+from tests.support.names import NameServer
 from tests.support.proxy import TcpProxy
 from tests.support.tls import Certificates, TlsProxy
 from tests.support.waiting import until
@@ -361,3 +365,59 @@ def test_right_taken_away_from_many(monkeypatch: pytest.MonkeyPatch) -> None:
                 with pytest.raises(kvi.PermissionDenied):
                     feed.next(30)
             assert len(logins) < 10
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
+    """The name server that knows ``etcd.test``; no address yet."""
+    real = grpc.insecure_channel
+
+    with NameServer(None) as server:
+
+        def by_name(target: str, *options: Any, **named: Any) -> Any:
+            return real(f"dns://127.0.0.1:{server.port}/{target}", *options, **named)
+
+        monkeypatch.setattr(grpc, "insecure_channel", by_name)
+        yield server
+
+
+def test_name_that_resolves_late(server: EtcdServer, names: NameServer) -> None:
+    """It is found within 2 seconds of being there, however long it was not."""
+    with kvi.open(f"etcd://etcd.test:{server.port}", timeout=1) as store:
+        for _ in range(12):
+            with pytest.raises((kvi.Unavailable, kvi.Timeout)):
+                store.get("k")
+        names.address = server.host
+        there = time.monotonic()
+        until(lambda: works(store, "k", 1), within=20)
+        assert time.monotonic() - there < 2 + 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs more than one loopback address")
+def test_address_that_moves(server: EtcdServer, names: NameServer) -> None:
+    """Calls, a lock and a watch go on within 2 seconds at the new address."""
+    names.address = "127.0.0.2"
+    with (
+        TcpProxy(server.port, host="127.0.0.2") as old,
+        TcpProxy(server.port, host="127.0.0.3", port=old.port),
+        kvi.open(f"etcd://etcd.test:{old.port}", timeout=2) as store,
+        kvi.open(server.uri) as other,
+        store.watch("k") as watch,
+        store.lock("jobs", ttl=10) as lock,
+    ):
+        store.store("k", "1")
+        assert watch.next(5).value == b"1"
+        old.close()
+        for _ in range(3):
+            works(store, "k", 0.5)
+        names.address = "127.0.0.3"
+        moved = time.monotonic()
+        until(lambda: works(store, "k", 1), within=20)
+        assert time.monotonic() - moved < 2 + 1
+        other.store("k", "2")
+        assert watch.next(3).value == b"2"
+        assert lock.held
+        assert store.txn([lock.guard], [kvi.Put("k", "3")])

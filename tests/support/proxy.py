@@ -23,11 +23,12 @@ class TcpProxy:
 
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Listen at ``host``; ``port`` 0 chooses a free one."""
         self.target = target
         self.delay = 0.0
         self.accepted = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, port))
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()

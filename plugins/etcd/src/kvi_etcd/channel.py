@@ -21,6 +21,7 @@ fate nobody will know.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -59,6 +60,7 @@ class Endpoint:
     Attributes:
         at: which of the endpoints.
         client: the ``etcd3`` client.
+        made: when, by the monotonic clock.
         token: of the latest login; ``None`` before one.
 
     """
@@ -72,6 +74,7 @@ class Endpoint:
         "grant",
         "keep_alive",
         "login",
+        "made",
         "metadata",
         "proven",
         "put",
@@ -86,6 +89,7 @@ class Endpoint:
     def __init__(self, client: Any, at: int, token: Token | None, unused: SimpleQueue[Any]) -> None:
         """``unused`` gets the client once nobody uses the endpoint any more."""
         self.client = client
+        self.made = time.monotonic()
         self._unused = unused
         self.at = at
         stub = client.kvstub

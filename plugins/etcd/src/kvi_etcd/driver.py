@@ -15,6 +15,10 @@ verdict about the store.
 *Certificates* are renewed on disk. When an endpoint cannot be reached, the files are read again; if
 they are others now, the call goes on over channels made with them.
 
+*Addresses* move, and names resolve late. A channel asks for its address again at intervals that
+grow, up to minutes, and keeps to an old one for long. So one that reaches nothing is replaced once
+it is `STALE` seconds old: the new one asks at once.
+
 *Threads.* A call runs on the caller's thread. One lock guards which endpoints there are and which
 is the current one, and nothing waits under it. Making a channel, its first call and its end are
 kept apart from forks; see `kvi_etcd.forks`.
@@ -41,6 +45,7 @@ from kvi_etcd.client import Tls, connect
 from kvi_etcd.errors import classify, translate
 from kvi_etcd.forks import ForkGate
 
+STALE = 1.0  # seconds after which a channel that reaches nothing is made anew
 LOGIN_TIME = 5.0  # seconds that a login may take, whoever waits for it
 
 _SHORTEST = 0.001  # seconds: gRPC takes no less
@@ -363,6 +368,8 @@ class Connection:
         happened = classify(error.code(), error.details() or "")
         if happened in (Happened.UNREACHED, Happened.LOST):
             endpoint.doubt()
+        if happened is Happened.UNREACHED and time.monotonic() - endpoint.made > STALE:
+            self._replace(endpoint)
         return happened
 
     def _share(self, timeout: float) -> float:
