@@ -18,6 +18,7 @@ from kvi_etcd import driver
 from kvi_etcd.channel import Endpoint
 
 from tests.servers import EtcdServer, find_etcdctl
+from tests.support.grpc_proxy import GrpcProxy
 from tests.support.inside import inmost
 from tests.support.learner import Learner
 from tests.support.names import NameServer
@@ -421,3 +422,22 @@ def test_address_that_moves(server: EtcdServer, names: NameServer) -> None:
         assert watch.next(3).value == b"2"
         assert lock.held
         assert store.txn([lock.guard], [kvi.Put("k", "3")])
+
+
+# -- what is no member -----------------------------------------------------------------------------
+
+
+def test_grpc_proxy_is_named(server: EtcdServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Reads, writes and transactions work; a watch or a renewal that does not says why."""
+    with GrpcProxy(server) as proxy, kvi.open(proxy.uri, timeout=3) as store:
+        store.store("k", "1")
+        assert store.txn([kvi.Key("k").value == "1"], [kvi.Put("k", "2")])
+        assert store.get("k").text == "2"  # type: ignore[union-attr]
+        assert [entry.key for entry in store.range(prefix="k")] == ["k"]
+        with pytest.raises(kvi.Unavailable, match="grpc-proxy"):
+            store.watch("k")
+        lease = store.lease(3)
+        with pytest.raises(kvi.Unavailable, match="grpc-proxy"):
+            lease.renew()
+        assert lease.lost.wait(10)
+    assert "grpc-proxy" in caplog.text

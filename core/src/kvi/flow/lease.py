@@ -172,7 +172,8 @@ class LeaseFlow:
                 await self._renew(call)
                 await self._prove(port)
             except KviError as error:
-                log().debug("a lease on %s could not be renewed: %s", self.scope.uri, error)
+                tell = log().debug if error.passing else log().warning
+                tell("a lease on %s could not be renewed: %s", self.scope.uri, error)
             except Exception:  # noqa: BLE001  (a mistake of the backend: its loss must be told)
                 log().exception("a lease on %s could not be renewed", self.scope.uri)
             if self.ended:

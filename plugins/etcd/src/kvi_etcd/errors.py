@@ -92,6 +92,12 @@ def classify(code: grpc.StatusCode, detail: str) -> Happened:
     return Happened.SILENT if code is _Code.DEADLINE_EXCEEDED else Happened.LOST
 
 
+PROXY = (
+    "what answers is no member of etcd but probably `etcd grpc-proxy`, which begins no watches and "
+    "keeps no leases as kvi asks for them; name the members themselves in the URI"
+)
+
+
 class AnswerTooLarge(Unavailable):
     """The answer to a read was larger than this client receives; the store asks for less."""
 

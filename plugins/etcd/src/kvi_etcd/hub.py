@@ -56,7 +56,7 @@ from kvi.errors import Compacted, KviError, Unavailable
 from kvi_etcd import wire
 from kvi_etcd import wire_pb2 as pb
 from kvi_etcd.cursor import Chunk, Cursor, Meaning, fits, meaning
-from kvi_etcd.errors import AnswerTooLarge, login_refused, refusal
+from kvi_etcd.errors import PROXY, AnswerTooLarge, login_refused, refusal
 
 WINDOW = 64  # creates under way: enough to hide the round trip when thousands are to be resumed
 BATCH = 1000  # events that a consumer is given at once
@@ -345,7 +345,7 @@ class Hub:
         if refused:
             return self._refused(watch, refusal(answer.cancel_reason), now)
         if answer.watch_id != watch.id:
-            return [MoveOn(Unavailable("etcd answered the creates out of order"))]
+            return [MoveOn(Unavailable(PROXY, passing=False))]
         cluster = answer.header.cluster_id
         if watch.cluster and cluster not in (0, watch.cluster) and watch.cursor.proven:
             return [*self.fail([watch], _restored()), *self._ask(now)]

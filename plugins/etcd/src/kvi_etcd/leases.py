@@ -16,16 +16,18 @@ import secrets
 import time
 from contextlib import suppress
 
+import grpc
 from kvi.errors import LeaseLost, OutcomeUnknown, Timeout, Unavailable
 from kvi.model import MAX_NUMBER, Grant
 
 from kvi_etcd import wire_pb2 as pb
 from kvi_etcd.driver import Connection
-from kvi_etcd.errors import LeaseExists
+from kvi_etcd.errors import PROXY, LeaseExists
 from kvi_etcd.wire import lease_id
 
 MIN_TTL = 2  # seconds: what etcd, with its default election time-out, grants at the least
 MAX_TTL = 9_000_000_000  # seconds: etcd takes no more
+_UNKNOWN = grpc.StatusCode.UNKNOWN
 PAUSE = 0.05  # seconds between a grant whose answer was lost and the next
 
 
@@ -60,7 +62,13 @@ def grant(connection: Connection, ttl: float, timeout: float) -> Grant:
 def renew(connection: Connection, lease: int, timeout: float) -> float:
     """Let the time of ``lease`` begin anew; its ttl in seconds."""
     request = pb.LeaseKeepAliveRequest(ID=lease_id(lease))
-    answer = connection.call("keep_alive", request, timeout, write=False)
+    try:
+        answer = connection.call("keep_alive", request, timeout, write=False)
+    except Unavailable as error:
+        # Who ended it was not this client.
+        if isinstance(error.__cause__, grpc.RpcError) and error.__cause__.code() is _UNKNOWN:
+            raise Unavailable(f"the lease could not be renewed: {PROXY}", passing=False) from error
+        raise
     if answer.TTL <= 0:
         raise LeaseLost("the lease has ended; grant a new one")
     return float(answer.TTL)
