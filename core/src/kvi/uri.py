@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote
 
 from kvi.errors import InvalidOption
 
 __all__ = ["StoreUri"]
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9.-]*(\+[A-Za-z0-9.-]+)?\Z")
+# The parts behind the scheme, by RFC 3986, appendix B. The standard library's own `urlsplit` takes
+# several hosts in one version of Python and refuses them in the next.
+_PARTS = re.compile(r"(//(?P<authority>[^/?#]*))?(?P<path>[^?#]*)(\?(?P<query>[^#]*))?(?P<rest>#?)")
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _HOST = re.compile(
     r"(?:\[(?P<six>[0-9A-Fa-f:.%]+)\]|(?P<name>[^:\[\]/]+))(?::(?P<port>[0-9]{1,5}))?\Z"
@@ -73,27 +76,26 @@ class StoreUri:
             raise InvalidOption(
                 f"the URI has a % at position {bad.start()} that starts no escape; write it as %25"
             )
-        try:
-            parts = urlsplit(text)
-        except ValueError:  # not chained: its text quotes the user and the password
-            raise InvalidOption("the host part of the URI is malformed") from None
-        if parts.fragment or text.endswith("#"):
+        parts = _PARTS.match(text, len(scheme) + 1)
+        assert parts is not None  # each part may be empty
+        authority, path, query = parts["authority"] or "", parts["path"], parts["query"] or ""
+        if parts["rest"]:
             raise InvalidOption("a store URI has no fragment; write # as %23")
-        if parts.netloc and "@" in parts.path + parts.query:
+        if authority and "@" in path + query:
             # most likely a password with a slash in it, which must not be shown as a path
             raise InvalidOption(
                 "the URI has an @ behind its host; in a user, password or token write / as %2F, "
                 "? as %3F and @ as %40"
             )
-        username, password, hosts = _authority(parts.netloc)
+        username, password, hosts = _authority(authority)
         return cls(
             scheme=scheme.lower(),
             username=username,
             password=password,
             hosts=hosts,
-            path=unquote(parts.path),
-            authority=text[len(scheme) + 1 :].startswith("//"),
-            query=tuple(_query(parts.query)),
+            path=unquote(path),
+            authority=parts["authority"] is not None,
+            query=tuple(_query(query)),
         )
 
     @property
@@ -154,7 +156,7 @@ def _authority(
 
 def _host(position: int, text: str) -> tuple[str, int | None]:
     match = _HOST.match(text)
-    if match is None:
+    if match is None or not _is_plain(text):
         raise InvalidOption(
             f"host {position} of the URI is malformed; write name:port, or [address]:port for IPv6"
         )
@@ -162,6 +164,15 @@ def _host(position: int, text: str) -> tuple[str, int | None]:
     if port is not None and not 0 < int(port) < 65536:
         raise InvalidOption(f"host {position} of the URI has a port outside of 1 to 65535")
     return match["six"] or unquote(match["name"]), None if port is None else int(port)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether no character of a host comes to stand for others, such as a slash or a colon."""
+    if text.isascii():
+        return True
+    from unicodedata import normalize  # rarely needed
+
+    return normalize("NFKC", text) == text
 
 
 def _join_host(pair: tuple[str, int | None]) -> str:

@@ -82,7 +82,7 @@ def decode_ttl(body: bytes) -> float | None:
     ``None`` if it has none. Raises `ValueError` and the like.
     """
     (session,) = json.loads(body)
-    ttl, delay = _seconds(session["TTL"]), _seconds(session["LockDelay"])
+    ttl, delay = _seconds(session["TTL"]), _seconds(session.get("LockDelay", 0))
     return min(ttl or delay, delay or ttl) or None
 
 
