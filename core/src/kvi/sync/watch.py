@@ -9,7 +9,7 @@ from kvi.capabilities import Capabilities
 from kvi.clock import now
 from kvi.driver.threads import ThreadSignal, is_main
 from kvi.errors import Closed, InvalidArgument, KviError, NotSupported, shown
-from kvi.flow.watch import WatchFlow
+from kvi.flow.watch import Asking, WatchFlow
 from kvi.model import MAX_NUMBER, Event, EventType
 from kvi.policy.lock import check_wait
 from kvi.sync.face import Face
@@ -123,9 +123,7 @@ class Watch:
         asking = flow.ask(now(), timeout, main=main)
         try:
             asking.begin(signal)
-            while not isinstance(found := asking.look(now()), Event):
-                signal.wait_here(found)
-            return found
+            return _found(asking, signal)
         finally:
             flow.unwant(signal)
 
@@ -142,6 +140,16 @@ class Watch:
                 signal.wait_here(left)
         finally:
             flow.unwant(signal)
+
+
+def _found(asking: Asking, signal: ThreadSignal) -> Event:
+    """Wait for the event. Apart: an exception at a loop's jump may miss the ``finally`` around it.
+
+    So it is in Python 3.12 and 3.13 where the jump has a condition.
+    """
+    while not isinstance(found := asking.look(now()), Event):
+        signal.wait_here(found)
+    return found
 
 
 def check_watch(

@@ -24,6 +24,9 @@ Who takes the lock calls `finish` first. Each of its steps gives the same when i
 it begins from the start wherever it was left. The keys in order cannot be mended in the middle of a
 change; whoever changes them takes them out before, and who finds none makes them anew.
 
+No loop stands in a block that holds the lock: of one with a condition, Python 3.12 and 3.13 forget
+the block when an exception comes at its jump backward, and the lock would stay taken.
+
 *Watches* are cursors into the history (`kvi_memory.changes`). A commit wakes those that span one of
 its keys; a watch that was not woken has missed nothing, however far the history has moved on.
 
@@ -48,9 +51,9 @@ from typing import TYPE_CHECKING
 
 from kvi.clock import now
 from kvi.errors import LeaseLost, Unavailable
-from kvi.model import KeyValue, Span
+from kvi.model import KeyValue, Put, Span, Txn, TxnResult
 from kvi.policy.interest import Interests
-from kvi.policy.txn import Change
+from kvi.policy.txn import Change, choose, perform
 from sortedcontainers import SortedList
 
 if TYPE_CHECKING:
@@ -137,6 +140,18 @@ class MemoryState:
                     told.append(watch)
         self.pending = ((revision, changes, before), after, told, ended)
         self.finish()
+
+    def transact(self, txn: Txn) -> TxnResult:
+        """Run a transaction."""
+        succeeded, branch = choose(txn, self.read)
+        for op in branch:
+            if isinstance(op, Put) and op.lease is not None:
+                assert isinstance(op.lease, int)  # check_txn took the id
+                self.alive(op.lease)
+        effect = perform(branch, self.read, self.revision + 1)
+        if effect.changes:
+            self.commit(effect.changes)
+        return TxnResult(succeeded, self.revision, effect.results)
 
     def finish(self) -> None:
         """Carry the pending commit through, whether none or some of it has been done."""

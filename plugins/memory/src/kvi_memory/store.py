@@ -12,8 +12,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from kvi.capabilities import Capabilities
-from kvi.model import Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
-from kvi.policy.txn import Change, choose, perform
+from kvi.model import Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.policy.txn import Change
 from kvi.primitives import Primitives
 
 from kvi_memory.state import state_of
@@ -103,15 +103,7 @@ class MemoryKvi(Primitives):
         state = self._state
         with state.lock:
             state.finish()
-            succeeded, branch = choose(txn, state.read)
-            for op in branch:
-                if isinstance(op, Put) and op.lease is not None:
-                    assert isinstance(op.lease, int)  # check_txn took the id
-                    state.alive(op.lease)
-            effect = perform(branch, state.read, state.revision + 1)
-            if effect.changes:
-                state.commit(effect.changes)
-            return TxnResult(succeeded, state.revision, effect.results)
+            return state.transact(txn)
 
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
 
