@@ -24,10 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvi.capabilities import Capabilities
-from kvi.conformance.contract import SECTIONS, Rule, fits
-
-UNKNOWN = "unknown:"
-"""How the message of a test begins whose check came to no end."""
+from kvi.conformance.contract import SECTIONS, Rule, fits, foundations_first
 
 
 class Outcome(enum.StrEnum):
@@ -154,6 +151,13 @@ class Report:
         }
 
     @property
+    def broken(self) -> list[RuleResult]:
+        """The rules that failed or stayed unknown; those come first that explain the others."""
+        found = {name: result for name, result in self.rules.items() if result.reproduction}
+        order = sorted(foundations_first(found), key=lambda name: _WORST.index(found[name].outcome))
+        return [found[name] for name in order]
+
+    @property
     def passed(self) -> bool:
         """Whether nothing failed and nothing stayed unknown."""
         outcomes = {test.outcome for test in self.tests}
@@ -199,12 +203,18 @@ class Report:
                     told.append(f"\n{result.outcome}: {_printable(result.reason)}", style=style)
                 lines.add_row(Text(mark, style=style), Text(result.rule.name), told)
             console.print(Padding(lines, (0, 0, 0, 2)))
-        for result in self.rules.values():
-            if result.reproduction:
-                console.print(Text(f"\n{result.rule.name} is broken", style="bold red"))
-                console.print(Text(result.rule.text.replace("`", "")))
-                console.print(Text(f"by {result.shown_by}, in {len(result.failed_tests)} runs"))
+        shown: dict[str, str] = {}
+        for result in self.broken:
+            name, test = result.rule.name, result.shown_by
+            verb = "is broken" if result.outcome is Outcome.FAILED else "could not be decided"
+            console.print(Text(f"\n{name} {verb}", style="bold red"))
+            console.print(Text(result.rule.text.replace("`", "")))
+            console.print(Text(f"by {test}, in {len(result.failed_tests)} runs"))
+            if test in shown:
+                console.print(Text(f"    as shown at {shown[test]}"))
+            else:
                 console.out(indent(_printable(result.reproduction), "    "), highlight=False)
+            shown.setdefault(test, name)
         for test in self.strays:
             console.print(Text(f"\n{test.name}, a test of no rule, failed", style="bold red"))
             console.out(indent(_printable(test.reproduction), "    "), highlight=False)
