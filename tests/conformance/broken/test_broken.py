@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from kvi.conformance import session, waiting
 from kvi.conformance.contract import RULES
-from kvi.conformance.faults import away, calls, history
+from kvi.conformance.faults import away, calls, history, holders
 from kvi.conformance.plugin import Findings
 from kvi.conformance.report import Outcome
 from kvi.conformance.suite import watches
@@ -77,7 +77,8 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting.until, "__kwdefaults__", {"within": PATIENCE})
     for module in (away, history):
         monkeypatch.setattr(module, "BACK", PATIENCE)
-    monkeypatch.setattr(calls, "MARGIN", PATIENCE)
+    for module in (calls, holders):
+        monkeypatch.setattr(module, "MARGIN", PATIENCE)
     ask = WatchFlow.ask
 
     def hasty(self: WatchFlow, moment: float, timeout: float | None, *, main: bool) -> Asking:
