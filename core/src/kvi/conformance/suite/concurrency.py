@@ -183,7 +183,7 @@ class TestConcurrency(Rules):
             return
         keys = [f"p/{i}" for i in range(10)]
         over = threading.Event()
-        moves = [0]
+        stored: list[str] = []  # where it was put after it had been deleted
 
         def move() -> None:
             at = 0
@@ -194,15 +194,14 @@ class TestConcurrency(Rules):
                 )
                 if moved:
                     at = keys.index(there)
-                    moves[0] += 1
                 else:  # it was deleted: there is none until now
                     store.store(here, b"")
+                    stored.append(here)
 
         def delete() -> None:
             try:
-                for _ in range(2 * ROUNDS):
-                    moved = moves[0]
-                    until(lambda before=moved: moves[0] > before)
+                for turn in range(2 * ROUNDS):
+                    until(lambda done=turn: len(stored) > done)
                     assert peer.delete_range(**bounds) == 1, "a key that is always there was missed"
             finally:
                 over.set()
