@@ -207,16 +207,17 @@ def rules() -> Iterator[Rule]:
 
 RULES: dict[str, Rule] = {rule.name: rule for rule in rules()}
 
-# What a rule rests on stands before it: a test of locks writes, reads and watches, too.
+# What a rule rests on stands before it: a test of locks writes, reads and watches, too. A name
+# without a dot stands for the rules of its subject that have no place of their own.
 _FOUNDATIONS = (
     *("handle.options", "handle.capabilities", "handle.store", "value.exact", "key.exact"),
     *("store", "get", "delete", "revision", "value", "key"),
     *("range", "delete-range", "txn", "tas", "cas"),
-    *("handle.timeout", "handle.threads", "namespace", "error.place"),
+    *("handle.timeout", "handle.threads", "namespace.apart", "error.place"),
     *("watch.next", "watch.from-now", "watch.selects", "watch.event", "watch"),
     *("lease.ttl", "lease.gone", "lease.keys", "lease.last-write", "lease.kept-alive", "lease"),
     *("lock.names", "lock.timeout", "lock.exclusive", "lock"),
-    *("temp-key", "handle", "error", "program"),
+    *("temp-key", "watch.callback", "namespace", "handle", "error", "program"),
 )
 
 

@@ -116,6 +116,11 @@ class RuleResult:
         return [test.name for test in self.tests if test.outcome is self.outcome]
 
     @property
+    def by_views(self) -> bool:
+        """Whether all tests that failed did so through views."""
+        return all("[two views" in name for name in self.failed_tests)
+
+    @property
     def _worst(self) -> TestResult:
         found = [test for test in self.tests if test.outcome is self.outcome] or list(self.tests)
         return min(found, key=lambda test: (not test.calls, len(test.reproduction)))
@@ -152,10 +157,13 @@ class Report:
 
     @property
     def broken(self) -> list[RuleResult]:
-        """The rules that failed or stayed unknown; those come first that explain the others."""
+        """The rules that failed or stayed unknown; those come first that explain the others.
+
+        What is broken by views alone comes behind all that is broken without them.
+        """
         found = {name: result for name, result in self.rules.items() if result.reproduction}
-        order = sorted(foundations_first(found), key=lambda name: _WORST.index(found[name].outcome))
-        return [found[name] for name in order]
+        results = [found[name] for name in foundations_first(found)]
+        return sorted(results, key=lambda result: (_WORST.index(result.outcome), result.by_views))
 
     @property
     def passed(self) -> bool:
@@ -205,16 +213,16 @@ class Report:
             console.print(Padding(lines, (0, 0, 0, 2)))
         shown: dict[str, str] = {}
         for result in self.broken:
-            name, test = result.rule.name, result.shown_by
+            name, by = result.rule.name, result.shown_by
             verb = "is broken" if result.outcome is Outcome.FAILED else "could not be decided"
             console.print(Text(f"\n{name} {verb}", style="bold red"))
             console.print(Text(result.rule.text.replace("`", "")))
-            console.print(Text(f"by {test}, in {len(result.failed_tests)} runs"))
-            if test in shown:
-                console.print(Text(f"    as shown at {shown[test]}"))
+            console.print(Text(f"by {by}, in {len(result.failed_tests)} runs"))
+            if by in shown:
+                console.print(Text(f"    as shown at {shown[by]}"))
             else:
                 console.out(indent(_printable(result.reproduction), "    "), highlight=False)
-            shown.setdefault(test, name)
+            shown.setdefault(by, name)
         for test in self.strays:
             console.print(Text(f"\n{test.name}, a test of no rule, failed", style="bold red"))
             console.out(indent(_printable(test.reproduction), "    "), highlight=False)

@@ -6,6 +6,7 @@ Threads with a handle each stand for the clients; the totals are exact or the st
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ BOUNDS = ({"prefix": "p/"}, {"start": "p/", "end": "p/~"})
 """Of the keys below ``p/``, as a prefix and as what is none."""
 
 
-def _one_step(store: kvi.Kvi, bounds: dict[str, str]) -> bool:
+def _one_step(store: kvi.Kvi, bounds: dict[str, Any]) -> bool:
     """Whether `delete_range` with such bounds is declared to be one step."""
     declared = store.capabilities.atomic_range_delete
     return declared == "any" or (declared == "prefix" and "prefix" in bounds)
@@ -176,7 +177,7 @@ class TestConcurrency(Rules):
     @rule("delete-range.atomic")
     @pytest.mark.parametrize("bounds", BOUNDS, ids=["prefix", "bounds"])
     def test_range_delete_takes_what_moves(
-        self, store: kvi.Kvi, peer: kvi.Kvi, bounds: dict[str, str]
+        self, store: kvi.Kvi, peer: kvi.Kvi, bounds: dict[str, Any]
     ) -> None:
         """Where atomic, a key that is always there is deleted, wherever it is moved meanwhile."""
         if not _one_step(store, bounds):
@@ -212,7 +213,7 @@ class TestConcurrency(Rules):
     @rule("delete-range.atomic")
     @pytest.mark.parametrize("bounds", BOUNDS, ids=["prefix", "bounds"])
     def test_range_delete_of_many_is_atomic(
-        self, store: kvi.Kvi, peer: kvi.Kvi, bounds: dict[str, str]
+        self, store: kvi.Kvi, peer: kvi.Kvi, bounds: dict[str, Any]
     ) -> None:
         """Where atomic, it is so for more keys than a transaction takes operations."""
         if not _one_step(store, bounds):
