@@ -178,6 +178,7 @@ def test_known_failure_that_is_no_test_is_an_error(tmp_path: Path, name: str) ->
     assert f"KNOWN_FAILURES names {name}" in found["TestOwn.test_own"].message
 
 
+@pytest.mark.slow
 def test_known_failures_in_a_class(tmp_path: Path) -> None:
     """A class of the author's own may carry its list, and its fixture."""
     found = author(
@@ -373,6 +374,7 @@ def test_store_that_does_not_answer_is_unknown(tmp_path: Path) -> None:
     assert "lock.fence is broken" not in report.text()
 
 
+@pytest.mark.slow
 def test_hanging_test_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that does not end is ended, and its report says so, with the calls up to there."""
     monkeypatch.setattr(session, "HANGS", 1)
@@ -398,6 +400,7 @@ def test_hanging_test_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "Timeout" in result.reason
 
 
+@pytest.mark.slow
 def test_more_tests_beside_a_conftest(tmp_path: Path) -> None:
     """A file of tests that is run too may have a conftest.py with its fixtures."""
     (tmp_path / "conftest.py").write_text("import pytest\n\nanswer = pytest.fixture(lambda: 42)\n")
@@ -597,6 +600,7 @@ def test_every_rule_has_a_place() -> None:
     assert sorted(foundations_first(RULES)) == sorted(RULES)
 
 
+@pytest.mark.slow
 def test_interrupts_of_no_store(tmp_path: Path) -> None:
     """A URI that nothing can open is told as that, before a process is started for it."""
     ended = python(tmp_path, "-m", "kvi.conformance.interrupts", "nonsense:store")
