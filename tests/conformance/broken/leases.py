@@ -31,6 +31,15 @@ class HalfTheTime(Correct):
 
 
 @broken("lease.ttl")
+class LeaseByItsTimeout(Correct):
+    """A lease is granted for as long as the call may take."""
+
+    class face(Handle):
+        def lease(self, ttl: float, *, timeout: float | None = None, **options: Any) -> Lease:
+            return super().lease(timeout or ttl, timeout=timeout, **options)
+
+
+@broken("lease.ttl")
 class WholeSeconds(Correct):
     """The time to live is rounded down."""
 

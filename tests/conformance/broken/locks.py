@@ -195,6 +195,18 @@ class LivesByItsTimeout(Correct):
 
 
 @broken("lock.ttl")
+class NotRenewed(_Making):
+    """What holds a lock is not renewed."""
+
+    class kind(Lock):
+        def _acquire(self, *args: Any) -> bool:
+            got = super()._acquire(*args)
+            if self._flow.lease is not None:
+                self._flow.lease._kept = False
+            return got
+
+
+@broken("lock.ttl")
 class EndsWithItsTimeout(_Making):
     """A lock is lost once its time-out has passed."""
 

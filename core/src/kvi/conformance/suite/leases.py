@@ -74,6 +74,8 @@ class TestLeases(Rules):
             assert LONG <= lease.ttl <= LONG + 1
             assert lease.alive
             assert not lease.lost.is_set()
+        with store.lease(LONG, timeout=20) as lease, store.temp_key("k", timeout=20, ttl=LONG) as k:
+            assert min(lease.ttl, k.lease.ttl) >= LONG, "the time-out bounds the call alone"
 
     @rule("lease.ttl")
     def test_shortest(self, store: kvi.Kvi) -> None:

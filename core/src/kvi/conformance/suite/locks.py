@@ -104,12 +104,16 @@ class TestLocks(Rules):
     def test_held_for_longer_than_the_time_out(
         self, store: kvi.Kvi, peer: kvi.Kvi, brief: float
     ) -> None:
-        """A lock is held until its release, however soon its waiter would have given up."""
-        with store.lock("jobs", ttl=60, timeout=brief) as lock:
+        """A lock is held until its release, for longer than its time-out and than its ttl."""
+        with (
+            store.lock("waited", ttl=60, timeout=brief) as waited,
+            store.lock("renewed", ttl=brief, timeout=60) as renewed,
+        ):
             end = now() + store.capabilities.lease_expiry_factor * brief + 1
             until(lambda: now() >= end, within=60)
-            assert lock.held
-            assert not peer.lock("jobs").acquire(0), "others get it while it is held"
+            for lock in (waited, renewed):
+                assert lock.held
+                assert not peer.lock(lock.name).acquire(0), "others get it while it is held"
 
     @rule("lock.timeout")
     def test_own_time_out(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
