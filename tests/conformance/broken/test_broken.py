@@ -11,7 +11,7 @@ from kvi.conformance.contract import RULES
 from kvi.conformance.faults import away, calls, history, holders
 from kvi.conformance.plugin import Findings
 from kvi.conformance.report import Outcome
-from kvi.conformance.suite import watches
+from kvi.conformance.suite import leases, locks, watches
 from kvi.flow.watch import Asking, WatchFlow
 
 from tests.conformance.broken import BROKEN, Mutant
@@ -74,6 +74,8 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test wait for long."""
     monkeypatch.setattr(session, "HANGS", HANGS)
     monkeypatch.setattr(watches, "WAIT", PATIENCE)
+    for module in (leases, locks):
+        monkeypatch.setattr(module, "WITHIN", PATIENCE)
     monkeypatch.setattr(waiting.until, "__kwdefaults__", {"within": PATIENCE})
     for module in (away, history):
         monkeypatch.setattr(module, "BACK", PATIENCE)

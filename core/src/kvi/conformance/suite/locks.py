@@ -228,7 +228,7 @@ class TestLocks(Rules):
         assert lock.acquire(WITHIN)
         thread = threading.Thread(target=lock.release)
         thread.start()
-        thread.join(20)
+        thread.join(WITHIN)
         assert not lock.held
         assert store.lock("jobs").acquire(0)
 
@@ -296,7 +296,7 @@ class TestLocks(Rules):
 
         def wait() -> None:
             with suppress(kvi.KviError):  # what was not got is told below
-                got.append(waiter.acquire(30))
+                got.append(waiter.acquire(2 * WITHIN))
 
         thread = threading.Thread(target=wait)
         thread.start()
@@ -305,7 +305,7 @@ class TestLocks(Rules):
         with pytest.raises(kvi.AlreadyHeld):
             waiter.acquire(0)
         lock.release()
-        thread.join(20)
+        thread.join(WITHIN)
         assert got == [True]
         assert waiter.held
         waiter.release()
