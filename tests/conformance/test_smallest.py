@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from kvi.conformance import TestDelete, TestLocks, TestModel, TestStore
+from kvi.conformance import TestDelete, TestLocks, TestStore
+from kvi.conformance.suite import TestModel as Model
 
 from tests.conformance.broken.plugin import install
 
 __all__ = ["TestDelete", "TestLocks", "TestModel", "TestStore"]
+
+
+@pytest.mark.slow
+class TestModel(Model):
+    """As the suite has it."""
 
 
 @pytest.fixture(scope="module", autouse=True)

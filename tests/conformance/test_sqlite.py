@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 from kvi.conformance import *  # noqa: F403
+from kvi.conformance.suite import TestInterrupts as Interrupts
+
+
+@pytest.mark.slow
+class TestInterrupts(Interrupts):
+    """As the suite has them; a process for each."""
 
 
 @pytest.fixture

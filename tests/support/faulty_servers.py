@@ -68,6 +68,14 @@ class Proxied(Server):
         """Reset what goes through the proxy."""
         self.proxy.cut()
 
+    def hold_back(self) -> None:
+        """Keep what comes next through the proxy."""
+        self.proxy.hold_back()
+
+    def deliver(self) -> None:
+        """Let it through."""
+        self.proxy.deliver()
+
     def isolate(self) -> None:
         """Refuse what comes to the proxy, and reset what came before."""
         self.proxy.refuse()

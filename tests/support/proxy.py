@@ -37,6 +37,9 @@ class TcpProxy:
         self._refusing = False
         self._amid = False
         self._abandoned: set[socket.socket] = set()
+        self._holding: set[socket.socket] = set()
+        self._kept: list[tuple[socket.socket, bytes]] = []
+        self._orphans: set[socket.socket] = set()  # servers' sides whose clients are gone
         self._closed = False
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
@@ -64,6 +67,28 @@ class TcpProxy:
         """Swallow all that comes on today's connections, and never tell; new ones work."""
         with self._lock:
             self._abandoned |= self._sockets
+
+    def hold_back(self) -> None:
+        """Keep what a client sends next on one of today's connections, and reset that client.
+
+        The server's side of the connection stays open, until `deliver`.
+        """
+        with self._lock:
+            self._holding = set(self._sockets)
+
+    def deliver(self) -> None:
+        """Let the server have what was kept, and end those connections."""
+        with self._lock:
+            self._holding = set()
+            kept, self._kept = self._kept, []
+        for server, piece in kept:
+            with suppress(OSError):
+                server.sendall(piece)
+        if kept:
+            time.sleep(0.5)  # until it has been done; what is answered nobody hears
+        for server, _ in kept:
+            with suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
 
     def stall(self) -> None:
         """Let nothing through in either direction; connections stay open, new ones too."""
@@ -139,8 +164,10 @@ class TcpProxy:
                 if self.delay:
                     time.sleep(self.delay)
                 self._flowing.wait()
-                if source in self._abandoned:
+                if source in self._abandoned or source in self._orphans:
                     continue
+                if source in self._holding and not answers and self._keep(source, drain, piece):
+                    return
                 if answers and self._amid:
                     self._amid = False
                     drain.sendall(piece[: len(piece) // 2])
@@ -153,3 +180,18 @@ class TcpProxy:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
+
+    def _keep(self, client: socket.socket, server: socket.socket, piece: bytes) -> bool:
+        """Keep this piece from the server, and reset its client; false if one is kept already."""
+        with self._lock:
+            if not self._holding:
+                return False
+            self._holding = set()
+            self._kept.append((server, piece))
+            self._orphans.add(server)
+            self._sockets -= {client, server}
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        with suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
+        client.close()
+        return True

@@ -105,22 +105,31 @@ def _init(self: Kvi, scope: Scope) -> None:
 Kvi.__init__ = _init  # type: ignore[method-assign, assignment]
 
 
-class Correct(MemoryKvi):
+class Planted:
+    """What the plugin of these tests opens.
+
+    Attributes:
+        scheme: the scheme of its URI.
+        declares: capabilities that differ from those of the store that it derives from.
+
+    """
+
+    scheme: ClassVar[str] = "broken"
+    declares: ClassVar[Mapping[str, Any]] = {}
+
+
+class Correct(Planted, MemoryKvi):
     """The memory store without its short ways: every call goes through the primitives below.
 
     They run in the main thread, as those of the memory store do.
 
     Attributes:
         face: the kind of its handles.
-        scheme: the scheme of its URI.
-        declares: capabilities that differ from the memory store's.
         feed: what the feeds of watches are wrapped in.
         notes: anything that the handles of one store want to share.
 
     """
 
-    scheme: ClassVar[str] = "broken"
-    declares: ClassVar[Mapping[str, Any]] = {}
     feed: ClassVar[type[Passing]] = Passing
     face: ClassVar[type[Handle]] = Handle
 
@@ -221,7 +230,7 @@ class Mutant(NamedTuple):
 
     name: str
     rules: tuple[str, ...]
-    store: type[Correct]
+    store: type[Planted]
 
     @property
     def uri(self) -> str:
@@ -231,7 +240,7 @@ class Mutant(NamedTuple):
 
 BROKEN: dict[str, Mutant] = {}
 
-Store = TypeVar("Store", bound=type[Correct])
+Store = TypeVar("Store", bound=type[Planted])
 
 
 def broken(*rules: str, **declares: object) -> Callable[[Store], Store]:

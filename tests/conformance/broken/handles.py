@@ -9,6 +9,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from time import sleep
+from types import EllipsisType
 from typing import TypeVar
 
 from kvi.errors import Closed, KviError, UsedAfterFork
@@ -16,8 +17,9 @@ from kvi.flow.lease import LeaseFlow
 from kvi.flow.watch import WatchFlow
 from kvi.model import KeyValue, RangeResult, Scan
 from kvi.ops import Op
+from kvi.sync.lock import Lock
 
-from tests.conformance.broken.correct import Correct, Handle, broken
+from tests.conformance.broken.correct import Correct, Handle, Making, broken
 
 T = TypeVar("T")
 
@@ -201,6 +203,28 @@ class ChildFindsItClosed(Correct):
             if isinstance(error, UsedAfterFork):
                 error = Closed(error.message)
             return super()._placed(error, operation, key)
+
+
+@broken("handle.fork")
+class ChildMayRead(Correct):
+    """A forked child goes on silently with what it reads by its parent's handle."""
+
+    class face(Handle):
+        def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
+            if self.mutant.forked:
+                return self.mutant._get(key, 1.0)  # type: ignore[no-any-return]
+            return super().get(key, timeout=timeout)
+
+
+@broken("handle.fork")
+class ChildMayLock(Making):
+    """A forked child is told that it does not get the lock of its parent's handle."""
+
+    makes = "lock"
+
+    class kind(Lock):
+        def acquire(self, timeout: float | EllipsisType | None = ...) -> bool:
+            return not self._store._scope.primitives.forked and super().acquire(timeout)
 
 
 @broken("handle.uri")

@@ -164,6 +164,33 @@ class ValueEndsAtNul(Correct):
         return value.partition(b"\0")[0]
 
 
+@broken("value.exact")
+class LineEndings(Correct):
+    """The end of a line in a value is translated."""
+
+    def value_in(self, value: bytes) -> bytes:
+        return value.replace(b"\r\n", b"\n")
+
+
+@broken("value.exact")
+class Stripped(Correct):
+    """White space around a value does not count."""
+
+    def value_in(self, value: bytes) -> bytes:
+        return value.strip()
+
+
+@broken("value.exact")
+class NumbersAreNumbers(Correct):
+    """A value that looks like a number comes back as Python writes it."""
+
+    def value_in(self, value: bytes) -> bytes:
+        try:
+            return str(int(value)).encode()
+        except ValueError:
+            return value
+
+
 @broken("value.exact", "get.absent")
 class EmptyIsMissing(Correct):
     """A key with an empty value is not found."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kvi.clock import now
 from kvi.errors import InvalidArgument, LeaseLost
 from kvi.model import Grant, KeyValue, Operation, Put
 from kvi.ops import DeleteOp, PutOp
@@ -16,6 +17,7 @@ from kvi.policy.txn import Change
 from kvi.sync.kvi import Kvi
 from kvi.sync.lease import Lease
 from kvi.sync.temp_key import TempKey
+from kvi_memory.state import MemoryState
 
 from tests.conformance.broken.correct import Correct, Handle, Making, Results, broken
 
@@ -26,6 +28,15 @@ class HalfTheTime(Correct):
 
     def _lease_grant(self, ttl: float, timeout: float) -> Grant:
         return super()._lease_grant(ttl / 2, timeout)
+
+
+@broken("lease.ttl")
+class LeaseByItsTimeout(Correct):
+    """A lease is granted for as long as the call may take."""
+
+    class face(Handle):
+        def lease(self, ttl: float, *, timeout: float | None = None, **options: Any) -> Lease:
+            return super().lease(timeout or ttl, timeout=timeout, **options)
 
 
 @broken("lease.ttl")
@@ -283,6 +294,40 @@ class NobodyRenews(_Making):
     def made(self, handle: Kvi, made: Lease) -> Lease:
         made._flow._kept = False
         return made
+
+
+@broken("lease.kept-alive", "lease.not-late")
+class RenewsWhatItShallNot(Correct):
+    """A lease is kept alive, whatever `keep_alive` says."""
+
+    class face(Handle):
+        def lease(self, ttl: float, *, keep_alive: bool = True, **options: Any) -> Lease:
+            return super().lease(ttl, keep_alive=True, **options)
+
+
+@broken("lease.keys")
+class ExpiresQuietly(Correct):
+    """The keys of a lease that has expired vanish without events."""
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        granted = super()._lease_grant(ttl, timeout)
+        self._state.__class__ = Quiet
+        return granted
+
+
+class Quiet(MemoryState):
+    """Of a lease that ends by itself only the keys tell."""
+
+    __slots__ = ()
+
+    def end(self, lease: int) -> None:
+        found = self._leases.get(lease)
+        if found is not None and found.deadline <= now():
+            self._keys = None
+            for key in found.keys:
+                del self.entries[key]
+            found.keys.clear()
+        super().end(lease)
 
 
 class _MakingKeys(Making):

@@ -11,6 +11,7 @@ from contextlib import suppress
 from types import EllipsisType
 from typing import Any, Self
 
+from kvi.clock import now
 from kvi.errors import LeaseLost, LockTimeout, NotHeld
 from kvi.flow.lock import LockState
 from kvi.model import Claim, Key, Scan, Span
@@ -118,6 +119,14 @@ class GuardStopsEverybody(Correct):
 
 
 @broken("lock.names")
+class OneLock(Correct):
+    """The locks of all names are one."""
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        return super()._lock_claim("the one", lease, timeout)
+
+
+@broken("lock.names")
 class NamesAreFolders(Correct):
     """`a/b` is the lock `a`."""
 
@@ -169,6 +178,59 @@ class ForgetsItsTimeout(_Making):
         def acquire(self, timeout: float | EllipsisType | None = ...) -> bool:
             held = super().acquire(timeout)
             return held or isinstance(timeout, EllipsisType)
+
+
+@broken("lock.waits")
+class NeverFree(Correct):
+    """A lock that was released is not free."""
+
+    def _lock_release(self, claim: Claim, timeout: float) -> bool:
+        return True
+
+
+@broken("lock.ttl")
+class LivesByItsTimeout(Correct):
+    """A lock is held by a lease whose ttl is its time-out."""
+
+    class face(Handle):
+        def lock(
+            self, name: str = "default", *, ttl: float = 10, timeout: float | None = None
+        ) -> Lock:
+            return super().lock(name, ttl=timeout or ttl, timeout=timeout)
+
+
+@broken("lock.ttl")
+class NotRenewed(_Making):
+    """What holds a lock is not renewed."""
+
+    class kind(Lock):
+        def _acquire(self, *args: Any) -> bool:
+            got = super()._acquire(*args)
+            if self._flow.lease is not None:
+                self._flow.lease._kept = False
+            return got
+
+
+@broken("lock.ttl")
+class EndsWithItsTimeout(_Making):
+    """A lock is lost once its time-out has passed."""
+
+    class kind(Lock):
+        def acquire(self, timeout: float | EllipsisType | None = ...) -> bool:
+            return super().acquire(timeout) and self.begin()
+
+        def __enter__(self) -> Self:
+            super().__enter__()
+            self.begin()
+            return self
+
+        def begin(self) -> bool:
+            self.end = now() + (self._wait or math.inf)
+            return True
+
+        @property
+        def held(self) -> bool:
+            return self._flow.held and now() < self.end
 
 
 @broken("lock.waits")

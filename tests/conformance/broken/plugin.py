@@ -1,8 +1,8 @@
 """The plugins that open mutants by URI.
 
 ``broken:NAME`` opens one, ``lenient:NAME`` takes more options, ``far:NAME`` goes by a network that
-can fail (see `tests.conformance.broken.servers`), ``smallest:NAME`` is not broken: it is a store
-with nine primitives and nothing else.
+can fail (see `tests.conformance.broken.servers`), ``shared:NAME`` is in a file that processes
+share, ``smallest:NAME`` is not broken: it is a store with nine primitives and nothing else.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ from kvi.options import Option
 from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 from kvi_memory.store import CAPABILITIES
+from kvi_sqlite.store import CAPABILITIES as SQLITE
 
 from tests.conformance.broken.correct import BROKEN, Correct
+from tests.conformance.broken.processes import Shared
 from tests.conformance.broken.servers import Far
 from tests.support.backends import Smallest
 
 SMALLEST = replace(CAPABILITIES, atomic_range_delete="no", max_txn_ops=64)
+
+
+CORRECT = {"broken": Correct, "lenient": Correct, "far": Far, "shared": Shared}
 
 
 class Plugin:
@@ -56,15 +61,17 @@ class Plugin:
             smallest = Smallest(kvi.open(f"mem:smallest-{uri.path}"), SMALLEST)
             smallest.uri, smallest.timeout = uri.redacted, options["timeout"]
             return smallest
-        correct = Far if self.scheme == "far" else Correct
-        store = correct if uri.path == "correct" else BROKEN[uri.path].store
-        return store(uri.redacted, f"broken {uri.path}", timeout=options["timeout"])
+        correct = CORRECT[self.scheme]
+        store: Any = correct if uri.path == "correct" else BROKEN[uri.path].store
+        made: Primitives = store(uri.redacted, f"broken {uri.path}", timeout=options["timeout"])
+        return made
 
 
 strict = Plugin("broken")
 lenient = Plugin("lenient", Option(name="nonsense", kind="text", help="which means nothing"))
 
 far = Plugin("far")
+shared = Plugin("shared", capabilities=SQLITE)
 smallest = Plugin("smallest", capabilities=SMALLEST)
 
 
@@ -78,5 +85,6 @@ def install(folder: Path) -> None:
         "broken = tests.conformance.broken.plugin:strict\n"
         "lenient = tests.conformance.broken.plugin:lenient\n"
         "far = tests.conformance.broken.plugin:far\n"
+        "shared = tests.conformance.broken.plugin:shared\n"
         "smallest = tests.conformance.broken.plugin:smallest\n"
     )

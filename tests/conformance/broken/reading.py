@@ -175,6 +175,24 @@ class KeysWithValues(Correct):
 
 
 @broken("range.keys-only")
+class ValuesOfWhatChanged(Correct):
+    """`keys_only` gives the values of keys that are changed before their page is read."""
+
+    def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        found = super()._range(scan, timeout)
+        old = {entry.key: entry for entry in super()._range(Scan(scan.span), timeout)}
+
+        def pages() -> Iterator[list[KeyValue]]:
+            for entry in found:
+                before = old[entry.key]
+                yield [
+                    before if scan.keys_only and self._state.read(entry.key) != before else entry
+                ]
+
+        return RangeResult(found.revision, pages)
+
+
+@broken("range.keys-only")
 class KeysAndNothingElse(Correct):
     """`keys_only` leaves the version out too."""
 

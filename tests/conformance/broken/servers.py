@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from time import monotonic, sleep
 from typing import Any
 
 import kvi
 from kvi.conformance.server import Server
-from kvi.errors import Compacted, Timeout, Unavailable
+from kvi.errors import Compacted, OutcomeUnknown, Timeout, Unavailable
 from kvi.feed import Batch, Feed, Wake, WatchSpec
-from kvi.model import EventType
+from kvi.model import Claim, EventType, Txn, TxnResult
 from kvi_memory.state import state_of
 
 from tests.conformance.broken.correct import Correct, Passing, broken, notes_of
@@ -52,6 +54,25 @@ class Network(Server):
         self.notes[AWAY] = False
         self.notes["returned"] = True
         self.notes["outages"] = self.notes.get("outages", 0) + 1
+
+    def stop(self) -> None:
+        """End the server; a store of this process cannot lose its data by that."""
+        self.isolate()
+
+    def start(self) -> None:
+        """Start it again."""
+        self.notes["starts"] = self.notes.get("starts", 0) + 1
+        self.rejoin()
+
+    def hold_back(self) -> None:
+        """Keep the next transaction."""
+        self.notes["held back"] = []
+
+    def deliver(self) -> None:
+        """Run it now; whatever comes of it, nobody waits for that."""
+        for late in self.notes.pop("held back", []):
+            with suppress(kvi.KviError):
+                late()
 
     def forget(self) -> None:
         """Drop the history."""
@@ -101,6 +122,12 @@ class Far(Correct):
 
     def _sent(self, call: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: self.unanswered(call, *args) if self.apart() else call(*args)
+
+    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        if self.by_network and self.notes.get("held back") == []:
+            self.notes["held back"].append(partial(super()._txn, txn, timeout))
+            raise OutcomeUnknown("the connection was lost")
+        return super()._txn(txn, timeout)
 
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
         feed = super()._watch(spec, wake, timeout)
@@ -170,6 +197,27 @@ class ForgetsAWrite(Far):
                 self._state.commit(())
                 return self._state.revision
         return super()._put(key, value, lease, timeout)
+
+
+@broken("lock.late-claim", "lock.no-ghost")
+class ClaimsAgain(Far):
+    """A claim without an answer is sent again, and nobody told of the first one."""
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        try:
+            return super()._lock_claim(name, lease, timeout)
+        except OutcomeUnknown:
+            return super()._lock_claim(name, lease, timeout)
+
+
+@broken("lock.fence")
+class FenceSinceTheStart(Far):
+    """Fences are counted since the server was started."""
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        claim = super()._lock_claim(name, lease, timeout)
+        began = self.notes.setdefault(("began", self.notes.get("starts")), claim.fence)
+        return claim._replace(fence=claim.fence - began + 1)
 
 
 @broken("watch.survives")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from kvi.conformance import session, waiting
 from kvi.conformance.contract import RULES
-from kvi.conformance.faults import away, calls, history
+from kvi.conformance.faults import away, calls, history, holders
 from kvi.conformance.plugin import Findings
 from kvi.conformance.report import Outcome
-from kvi.conformance.suite import watches
+from kvi.conformance.suite import leases, locks, watches
 from kvi.flow.watch import Asking, WatchFlow
 
 from tests.conformance.broken import BROKEN, Mutant
@@ -74,10 +74,13 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test wait for long."""
     monkeypatch.setattr(session, "HANGS", HANGS)
     monkeypatch.setattr(watches, "WAIT", PATIENCE)
+    for module in (leases, locks):
+        monkeypatch.setattr(module, "WITHIN", PATIENCE)
     monkeypatch.setattr(waiting.until, "__kwdefaults__", {"within": PATIENCE})
     for module in (away, history):
         monkeypatch.setattr(module, "BACK", PATIENCE)
-    monkeypatch.setattr(calls, "MARGIN", PATIENCE)
+    for module in (calls, holders):
+        monkeypatch.setattr(module, "MARGIN", PATIENCE)
     ask = WatchFlow.ask
 
     def hasty(self: WatchFlow, moment: float, timeout: float | None, *, main: bool) -> Asking:

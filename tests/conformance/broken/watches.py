@@ -17,6 +17,7 @@ from kvi.flow.watch import WatchFlow
 from kvi.model import Event, EventType, Span, Txn, TxnResult
 from kvi.policy.txn import Change
 from kvi.sync.watch import Watch
+from kvi_memory.state import MemoryState
 
 from tests.conformance.broken.correct import Correct, Handle, Making, Passing, broken
 
@@ -266,6 +267,25 @@ class SomeAreDropped(Correct):
                 if self.seen % 7:
                     events.append(event)
             return Batch(events, batch.revision)
+
+
+@broken("watch.history")
+class DropsWhenBehind(Correct):
+    """What a watch is hundreds of revisions behind with is lost."""
+
+    class feed(Passing):
+        state: MemoryState
+
+        def change(self, batch: Batch) -> Batch:
+            first = self.state.revision - 300
+            kept = [event for event in batch.events if event.initial or event.revision >= first]
+            return Batch(kept, batch.revision)
+
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        feed = super()._watch(spec, wake, timeout)
+        assert isinstance(feed, DropsWhenBehind.feed)
+        feed.state = self._state
+        return feed
 
 
 @broken("watch.history")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from time import sleep
 
-from kvi.model import Key, Put, Scan, Span, Txn, TxnResult
+from kvi.model import Delete, Key, Put, Scan, Span, Txn, TxnResult
 from kvi.policy.txn import put
+from kvi.primitives import Primitives
 
 from tests.conformance.broken.correct import Correct, Handle, broken
 
@@ -171,6 +172,50 @@ class DeletesOneByOne(Correct):
             deleted += self._delete(entry.key, timeout)
             sleep(PAUSE)
         return deleted
+
+
+@broken("delete-range.atomic")
+class ListsThenDeletes(Correct):
+    """`delete_range` lists the keys, and deletes what it has listed in one transaction."""
+
+    def _delete_range(self, span: Span, timeout: float) -> int:
+        keys = [entry.key for entry in self._range(Scan(span), timeout)]
+        sleep(PAUSE)
+        done = self._txn(Txn(then=tuple(map(Delete, keys))), timeout)
+        return sum(map(bool, done.results))
+
+
+@broken("delete-range.atomic")
+class DeletesInPortions(Correct):
+    """`delete_range` is one step for as many keys as a transaction takes, and no more."""
+
+    def _delete_range(self, span: Span, timeout: float) -> int:
+        deleted = super()._delete_range(self._first(span, timeout), timeout)
+        while more := super()._delete_range(self._first(span, timeout), timeout):
+            deleted += more
+        return deleted
+
+    def _first(self, span: Span, timeout: float) -> Span:
+        sleep(PAUSE)
+        page = [entry.key for entry in self._range(Scan(span, limit=500), timeout)]
+        return Span(span.start, page[-1] + "\0" if page else span.end)
+
+
+@broken("delete-range.atomic")
+class ClaimsTheDerived(Correct):
+    """`delete_range` is declared to be one step, and left to be derived."""
+
+    _delete_range = Primitives._delete_range
+
+
+@broken("delete-range.atomic")
+class OnlyPrefixes(Correct):
+    """`delete_range` is one step for prefixes only, though declared so for any bounds."""
+
+    def _delete_range(self, span: Span, timeout: float) -> int:
+        if span.prefix is not None:
+            return super()._delete_range(span, timeout)
+        return ListsThenDeletes._delete_range(self, span, timeout)  # type: ignore[arg-type]
 
 
 @broken("tas.table", "program.model")

@@ -595,6 +595,7 @@ def test_real_runs_are_accepted(history: list[Operation]) -> None:
         assert found, str(found)
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(spoiled())
 def test_agree_with_all_orders(history: list[Operation]) -> None:

@@ -15,7 +15,7 @@ from unittest import mock
 import kvi
 import pytest
 from kvi.conformance import session
-from kvi.conformance.contract import RULES
+from kvi.conformance.contract import RULES, foundations_first
 from kvi.conformance.plugin import Finding, Findings
 from kvi.conformance.report import Outcome, Report, TestResult
 from kvi.conformance.session import run
@@ -178,6 +178,7 @@ def test_known_failure_that_is_no_test_is_an_error(tmp_path: Path, name: str) ->
     assert f"KNOWN_FAILURES names {name}" in found["TestOwn.test_own"].message
 
 
+@pytest.mark.slow
 def test_known_failures_in_a_class(tmp_path: Path) -> None:
     """A class of the author's own may carry its list, and its fixture."""
     found = author(
@@ -323,6 +324,57 @@ def test_unknown_is_told_as_such_and_fails(tmp_path: Path) -> None:
     assert not Report(report.store, report.backend, report.capabilities, unknown).passed
 
 
+def test_store_that_does_not_answer_is_unknown(tmp_path: Path) -> None:
+    """A call without an answer says nothing of a rule; where the suite saw to that, it does."""
+    file = tmp_path / f"test_author_{next(_numbers)}.py"
+    source = """
+        @pytest.fixture
+        def kvi_server():
+            return None
+
+        class TestOwn(Rules):
+            @rule("revision.grows")
+            @pytest.mark.parametrize("error", [kvi.Timeout, kvi.Unavailable, kvi.OutcomeUnknown])
+            def test_call(self, store, error):
+                raise error("no answer came", operation="store")
+
+            @rule("lock.fence")
+            def test_setup(self, answers):
+                pass
+
+            @pytest.fixture
+            def answers(self, store):
+                raise kvi.Timeout("no answer came", operation="store")
+
+            @rule("watch.next")
+            def test_watch(self, store):
+                with store.watch("k") as watch:
+                    watch.next(0)
+
+            @rule("key.exact")
+            def test_refused(self, store):
+                error = kvi.Unavailable("not a store of ours", operation="store")
+                error.passing = False
+                raise error
+
+            @rule("error.recovers")
+            def test_fault(self, store, kvi_server):
+                raise kvi.Unavailable("no answer came", operation="get")
+    """
+    file.write_text("\n".join(map(textwrap.dedent, (OWN, source))))
+    rules = ["revision.grows", "lock.fence", "watch.next", "key.exact", "error.recovers"]
+    report = run("mem:author", erase=True, select=rules, also=[file])
+    found = {name: report.rules[name].outcome for name in rules}
+    assert [name for name in rules if found[name] is Outcome.UNKNOWN] == rules[:2]
+    assert [name for name in rules if found[name] is Outcome.FAILED] == rules[2:]
+    assert not report.passed
+    told = "unknown: the store did not answer: Timeout: no answer came [store]"
+    assert told in report.text(width=200)
+    assert "lock.fence could not be decided" in report.text()
+    assert "lock.fence is broken" not in report.text()
+
+
+@pytest.mark.slow
 def test_hanging_test_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that does not end is ended, and its report says so, with the calls up to there."""
     monkeypatch.setattr(session, "HANGS", 1)
@@ -348,6 +400,7 @@ def test_hanging_test_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "Timeout" in result.reason
 
 
+@pytest.mark.slow
 def test_more_tests_beside_a_conftest(tmp_path: Path) -> None:
     """A file of tests that is run too may have a conftest.py with its fixtures."""
     (tmp_path / "conftest.py").write_text("import pytest\n\nanswer = pytest.fixture(lambda: 42)\n")
@@ -520,6 +573,51 @@ def test_shortest_history_is_shown_whole() -> None:
     assert "by TestX.test_b" in report.text(width=60)
     assert "\x1b" not in report.text(width=60)
     assert "<b>" not in report.html().partition("</style>")[2].replace("<body>", "")
+
+
+def test_first_rule_explains_the_others() -> None:
+    """What others rest on is told first; what is unknown, or broken by views alone, later."""
+    failed, unknown = Outcome.FAILED, Outcome.UNKNOWN
+    tests = (
+        TestResult("TestValues.test_a[handle]", ("revision.grows",), unknown, "unknown: no answer"),
+        TestResult("TestLocks.test_b[handle]", ("lock.names",), failed, "b"),
+        TestResult("TestTxns.test_c[two views]", ("txn.order",), failed, "c"),
+        TestResult("TestWatches.test_d", ("watch.callback", "lock.fair"), failed, "d"),
+        TestResult("TestValues.test_e", ("value.exact",), failed, "e"),
+        TestResult("TestModel.test_f", ("program.model",), failed, "f"),
+    )
+    report = report_of(*tests)
+    order = "value.exact lock.names lock.fair watch.callback program.model txn.order revision.grows"
+    assert [result.rule.name for result in report.broken] == order.split()
+    heads = [line.split()[0] for line in report.text().splitlines() if "is broken" in line]
+    assert heads == order.split()[:-1]
+    assert "as shown at lock.fair" in report.text()
+    assert report.html().index("#value.exact") < report.html().index("#lock.names")
+
+
+def test_every_rule_has_a_place() -> None:
+    """The order in which broken rules are told has all of them, each once."""
+    assert sorted(foundations_first(RULES)) == sorted(RULES)
+
+
+@pytest.mark.slow
+def test_interrupts_of_no_store(tmp_path: Path) -> None:
+    """A URI that nothing can open is told as that, before a process is started for it."""
+    ended = python(tmp_path, "-m", "kvi.conformance.interrupts", "nonsense:store")
+    assert ended.returncode == 2
+    assert "nonsense" in ended.stderr
+    assert "Thread" not in ended.stderr + ended.stdout
+    source = """
+        import pytest
+        from kvi.conformance import TestInterrupts
+
+        @pytest.fixture
+        def kvi_uri():
+            return "nonsense:store"
+    """
+    found = author(tmp_path, source)
+    assert {one.outcome for one in found.values()} == {"fail"}
+    assert all("UnknownBackend" in one.message for one in found.values())
 
 
 def test_failure_of_no_rule_is_shown() -> None:

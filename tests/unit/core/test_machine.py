@@ -285,6 +285,7 @@ class PoorAndForgetful(Poor):
         return Changed(feed, lambda events: [event for event in events if event.type is puts])
 
 
+@pytest.mark.slow
 def test_poor_store(tmp_path: Path) -> None:
     """What the capabilities deny is not asked for."""
     assert check(Poor, tmp_path, runs=1) == ""
@@ -315,6 +316,7 @@ def programs(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int | None =
     return made
 
 
+@pytest.mark.slow
 def test_same_programs_every_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two runs make the same programs, unless another number is given."""
     first = programs(monkeypatch, tmp_path / "1")

@@ -211,6 +211,7 @@ def test_keys_that_were_taken_out(name: str) -> None:
     assert _interrupted(CALLS[name], lose) > 3
 
 
+@pytest.mark.slow
 def test_interrupt_while_a_commit_is_completed() -> None:
     """Who completes the commit of an interrupted call may be interrupted as well."""
     total = 0

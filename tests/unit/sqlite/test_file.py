@@ -355,6 +355,7 @@ def test_what_is_not_a_store_is_said_at_once(path: Path, uri: str) -> None:
     assert not caught.value.passing
 
 
+@pytest.mark.slow
 def test_log_is_bounded_beside_readers(path: Path, store: kvi.Kvi) -> None:
     """Readers that take turns do not let the write-ahead log grow for ever."""
     value = b"v" * 256 * 1024

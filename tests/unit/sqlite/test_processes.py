@@ -31,6 +31,7 @@ def intact(path: Path) -> bool:
         connection.close()
 
 
+@pytest.mark.slow
 def test_no_increment_is_lost(store: kvi.Kvi, uri: str) -> None:
     """Eight processes adding one by test-and-set, five hundred times each, make four thousand."""
     store.store("counter", "0")
@@ -42,6 +43,7 @@ def test_no_increment_is_lost(store: kvi.Kvi, uri: str) -> None:
     assert entry.revision == 4001
 
 
+@pytest.mark.slow
 def test_transfers_keep_the_sum(store: kvi.Kvi, uri: str) -> None:
     """Eight processes moving between accounts, in transactions of two keys, lose nothing."""
     for number in range(5):

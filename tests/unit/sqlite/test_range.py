@@ -29,6 +29,7 @@ def pinned(store: kvi.Kvi) -> int:
     return sum(c.pinned for c in inmost(store)._pool.live)
 
 
+@pytest.mark.slow
 def test_large_range_stays_at_one_revision(uri: str) -> None:
     """A hundred thousand keys read slowly, while others write, are of the first page's revision."""
     size = 100_000
@@ -121,6 +122,7 @@ def test_keys_only_reads_no_values(store: kvi.Kvi) -> None:
     assert {entry.value for entry in result} == {None}
 
 
+@pytest.mark.slow
 def test_snapshot_ends_with_its_result(store: kvi.Kvi) -> None:
     """The snapshot lives as long as the result or a pass, read to the end or not, and no longer."""
     fill(store, 3 * PAGE_ROWS)

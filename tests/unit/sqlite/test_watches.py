@@ -447,6 +447,7 @@ def test_fork_with_watches(store: kvi.Kvi, uri: str) -> None:
     assert len(watch_threads()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_fork_amid_looks(uri: str) -> None:

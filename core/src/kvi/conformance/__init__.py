@@ -51,7 +51,9 @@ except ModuleNotFoundError as error:
 
 # What asserts something. It must not be imported before: pytest explains the assertions only of
 # what is imported after this. So the names below are looked up when they are asked for.
-REWRITTEN = tuple(f"{__name__}.{part}" for part in ("clients", "faults", "suite", "waiting"))
+REWRITTEN = tuple(
+    f"{__name__}.{part}" for part in ("clients", "faults", "processes", "suite", "waiting")
+)
 pytest.register_assert_rewrite(*REWRITTEN)
 
 __all__ = [

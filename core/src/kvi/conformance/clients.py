@@ -38,7 +38,7 @@ from kvi.conformance.checking.history import (
 )
 from kvi.model import Txn
 
-__all__ = ["Client", "History", "Kind", "run_clients", "run_random"]
+__all__ = ["Client", "History", "Kind", "run_clients", "run_random", "switching"]
 
 Kind = Literal["get", "store", "delete", "tas", "cas", "txn", "range"]
 
@@ -237,14 +237,15 @@ def run_random(
             if operation.outcome is not Outcome.OK:
                 time.sleep(_PAUSE)
 
-    with _switching():
+    with switching():
         run_clients(work, clients)
     operations = [operation for client in crowd for operation in client.operations]
     return History(tuple(sorted(operations, key=lambda operation: operation.invoked)), seed)
 
 
 @contextmanager
-def _switching() -> Iterator[None]:
+def switching() -> Iterator[None]:
+    """Let threads take turns as often as those of other machines do."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH)
     try:

@@ -25,6 +25,9 @@ from kvi.uri import StoreUri
 
 _EXPLAINS = "kvi-conformance"
 
+UNKNOWN = "unknown:"
+"""How the message of a test begins whose check came to no end."""
+
 
 def ensure(config: pytest.Config) -> None:
     """Let failures of the suite be explained, unless they are already."""
@@ -38,20 +41,36 @@ class _Explains:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
-        self, item: pytest.Item
+        self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if not isinstance(item, pytest.Function) or not (names := rules_of(item.function)):
             return report
         trace = item.stash.get(TRACE, None)
         calls = str(trace) if trace and report.failed else ""
-        vars(report).update(kvi_rules=names, kvi_calls=calls)  # travels with it, also from workers
+        unanswered = _unanswered(item, call.excinfo.value) if call.excinfo else ""
+        # It travels with the report, also from workers.
+        vars(report).update(kvi_rules=names, kvi_calls=calls, kvi_unanswered=unanswered)
         if report.failed:
             if calls:
                 report.sections.append(("calls, with seconds from the start", calls))
             told = "\n".join(f"{name}: {RULES[name].text}" for name in names)
             report.sections.append(("rules of the contract", told))
         return report
+
+
+def _unanswered(item: pytest.Function, error: BaseException) -> str:
+    """Why a failure says nothing of the store: it could not be reached, or not in time.
+
+    Where the suite itself sees to that, it does say something; and a watch that tells nothing is
+    no server that does not answer.
+    """
+    if not isinstance(error, kvi.Timeout | kvi.Unavailable | kvi.OutcomeUnknown):
+        return ""
+    broken = isinstance(error, kvi.Unavailable) and not error.passing
+    if broken or error.operation == "next" or "kvi_server" in item.fixturenames:
+        return ""
+    return f"{UNKNOWN} the store did not answer: {type(error).__name__}: {error}"
 
 
 class NotRun(Exception):
@@ -147,6 +166,8 @@ def _told(report: pytest.TestReport) -> tuple[str, str] | None:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
         return "not run", reason.removeprefix("Skipped: ")
     if report.failed:
+        if unanswered := getattr(report, "kvi_unanswered", ""):
+            return "fail", unanswered
         crash = getattr(report.longrepr, "reprcrash", None)
         message: str = crash.message if crash else report.longreprtext
         return "fail", message.removeprefix("AssertionError: ")

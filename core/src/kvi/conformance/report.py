@@ -24,10 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kvi.capabilities import Capabilities
-from kvi.conformance.contract import SECTIONS, Rule, fits
-
-UNKNOWN = "unknown:"
-"""How the message of a test begins whose check came to no end."""
+from kvi.conformance.contract import SECTIONS, Rule, fits, foundations_first
 
 
 class Outcome(enum.StrEnum):
@@ -119,6 +116,11 @@ class RuleResult:
         return [test.name for test in self.tests if test.outcome is self.outcome]
 
     @property
+    def by_views(self) -> bool:
+        """Whether all tests that failed did so through views."""
+        return all("[two views" in name for name in self.failed_tests)
+
+    @property
     def _worst(self) -> TestResult:
         found = [test for test in self.tests if test.outcome is self.outcome] or list(self.tests)
         return min(found, key=lambda test: (not test.calls, len(test.reproduction)))
@@ -152,6 +154,16 @@ class Report:
             for rule in section.rules
             if not self.select or any(fits(name, rule.name) for name in self.select)
         }
+
+    @property
+    def broken(self) -> list[RuleResult]:
+        """The rules that failed or stayed unknown; those come first that explain the others.
+
+        What is broken by views alone comes behind all that is broken without them.
+        """
+        found = {name: result for name, result in self.rules.items() if result.reproduction}
+        results = [found[name] for name in foundations_first(found)]
+        return sorted(results, key=lambda result: (_WORST.index(result.outcome), result.by_views))
 
     @property
     def passed(self) -> bool:
@@ -199,12 +211,18 @@ class Report:
                     told.append(f"\n{result.outcome}: {_printable(result.reason)}", style=style)
                 lines.add_row(Text(mark, style=style), Text(result.rule.name), told)
             console.print(Padding(lines, (0, 0, 0, 2)))
-        for result in self.rules.values():
-            if result.reproduction:
-                console.print(Text(f"\n{result.rule.name} is broken", style="bold red"))
-                console.print(Text(result.rule.text.replace("`", "")))
-                console.print(Text(f"by {result.shown_by}, in {len(result.failed_tests)} runs"))
+        shown: dict[str, str] = {}
+        for result in self.broken:
+            name, by = result.rule.name, result.shown_by
+            verb = "is broken" if result.outcome is Outcome.FAILED else "could not be decided"
+            console.print(Text(f"\n{name} {verb}", style="bold red"))
+            console.print(Text(result.rule.text.replace("`", "")))
+            console.print(Text(f"by {by}, in {len(result.failed_tests)} runs"))
+            if by in shown:
+                console.print(Text(f"    as shown at {shown[by]}"))
+            else:
                 console.out(indent(_printable(result.reproduction), "    "), highlight=False)
+            shown.setdefault(by, name)
         for test in self.strays:
             console.print(Text(f"\n{test.name}, a test of no rule, failed", style="bold red"))
             console.out(indent(_printable(test.reproduction), "    "), highlight=False)

@@ -81,6 +81,17 @@ class Server(ABC):
         """End `isolate`."""
         raise NotImplementedError
 
+    def hold_back(self) -> None:
+        """Keep the next write that is sent from the server, and end its connection.
+
+        Its sender gets no answer, and may send it again, which works. It is kept until `deliver`.
+        """
+        raise NotImplementedError
+
+    def deliver(self) -> None:
+        """Let the server have what `hold_back` keeps from it, if there is anything."""
+        raise NotImplementedError
+
     def forget(self) -> None:
         """Make the store forget its history up to now, as a compaction does.
 

@@ -14,8 +14,8 @@ import pytest
 
 import kvi
 from kvi.capabilities import Capabilities
-from kvi.conformance.plugin import Finding, Findings, NotRun
-from kvi.conformance.report import UNKNOWN, Outcome, Report, TestResult
+from kvi.conformance.plugin import UNKNOWN, Finding, Findings, NotRun
+from kvi.conformance.report import Outcome, Report, TestResult
 from kvi.registry import backends
 from kvi.uri import StoreUri
 

@@ -254,6 +254,50 @@ class Holders(Faulty):
             heir.release()
             assert direct.get("k").text == "next"  # type: ignore[union-attr]
 
+    @rule("lock.late-claim", "lock.no-ghost")
+    def test_late_claim_keeps_nobody_out(self, server: Server, store: kvi.Kvi, place: str) -> None:
+        """A claim that was answered by none, and arrives when its lock is free, holds nothing.
+
+        Its holder may have claimed again meanwhile, which nobody may hide who does it.
+        """
+        need(server, "hold_back", "deliver")
+        ttl = max(store.capabilities.lease_min_ttl, SHORT)
+        with opened(server.direct_uri, place) as direct:
+            for turn in range(3):  # what is held back may have been something else
+                with store.lock(f"before/{turn}", ttl=ttl, timeout=LONG):
+                    pass  # leaves a lease for the next lock, whose first call then is a claim
+                lock = store.lock(f"jobs/{turn}", ttl=ttl)
+                server.hold_back()
+                try:
+                    assert eventually(lambda lock=lock: lock.acquire(LONG))  # type: ignore[misc]
+                    lock.release()
+                    behind = store.lock(f"behind/{turn}", ttl=ttl)
+                    assert eventually(lambda behind=behind: behind.acquire(LONG))  # type: ignore[misc]
+                finally:
+                    server.deliver()
+                settled = now() + 1
+                while now() < settled:  # it arrives at some moment of these
+                    heir = direct.lock(lock.name, ttl=ttl)
+                    assert heir.acquire(bound(store, ttl)), "a late claim keeps others out"
+                    heir.release()
+                behind.release()
+
+    @rule("lock.fence")
+    @pytest.mark.parametrize("fault", ["stop", "kill"])
+    def test_fences_outgrow_a_restart(self, server: Server, store: kvi.Kvi, fault: str) -> None:
+        """A holder after a restart of the server has a larger fence than those before it."""
+        need_fault(server, fault)
+        fences: list[int] = []
+        for _ in range(2):
+            lock = store.lock("jobs", ttl=OUTLIVES)
+            for _ in range(2):
+                assert eventually(lambda lock=lock: lock.acquire(LONG))  # type: ignore[misc]
+                fences.append(lock.fence)
+                eventually(lambda lock=lock: lock.release())  # type: ignore[misc]
+            with away(server, fault):
+                pass
+        assert fences == sorted(set(fences)), "a later holder's fence is not larger"
+
     @rule("lock.exclusive", "lock.fence", "lock.guard", "error.acknowledged")
     @pytest.mark.parametrize(("fault", "turns"), [("kill", 2), ("pause", 1), ("cut", 3)])
     def test_lock_never_has_two_holders(

@@ -12,6 +12,7 @@ import threading
 from statistics import median
 from time import monotonic, sleep
 
+import kvi
 from kvi.conformance.interrupts import HITS
 from kvi.conformance.interrupts.operations import OPERATIONS, Operation
 from kvi.conformance.interrupts.striking import KINDS, Broken, Striker
@@ -98,7 +99,7 @@ class _Run:
 
 
 def main() -> None:
-    """Run; ends the process with 0 if all is whole, else with 1."""
+    """Run; ends the process with 0 if all is whole, 1 if not, 2 if there is no such store."""
     parser = argparse.ArgumentParser(
         prog="python -m kvi.conformance.interrupts",
         description="Interrupt every call on a store. EVERYTHING IN THE STORE IS DELETED.",
@@ -113,6 +114,11 @@ def main() -> None:
     )
     parser.add_argument("--companion", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    try:
+        with kvi.open(options.uri):
+            pass
+    except kvi.KviError as error:
+        parser.error(str(error))
     if options.companion:
         accompany(options.uri)
     else:

@@ -6,13 +6,26 @@ Threads with a handle each stand for the clients; the totals are exact or the st
 from __future__ import annotations
 
 import threading
+from typing import Any
+
+import pytest
 
 import kvi
-from kvi.conformance.clients import run_clients
+from kvi.conformance.clients import run_clients, switching
 from kvi.conformance.contract import rule
 from kvi.conformance.rules import Rules
+from kvi.conformance.waiting import until
+from kvi.primitives import Primitives
 
 CLIENTS, ROUNDS = 4, 25
+BOUNDS = ({"prefix": "p/"}, {"start": "p/", "end": "p/~"})
+"""Of the keys below ``p/``, as a prefix and as what is none."""
+
+
+def _one_step(store: kvi.Kvi, bounds: dict[str, Any]) -> bool:
+    """Whether `delete_range` with such bounds is declared to be one step."""
+    declared = store.capabilities.atomic_range_delete
+    return declared == "any" or (declared == "prefix" and "prefix" in bounds)
 
 
 class TestConcurrency(Rules):
@@ -118,10 +131,12 @@ class TestConcurrency(Rules):
     @rule("delete-range.atomic")
     def test_range_delete_is_atomic_as_declared(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Deletes by prefix take all or nothing of what one transaction wrote together."""
+        store.store("p/a", b"")
+        assert store.delete_range(prefix="p/") == 1
         if store.capabilities.atomic_range_delete == "no":
-            store.store("p/a", b"")
-            assert store.delete_range(prefix="p/") == 1
             return
+        derived = type(store._scope.primitives)._delete_range is Primitives._delete_range
+        assert not derived, "declared to be one step, and derived: that lists, and then deletes"
         keys = [f"p/{i}" for i in range(10)]
 
         def work(number: int) -> None:
@@ -158,6 +173,77 @@ class TestConcurrency(Rules):
                 assert sum(entry is not None for entry in there) in (0, len(keys))
 
         run_clients(work, clients=3)
+
+    @rule("delete-range.atomic")
+    @pytest.mark.parametrize("bounds", BOUNDS, ids=["prefix", "bounds"])
+    def test_range_delete_takes_what_moves(
+        self, store: kvi.Kvi, peer: kvi.Kvi, bounds: dict[str, Any]
+    ) -> None:
+        """Where atomic, a key that is always there is deleted, wherever it is moved meanwhile."""
+        if not _one_step(store, bounds):
+            return
+        keys = [f"p/{i}" for i in range(10)]
+        over = threading.Event()
+        stored: list[str] = []  # where it was put after it had been deleted
+
+        def move() -> None:
+            at = 0
+            while not over.is_set():
+                here, there = keys[at], keys[(at + 7) % len(keys)]
+                moved = store.txn(
+                    [kvi.Key(here).exists], [kvi.Delete(here), kvi.Put(there, b"")], [kvi.Get(here)]
+                )
+                if moved:
+                    at = keys.index(there)
+                else:  # it was deleted: there is none until now
+                    store.store(here, b"")
+                    stored.append(here)
+
+        def delete() -> None:
+            try:
+                for turn in range(2 * ROUNDS):
+                    until(lambda done=turn: len(stored) > done)
+                    assert peer.delete_range(**bounds) == 1, "a key that is always there was missed"
+            finally:
+                over.set()
+
+        with switching():
+            run_clients(lambda number: (move, delete)[number](), clients=2)
+
+    @rule("delete-range.atomic")
+    @pytest.mark.parametrize("bounds", BOUNDS, ids=["prefix", "bounds"])
+    def test_range_delete_of_many_is_atomic(
+        self, store: kvi.Kvi, peer: kvi.Kvi, bounds: dict[str, Any]
+    ) -> None:
+        """Where atomic, it is so for more keys than a transaction takes operations."""
+        if not _one_step(store, bounds):
+            return
+        number = (store.capabilities.max_txn_ops or 1000) + 30
+        keys = [f"p/{i:04}" for i in range(number)]
+        some = keys[:: number // 8]
+        phase = [0]  # odd: it is being deleted; -1: over
+
+        def delete() -> None:
+            try:
+                for _ in range(3):
+                    for first in range(0, number, 50):
+                        page = keys[first : first + 50]
+                        store.txn(then=[kvi.Put(key, b"") for key in page])
+                    phase[0] += 1
+                    assert store.delete_range(**bounds) == number
+                    phase[0] += 1
+            finally:
+                phase[0] = -1
+
+        def read() -> None:
+            while (before := phase[0]) >= 0:
+                there = peer.txn(then=[kvi.Get(key) for key in some]).results
+                present = sum(entry is not None for entry in there)
+                if before % 2 and phase[0] == before:
+                    assert present in (0, len(some)), "others see a part of it deleted"
+
+        with switching():
+            run_clients(lambda client: (delete, read, read)[client](), clients=3)
 
     @rule("range.snapshot")
     def test_range_is_one_snapshot(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:

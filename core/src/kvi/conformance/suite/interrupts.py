@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
+import kvi
 from kvi.conformance.contract import rule
 from kvi.conformance.interrupts import GROUPS, HITS
+from kvi.conformance.processes import environment
 from kvi.conformance.rules import Rules
 from kvi.uri import StoreUri
 
@@ -26,6 +27,8 @@ class TestInterrupts(Rules):
     @pytest.mark.parametrize("group", GROUPS)
     def test_interrupted_calls(self, kvi_uri: str, group: str) -> None:
         """Others go on, nothing is half done or stays taken, no event is lost."""
+        with kvi.open(kvi_uri):  # what is wrong with the URI is told here, as what it is
+            pass
         options = [f"--operation={name}" for name in GROUPS[group]] + [f"--hits={HITS}"]
         process = subprocess.Popen(
             [sys.executable, "-m", "kvi.conformance.interrupts", str(kvi_uri), *options],
@@ -33,8 +36,7 @@ class TestInterrupts(Rules):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # The store may be found by what was put into the path here.
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=environment(),
         )
         try:
             told, stacks = process.communicate(timeout=ENDS)

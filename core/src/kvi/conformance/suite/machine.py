@@ -57,6 +57,23 @@ from kvi.conformance.model import (
     World,
 )
 from kvi.conformance.rules import Rules
+from kvi.conformance.suite.telling import NAMESPACE, Line, Program
+from kvi.conformance.suite.words import (
+    BRANCH,
+    COMPARE,
+    HANDLE,
+    KEY,
+    KEYS,
+    LEASE,
+    NUMBER,
+    OPERATOR,
+    PART,
+    POOL,
+    REVISION,
+    SPAN,
+    VALUE,
+    bad_calls,
+)
 from kvi.model import Operation
 
 __all__ = ["EXAMPLES", "STEPS", "StoreMachine", "Stores", "TestModel", "run_programs"]
@@ -65,189 +82,10 @@ EXAMPLES, STEPS = 220, 30  # measured: 4 seconds in memory, 6 on SQLite, 15 on a
 PATIENCE = 20.0  # seconds within which a watch tells what happened
 SHORT_PATIENCE = 0.2  # the same, once a watch has kept silent and the program is being shortened
 TTL = 60.0  # seconds: no lease ends by itself
-NAMESPACE = "a"
 LOCKS = ["lock", "lock/b"]  # with letters that no other key has
-OPEN = "kvi.open(URI)"
-VIEWS = {"c": "a", "d": "b"}  # which view is through which handle
 OTHERS = {"a": "bd", "b": "ac", "c": "bd", "d": "ac"}  # who must see what was written
 
 PUT, DELETE = kvi.EventType.PUT, kvi.EventType.DELETE
-
-# What goes wrong easily: keys around the namespace, keys that begin like others, that a path or a
-# URL would change, that sort differently as text of some kind. The simplest come first.
-KEYS = [
-    "a",
-    "b",
-    "a/a",
-    "a/b",
-    "ab",
-    "a/",
-    "a0",
-    "a\0",
-    "a//",
-    "a/b/",
-    "/",
-    "//",
-    "/a",
-    ".",
-    "..",
-    "a/../b",
-    "\0",
-    "\n",
-    " ",
-    "%41",
-    "A",
-    "?#",
-    "a?b=c",
-    "ü",
-    "\uffff",
-    "😀",
-]
-ALPHABET = (
-    "abA0/.\0\1\n \\\"'?#%&+:=\x7f\x80\u07ff\u0800\ud7ff\ue000\ufeff\uffff\U00010000\U0010ffff"
-)
-VALUES: list[bytes | str] = [b"", b"1", b"2", b"\0", b"\xff", "1", "ü", b"x" * 5000]
-
-_WORDS = st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=3).map("".join)
-# A program has few keys, so that its calls meet. Steps name them by number.
-_POOL = st.lists(
-    st.one_of(st.sampled_from(KEYS), st.sampled_from(KEYS), _WORDS), min_size=4, max_size=4
-)
-_KEY = st.integers(0, 3)
-_VALUE = st.sampled_from(VALUES)
-_HANDLE = st.sampled_from("abcdab")
-_LEASE = st.sampled_from([0, 0, 1, 2, 3])  # none, or the first, second …
-_NUMBER = st.integers(0, 3)
-_OPERATOR = st.sampled_from(["=", "!=", "<", ">"])
-_REVISION = st.sampled_from(["its own", "zero", "first", "last", "future"])
-_BOUND = st.one_of(_KEY, _KEY, st.sampled_from(["", "a", "a/", "b", "\U0010ffff"]))
-_OPEN = st.one_of(_BOUND, _BOUND, st.none())
-_PART = st.one_of(st.tuples(_BOUND), st.tuples(_OPEN, _OPEN))  # a prefix, or start and end
-_SPAN = st.one_of(_PART, st.just(("",)))
-_COMPARE = st.one_of(
-    st.tuples(st.just("value"), _KEY, _OPERATOR, _VALUE),
-    st.tuples(st.sampled_from(["revision", "create_revision"]), _KEY, _OPERATOR, _REVISION),
-    st.tuples(st.just("version"), _KEY, _OPERATOR, _NUMBER),
-    st.tuples(st.just("lease"), _KEY, _OPERATOR, _LEASE),
-)
-_OPERATION = st.one_of(
-    st.tuples(st.just("get"), _KEY),
-    st.tuples(st.just("put"), _KEY, _VALUE, _LEASE),
-    st.tuples(st.just("delete"), _KEY),
-    st.tuples(st.just("get"), _KEY),
-)
-_BRANCH = st.lists(_OPERATION, max_size=3)
-
-
-class Bad(NamedTuple):
-    """A call that must be refused."""
-
-    error: type[kvi.KviError]
-    method: str
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}  # noqa: RUF012  (read only)
-
-
-BAD_CALLS = [
-    Bad(kvi.InvalidKey, "get", ("",)),
-    Bad(kvi.InvalidKey, "get", ("\ud800",)),
-    Bad(kvi.InvalidKey, "store", ("", b"")),
-    Bad(kvi.InvalidArgument, "store", ("a", 7)),
-    Bad(kvi.InvalidArgument, "store", ("a", b""), {"lease": 0}),
-    Bad(kvi.InvalidKey, "delete", (b"a",)),
-    Bad(kvi.InvalidKey, "tas", ("", None, b"")),
-    Bad(kvi.InvalidArgument, "tas", ("a", 0, b"")),
-    Bad(kvi.InvalidArgument, "cas", ("a", -1, b"")),
-    Bad(kvi.InvalidArgument, "cas", ("a", None, b"")),
-    Bad(kvi.InvalidArgument, "range", (), {"limit": -1}),
-    Bad(kvi.InvalidArgument, "range", ("a",), {"prefix": "a"}),
-    Bad(kvi.InvalidKey, "count", (), {"prefix": "\udfff"}),
-    Bad(kvi.InvalidArgument, "delete_range"),
-    Bad(kvi.InvalidArgument, "delete_range", ("a",), {"prefix": "a"}),
-    Bad(kvi.InvalidArgument, "transaction", ("a", "~", b"", "a", b"", "b", b"")),
-    Bad(kvi.InvalidArgument, "txn", ([], [kvi.Put("a", b""), kvi.Delete("a")])),
-    Bad(kvi.InvalidKey, "txn", ([], [kvi.Put("a", b""), kvi.Get("")])),
-    Bad(kvi.InvalidArgument, "txn", ([], kvi.Put("a", b""))),
-    Bad(kvi.InvalidArgument, "lease", (0,)),
-    Bad(kvi.InvalidKey, "temp_key", ("", b"")),
-    Bad(kvi.InvalidArgument, "temp_key", ("a", b""), {"ttl": -1}),
-    Bad(kvi.InvalidKey, "lock", ("",)),
-    Bad(kvi.InvalidArgument, "watch"),
-    Bad(kvi.InvalidArgument, "watch", ("a",), {"prefix": "a"}),
-    Bad(kvi.InvalidArgument, "watch", ("a",), {"events": []}),
-    Bad(kvi.InvalidOption, "namespace", ("/",)),
-]
-
-
-def bad_calls(limits: kvi.Capabilities) -> list[Bad]:
-    """The calls that a store with these capabilities must refuse."""
-    calls = list(BAD_CALLS)
-    if limits.max_key is not None:
-        calls.append(Bad(kvi.InvalidKey, "store", ("a" * (limits.max_key + 1), b"")))
-    if limits.max_txn_ops is not None:
-        puts = [kvi.Put(f"b{number}", b"") for number in range(limits.max_txn_ops + 1)]
-        calls.append(Bad(kvi.InvalidArgument, "txn", ([], puts)))
-    if not limits.watch_history:
-        calls.append(Bad(kvi.NotSupported, "watch", ("a",), {"from_revision": 1}))
-    if not limits.key_version:
-        compare = kvi.Key("a").version == 0
-        calls.append(Bad(kvi.NotSupported, "txn", ([compare], [kvi.Put("a", b"")])))
-    return calls
-
-
-class Line:
-    """A call of a program."""
-
-    def __init__(self, text: str, name: str = "") -> None:
-        self.text = text
-        self.name = name  # of the variable for its result
-        self.part = ""  # of the result, if the variable is to hold only that
-        self.result = ""
-
-    def __str__(self) -> str:
-        named = f"{self.name} = {self.text}{self.part}" if self.name else self.text
-        return f"{named}  # {self.result}" if self.result else named
-
-
-class Program:
-    """The calls so far, as Python."""
-
-    def __init__(self) -> None:
-        self.lines: list[Line] = []
-        self.handles: set[str] = set()  # that were used
-        self.leases: dict[int, str] = {}  # how to say the id of a lease
-        self._revisions: dict[int, Line] = {}  # the lines that told revisions of the store
-        self._named = 0
-
-    def add(self, handle: str, text: str, name: str = "") -> Line:
-        """Write down a call through a handle."""
-        self.handles |= {handle, VIEWS.get(handle, handle)}
-        line = Line(text, name)
-        self.lines.append(line)
-        return line
-
-    def told(self, line: Line, revision: object, part: str = "") -> None:
-        """The result of a line, or a part of it, is this revision."""
-        if type(revision) is int and revision not in self._revisions:
-            self._revisions[revision] = line
-            line.part = part
-
-    def revision(self, theirs: int) -> str:
-        """How to say a revision: as what an earlier line told, if one did."""
-        line = self._revisions.get(theirs)
-        if line is None:
-            return str(theirs)
-        if not line.name:
-            self._named += 1
-            line.name = f"r{self._named}"
-        return line.name
-
-    def __str__(self) -> str:
-        handles = (
-            f"{name} = " + (f"{VIEWS[name]}.namespace({NAMESPACE!r})" if name in VIEWS else OPEN)
-            for name in sorted(self.handles)
-        )
-        return "\n".join([*handles, *map(str, self.lines)])
 
 
 class Stores:
@@ -334,7 +172,7 @@ class StoreMachine(RuleBasedStateMachine):
         if self.limits.snapshot_range:
             self.revisions.learn(0, stores.handles["b"].range(limit=0).revision)
 
-    @initialize(pool=_POOL)
+    @initialize(pool=POOL)
     def choose_keys(self, pool: list[str]) -> None:
         """The keys of this program."""
         self.pool = pool
@@ -345,14 +183,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- reading ----------------------------------------------------------------------------------
 
-    @_step(h=_HANDLE, key=_KEY)
+    @_step(h=HANDLE, key=KEY)
     def get(self, h: str, key: int) -> None:
         """One entry, or absence."""
         self.both(h, "get", self.pool[key])
 
     @_step(
-        h=_HANDLE,
-        span=_PART,
+        h=HANDLE,
+        span=PART,
         limit=st.sampled_from([None, None, 0, 1, 2]),
         reverse=st.booleans(),
         keys_only=st.booleans(),
@@ -362,30 +200,30 @@ class StoreMachine(RuleBasedStateMachine):
         options = {"limit": limit, "reverse": reverse, "keys_only": keys_only}
         self.both(h, "range", **self.where(span), **options)
 
-    @_step(h=_HANDLE, span=_PART)
+    @_step(h=HANDLE, span=PART)
     def count(self, h: str, span: Any) -> None:
         """The number of keys."""
         self.both(h, "count", **self.where(span))
 
     # -- writing ----------------------------------------------------------------------------------
 
-    @_step(h=_HANDLE, key=_KEY, value=_VALUE, lease=_LEASE)
+    @_step(h=HANDLE, key=KEY, value=VALUE, lease=LEASE)
     def store(self, h: str, key: int, value: bytes | str, lease: int) -> None:
         """Create or replace."""
         self.write(h, "store", self.pool[key], value, lease=self.lease_id(lease))
 
-    @_step(h=_HANDLE, keys=st.lists(_KEY, min_size=2, max_size=4, unique=True), value=_VALUE)
+    @_step(h=HANDLE, keys=st.lists(KEY, min_size=2, max_size=4, unique=True), value=VALUE)
     def store_many(self, h: str, keys: list[int], value: bytes | str) -> None:
         """Several keys in one step."""
         names = dict.fromkeys(self.pool[key] for key in keys)
         self.write(h, "txn", [], [kvi.Put(name, value) for name in names])
 
-    @_step(h=_HANDLE, key=_KEY)
+    @_step(h=HANDLE, key=KEY)
     def delete(self, h: str, key: int) -> None:
         """Delete one key, there or not."""
         self.write(h, "delete", self.pool[key])
 
-    @_step(h=_HANDLE, span=_PART)
+    @_step(h=HANDLE, span=PART)
     def delete_range(self, h: str, span: Any) -> None:
         """Delete many."""
         bounds = self.where(span) or {"prefix": ""}
@@ -400,30 +238,30 @@ class StoreMachine(RuleBasedStateMachine):
         beside = whole if not prefix else whole[:-1] if whole.endswith("\0") else ""
         return bool(beside) and self.root.get(beside) is not None
 
-    @_step(h=_HANDLE, key=_KEY, test=st.none() | _VALUE, new=st.none() | _VALUE)
+    @_step(h=HANDLE, key=KEY, test=st.none() | VALUE, new=st.none() | VALUE)
     def tas(self, h: str, key: int, test: bytes | str | None, new: bytes | str | None) -> None:
         """Test and set."""
         self.write(h, "tas", self.pool[key], test, new)
 
-    @_step(h=_HANDLE, key=_KEY, revision=_REVISION, value=_VALUE, lease=_LEASE)
+    @_step(h=HANDLE, key=KEY, revision=REVISION, value=VALUE, lease=LEASE)
     def cas(self, h: str, key: int, revision: str, value: bytes | str, lease: int) -> None:
         """Compare the revision and set."""
         number = self.revision(h, self.pool[key], "revision", revision)
         self.write(h, "cas", self.pool[key], number, value, lease=self.lease_id(lease))
 
-    @_step(h=_HANDLE, when=st.lists(_COMPARE, max_size=2), then=_BRANCH, otherwise=_BRANCH)
+    @_step(h=HANDLE, when=st.lists(COMPARE, max_size=2), then=BRANCH, otherwise=BRANCH)
     def txn(self, h: str, when: list[Any], then: list[Any], otherwise: list[Any]) -> None:
         """A transaction, which may be refused for writing a key twice."""
         compares = [self.comparison(h, *given) for given in when]
         self.write(h, "txn", compares, self.branch(then), self.branch(otherwise))
 
-    @_step(h=_HANDLE, keys=st.tuples(_KEY, _KEY, _KEY), op=_OPERATOR, value=_VALUE)
+    @_step(h=HANDLE, keys=st.tuples(KEY, KEY, KEY), op=OPERATOR, value=VALUE)
     def transaction(self, h: str, keys: tuple[int, int, int], op: str, value: bytes | str) -> None:
         """The form of one line."""
         key, yes, no = (self.pool[number] for number in keys)
         self.write(h, "transaction", key, op, value, yes, b"then", no, b"else")
 
-    @_step(h=_HANDLE, number=st.integers(0, 99))
+    @_step(h=HANDLE, number=st.integers(0, 99))
     def bad_call(self, h: str, number: int) -> None:
         """What is wrong is refused with its own error, and changes nothing."""
         calls = bad_calls(self.stores.handles[h].capabilities)
@@ -434,7 +272,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- leases -----------------------------------------------------------------------------------
 
-    @_step(h=_HANDLE)
+    @_step(h=HANDLE)
     def lease(self, h: str) -> None:
         """Grant a lease; it will not end by itself."""
         if len(self.leases) >= 3:
@@ -447,7 +285,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.root.grant(came.id)
         self.leases.append(HeldLease(name, h, came, came))
 
-    @_step(h=_HANDLE, key=_KEY, value=_VALUE)
+    @_step(h=HANDLE, key=KEY, value=VALUE)
     def temp_key(self, h: str, key: int, value: bytes | str) -> None:
         """Store a temporary key."""
         if len(self.leases) >= 3:
@@ -462,7 +300,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.leases.append(HeldLease(name, h, came, came.lease))
         self.verify(h)
 
-    @_step(number=_NUMBER)
+    @_step(number=NUMBER)
     def renew(self, number: int) -> None:
         """Renew a lease, or one that has been revoked."""
         if not self.leases:
@@ -478,7 +316,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.fail(f"{held.lease.ttl}", came)
         line.result = self.result(came)
 
-    @_step(number=_NUMBER)
+    @_step(number=NUMBER)
     def end_lease(self, number: int) -> None:
         """Revoke a lease, or close a temporary key; again, too."""
         if not self.leases:
@@ -498,7 +336,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- locks ------------------------------------------------------------------------------------
 
-    @_step(h=_HANDLE, name=st.sampled_from(LOCKS))
+    @_step(h=HANDLE, name=st.sampled_from(LOCKS))
     def acquire(self, h: str, name: str) -> None:
         """Try once to take a lock."""
         if len(self.locks) >= 3:
@@ -525,7 +363,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.locks.append(HeldLock(variable, h, lock, whole, key, entry.create_revision))
         self.verify(h)
 
-    @_step(number=_NUMBER, key=_KEY)
+    @_step(number=NUMBER, key=KEY)
     def guarded(self, number: int, key: int) -> None:
         """Write under the guard of a lock, which may have been lost."""
         if not self.locks:
@@ -542,7 +380,7 @@ class StoreMachine(RuleBasedStateMachine):
         )
         self.verify(held.handle)
 
-    @_step(number=_NUMBER)
+    @_step(number=NUMBER)
     def release(self, number: int) -> None:
         """Let go of a lock; one whose key was deleted is lost."""
         if not self.locks:
@@ -558,8 +396,8 @@ class StoreMachine(RuleBasedStateMachine):
     # -- watches ----------------------------------------------------------------------------------
 
     @_step(
-        h=_HANDLE,
-        what=_SPAN | _KEY,
+        h=HANDLE,
+        what=SPAN | KEY,
         initial=st.booleans(),
         events=st.sampled_from([None, PUT, DELETE]),
         start=st.sampled_from(["now", "first", "last", "future"]),
@@ -600,14 +438,14 @@ class StoreMachine(RuleBasedStateMachine):
             self.fail("a watch", came)
         self.watches.append(OpenWatch(name, h, came, bounds, kinds, model))
 
-    @_step(number=_NUMBER)
+    @_step(number=NUMBER)
     def read(self, number: int) -> None:
         """Take what a watch has to tell."""
         if not self.watches:
             return
         self.take(self.watches[number % len(self.watches)])
 
-    @_step(number=_NUMBER)
+    @_step(number=NUMBER)
     def cancel(self, number: int) -> None:
         """End a watch."""
         if not self.watches:

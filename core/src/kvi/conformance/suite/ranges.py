@@ -157,6 +157,23 @@ class TestRange(Rules):
             steady = {f"k{i:05}" for i in range(number) if i % 7 and not 1000 <= i < 1100}
             assert steady <= set(keys)
 
+    @rule("range.keys-only")
+    @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
+    def test_keys_only_of_what_changes(self, store: kvi.Kvi, peer: kvi.Kvi, reverse: bool) -> None:
+        """keys_only leaves values out of every page, also of keys that are changed meanwhile."""
+        keys = [f"k{i:05}" for i in range(1500)]
+        for first in range(0, len(keys), 50):
+            store.txn(then=[kvi.Put(key, b"old") for key in keys[first : first + 50]])
+        entries = iter(peer.range(keys_only=True, reverse=reverse))
+        read = [next(entries)]
+        for key in keys[::7]:
+            store.store(key, b"new")
+        store.delete_range("k01000", "k01100")
+        read += entries
+        assert {entry.value for entry in read} == {None}, "an entry has a value"
+        steady = set(keys if store.capabilities.snapshot_range else keys[:1000] + keys[1100:])
+        assert steady <= {entry.key for entry in read}
+
     @rule("range.limit", "range.long")
     def test_long_limit(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A limit beyond one page delivers exactly so many, from either end."""

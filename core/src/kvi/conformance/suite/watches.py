@@ -17,6 +17,7 @@ from kvi.conformance.waiting import side_by_side, until
 
 PUT, DELETE = kvi.EventType.PUT, kvi.EventType.DELETE
 WAIT = 20.0  # seconds within which what was written is seen
+BEHIND = 500  # revisions
 
 
 def take(watch: kvi.Watch, number: int) -> list[kvi.Event]:
@@ -34,6 +35,28 @@ def nothing_more(watch: kvi.Watch, store: kvi.Kvi, marker: str) -> None:
     store.store(marker, b"marker")
     event = watch.next(WAIT)
     assert (event.key, event.value) == (marker, b"marker"), "an event too much"
+
+
+def _check_behind(
+    watch: kvi.Watch, revisions: list[int], values: dict[str, bytes], *, history: bool
+) -> None:
+    """A watch tells these revisions, or what it must instead; each key is left with its value."""
+    left = list(revisions)
+    seen: dict[str, bytes | None] = {}
+    while left if history else seen != values:
+        try:
+            event = watch.next(WAIT)
+        except kvi.Timeout:
+            raise AssertionError(f"revisions were not told: {left or 'the last ones'}") from None
+        if event.type is kvi.EventType.RESYNC:  # of a store whose history is as short as that
+            assert event.snapshot is not None
+            seen = {entry.key: entry.value for entry in event.snapshot}
+            left = [revision for revision in left if revision > event.revision]
+            continue
+        seen[event.key] = event.value
+        if history:
+            assert event.revision == left.pop(0), "changes were left out"
+    assert seen == values
 
 
 class TestWatches(Rules):
@@ -209,6 +232,22 @@ class TestWatches(Rules):
             while watch.next(WAIT).value != b"9":
                 pass
             nothing_more(watch, store, "kz")
+
+    @rule("watch.history", "watch.last-state")
+    @pytest.mark.parametrize("resumed", [False, True], ids=["waiting", "resumed"])
+    def test_far_behind(self, store: kvi.Kvi, peer: kvi.Kvi, resumed: bool) -> None:
+        """A watch that is hundreds of revisions behind is told all of them, or each last state."""
+        history = store.capabilities.watch_history
+        if resumed and not history:
+            return
+        values = {f"k/{number % 5}": str(number).encode() for number in range(BEHIND)}
+        with peer.watch(prefix="k/") as watch:
+            revisions = [store.store(f"k/{n % 5}", str(n)) for n in range(BEHIND)]
+            if not resumed:
+                _check_behind(watch, revisions, values, history=history)
+        if resumed:
+            with peer.watch(prefix="k/", from_revision=revisions[0]) as watch:
+                _check_behind(watch, revisions, values, history=history)
 
     @rule("watch.initial")
     def test_initial(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
