@@ -30,6 +30,8 @@ from kvi_consul.store import CAPABILITIES
 from tests.servers import ConsulServer
 from tests.servers.run import free_ports
 from tests.support.inside import inmost
+from tests.support.proxy import TcpProxy
+from tests.support.tls import Certificates, TlsProxy
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.consul
@@ -748,6 +750,45 @@ def test_tls(tmp_path: Path) -> None:
         for address, options, error, says in wrong:
             with kvi.open(address, **options) as store, pytest.raises(error, match=says):
                 store.store("k", "v")
+
+
+def test_certificates_are_renewed_on_disk(consul_uri: str, tmp_path: Path) -> None:
+    """The next connection goes by the new files; while they are half written, by the old ones."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first, second = (Certificates.make(tmp_path / name) for name in ("first", "second"))
+    parts = {"ca": "ca", "cert": "client_cert", "key": "client_key"}
+
+    def install(files: Certificates) -> None:
+        for option, name in parts.items():
+            (tmp_path / option).write_bytes(getattr(files, name).read_bytes())
+
+    install(first)
+    at = urlsplit(consul_uri)
+    assert at.hostname is not None
+    assert at.port is not None
+    with (
+        TlsProxy((at.hostname, at.port), first, mutual=True) as old,
+        TlsProxy((at.hostname, at.port), second, mutual=True) as new,
+        TcpProxy(old.port) as between,
+        kvi.open(
+            f"consul+tls://127.0.0.1:{between.port}/renewed",
+            retry=None,
+            **{option: str(tmp_path / option) for option in parts},
+        ) as store,
+    ):
+        store.store("k", "1")
+        (tmp_path / "key").write_bytes(b"half written")
+        between.cut()
+        assert store.get("k").text == "1"  # type: ignore[union-attr]
+        between.target = new.port
+        between.cut()
+        with pytest.raises(kvi.AuthenticationFailed, match="the option ca must name"):
+            store.get("k")
+        install(second)
+        store.store("k", "2")
+        assert store.get("k").text == "2"  # type: ignore[union-attr]
+        store.delete("k")
 
 
 def certificates(folder: Path) -> dict[str, str]:

@@ -96,8 +96,8 @@ def test_tls_checks_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     store = kvi.open("consul+tls://localhost:1")
     tls = inner(store)._transport.tls
     assert tls is not None
-    assert tls.check_hostname
-    assert tls.verify_mode is ssl.CERT_REQUIRED
+    assert tls.context().check_hostname
+    assert tls.context().verify_mode is ssl.CERT_REQUIRED
     store.close()
 
 

@@ -178,13 +178,26 @@ def of_status(status: int, text: str, *, write: bool, dc: str | None = None) -> 
     return Unavailable(f"Consul failed ({said}); try again later")
 
 
+_TIMES, _NAMES, _ISSUERS = {9, 10}, {62, 64}, {2, 7, 18, 19, 20, 21}  # OpenSSL's X509_V_ERR_…
+
+
+def _mend(error: ssl.SSLCertVerificationError) -> str:
+    """What to do about a certificate that was not believed."""
+    if error.verify_code in _TIMES:
+        return "it must be renewed, or a clock is wrong"
+    if error.verify_code in _NAMES:
+        return "name the host in the URI as the certificate does"
+    if error.verify_code in _ISSUERS:
+        return "the option ca must name the file of its CA"
+    return "it must be issued anew"
+
+
 def of_broken(broken: Broken, where: str, *, write: bool) -> KviError:
     """The error for an exchange that broke; ``where`` names the agent."""
     cause = broken.__cause__
     if isinstance(cause, ssl.SSLCertVerificationError):
         return AuthenticationFailed(
-            f"the certificate of {where} cannot be trusted ({cause.verify_message}); "
-            "name the file of its CA with the option ca"
+            f"the certificate of {where} cannot be trusted ({cause.verify_message}); {_mend(cause)}"
         )
     reason = (getattr(cause, "reason", None) or "") if isinstance(cause, ssl.SSLError) else ""
     if is_certificate_alert(cause):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
 from kvi_consul.store import CAPABILITIES, ConsulKvi
+from kvi_consul.tls import Tls
 from kvi_consul.transport import CONNECTIONS, Transport
 
 PORT = 8500
@@ -94,7 +94,7 @@ def _token(uri: StoreUri, option: str | None) -> str | None:
     return token
 
 
-def _tls(wanted: bool, options: Mapping[str, Any]) -> ssl.SSLContext | None:
+def _tls(wanted: bool, options: Mapping[str, Any]) -> Tls | None:
     ca, cert, key = (options[name] for name in ("ca", "cert", "key"))
     if not wanted:
         for name in ("ca", "cert", "key"):
@@ -103,19 +103,4 @@ def _tls(wanted: bool, options: Mapping[str, Any]) -> ssl.SSLContext | None:
         return None
     if key is not None and cert is None:
         raise InvalidOption("option 'key' is the key of option 'cert'; give both")
-    try:
-        context = ssl.create_default_context(cafile=ca)
-    except (OSError, ValueError) as error:
-        raise InvalidOption(
-            f"option 'ca' names no readable file of PEM certificates: {error}"
-        ) from error
-    if cert is not None:
-        try:
-            # Without a password of its own, OpenSSL would ask for one on the terminal.
-            context.load_cert_chain(cert, key, password=lambda: "")
-        except (OSError, ValueError) as error:
-            raise InvalidOption(
-                "options 'cert' and 'key' name no readable PEM certificate with its unencrypted "
-                f"key: {error}"
-            ) from error
-    return context
+    return Tls(ca, cert, key)

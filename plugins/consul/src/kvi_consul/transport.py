@@ -43,6 +43,7 @@ from typing import NamedTuple, Self
 
 from kvi_consul.connection import Connection
 from kvi_consul.errors import NO_LEADER, Broken, is_certificate_alert
+from kvi_consul.tls import Tls
 
 CONNECTIONS = 8  # open at once for calls, unless the handle says otherwise
 _DRAIN = 1.0  # seconds that close() waits for woken threads to let go of their sockets
@@ -213,7 +214,7 @@ class Transport:
         port: int,
         *others: tuple[str, int],
         token: str | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
         connections: int = CONNECTIONS,
     ) -> None:
         """``connections``: how many are open at once for calls, and how many more for watches."""
@@ -228,6 +229,9 @@ class Transport:
         self.connections = connections
         self.closing = threading.Event()
         self._reset()
+
+    def _context(self) -> ssl.SSLContext | None:
+        return None if self.tls is None else self.tls.context()
 
     def _reset(self) -> None:
         self._places = Places(self.connections)
@@ -286,7 +290,7 @@ class Transport:
                     call.use(connection)
                 if connecting:
                     until = min(share, limit)
-                    connection.connect(agent.host, agent.port, self.tls, until)
+                    connection.connect(agent.host, agent.port, self._context(), until)
                     if not read_only:
                         connection.greet(agent.header, until)
                     connecting = False
@@ -350,7 +354,7 @@ class Transport:
         agent, end = self._agents[failed.agent], min(deadline, monotonic() + _VERDICT)
         probe = Connection()
         try:
-            probe.connect(agent.host, agent.port, self.tls, end)
+            probe.connect(agent.host, agent.port, self._context(), end)
             probe.listen(end)
         except Broken as verdict:
             return verdict.__cause__ if is_certificate_alert(verdict.__cause__) else None
