@@ -235,8 +235,10 @@ class Job:
         asks = self._stop in (signal.SIGTTIN, signal.SIGTTOU)
         if not (asks and self._grouped and terminal.is_of(self._command.pid)):
             terminal.take_back()
+            if not self._grouped:
+                os.killpg(os.getpgrp(), signal.SIGTSTP)  # the rest of the job; it is not for kvi
             handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-            os.killpg(os.getpgrp(), signal.SIGTSTP)  # it comes back from here when it is continued
+            signal.raise_signal(signal.SIGTSTP)  # returns when it is continued
             signal.signal(signal.SIGTSTP, handler)
         self._continue(is_wanted)
 
