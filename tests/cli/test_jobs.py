@@ -27,8 +27,7 @@ pytestmark = [
 ]
 
 KVI = f"{sys.executable} -m kvi.cli"
-BEAT = "until test -e stop; do echo >>beats; sleep 0.05; done; exit 7"
-BEATS = f"sh -c 'echo $PPID >kvi; echo $$ >cmd; {BEAT}'"
+BEATS = f"{sys.executable} {Path(__file__).with_name('beats.py')}"
 
 
 @pytest.fixture
@@ -101,9 +100,8 @@ def test_lock_that_ran_out_while_both_were_stopped(local: Command, shell: OnTerm
 
 def test_command_that_ignores_ctrl_z(local: Command, shell: OnTerminal) -> None:
     """It works on, so kvi does too: the lock stays held, though others of the pipeline stop."""
-    script = f"trap '' TSTP; {BEATS}".replace("'", "'\\''")
     cat = "sh -c 'echo $$ >cat; exec cat'"
-    shell.type(f"{KVI} lock jobs --ttl 1 -- sh -c '{script}' | {cat}\n")
+    shell.type(f"{KVI} lock jobs --ttl 1 -- {BEATS} SIGTSTP | {cat}\n")
     beats_on(local.folder)
     shell.type("\x1a")
     cat_pid = number(local.folder / "cat")
@@ -141,6 +139,8 @@ def test_background_job_that_needs_the_terminal(local: Command, shell: OnTermina
     ask = "sh -c 'echo $PPID >kvi; echo $$ >cmd; read x </dev/tty; echo got $x'"
     shell.type(f"{KVI} lock jobs --ttl 60 -- {ask} </dev/null &\n")
     stopped(local.folder)
+    shell.type("\n")
+    shell.shows("Stopped")  # the shell knows it, too
     shell.type("fg\n")
     shell.type("this\n")
     shell.shows("got this")
@@ -162,8 +162,7 @@ def test_running_background_job_in_the_foreground(local: Command, shell: OnTermi
 
 def test_no_shell_to_continue_it(local: Command) -> None:
     """As first process of a terminal it does not stop; neither does its command."""
-    words = [sys.executable, "-m", "kvi.cli", "lock", "jobs", "--ttl", "1", "--", "sh", "-c",
-             BEATS.removeprefix("sh -c '").removesuffix("'")]  # fmt: skip
+    words = [*KVI.split(), "lock", "jobs", "--ttl", "1", "--", *BEATS.split()]
     with OnTerminal(local.env, local.folder, *words) as terminal:
         beats_on(local.folder)
         terminal.type("\x1a")
@@ -212,7 +211,7 @@ def test_other_commands_that_run_one(local: Command, shell: OnTerminal, command:
 def test_watch_on_a_terminal(local: Command, shell: OnTerminal) -> None:
     """Ctrl-Z stops the watch and its handler, `fg` continues both, Ctrl-C ends both."""
     local("put", "k", "v")
-    shell.type(f'{KVI} watch k --initial --exec "{BEATS.replace("$", chr(92) + "$")}"\n')
+    shell.type(f"{KVI} watch k --initial --exec '{BEATS}'\n")
     beats_on(local.folder)
     shell.type("\x1a")
     cmd = number(local.folder / "cmd")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
 import signal
 import subprocess
@@ -324,27 +322,6 @@ def test_nohup_is_respected(local: Command) -> None:
     ]
     done = subprocess.run(["sh", "-c", script, "sh", *inner], env=local.env, check=False)
     assert done.returncode == 6
-
-
-def test_control_characters_on_a_terminal(local: Command) -> None:
-    """Nothing that is stored can steer the terminal of who looks at it."""
-    local("put", "evil\x1b]0;pwn\x07/x", "\x1b[31mred\nnext")
-    leader, follower = pty.openpty()
-    for words in (["ls"], ["range"], ["get", "evil\x1b]0;pwn\x07/x"]):
-        subprocess.run(
-            [sys.executable, "-m", "kvi.cli", *words], stdout=follower, env=local.env, check=True
-        )
-    os.close(follower)
-    seen = b""
-    while True:
-        try:
-            seen += os.read(leader, 4096)
-        except OSError:
-            break
-    os.close(leader)
-    assert b"\\x1b]0;pwn\\x07" in seen
-    assert b"\x1b]0" not in seen
-    assert b"\\x1b[31mred\r\nnext" in seen
 
 
 def test_doctor_that_is_interrupted_leaves_nothing(local: Command) -> None:
