@@ -240,7 +240,6 @@ def test_sigterm_ends_the_handler_of_a_watch(local: Command) -> None:
         "--exec",
         script,
         stdin=subprocess.DEVNULL,
-        start_new_session=True,
     ) as watch:
         assert watch.stdout is not None
         until(lambda: watch.stdout.readline() == "ready\n")  # type: ignore[union-attr]
@@ -255,7 +254,7 @@ def test_handler_of_a_watch_that_does_not_end_is_killed(local: Command) -> None:
     local("put", "k", "v")
     with local.start(
         "watch", "k", "--initial", "--grace", "0.3", "--exec", script,
-        stdin=subprocess.DEVNULL, start_new_session=True,
+        stdin=subprocess.DEVNULL,
     ) as watch:  # fmt: skip
         child = number(local.folder / "child")
         watch.terminate()
