@@ -87,6 +87,13 @@ def test_pipe_into_put_copies(cli: Command, store: kvi.Kvi) -> None:
         store.delete("b")
 
 
+def test_levels_on_a_terminal(local: Command) -> None:
+    """They are bold; the escapes of kvi's own come through."""
+    local("put", f"{EVIL}/x", "")
+    local("put", "app/x", "")
+    assert b"\x1b[1mapp/\x1b[0m\r\n" in shown(local, "ls")
+
+
 def test_newline_behind_a_value_on_a_terminal(local: Command) -> None:
     """So that the prompt stands on a line of its own."""
     local("put", "k", "v")

@@ -14,11 +14,11 @@ from kvi.cli.app import NOT_FOUND, Context, Failed, command
 from kvi.cli.output import (
     encoding_option,
     given,
-    line_of,
     members,
     on_terminal,
     say_fields,
     say_json,
+    say_styled,
     say_table,
     say_value,
     written,
@@ -128,7 +128,8 @@ def ls_(context: Context, prefix: str, recursive: bool, delimiter: str) -> int:
         if context.json:
             say_json({"level" if is_level else "key": name})
         elif on_terminal() and is_level:
-            click.secho(line_of(name), bold=True)
+            say_styled(name, bold=True)
+            click.echo()
         else:
             say_fields(name)
     return 0 if found else NOT_FOUND
