@@ -289,6 +289,14 @@ def test_conformance_as_text(local: Command) -> None:
     assert "tas.atomic" in (local.folder / "report.html").read_text()
 
 
+def test_command_with_a_separator_of_its_own(local: Command) -> None:
+    """The first `--` stands before the command, unless the name stands behind it."""
+    assert local("lock", "jobs", "--", "echo", "a", "--", "b") == "a -- b\n"
+    assert local("lock", "--", "-jobs", "--", "echo", "a", "--", "b") == "a -- b\n"
+    assert local("lease", "--", "echo", "a", "--", "b") == "a -- b\n"
+    assert local("temp", "--", "-k", "-v", "--", *cli_words("get", "--", "-k")) == "-v"
+
+
 def test_memory(tmp_path: Path) -> None:
     """A memory store lasts as long as the process: each command works on an empty one."""
     cli = Command("mem:", tmp_path)

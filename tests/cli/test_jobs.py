@@ -14,7 +14,7 @@ import kvi
 import pytest
 
 from tests.cli.conftest import Command
-from tests.cli.terminal import OnTerminal, state
+from tests.cli.terminal import OnTerminal, members, state
 from tests.support.inside import revoke
 from tests.support.waiting import until
 
@@ -96,6 +96,38 @@ def test_lock_that_ran_out_while_both_were_stopped(local: Command, shell: OnTerm
         shell.shows("code 3")
         assert held.held
     assert beats(local.folder) == at
+
+
+def test_one_within_another(local: Command, shell: OnTerminal) -> None:
+    """A command that is `kvi` itself, with one of its own: all stop, all go on."""
+    shell.type(f"{KVI} lock outer -- {KVI} lock jobs -- {BEATS}\n")
+    beats_on(local.folder)
+    for _ in range(2):
+        shell.type("\x1a")
+        stopped(local.folder)
+        shell.type("fg\n")
+        beats_on(local.folder)
+    (local.folder / "stop").touch()
+    shell.type("echo code $?\n")
+    shell.shows("code 7")
+
+
+def test_shell_within_kvi(local: Command, shell: OnTerminal) -> None:
+    """A shell as the command has jobs of its own; `suspend` stops all."""
+    shell.type(f"{KVI} lock jobs --ttl 60 -- bash --norc --noprofile -i\n")
+    shell.type("echo $$ >cmd; echo $PPID >kvi\n")
+    inner = number(local.folder / "cmd")
+    shell.type("sleep 1000\n")
+    until(lambda: len(members(shell.process.pid)) >= 4, within=60)
+    shell.type("\x1a")
+    shell.shows("Stopped                 sleep 1000")
+    assert state(inner) != "T"
+    shell.type("suspend\n")
+    stopped(local.folder)
+    shell.type("fg\n")
+    shell.type("exec sh -c 'exit 9'\n")
+    shell.type("echo code $?\n")
+    shell.shows("code 9")
 
 
 def test_command_that_ignores_ctrl_z(local: Command, shell: OnTerminal) -> None:
@@ -272,10 +304,10 @@ def test_handler_that_reads_nothing(local: Command) -> None:
 
 def test_exit_code_where_children_are_ignored(local: Command) -> None:
     """A parent that ignores SIGCHLD does not hide how the command ended."""
-    inner = f"exec {KVI} lock jobs -- sh -c 'exit 6'"
+    words = [*KVI.split(), "lock", "jobs", "--", "sh", "-c", "exit 6"]
     code = (
         "import os, signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
-        f"os.execvp('sh', ['sh', '-c', {inner!r}])"
+        f"os.execv({words[0]!r}, {words!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], env=local.env, timeout=60, check=False)
     assert done.returncode == 6

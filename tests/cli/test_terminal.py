@@ -21,9 +21,9 @@ EVIL = "\x1b]0;pwn\x07\x9b31m\x7f\u202e"
 RAW = [piece.encode() for piece in ("\x1b]", "\x07", "\x9b", "\x7f", "\u202e")]
 
 
-def shown(local: Command, *words: str, code: int = 0) -> bytes:
+def shown(local: Command, *words: str, code: int = 0, program: str = "kvi.cli") -> bytes:
     """What it shows on a terminal, output and errors; nothing of it steers the terminal."""
-    line = [sys.executable, "-m", "kvi.cli", *words]
+    line = [sys.executable, "-m", program, *words]
     with OnTerminal({**local.env, "NO_COLOR": "1"}, local.folder, *line) as terminal:
         seen = terminal.end()
         assert terminal.process.returncode == code, seen
@@ -143,6 +143,10 @@ def test_errors_of_a_server(local: Command) -> None:
             assert b"\x1b[2J" not in seen, words
             told = told or b"]0;pwn" in seen
         assert told  # else this shows nothing
+        seen = shown(local, "conformance", uri, "--rule", "tas.atomic", code=3)
+        assert b"\\x1b[2J" in seen
+        seen = shown(local, uri, "--rule", "tas.atomic", code=2, program="kvi.conformance")
+        assert b"\\x1b[2J" in seen
 
 
 def test_what_files_say(local: Command) -> None:

@@ -24,8 +24,8 @@ class WithCommand(click.Command):
         ours, words = args, []
         if "--" in args:
             separator = args.index("--")
-            if "--" in args[separator + 1 :]:  # the first one ends the options, as everywhere
-                separator = args.index("--", separator + 1)
+            if "--" in args[separator + 1 :] and self._wants_more(ctx, args[:separator]):
+                separator = args.index("--", separator + 1)  # the first one ended the options
             ours, words = args[:separator], args[separator + 1 :]
         ctx.meta[_WORDS] = words
         try:
@@ -36,6 +36,15 @@ class WithCommand(click.Command):
             raise click.UsageError(
                 f"{error.format_message()} A command to run stands behind --.", ctx=ctx
             ) from None
+
+    def _wants_more(self, ctx: click.Context, args: list[str]) -> bool:
+        """Whether arguments that it needs are not among these."""
+        try:
+            found, _, _ = self.make_parser(ctx).parse_args(list(args))
+        except click.UsageError:
+            return False
+        needed = [one for one in self.params if isinstance(one, click.Argument) and one.required]
+        return not all(isinstance(found.get(str(one.name)), str) for one in needed)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """With the command in its place."""

@@ -196,7 +196,7 @@ class Report:
                 mark, style = _MARKS[result.outcome]
                 told = Text(result.rule.text.replace("`", ""))
                 if result.reason:
-                    told.append(f"\n{result.outcome}: {_printable(result.reason)}", style=style)
+                    told.append(f"\n{result.outcome}: {printable(result.reason)}", style=style)
                 lines.add_row(Text(mark, style=style), Text(result.rule.name), told)
             console.print(Padding(lines, (0, 0, 0, 2)))
         for result in self.rules.values():
@@ -204,10 +204,10 @@ class Report:
                 console.print(Text(f"\n{result.rule.name} is broken", style="bold red"))
                 console.print(Text(result.rule.text.replace("`", "")))
                 console.print(Text(f"by {result.shown_by}, in {len(result.failed_tests)} runs"))
-                console.out(indent(_printable(result.reproduction), "    "), highlight=False)
+                console.out(indent(printable(result.reproduction), "    "), highlight=False)
         for test in self.strays:
             console.print(Text(f"\n{test.name}, a test of no rule, failed", style="bold red"))
-            console.out(indent(_printable(test.reproduction), "    "), highlight=False)
+            console.out(indent(printable(test.reproduction), "    "), highlight=False)
         console.print(Text("\n" + self.summary, style="bold"))
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
@@ -280,7 +280,7 @@ def lacks(capabilities: Capabilities, name: str) -> bool:
     return getattr(capabilities, name) in (False, "no", "prefix")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The text without what would steer a terminal: a backend's messages and keys may hold it."""
     return "".join(
         c if c == "\n" or unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in text
