@@ -70,6 +70,22 @@ def test_ranges_and_levels(cli: Command, store: kvi.Kvi) -> None:
     assert cli("ls").splitlines()[:2] == ["a", "app/"]
 
 
+def test_one_word_means_the_same_keys(cli: Command, store: kvi.Kvi) -> None:
+    """For each command that lists: those that begin so, also where levels are listed."""
+    for key in ("app", "app/a", "app/b/c", "apple", "b"):
+        store.store(key, "")
+    for word in ("app", "app/", "appl", "x", ""):
+        keys = cli("range", word, "--keys-only", code=word == "x").splitlines()
+        assert keys == [entry.key for entry in store.range(prefix=word)]
+        assert cli("ls", "-r", word, code=word == "x").splitlines() == keys
+        assert cli("count", word) == f"{len(keys)}\n"
+        levels = cli("ls", word, code=word == "x").splitlines()
+        assert all(any(key.startswith(level) for level in levels) for key in keys)
+        assert all(level.startswith(word) for level in levels)
+    assert cli("count", "--start", "app/", "--end", "apple") == "2\n"
+    assert cli("del", "--start", "app/", "--end", "apple") == "2\n"
+
+
 def test_bytes(cli: Command, store: kvi.Kvi) -> None:
     """Any value comes through: as it is, as hex, as base64, from standard input."""
     value = bytes(range(256))
