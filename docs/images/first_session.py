@@ -23,7 +23,7 @@ SESSION = [
     "kvi put app/rate 100",
     "kvi put app/db/host ada.example",
     "kvi ls",
-    "kvi range --prefix app/",
+    "kvi range app/",
     "kvi tas app/rate 100 120 && echo raised",
     "kvi lock backup -- sh -c 'echo holding it, fence $KVI_LOCK_FENCE'",
     "kvi get nothing; echo exit code $?",

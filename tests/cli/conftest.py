@@ -46,6 +46,7 @@ class Command:
             cwd=self.folder,
             timeout=120,
             check=False,
+            start_new_session=True,
         )
         self.raw = done.stdout
         self.errors = done.stderr.decode()
@@ -65,7 +66,7 @@ class Command:
         return [json.loads(line) for line in output.splitlines()]
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        """Start it."""
+        """Start it, without a terminal wherever the tests have one."""
         return subprocess.Popen(
             [sys.executable, "-m", "kvi.cli", *words],
             stdout=subprocess.PIPE,
@@ -73,6 +74,7 @@ class Command:
             text=True,
             env=self.env,
             cwd=self.folder,
+            start_new_session=True,
             **options,
         )
 

@@ -26,7 +26,7 @@ def test_single_keys(cli: Command) -> None:
     assert cli("get", "k", code=1) == ""
     assert cli.json("get", "k", code=1) is None
     assert cli("put", "k", "hello") == ""
-    assert cli("get", "k") == "hello\n"
+    assert cli("get", "k") == "hello"
     entry = cli.json("get", "k")
     assert (entry["key"], entry["value"]) == ("k", "hello")
     assert cli.json("put", "k", "again")["revision"] > entry["revision"]
@@ -40,7 +40,7 @@ def test_single_keys(cli: Command) -> None:
     assert cli("tas", "other", "--absent", "y") == ""
     assert cli("tas", "other", "y", "--delete") == ""
     assert cli("count") == "2\n"
-    assert cli.json("count", "--prefix", "n") == {"count": 1}
+    assert cli.json("count", "n") == {"count": 1}
     assert cli("del", "k", "nothing") == "1\n"
     assert cli("del", "k", code=1) == "0\n"
     assert cli.json("del", "--prefix", "") == {"deleted": 1}
@@ -51,12 +51,12 @@ def test_ranges_and_levels(cli: Command, store: kvi.Kvi) -> None:
     """`range ls`: order, bounds, what a level is."""
     for key in ("a", "app/db/host", "app/db/port", "app/rate", "b\nc", "z"):
         store.store(key, key.upper())
-    assert cli("range", "a", "b") == (
+    assert cli("range", "--start", "a", "--end", "b") == (
         "a\tA\napp/db/host\tAPP/DB/HOST\napp/db/port\tAPP/DB/PORT\napp/rate\tAPP/RATE\n"
     )
     assert cli("range", "--reverse", "--limit", "2") == "z\tZ\nb\\nc\tB\\nC\n"
-    assert cli("range", "--prefix", "app/", "--keys-only") == "app/db/host\napp/db/port\napp/rate\n"
-    assert [(one["key"], one["value"]) for one in cli.lines("range", "b")] == [
+    assert cli("range", "app/", "--keys-only") == "app/db/host\napp/db/port\napp/rate\n"
+    assert [(one["key"], one["value"]) for one in cli.lines("range", "--start", "b")] == [
         ("b\nc", "B\nC"), ("z", "Z"),
     ]  # fmt: skip
     assert cli("ls") == "a\napp/\nb\\nc\nz\n"
@@ -70,21 +70,37 @@ def test_ranges_and_levels(cli: Command, store: kvi.Kvi) -> None:
     assert cli("ls").splitlines()[:2] == ["a", "app/"]
 
 
+def test_one_word_means_the_same_keys(cli: Command, store: kvi.Kvi) -> None:
+    """For each command that lists: those that begin so, also where levels are listed."""
+    for key in ("app", "app/a", "app/b/c", "apple", "b"):
+        store.store(key, "")
+    for word in ("app", "app/", "appl", "x", ""):
+        keys = cli("range", word, "--keys-only", code=word == "x").splitlines()
+        assert keys == [entry.key for entry in store.range(prefix=word)]
+        assert cli("ls", "-r", word, code=word == "x").splitlines() == keys
+        assert cli("count", word) == f"{len(keys)}\n"
+        levels = cli("ls", word, code=word == "x").splitlines()
+        assert all(any(key.startswith(level) for level in levels) for key in keys)
+        assert all(level.startswith(word) for level in levels)
+    assert cli("count", "--start", "app/", "--end", "apple") == "2\n"
+    assert cli("del", "--start", "app/", "--end", "apple") == "2\n"
+
+
 def test_bytes(cli: Command, store: kvi.Kvi) -> None:
     """Any value comes through: as it is, as hex, as base64, from standard input."""
     value = bytes(range(256))
     cli("put", "k", "-", given=value)
     assert store.get("k").value == value  # type: ignore[union-attr]
-    cli("get", "k", "--no-newline")
+    cli("get", "k")
     assert cli.raw == value
-    assert cli("get", "k", "--as", "hex") == value.hex() + "\n"
-    assert cli("get", "k", "--as", "base64") == base64.b64encode(value).decode() + "\n"
+    assert cli("get", "k", "--as", "hex") == value.hex()
+    assert cli("get", "k", "--as", "base64") == base64.b64encode(value).decode()
     assert base64.b64decode(cli.json("get", "k")["value_base64"]) == value
     cli("put", "h", value.hex(), "--as", "hex")
     cli("put", "b", "-", "--as", "base64", given=base64.b64encode(value))
     assert store.get("h").value == store.get("b").value == value  # type: ignore[union-attr]
     cli("put", "--", "-key", "-value")
-    assert cli("get", "--", "-key") == "-value\n"
+    assert cli("get", "--", "-key") == "-value"
 
 
 def test_transactions(cli: Command) -> None:
@@ -152,7 +168,8 @@ def test_lock(cli: Command, store: kvi.Kvi) -> None:
                    stdin=subprocess.PIPE) as first:  # fmt: skip
         assert first.stdout is not None
         fence = int(first.stdout.readline())
-        cli("lock", "jobs", "--wait", "0", "--", "true", code=1)
+        cli("lock", "jobs", "--wait", "0", "--", "true", code=75)
+        cli("lock", "jobs", "--wait", "0", "--conflict-exit-code", "9", "--", "true", code=9)
         assert "somebody else holds the lock" in cli.errors
         with cli.start("lock", "jobs", "--", "sh", "-c", "echo $KVI_LOCK_FENCE") as second:
             first.communicate("\n", timeout=60)
@@ -243,7 +260,7 @@ def test_waiting_is_ended_in_good_order(cli: Command, store: kvi.Kvi) -> None:
 
 def test_temporary_keys_and_leases(cli: Command, store: kvi.Kvi) -> None:
     """`temp lease`: a key is there while a command runs, or until a signal, and gone after it."""
-    assert cli("temp", "member", "here", "--", "sh", "-c", cli_line("get", "member")) == "here\n"
+    assert cli("temp", "member", "here", "--", "sh", "-c", cli_line("get", "member")) == "here"
     assert store.get("member") is None
     with cli.start("temp", "member") as running:
         until(lambda: store.get("member"), within=60)
@@ -251,9 +268,9 @@ def test_temporary_keys_and_leases(cli: Command, store: kvi.Kvi) -> None:
         assert running.wait(60) == 130
     assert store.get("member") is None
     env = {name: value for name, value in cli.env.items() if name != "KVI_URI"}
-    assert cli("temp", "k", "v", "--uri", cli.uri, "--", *cli_words("get", "k"), env=env) == "v\n"
+    assert cli("temp", "k", "v", "--uri", cli.uri, "--", *cli_words("get", "k"), env=env) == "v"
     put = f"{cli_line('put', 'leased', 'here')} --lease $KVI_LEASE; {cli_line('get', 'leased')}"
-    assert cli("lease", "--", "sh", "-c", put) == "here\n"
+    assert cli("lease", "--", "sh", "-c", put) == "here"
     until(lambda: store.get("leased") is None)
 
 
@@ -279,13 +296,21 @@ def test_conformance(cli: Command) -> None:
     assert found["passed"]
     cli("put", "precious", "data")
     cli("conformance", "--rule", "tas.atomic", code=2)
-    assert cli("get", "precious") == "data\n"
+    assert cli("get", "precious") == "data"
 
 
 def test_conformance_as_text(local: Command) -> None:
     """A line a rule, and a page."""
     assert "tas.atomic" in local("conformance", "--rule", "tas.atomic", "--html", "report.html")
     assert "tas.atomic" in (local.folder / "report.html").read_text()
+
+
+def test_command_with_a_separator_of_its_own(local: Command) -> None:
+    """The first `--` stands before the command, unless the name stands behind it."""
+    assert local("lock", "jobs", "--", "echo", "a", "--", "b") == "a -- b\n"
+    assert local("lock", "--", "-jobs", "--", "echo", "a", "--", "b") == "a -- b\n"
+    assert local("lease", "--", "echo", "a", "--", "b") == "a -- b\n"
+    assert local("temp", "--", "-k", "-v", "--", *cli_words("get", "--", "-k")) == "-v"
 
 
 def test_memory(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 import kvi
 import pytest
-from kvi.cli.moving import overlap
 
 from tests.cli.conftest import Command
 from tests.servers import ConsulServer, EtcdServer
@@ -140,29 +139,6 @@ def test_copy_leaves_what_is_at_work(local: Command, tmp_path: Path) -> None:
             assert (told["extra"], told["left_out"], told["verified"]) == (1, 2, True)
             assert lock.held
             assert there.txn([lock.guard], [kvi.Get("member")]).results[0].text == "theirs"  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "same"),
-    [
-        ("sqlite:a.db", "sqlite:./a.db", True),
-        ("sqlite:a.db", "sqlite:a.db?namespace=bak", True),
-        ("sqlite:a.db?namespace=bak/x", "sqlite:a.db?namespace=bak", True),
-        ("sqlite:a.db?namespace=ba", "sqlite:a.db?namespace=bak", False),
-        ("sqlite:a.db?namespace=app", "sqlite:a.db?namespace=bak", False),
-        ("sqlite:a.db", "sqlite:b.db", False),
-        ("mem:", "mem:", True),
-        ("mem:a", "mem:b", False),
-        ("etcd://h:2379,i:2379/app", "http://i:2379", True),
-        ("etcd://h:2379/app", "etcd://h:2379/bak", False),
-        ("etcd://h/app", "etcd+tls://h:2379/app/x", True),
-        ("consul://h:8500", "consul://h:8501", False),
-        ("consul://h:8500", "etcd://h:8500", False),
-    ],
-)
-def test_overlap(source: str, target: str, same: bool) -> None:
-    """A store is not copied into itself, in whole or in part."""
-    assert overlap(source, target) == overlap(target, source) == same
 
 
 def test_bad_line_stores_nothing(local: Command) -> None:

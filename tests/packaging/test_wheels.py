@@ -228,7 +228,7 @@ def test_the_command(request: pytest.FixtureRequest, which: str, tmp_path: Path)
         ).stdout  # fmt: skip
 
     assert kvi_("put", "greeting", "hello") == ""
-    assert kvi_("get", "greeting") == "hello\n"
+    assert kvi_("get", "greeting") == "hello"
     assert list(tmp_path.rglob("kvi.db"))
     assert '"revision": 1' in kvi_("range", "--json")
     assert "kvi-consul\t" in kvi_("backends")

@@ -7,10 +7,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -18,9 +19,10 @@ from urllib.parse import quote
 import click
 
 import kvi
+from kvi.cli.output import Terminal
 from kvi.errors import KviError, OutcomeUnknown
 
-NOT_FOUND, USAGE, UNAVAILABLE, UNKNOWN, INTERRUPTED, NO_READER = 1, 2, 3, 4, 130, 141
+NOT_FOUND, USAGE, UNAVAILABLE, UNKNOWN, CONFLICT, NO_READER = 1, 2, 3, 4, 75, 141
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask the command to end; it lets go of what it holds before."""
@@ -39,9 +41,9 @@ _COMMANDS = {  # each with its module, and what the help says of it
     "get": ("entries", "Print the value of a key."),
     "put": ("entries", "Create or replace a key."),
     "del": ("entries", "Delete keys."),
-    "ls": ("entries", "List the keys below a prefix, one level at a time."),
-    "range": ("entries", "Print the entries of a range or a prefix, in key order."),
-    "count": ("entries", "Count the keys of a range or a prefix."),
+    "ls": ("entries", "List the keys of a prefix, one level at a time."),
+    "range": ("entries", "Print the entries of a prefix or a range, in key order."),
+    "count": ("entries", "Count the keys of a prefix or a range."),
     "tas": ("entries", "Test and set: change a value only if it is as expected."),
     "cas": ("entries", "Compare and set: store only if the revision is as expected."),
     "txn": ("txn", "Run a transaction, written in a file or on standard input."),
@@ -62,8 +64,8 @@ _COMMANDS = {  # each with its module, and what the help says of it
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Ended(BaseException):
-    """A signal asks the command to end."""
+class Ended(KeyboardInterrupt):
+    """A signal asks the command to end: Ctrl-C, or one of `ENDING`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -83,25 +85,47 @@ class Context:
     """What the options before and after the subcommand say."""
 
     uri: str | None = None
+    uri_from_file: str | None = None
     namespace: str | None = None
     timeout: float | None = None
     json: bool = False
     debug: bool = False
     opened: list[kvi.Kvi] = field(default_factory=list)
+    ended_by: int | None = None
 
     @property
-    def is_named(self) -> bool:
-        """Whether somebody named the store."""
-        return bool(self.uri or os.environ.get("KVI_URI"))
+    def given_uri(self) -> str | None:
+        """The store that an option names."""
+        if self.uri and self.uri_from_file:
+            raise click.UsageError("--uri and --uri-file both name the store: keep one.")
+        return self.uri or self.uri_from_file
+
+    @property
+    def named_uri(self) -> str | None:
+        """The store that somebody named: by an option, or by the variable."""
+        return self.given_uri or os.environ.get("KVI_URI")
 
     @property
     def store_uri(self) -> str:
-        """The store to use: the option, the variable, or the user's own file."""
-        return self.uri or os.environ.get("KVI_URI") or default_uri()
+        """The store to use: the one that is named, or the user's own file."""
+        return self.named_uri or default_uri()
 
     def named(self) -> dict[str, str]:
         """The environment that lets a command use the same store."""
-        return {"KVI_URI": self.uri} if self.uri else {}
+        return {"KVI_URI": self.given_uri} if self.given_uri else {}
+
+    def end(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal that asks the command to end."""
+        self.ended_by = number
+        raise Ended(number)
+
+    def go_on(self) -> None:
+        """Raise `Ended` once more, before something is done that should not be done after it.
+
+        What a signal handler raises is lost where Python cannot pass it on, as in a destructor.
+        """
+        if self.ended_by is not None:
+            raise Ended(self.ended_by)
 
     def store(self, **options: Any) -> kvi.Kvi:
         """Open the store; it is closed when the command ends."""
@@ -148,6 +172,20 @@ def default_uri() -> str:
     return "sqlite:" + quote(str(folder / "kvi.db"))
 
 
+uri_file = click.Path(exists=True, dir_okay=False)
+
+
+def uri_in(file: str) -> str:
+    """The URI that a file holds as its only line."""
+    try:
+        uri = Path(file).read_text("utf-8").strip()
+    except UnicodeDecodeError:
+        raise Failed(f"{file} is not UTF-8: it should hold a URI") from None
+    if not uri or "\n" in uri:
+        raise Failed(f"{file} should hold a URI, as its only line")
+    return uri
+
+
 class Lazy(click.Group):
     """Imports a subcommand when it is asked for, so that ``kvi get`` pays for nothing else."""
 
@@ -191,20 +229,30 @@ def common(function: F) -> F:
     def remember(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
         if value == "" and parameter.name == "uri":
             raise click.UsageError("--uri is empty: name a store, or leave it out.", ctx=ctx)
+        if parameter.name == "uri_from_file" and value is not None:
+            value = uri_in(value)
         if value is not None and value is not False:
             setattr(ctx.ensure_object(Context), str(parameter.name), value)
         return value
 
-    def option(name: str, told: str, **given: Any) -> Callable[[F], F]:
-        return click.option(name, help=told, expose_value=False, callback=remember, **given)
+    def option(names: Sequence[str], told: str, **given: Any) -> Callable[[F], F]:
+        return click.option(*names, help=told, expose_value=False, callback=remember, **given)
 
     for decorate in (
-        option("--debug", "Show the traceback of an error.", is_flag=True),
-        option("--json", "Print JSON, one object a line.", is_flag=True),
-        option("--timeout", "How long a call may take. Default: 5.", type=float, metavar="SECONDS"),
-        option("--namespace", "See only the keys below NAME/.", metavar="NAME"),
+        option(["--debug"], "Show the traceback of an error.", is_flag=True),
+        option(["--json"], "Print JSON, one object a line.", is_flag=True),
         option(
-            "--uri",
+            ["--timeout"], "How long a call may take. Default: 5.", type=float, metavar="SECONDS"
+        ),
+        option(["--namespace"], "See only the keys below NAME/.", metavar="NAME"),
+        option(
+            ["--uri-file", "uri_from_file"],
+            "A file that holds the URI, so that no list of processes shows its secrets.",
+            type=uri_file,
+            metavar="FILE",
+        ),
+        option(
+            ["--uri"],
             "The store. Default: the variable KVI_URI, else a SQLite file of your own.",
             metavar="URI",
         ),
@@ -239,7 +287,7 @@ def command(
     "  kvi --uri etcd://127.0.0.1:2379 ls\n"
     "  KVI_URI=consul://127.0.0.1:8500 kvi watch --prefix jobs/\n\n"
     "Exit codes: 0 found or done, 1 not found or test failed, 2 usage, 3 store not available,\n"
-    "4 outcome unknown.",
+    "4 outcome unknown, 75 somebody else holds the lock.",
 )
 @click.version_option(message="kvi %(version)s", package_name="kvi-core")
 @common
@@ -257,9 +305,9 @@ def run(arguments: list[str]) -> int:
     # Retries are warnings of the library; the command tells how it ended.
     logging.getLogger("kvi").addHandler(logging.NullHandler())
     _prepare_streams()
-    for number in ENDING:
+    for number in (*ENDING, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _end)
+            signal.signal(number, context.end)
     try:
         if asked := os.environ.get("_KVI_COMPLETE"):
             from click.shell_completion import shell_complete
@@ -268,15 +316,16 @@ def run(arguments: list[str]) -> int:
         with app.make_context("kvi", arguments, obj=context) as ctx:
             code = app.invoke(ctx)
         sys.stdout.flush()
+        context.go_on()
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as error:
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        if sys.stderr.isatty():
-            click.echo(err=True)  # behind the ^C
-        return INTERRUPTED
     except Ended as error:
+        if error.number == signal.SIGINT and sys.stderr.isatty():
+            click.echo(err=True)  # behind the ^C
         return 128 + error.number
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         return _no_reader()
     except Exception as error:  # noqa: BLE001  (told, with its exit code)
@@ -287,12 +336,12 @@ def run(arguments: list[str]) -> int:
         return _told(error)
     finally:
         # A second signal while it lets go ends it at once; leases end by themselves.
-        with suppress(KeyboardInterrupt, Ended, BrokenPipeError):
+        with suppress(KeyboardInterrupt, BrokenPipeError):
             context.close()
 
 
 def _prepare_streams() -> None:
-    """Standard streams that are closed lead nowhere; pipes are UTF-8, whatever the locale is."""
+    """Closed ones lead nowhere; pipes are UTF-8 in any locale; no text steers a terminal."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -301,10 +350,8 @@ def _prepare_streams() -> None:
             if not stream.isatty():
                 stream.reconfigure(encoding="utf-8", newline="\n")
             stream.reconfigure(errors="backslashreplace")
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise Ended(number)
+            if stream.isatty():
+                setattr(sys, name, Terminal(stream))
 
 
 def _told(error: Exception) -> int:

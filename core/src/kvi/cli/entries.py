@@ -14,11 +14,11 @@ from kvi.cli.app import NOT_FOUND, Context, Failed, command
 from kvi.cli.output import (
     encoding_option,
     given,
-    line_of,
     members,
     on_terminal,
     say_fields,
     say_json,
+    say_styled,
     say_table,
     say_value,
     written,
@@ -32,14 +32,17 @@ _MANY = 500  # keys of one folder after which the rest of it is skipped instead 
     "get",
     "kvi put greeting hello\n"
     "kvi get greeting\n"
+    "kvi get greeting | kvi put copy -\n"
     "kvi get greeting --json\n"
     "kvi get nothing || echo not there",
 )
 @click.argument("key")
-@click.option("-n", "--no-newline", is_flag=True, help="Print the value and nothing else.")
 @encoding_option
-def get_(context: Context, key: str, no_newline: bool, encoding: str) -> int:
-    """Print the value of KEY; exit code 1 if it is not there."""
+def get_(context: Context, key: str, encoding: str) -> int:
+    """Print the value of KEY, and nothing else; exit code 1 if it is not there.
+
+    On a terminal a newline follows, and what could steer it is written as an escape.
+    """
     entry = context.store().get(key)
     if entry is None:
         if context.json:
@@ -50,7 +53,7 @@ def get_(context: Context, key: str, no_newline: bool, encoding: str) -> int:
     if context.json:
         say_json(members(entry))
     else:
-        say_value(entry.value or b"", encoding, newline=not no_newline)
+        say_value(entry.value or b"", encoding)
     return 0
 
 
@@ -94,7 +97,10 @@ def del_(
     if ranged:
         deleted = store.delete_range(start, end, prefix=prefix)
     else:
-        deleted = sum(store.delete(key) for key in keys)
+        deleted = 0
+        for key in keys:
+            context.go_on()
+            deleted += store.delete(key)
     say_json({"deleted": deleted}) if context.json else click.echo(deleted)
     return 0 if deleted else NOT_FOUND
 
@@ -104,7 +110,10 @@ def del_(
 @click.option("-r", "--recursive", is_flag=True, help="All keys, whole.")
 @click.option("--delimiter", default="/", show_default=True, metavar="TEXT", help="Ends a level.")
 def ls_(context: Context, prefix: str, recursive: bool, delimiter: str) -> int:
-    """List what stands below PREFIX: keys, and the next levels, which end with the delimiter."""
+    """List the keys that begin with PREFIX; of those in a deeper level, the level.
+
+    A level ends with the delimiter. `ls -r`, `range` and `count` take the same keys one by one.
+    """
     if not delimiter:
         raise click.UsageError("--delimiter is at least one character; -r lists without levels.")
     store = context.store()
@@ -119,7 +128,8 @@ def ls_(context: Context, prefix: str, recursive: bool, delimiter: str) -> int:
         if context.json:
             say_json({"level" if is_level else "key": name})
         elif on_terminal() and is_level:
-            click.secho(line_of(name), bold=True)
+            say_styled(name, bold=True)
+            click.echo()
         else:
             say_fields(name)
     return 0 if found else NOT_FOUND
@@ -153,36 +163,40 @@ def levels(store: kvi.Kvi, prefix: str, delimiter: str) -> Iterator[tuple[str, b
             return
 
 
-def _bounds(function: Any) -> Any:
-    function = click.option("--prefix", metavar="TEXT", help="All keys that begin so.")(function)
-    function = click.argument("end", required=False)(function)
-    return click.argument("start", required=False)(function)
+def _span(function: Any) -> Any:
+    """The keys of a listing: a prefix, or bounds; all without any."""
+    function = click.option("--end", metavar="KEY", help="The keys before this one.")(function)
+    function = click.option("--start", metavar="KEY", help="The keys from this one on.")(function)
+    return click.argument("prefix", required=False)(function)
 
 
 @command(
     "range",
     "kvi put a 1\n"
     "kvi put b 2\n"
-    "kvi range a c\n"
-    "kvi range --prefix a --json\n"
+    "kvi range --start a --end c\n"
+    "kvi range a --json\n"
     "kvi range --reverse --limit 1",
 )
-@_bounds
+@_span
 @click.option("--limit", type=click.IntRange(0), metavar="N", help="At most so many.")
 @click.option("--reverse", is_flag=True, help="From the last key down.")
 @click.option("--keys-only", is_flag=True, help="Without values.")
 @encoding_option
 def range_(
     context: Context,
+    prefix: str | None,
     start: str | None,
     end: str | None,
-    prefix: str | None,
     limit: int | None,
     reverse: bool,
     keys_only: bool,
     encoding: str,
 ) -> int:
-    """Print the entries of [START, END), or of a prefix, in key order; exit code 1 if none."""
+    """Print the entries whose keys begin with PREFIX, or are in [--start, --end), in key order.
+
+    Without any, all. Exit code 1 if there are none.
+    """
     found = context.store().range(
         start, end, prefix=prefix, limit=limit, reverse=reverse, keys_only=keys_only
     )
@@ -202,10 +216,10 @@ def range_(
     return 0
 
 
-@command("count", "kvi put a 1\nkvi count\nkvi count --prefix a")
-@_bounds
-def count_(context: Context, start: str | None, end: str | None, prefix: str | None) -> int:
-    """Count the keys of [START, END), or of a prefix."""
+@command("count", "kvi put a 1\nkvi count\nkvi count a\nkvi count --start b")
+@_span
+def count_(context: Context, prefix: str | None, start: str | None, end: str | None) -> int:
+    """Count the keys that begin with PREFIX, or are in [--start, --end); without any, all."""
     count = context.store().count(start, end, prefix=prefix)
     say_json({"count": count}) if context.json else click.echo(count)
     return 0

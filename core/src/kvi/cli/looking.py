@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +17,15 @@ import click
 
 import kvi
 from kvi.cli.app import NOT_FOUND, UNAVAILABLE, Context, Failed, command
-from kvi.cli.output import on_terminal, progress, say_fields, say_json, say_table
+from kvi.cli.output import (
+    bare,
+    on_terminal,
+    progress,
+    say_fields,
+    say_json,
+    say_styled,
+    say_table,
+)
 
 
 @command("backends", "kvi backends\nkvi backends --json")
@@ -143,11 +152,11 @@ def doctor_(context: Context) -> int:
             say_json(found)
             return
         if error is None:
-            mark = click.style("ok", fg="green") if on_terminal() else "ok"
-            click.echo(f"{mark}      {step:<14} {took * 1000:8.2f} ms")
+            say_styled("ok", fg="green")
+            click.echo(f"      {step:<14} {took * 1000:8.2f} ms")
         else:
-            mark = click.style("FAILED", fg="red", bold=True) if on_terminal() else "FAILED"
-            click.echo(f"{mark}  {step:<14} {type(error).__name__}: {error}")
+            say_styled("FAILED", fg="red", bold=True)
+            click.echo(f"  {step:<14} {type(error).__name__}: {error}")
             if advice:
                 click.echo(f"{'':<22} {advice}")
 
@@ -242,10 +251,11 @@ def conformance_(
     Needs the extra kvi-core[conformance]. Exit code 1 if a rule is broken. The store must be named:
     as URI, with --uri, or by KVI_URI.
     """
-    context.uri = store or context.uri
+    if store is not None:
+        context.uri, context.uri_from_file = store, None
     if context.namespace is not None or context.timeout is not None:
         raise click.UsageError("The suite takes a whole store: no --namespace, no --timeout.")
-    if not context.is_named:
+    if context.named_uri is None:
         raise click.UsageError("Name the store: everything in it is deleted.")
     try:
         from kvi.conformance.plugin import NotRun
@@ -260,13 +270,14 @@ def conformance_(
         try:
             report = run(context.store_uri, erase=erase, select=rules, progress=told)
         except NotRun as error:
+            context.go_on()
             raise Failed(str(error)) from error
     if html is not None:
         Path(html).write_text(report.html(), encoding="utf-8", errors="backslashreplace")
     if context.json:
         say_json(json.loads(report.json()))
     else:
-        click.echo(report.text(width=100, colour=on_terminal()), nl=False)
+        bare(sys.stdout).write(report.text(width=100, colour=on_terminal()))
     return 0 if report.passed else NOT_FOUND
 
 

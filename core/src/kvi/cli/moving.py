@@ -6,14 +6,18 @@ was killed is simply begun again.
 
 *Copying* goes along both stores in the order of their keys and writes what differs. So a second run
 finds what the first one did, and ``--verify`` is the same walk without writing.
+
+*One store by two names* (a link, another name of the host) is found out by asking: what is written
+to the target must not be seen in the source.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -23,8 +27,8 @@ import click
 
 import kvi
 from kvi.cli import records
-from kvi.cli.app import NOT_FOUND, Context, Ended, Failed, command
-from kvi.cli.output import progress, say_json
+from kvi.cli.app import NOT_FOUND, Context, Failed, command, uri_file, uri_in
+from kvi.cli.output import bare, progress, say_json
 from kvi.errors import InvalidArgument, KviError, ValueTooLarge
 from kvi.text import prefix_end
 from kvi.uri import StoreUri
@@ -34,10 +38,16 @@ _OPERATIONS, _BYTES = 100, 256 * 1024  # of a batch, where the store takes as mu
 
 
 class Batches:
-    """Puts and deletes, sent in transactions as large as the store takes."""
+    """Puts and deletes, sent in transactions as large as the store takes.
 
-    def __init__(self, store: kvi.Kvi, sent: Callable[[int], object]) -> None:
+    ``go_on`` raises if nothing more is to be sent; ``sent`` is told how many were.
+    """
+
+    def __init__(
+        self, store: kvi.Kvi, go_on: Callable[[], object], sent: Callable[[int], object]
+    ) -> None:
         self._store = store
+        self._go_on = go_on
         self._sent = sent
         self._most = min(store.capabilities.max_txn_ops or _OPERATIONS, _OPERATIONS)
         self._waiting: dict[str, kvi.Put | kvi.Delete] = {}
@@ -65,6 +75,7 @@ class Batches:
         self._size += size
 
     def _send(self, operations: list[kvi.Put | kvi.Delete]) -> None:
+        self._go_on()
         try:
             self._store.txn(then=operations)
         except (ValueTooLarge, InvalidArgument):
@@ -129,7 +140,7 @@ def export_(context: Context, file: str, prefix: str, leased: bool, resume: bool
                     tell(count)
             output.write(records.end(count).encode() + b"\n")
             output.flush()
-        except (Exception, KeyboardInterrupt, Ended):
+        except (Exception, KeyboardInterrupt):
             if file != "-":
                 click.echo(f"kvi: {file} is not whole: go on with export --resume", err=True)
             raise
@@ -175,7 +186,7 @@ def _resumed(file: str, wanted: records.Header) -> _Part:
 def _output(file: str, size: int | None) -> Iterator[BinaryIO]:
     """Where to write; ``size``: behind so many bytes of a file that is there."""
     if file == "-":
-        yield sys.stdout.buffer
+        yield bare(sys.stdout).buffer  # the lines have no control characters
         return
     path = Path(file)
     if size is not None:
@@ -260,16 +271,16 @@ def import_(context: Context, file: str, leased: bool, from_line: int, dry_run: 
         state.sent += number
         del state.lines[:number]
 
-    batches = Batches(store, sent)
+    batches = Batches(store, context.go_on, sent)
     size = None if file == "-" else Path(file).stat().st_size
-    with _input(file) as lines, progress("importing", size, context.json) as tell:
-        try:
+    try:
+        with _input(file) as lines, progress("importing", size, context.json) as tell:
             _store(file, lines, state, batches, leased, from_line, tell)
-        except (KviError, Failed) as error:
-            raise _broken_off(error, state) from error
-        except (Exception, KeyboardInterrupt, Ended):
-            click.echo(f"kvi: broken off{_so_far(state)}", err=True)
-            raise
+    except (KviError, Failed) as error:
+        raise _broken_off(error, state) from error
+    except (Exception, KeyboardInterrupt):
+        click.echo(f"kvi: broken off{_so_far(state)}", err=True)
+        raise
     if context.json:
         say_json({"imported": state.sent, "left_out": state.left_out})
     else:
@@ -432,38 +443,67 @@ def walk(
         yield from extra(left)
 
 
-def overlap(source: str, target: str) -> bool:
-    """Whether one of these URIs names a part of the other's store, or the same."""
-    one, two = StoreUri.parse(source), StoreUri.parse(target)
-    if _family(one) != _family(two):
-        return False
-    if one.hosts or two.hosts:
-        shared = any(
-            a == b and (None in (p, q) or p == q) for a, p in one.hosts for b, q in two.hosts
-        )
+class SameStore(InvalidArgument):
+    """Two names of one store, of which one is to be copied to the other."""
+
+
+def refuse_links(source: str, target: str) -> None:
+    """Raise `SameStore` if two paths name one file.
+
+    Before it is opened: a database that is open by two names may be damaged, and shows neither what
+    the other does.
+    """
+    one, two = (StoreUri.parse(uri).path for uri in (source, target))
+    with suppress(OSError):
+        if os.path.realpath(one) != os.path.realpath(two) and Path(one).samefile(two):
+            raise SameStore(f"{one} and {two} are the same file")
+
+
+def refuse_overlap(source: kvi.Kvi, target: kvi.Kvi, prefix: str) -> None:
+    """Raise `SameStore` if the one is the other, or a part of it.
+
+    A key that vanishes soon is written to the target, at a place that is in both if the stores are
+    one. The source is only read.
+    """
+    here, there = source._scope.prefix, target._scope.prefix
+    place = max(here + prefix, there + prefix, key=len)
+    if not (place.startswith(here + prefix) and place.startswith(there + prefix)):
+        return  # they are apart, whatever the stores are
+    mark = f"{place}kvi-copy-{secrets.token_hex(8)}"
+    with _marked(target, mark.removeprefix(there)):
+        if source.get(mark.removeprefix(here)) is not None:
+            raise SameStore(
+                f"{source.uri} and {target.uri} are one store, and the one is the other or a part "
+                "of it: copy between separate ones"
+            )
+
+
+@contextmanager
+def _marked(store: kvi.Kvi, key: str) -> Iterator[None]:
+    try:
+        mark = store.temp_key(key, b"")
+    except (kvi.PermissionDenied, kvi.NotSupported):  # keys, but no leases
+        store.store(key, b"")
+        try:
+            yield
+        finally:
+            store.delete(key)
     else:
-        shared = os.path.realpath(one.path) == os.path.realpath(two.path)
-    here, there = f"{_namespace(one)}/".lstrip("/"), f"{_namespace(two)}/".lstrip("/")
-    return shared and (here.startswith(there) or there.startswith(here))
-
-
-def _family(uri: StoreUri) -> str:
-    return "etcd" if uri.backend in {"http", "https"} else uri.backend
-
-
-def _namespace(uri: StoreUri) -> str:
-    named = dict(uri.query).get("namespace")
-    return named or (uri.path.strip("/") if uri.hosts else "")
+        with mark:
+            yield
 
 
 @command(
     "copy",
     "kvi copy sqlite:app.db etcd://127.0.0.1:2379/app --dry-run\n"
     "kvi copy sqlite:app.db etcd://127.0.0.1:2379/app --verify\n"
-    "kvi copy etcd://127.0.0.1:2379 consul://127.0.0.1:8500 --prefix config/",
+    "kvi copy etcd://127.0.0.1:2379 consul://127.0.0.1:8500 --prefix config/\n"
+    "kvi copy --uri-file etcd.uri --to-uri-file consul.uri --verify",
 )
-@click.argument("source")
-@click.argument("target")
+@click.argument("uris", nargs=-1, metavar="[SOURCE] [TARGET]")
+@click.option(
+    "--to-uri-file", "to", type=uri_file, metavar="FILE", help="A file that holds the target's URI."
+)
 @click.option("--prefix", default="", metavar="TEXT", help="Only the keys that begin so.")
 @click.option("--leased", is_flag=True, help="Also leased keys; they become permanent.")
 @click.option("--delete", is_flag=True, help="Delete what only the target has.")
@@ -471,8 +511,8 @@ def _namespace(uri: StoreUri) -> str:
 @click.option("--verify", is_flag=True, help="Compare both afterwards; exit code 1 if they differ.")
 def copy_(
     context: Context,
-    source: str,
-    target: str,
+    uris: tuple[str, ...],
+    to: str | None,
     prefix: str,
     leased: bool,
     delete: bool,
@@ -481,17 +521,20 @@ def copy_(
 ) -> int:
     """Copy the entries of the store SOURCE to the store TARGET, both URIs.
 
+    The source may be named by --uri, --uri-file or KVI_URI instead, the target by --to-uri-file or
+    KVI_TO_URI: so that no list of processes shows their secrets.
+
     Only what differs is written, so that a copy that was broken off is begun again and finds what
     is there already. Keys that vanish with a lease are left out unless asked for. A store that
     changes meanwhile is copied as it was found, each key at its time. --namespace and --prefix
     count for both sides.
     """
-    if context.uri is not None:
-        raise click.UsageError("copy takes two URIs, and no --uri.")
-    if overlap(source, target):
-        raise Failed("the one store is the other, or a part of it: copy between separate ones")
+    source, target = _both(context, uris, to)
+    refuse_links(source, target)
     here = context.open(source)
     there = context.open(target, retry=_PATIENT)
+    if not dry_run:
+        refuse_overlap(here, there, prefix)
     found = _Walk()
 
     def sent(number: int) -> None:
@@ -503,7 +546,7 @@ def copy_(
             "if that is meant, use kvi del"
         )
     total = here.count(prefix=prefix) if sys.stderr.isatty() and not context.json else None
-    batches = Batches(there, sent)
+    batches = Batches(there, context.go_on, sent)
     try:
         with progress("comparing" if dry_run else "copying", total, context.json) as tell:
             for key, value in walk(here, there, prefix, leased, found, tell):
@@ -517,7 +560,7 @@ def copy_(
     except KviError as error:
         error.message += f"; {found.written:,} entries are written: begin again, and they are found"
         raise
-    except (KeyboardInterrupt, Ended):
+    except KeyboardInterrupt:
         click.echo(f"kvi: broken off; {found.written:,} entries are written: begin again", err=True)
         raise
     checked, differs = None, False
@@ -534,6 +577,23 @@ def copy_(
     else:
         click.echo("\n".join(_summary(found, checked, differs, delete, dry_run)))
     return NOT_FOUND if differs else 0
+
+
+def _both(context: Context, uris: tuple[str, ...], to: str | None) -> tuple[str, str]:
+    """The source and the target; each is named once."""
+    rest = list(uris)
+    source, target = context.given_uri, None if to is None else uri_in(to)
+    if source is None:
+        source = rest.pop(0) if rest else os.environ.get("KVI_URI")
+    if target is None:
+        target = rest.pop(0) if rest else os.environ.get("KVI_TO_URI")
+    if rest:
+        raise click.UsageError("copy takes two stores: the source and the target.")
+    if not source:
+        raise click.UsageError("Name the source: as URI, by --uri-file or by KVI_URI.")
+    if not target:
+        raise click.UsageError("Name the target: as URI, by --to-uri-file or by KVI_TO_URI.")
+    return source, target
 
 
 def _summary(

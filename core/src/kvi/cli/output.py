@@ -2,7 +2,13 @@
 
 On a terminal, tables; in a pipe, lines whose fields are separated by tabs, with control characters
 and what is not UTF-8 written as backslash escapes, so that a line is always a line. JSON says
-everything exactly: a value that is not UTF-8 is ``value_base64`` instead of ``value``.
+everything exactly: a value that is not UTF-8 is ``value_base64`` instead of ``value``, and what is
+not printable stands as an escape of JSON, in a file too.
+
+*Terminals.* Whatever a store, a server or a file says may hold sequences that steer a terminal. So
+a standard stream that is a terminal is wrapped in `Terminal`, and all text passes through it:
+output, errors, tracebacks, the words of libraries. Only `bare` goes past it, for what kvi itself
+has styled.
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -56,11 +62,46 @@ def written(value: bytes, encoding: str) -> str:
     return value.decode(errors="backslashreplace")
 
 
-def line_of(text: str) -> str:
-    """The text on one line, without control characters."""
+def line_of(text: str, kept: str = "") -> str:
+    """The text on one line, without control characters other than those in ``kept``."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+class Terminal:
+    """A terminal's stream that no text can steer: control characters are written as escapes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write it in lines and tabs; everything else that is not printable as an escape."""
+        self.stream.write(line_of(text, "\n\t"))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of them so."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # its bytes would come through as they are
+            raise AttributeError(name)
+        return getattr(self.stream, name)
+
+
+def bare(stream: TextIO) -> TextIO:
+    """The stream for what kvi itself has styled, and escaped before."""
+    return stream.stream if isinstance(stream, Terminal) else stream
+
+
+def say_styled(text: str, **style: Any) -> None:
+    """Text in a style where there is a terminal, without an end of line."""
+    shown = line_of(text)
+    bare(sys.stdout).write(click.style(shown, **style) if on_terminal() else shown)
 
 
 def value_members(value: bytes) -> dict[str, str]:
@@ -85,9 +126,17 @@ def members(entry: kvi.KeyValue) -> dict[str, Any]:
     return made
 
 
+def json_line(found: object) -> str:
+    """JSON on one line; what is not printable stands as an escape, which says the same."""
+    text = json.dumps(found, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
 def say_json(found: object) -> None:
     """One line of JSON."""
-    click.echo(json.dumps(found, ensure_ascii=False))
+    click.echo(json_line(found))
 
 
 def say_fields(*fields: str) -> None:
@@ -95,16 +144,14 @@ def say_fields(*fields: str) -> None:
     click.echo("\t".join(map(line_of, fields)))
 
 
-def say_value(value: bytes, encoding: str, *, newline: bool = True) -> None:
-    """A value alone: its very bytes, or its encoding; on a terminal what it can show."""
-    if encoding == "text" and not sys.stdout.isatty():
-        data = value
+def say_value(value: bytes, encoding: str) -> None:
+    """A value alone: exactly it, or its encoding; on a terminal what it can show, and a newline."""
+    if on_terminal():
+        click.echo(written(value, encoding))
     else:
-        lines = written(value, encoding).split("\n")
-        data = "\n".join(map(line_of, lines)).encode(errors="backslashreplace")
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data + (b"\n" if newline else b""))
-    sys.stdout.buffer.flush()
+        data = value if encoding == "text" else written(value, encoding).encode()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
 
 
 def on_terminal() -> bool:
@@ -131,7 +178,7 @@ def say_table(
         table.add_column(title, justify="right" if title in right else "left", overflow="fold")
     for row in shown:
         table.add_row(*(Text(line_of(cell)) for cell in row))
-    Console(highlight=False).print(table)
+    Console(file=bare(sys.stdout), highlight=False).print(table)
 
 
 @contextmanager
@@ -149,6 +196,12 @@ def progress(what: str, total: int | None, as_json: bool) -> Iterator[Callable[[
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(
+        *columns,
+        console=Console(file=bare(sys.stderr)),
+        transient=True,
+        redirect_stdout=False,  # what is said meanwhile must not get past the escapes
+        redirect_stderr=False,
+    ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.update(task, completed=count)

@@ -20,7 +20,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from kvi.cli.output import value_members
+from kvi.cli.output import json_line, value_members
 from kvi.errors import InvalidArgument
 from kvi.model import KeyValue
 
@@ -55,7 +55,7 @@ class End:
 def header(store: str, prefix: str, leased: bool) -> str:
     """The first line of an export."""
     made = {"format": FORMAT, "version": VERSION, "store": store, "prefix": prefix}
-    return json.dumps({**made, "leased": leased}, ensure_ascii=False)
+    return json_line({**made, "leased": leased})
 
 
 def line(entry: KeyValue) -> str:
@@ -63,12 +63,12 @@ def line(entry: KeyValue) -> str:
     made: dict[str, Any] = {"key": entry.key, **value_members(entry.value or b"")}
     if entry.lease is not None:
         made["lease"] = entry.lease
-    return json.dumps(made, ensure_ascii=False)
+    return json_line(made)
 
 
 def end(entries: int) -> str:
     """The last line of an export."""
-    return json.dumps({"end": True, "entries": entries})
+    return json_line({"end": True, "entries": entries})
 
 
 def parse(text: bytes) -> Header | Entry | End:

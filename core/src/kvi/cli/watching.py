@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import select
-import subprocess
+import signal
 import sys
+from tempfile import TemporaryFile
 from typing import Any
 
 import click
 
 import kvi
-from kvi.cli.app import Context, command
+from kvi.cli.app import Context, Ended, command
+from kvi.cli.jobs import Job, grace_option
 from kvi.cli.output import (
     encoding_option,
     members,
@@ -44,6 +45,7 @@ _LOOK = 0.25  # seconds between two looks whether anybody reads the output still
     help="Run CMD in a shell for each change, with KVI_EVENT, KVI_KEY and KVI_REVISION in its "
     "environment and the value on its standard input.",
 )  # fmt: skip
+@grace_option("After SIGTERM, how long what --exec runs may take to end.")
 @encoding_option
 def watch_(
     context: Context,
@@ -56,13 +58,15 @@ def watch_(
     events: str | None,
     limit: int | None,
     run: str | None,
+    grace: float,
     encoding: str,
 ) -> int:
     """Print each change of KEY, a prefix or a range, until Ctrl-C.
 
     A line has the kind of the change (PUT, DELETE, RESYNC), the revision, the key and the value. A
     RESYNC says that the store no longer has what came next; the whole state follows it (and --exec
-    runs once, without a key). Lost connections are bridged.
+    runs once, without a key). Lost connections are bridged. A signal that ends the watch ends what
+    --exec runs, too.
     """
     kinds = None if events is None else kvi.EventType(events.upper())
     with context.store().watch(
@@ -85,7 +89,8 @@ def watch_(
             number += 1
             _say(context, event, encoding)
             if run is not None:
-                _run(run, event)
+                context.go_on()
+                _run(run, event, grace)
     return 0
 
 
@@ -108,17 +113,27 @@ def _say(context: Context, event: kvi.Event, encoding: str) -> None:
     sys.stdout.flush()
 
 
-def _run(command: str, event: kvi.Event) -> None:
-    """Run the command of a change; what it ends with is told if it is not 0."""
+def _run(command: str, event: kvi.Event, grace: float) -> None:
+    """Run the command of a change; what it ends with is told if it is not 0.
+
+    A signal that ends it ends the watch.
+    """
     env = {
-        **os.environ,
         "KVI_EVENT": event.type.value,
         "KVI_KEY": event.key.replace("\0", "\\0"),  # no environment can hold it
         "KVI_REVISION": str(event.revision),
     }
-    done = subprocess.run(command, shell=True, input=event.value or b"", env=env, check=False)
-    if done.returncode:
-        click.echo(f"kvi: the command ended with {done.returncode}: {command}", err=True)
+    with TemporaryFile() as value:  # a pipe could fill up, or break
+        value.write(event.value or b"")
+        value.seek(0)
+        with Job(command, env, stdin=value, patience=grace) as job:
+            code = job.wait()
+    if job.asked_to_end:
+        raise Ended(job.asked_to_end[0])
+    if code == -signal.SIGINT:  # Ctrl-C, which only the command got
+        raise Ended(signal.SIGINT)
+    if code:
+        click.echo(f"kvi: the command ended with {code}: {command}", err=True)
 
 
 def _nobody_reads() -> bool:

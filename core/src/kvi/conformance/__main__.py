@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 import kvi
 from kvi.conformance.plugin import NotRun
+from kvi.conformance.report import printable
 from kvi.conformance.session import run
 
 
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         errors.out("interrupted", highlight=False)
         return 130
     except (kvi.KviError, NotRun) as error:
-        errors.out(str(error), highlight=False)
+        errors.out(printable(str(error)), highlight=False)
         return 2
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal of ASCII
     sys.stdout.write(report.text(width=min(terminal.width, 120), colour=terminal.is_terminal))

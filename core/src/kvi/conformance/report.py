@@ -208,7 +208,7 @@ class Report:
                 mark, style = _MARKS[result.outcome]
                 told = Text(result.rule.text.replace("`", ""))
                 if result.reason:
-                    told.append(f"\n{result.outcome}: {_printable(result.reason)}", style=style)
+                    told.append(f"\n{result.outcome}: {printable(result.reason)}", style=style)
                 lines.add_row(Text(mark, style=style), Text(result.rule.name), told)
             console.print(Padding(lines, (0, 0, 0, 2)))
         shown: dict[str, str] = {}
@@ -221,11 +221,11 @@ class Report:
             if by in shown:
                 console.print(Text(f"    as shown at {shown[by]}"))
             else:
-                console.out(indent(_printable(result.reproduction), "    "), highlight=False)
+                console.out(indent(printable(result.reproduction), "    "), highlight=False)
             shown.setdefault(by, name)
         for test in self.strays:
             console.print(Text(f"\n{test.name}, a test of no rule, failed", style="bold red"))
-            console.out(indent(_printable(test.reproduction), "    "), highlight=False)
+            console.out(indent(printable(test.reproduction), "    "), highlight=False)
         console.print(Text("\n" + self.summary, style="bold"))
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
@@ -298,7 +298,7 @@ def lacks(capabilities: Capabilities, name: str) -> bool:
     return getattr(capabilities, name) in (False, "no", "prefix")
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """The text without what would steer a terminal: a backend's messages and keys may hold it."""
     return "".join(
         c if c == "\n" or unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in text

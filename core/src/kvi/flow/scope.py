@@ -150,6 +150,7 @@ class Scope:
         ledger: what hangs on the handle and its views.
         primitives: the store at the bottom.
         executor: what does its operations.
+        prefix: what it puts before each key on the way to the store.
         uri: what errors call it.
         capabilities: what it can do.
         timeout: seconds for calls that do not give their own.
@@ -163,6 +164,7 @@ class Scope:
         self.runtime = runtime
         self.primitives = primitives
         self.executor: Executor = Direct(primitives) if outer is None else outer.executor
+        self.prefix: str = "" if outer is None else outer.prefix
         self.uri: str = around.uri
         self.capabilities: Capabilities = around.capabilities
         self.timeout: float = around.timeout
@@ -188,6 +190,7 @@ class Scope:
         prefix = check_name(name) + "/"
         self.capabilities = narrowed(self.capabilities, prefix)
         self.executor = Prefixed(self.executor, prefix)
+        self.prefix += prefix
         self.uri = f"{self.uri} in {name!r}"
 
     @property
