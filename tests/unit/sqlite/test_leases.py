@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sqlite3
@@ -331,6 +332,35 @@ def test_reboot_gives_every_lease_its_time_again(path: Path, uri: str) -> None:
         ((found, boot),) = sql(path, "SELECT deadline, boot FROM leases, clock")
         assert before + 60 <= found <= clock.now() + 60
         assert boot == boot_id()
+
+
+def test_boots_that_take_turns_do_not_renew(
+    path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers with boot ids of their own end a dead lease in time, and a live one never."""
+    turn = itertools.count()
+
+    def open_in_turn() -> kvi.Kvi:
+        boot = "abc"[next(turn) % 3]
+        monkeypatch.setattr(schema, "boot_id", lambda: boot)
+        return kvi.open(uri)
+
+    with open_in_turn() as store:
+        alive = grant(store, 2, alive="v")
+        dead = grant(store, 1, dead="v")
+    born = clock.now()
+    ended = None
+    while clock.now() < born + 3:
+        with open_in_turn() as store:
+            began = clock.now()
+            assert inmost(store)._lease_renew(alive, 5) == 2
+            if store.get("dead") is None:
+                ended = ended or began
+            assert store.get("alive") is not None
+    assert ended is not None
+    assert 0.9 < ended - born < 2.1
+    assert sql(path, "SELECT count(*) FROM deadlines WHERE lease = ?", dead) == [(0,)]
+    assert sql(path, "SELECT count(*) FROM deadlines")[0][0] <= 2
 
 
 def test_opening_within_a_boot_renews_nothing(path: Path, uri: str) -> None:

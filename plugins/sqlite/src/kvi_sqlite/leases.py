@@ -32,10 +32,12 @@ sleeps, never jumps, and is the same in all processes. (Containers with a time n
 own are the exception; they must not share a store.) It starts anew when the machine boots. So the
 file remembers the id of the boot, and the first to open it in another boot gives every lease its
 full time again: none ends early. No connection outlives a boot, so that opening is the only place
-that has to look (`kvi_sqlite.schema.prepare`). Where the system has no such id, a deadline further
-ahead than its ttl is what gives an earlier boot away. Others may be taken for deadlines of this
-boot, and are still not early: since its last renewal at *u* on the old clock, the machine was up
-for *u* + ttl on the new one before it gets to the deadline.
+that has to look (`kvi_sqlite.schema.prepare`). Some containers have an id of their own, and take
+turns: the deadlines of the boot before are kept, until the lease is renewed, and stand again when
+it is back, so that the time that passed there counts. Where the system has no such id, a deadline
+further ahead than its ttl is what gives an earlier boot away. Others may be taken for deadlines of
+this boot, and are still not early: since its last renewal at *u* on the old clock, the machine was
+up for *u* + ttl on the new one before it gets to the deadline.
 
 *Cost.* A renewal is not synced to the disk: only the loss of power could undo it, and then every
 lease has its full time again anyway.
@@ -146,6 +148,7 @@ def end(connection: Connection, lease: int, history: int, room: int = FEW) -> in
     if keys:
         trim(connection, revision, history, keys)
     execute(schema.END, (lease,))
+    execute(schema.FORGET_DEADLINES, (lease,))
     return int(keys)
 
 
@@ -201,7 +204,10 @@ def grant(connection: Connection, ttl: float) -> int:
 def renew(connection: Connection, lease: int) -> float | None:
     """Let the time of a lease begin anew; its ttl, or ``None`` if it has ended. In a write."""
     rows = connection.execute(schema.RENEW, (now(), lease)).fetchall()
-    return float(rows[0][0]) if rows else None
+    if not rows:
+        return None
+    connection.execute(schema.FORGET_DEADLINES, (lease,))
+    return float(rows[0][0])
 
 
 def exists(connection: Connection, lease: int) -> bool:

@@ -21,6 +21,7 @@ all later ones are complete.
 *Leases* end at ``deadline``, on the boot clock; see `kvi_sqlite.leases`. An entry's ``lease`` is
 the id of a row here or in the tombstones, always. The index that finds a lease's entries has
 nothing of entries without lease. *Clock* is one row: the boot that the deadlines belong to.
+*Deadlines* are those that leases, not renewed since, have on the clocks of other boots.
 
 *Tombstones* are leases that have ended, at ``revision``, and still have entries here. These entries
 are gone, for every statement below: what reads entries leaves them out. Each becomes an event of
@@ -104,7 +105,7 @@ _LEASES = (  # since version 2
     "CREATE TABLE clock (id INTEGER PRIMARY KEY CHECK (id = 1), boot TEXT)",
     "INSERT INTO clock VALUES (1, NULL)",
 )
-_TOMBSTONES = (  # since version 3
+_ENDS = (  # since version 3
     """
     CREATE TABLE tombstones (
         lease INTEGER PRIMARY KEY,
@@ -112,9 +113,17 @@ _TOMBSTONES = (  # since version 3
         next INTEGER NOT NULL
     )
     """,
+    """
+    CREATE TABLE deadlines (
+        lease INTEGER NOT NULL,
+        boot TEXT NOT NULL,
+        deadline REAL NOT NULL,
+        PRIMARY KEY (lease, boot)
+    ) WITHOUT ROWID
+    """,
 )
 _MARKS = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {VERSION}")
-_PARTS = (_FIRST, _LEASES, _TOMBSTONES)  # by the version that brought them
+_PARTS = (_FIRST, _LEASES, _ENDS)  # by the version that brought them
 TABLES = (*chain.from_iterable(_PARTS), *_MARKS)
 
 # Each is a step to the end of an index.
@@ -176,6 +185,16 @@ NEXT_REVISION = "SELECT revision FROM events WHERE id >= ? AND revision >= ? ORD
 
 GRANT = "INSERT OR IGNORE INTO leases (id, ttl, deadline) VALUES (?, ?, ?)"
 RENEW = "UPDATE leases SET deadline = ?1 + ttl WHERE id = ?2 AND deadline > ?1 RETURNING ttl"
+FORGET_DEADLINES = "DELETE FROM deadlines WHERE lease = ?"
+KEEP_DEADLINES = """
+    INSERT OR REPLACE INTO deadlines (lease, boot, deadline)
+    SELECT leases.id, boot, deadline FROM leases, clock WHERE boot IS NOT NULL
+"""
+TAKE_DEADLINES = """
+    UPDATE leases SET deadline = coalesce((
+        SELECT deadlines.deadline FROM deadlines WHERE lease = leases.id AND boot = ?2
+    ), ?1 + ttl)
+"""
 LEASE = "SELECT 1 FROM leases WHERE id = ?"
 EXPIRED = "SELECT id FROM leases WHERE deadline <= ? ORDER BY deadline LIMIT ?"
 LEASED = "SELECT count(*) FROM (SELECT 1 FROM entries WHERE lease = ? LIMIT ?)"
@@ -261,8 +280,11 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
     if _is_of_another_boot(connection):
         execute("BEGIN IMMEDIATE")
         if _is_of_another_boot(connection):
-            execute("UPDATE leases SET deadline = ? + ttl", (now(),))
-            execute("UPDATE clock SET boot = ?", (boot_id(),))
+            here = boot_id()
+            execute(KEEP_DEADLINES)
+            execute(TAKE_DEADLINES, (now(), here))
+            execute("DELETE FROM deadlines WHERE boot = ?", (here,))
+            execute("UPDATE clock SET boot = ?", (here,))
         execute("COMMIT")
 
 
