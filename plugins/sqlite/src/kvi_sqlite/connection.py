@@ -500,7 +500,8 @@ class Pool:
             raise Unavailable(
                 f"{self.path} cannot be opened in this process: when it was forked, its parent had "
                 "a range half read, a client or a long call on the file; end these before "
-                "the fork, or start the process afresh (multiprocessing's 'spawn')"
+                "the fork, or start the process afresh (multiprocessing's 'spawn')",
+                passing=False,
             )
 
     def client(self, timeout: float) -> Connection:

@@ -44,6 +44,7 @@ _MENDS = {
     sqlite3.SQLITE_IOERR: "the disk reports an error; check the disk and the free space on it",
     sqlite3.SQLITE_CORRUPT: "the file is damaged; restore it from a backup",
     sqlite3.SQLITE_NOTADB: "the file is not an SQLite database; name another path",
+    sqlite3.SQLITE_ERROR: "its tables are not those of a store; restore it from a backup",
     sqlite3.SQLITE_SCHEMA: "another program has changed the tables; restore it from a backup",
 }
 
