@@ -64,11 +64,12 @@ from threading import get_ident
 from time import monotonic
 from typing import Any, TypeVar
 
-from kvi.errors import KviError, Timeout, Unavailable
+from kvi.errors import KviError, PermissionDenied, Timeout, Unavailable
 from kvi.living import Living
 
-from kvi_sqlite import schema
+from kvi_sqlite import leftovers, schema
 from kvi_sqlite.errors import CLOSED, is_passing, translate
+from kvi_sqlite.readers import Reading, may_write, reading
 from kvi_sqlite.writers import WriterQueue
 
 T = TypeVar("T")
@@ -107,6 +108,7 @@ class Connection(sqlite3.Connection):
         identity: device and inode of its file.
         log: the same of its ``-wal`` file.
         synced: commits wait for the disk. False only while a call has borrowed it.
+        reading: how it reads, if it must not write.
         chores: its transaction leaves something to do for upkeep.
         yields: upkeep works with it, so that a fork may interrupt it.
 
@@ -115,6 +117,7 @@ class Connection(sqlite3.Connection):
     deadline: Deadline
     pinned: bool = False
     synced: bool = True
+    reading: Reading | None = None
     chores: bool = False
     yields: bool = False
     identity: Identity | None = None
@@ -153,6 +156,7 @@ class Pool:
 
     Attributes:
         path: the file.
+        read_only: it must not be written to; see `kvi_sqlite.readers`.
         closing: true from the first moment of `close`, and in a forked child.
         closed: the event that ends pauses.
         live: all connections that are open.
@@ -160,8 +164,9 @@ class Pool:
 
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self.read_only = read_only
         self.closing = False
         self.closed = threading.Event()
         self.live: Living[Connection] = Living()
@@ -185,10 +190,14 @@ class Pool:
     def borrow(self, deadline: float) -> Connection:
         """Take an idle connection, or open one; raises kvi's errors."""
         with suppress(IndexError):  # another thread may take the last one at any moment
-            return self._idle.pop()
+            while True:
+                connection = self._idle.pop()
+                if connection.reading is None or connection.reading.is_current():
+                    return connection
+                self.discard(connection)
         first = self._identity is None
         connection = self._connect(deadline)
-        if first and self._is_neglected(connection):
+        if first and connection.reading is None and self._is_neglected(connection):
             self.chores()
         return connection
 
@@ -255,6 +264,9 @@ class Pool:
             connection = self._idle.pop()
         except IndexError:
             return None
+        if connection.reading is not None:
+            self._idle.append(connection)
+            return None
         connection.set_progress_handler(None, 0)
         try:
             row = connection.execute(statement, (name,)).fetchone()
@@ -284,7 +296,11 @@ class Pool:
             try:
                 connection.deadline.moment = deadline
                 self._running[get_ident()] = connection
+                if (how := connection.reading) is not None:
+                    how.begin()
                 result = work(connection)
+                if how is not None:
+                    how.check()
             except sqlite3.Error as error:
                 connection.pinned = False
                 if not is_passing(error):
@@ -358,6 +374,13 @@ class Pool:
         pause: Pause | None = None
         while True:
             connection = self.borrow(deadline)
+            if connection.reading is not None:
+                self.discard(connection)  # this user may be allowed to write from now on
+                if self.read_only or not may_write(self.path):
+                    raise PermissionDenied(
+                        f"this user may not write to {self.path}; let it, and to its directory"
+                    )
+                continue
             try:
                 if not synced:
                     connection.sync(False)
@@ -473,8 +496,12 @@ class Pool:
             self._refuse_inherited()
             if self._identity is not None and _identity(self.path) != self._identity:
                 raise self._lost(self.path)
+            how = reading(self.path, read_only=self.read_only)
+            if how is None:
+                leftovers.remove(self.path)
             connection = sqlite3.connect(
-                self.path,
+                self.path if how is None else how.uri,
+                uri=how is not None,
                 timeout=0,
                 isolation_level=None,  # transactions are begun and ended by hand
                 check_same_thread=False,  # one thread at a time, not always the same
@@ -482,10 +509,14 @@ class Pool:
             )
             self.live.add(connection)
             connection.identity = _identity(self.path)
+        connection.reading = how
         try:
             connection.deadline = Deadline(self.closed)
             connection.set_progress_handler(connection.deadline.passed, STEPS)
-            schema.prepare(connection, self.path)
+            if how is None:
+                schema.prepare(connection, self.path)
+            else:
+                how.prepare(connection)
             if self._identity is None:
                 self._log_path = _log_of(self.path)
                 self._identity = connection.identity

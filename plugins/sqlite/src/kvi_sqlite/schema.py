@@ -247,6 +247,19 @@ TRIMMED_TO = "SELECT trimmed FROM history"
 CHORES = f"SELECT trimmed, (SELECT min(id) FROM events), {_TOMBSTONED} FROM history"  # noqa: S608
 
 
+# Temporary views of those who can end no lease stand before the tables; see kvi_sqlite.readers.
+VIEWS = (
+    """
+    CREATE TEMP VIEW tombstones AS SELECT lease, revision, next FROM main.tombstones
+    UNION ALL SELECT id, NULL, NULL FROM main.leases WHERE deadline <= moment()
+    """,
+    "CREATE TEMP VIEW leases AS SELECT * FROM main.leases WHERE deadline > moment()",
+)
+OTHER_BOOT_VIEWS = (
+    "CREATE TEMP VIEW leases AS SELECT id, ttl, 9e999 AS deadline FROM main.leases",
+)
+
+
 def range_sql(*, reverse: bool, keys_only: bool) -> str:
     """The statement that reads a page: ``(low, high, limit)`` to rows made like `KeyValue`."""
     value = "NULL" if keys_only else "value"
@@ -292,6 +305,16 @@ def has_chores(connection: sqlite3.Connection) -> bool:
     """Whether there is something for upkeep: tombstones, or events that count as gone."""
     trimmed, oldest, buried = connection.execute(CHORES).fetchone()
     return buried is not None or (oldest is not None and oldest >> SEQ_BITS <= trimmed)
+
+
+def check_readable(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `Unavailable` if the file is no store of this version."""
+    if _missing(connection, path):
+        raise Unavailable(
+            f"{path} is an empty file or has an older layout, and this process must not write to "
+            "it; open the store once where it may",
+            passing=False,
+        )
 
 
 def _missing(connection: sqlite3.Connection, path: Path) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ class Snapshot:
                 raise Unavailable(CLOSED if pool.closing else "an earlier page could not be read")
             connection.deadline.moment = monotonic() + self._timeout
             try:
-                return read_page(connection, self._scan, rest)
+                page = read_page(connection, self._scan, rest)
             except sqlite3.Error as error:
                 failure = translate(error, pool.path, closing=pool.closing)
                 if not isinstance(failure, Timeout):  # after a time-out the page can be read again
@@ -132,6 +132,10 @@ class Snapshot:
                 raise failure from error
             finally:
                 connection.deadline.moment = inf
+            if connection.reading is not None and not connection.reading.is_unchanged():
+                pool.discard(connection)
+                raise Unavailable("the file was written to meanwhile; read the range again")
+            return page
         finally:
             self._lock.release()
 

@@ -81,13 +81,16 @@ CAPABILITIES = Capabilities(
 class SqliteKvi(Primitives):
     """A handle on the store in the file ``path``, which the first operation opens or creates.
 
-    ``history`` is how many of the last commits stay readable as events.
+    ``history`` is how many of the last commits stay readable as events. With ``read_only``, the
+    file has to be there, and nothing is created or written.
     """
 
-    def __init__(self, uri: str, path: Path, *, timeout: float, history: int) -> None:
+    def __init__(
+        self, uri: str, path: Path, *, timeout: float, history: int, read_only: bool = False
+    ) -> None:
         super().__init__(uri, CAPABILITIES, timeout=timeout)
         self._history = history
-        self._pool = Pool(path)
+        self._pool = Pool(path, read_only=read_only)
         self._access = Access(self._pool, history)
         self._ranges = Ranges(self._pool)
         self._watcher = Watcher(self._pool, self._access)

@@ -33,13 +33,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
 from time import monotonic
 
 from kvi.clock import now
-from kvi.errors import Compacted, KviError, Unavailable
+from kvi.errors import Compacted, KviError, PermissionDenied, Unavailable
 from kvi.feed import Batch, Feed, Wake
 from kvi.model import Span
 from kvi.policy.interest import Interests
@@ -217,7 +218,8 @@ class Watcher:
                     changed, due = self._look()
                     if due is not None and due <= now():
                         due = None  # if the sweep fails, it is tried again after the interval
-                        self._access.sweep(monotonic() + BROOM)
+                        with suppress(PermissionDenied):  # who may write does it
+                            self._access.sweep(monotonic() + BROOM)
                     failing = False
                 except Exception as error:  # noqa: BLE001  (the watches must not go quiet)
                     if not failing and not self._pool.closing:
