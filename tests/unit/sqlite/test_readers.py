@@ -201,8 +201,11 @@ def test_expired_keys_are_not_there(path: Path, uri: str) -> None:
 
 
 @pytest.fixture
-def shared() -> Iterator[Path]:
+def shared(store: kvi.Kvi) -> Iterator[Path]:
     """A store in a folder that everybody may write to; made by `OWNER`."""
+    store.store("k", "v")  # other users may not be allowed to import what that needs
+    with pytest.raises(kvi.Timeout), store.watch("k") as watch:
+        watch.next(0)
     folder = Path(tempfile.mkdtemp(prefix="kvi-"))
     folder.chmod(0o777)
     path = folder / "store.db"
