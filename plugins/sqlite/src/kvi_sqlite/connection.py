@@ -255,29 +255,30 @@ class Pool:
 
     # -- running ----------------------------------------------------------------------------------
 
-    def glance(self, statement: str, name: bytes) -> Any:
-        """Run a short statement that reads, if that is possible at once; its first row or ``None``.
+    def glance(self, statement: str, given: tuple[object, ...]) -> list[Any]:
+        """Run a short statement that reads, if that is possible at once; its rows, else none.
 
-        Whole wherever an exception of a signal handler ends it.
+        Whole wherever an exception of a signal handler ends it. Rows and their bytes have to be
+        few, for nothing ends it earlier.
         """
         try:
             connection = self._idle.pop()
         except IndexError:
-            return None
+            return []
         if connection.reading is not None:
             self._idle.append(connection)
-            return None
+            return []
         connection.set_progress_handler(None, 0)
         try:
-            row = connection.execute(statement, (name,)).fetchone()
+            rows = connection.execute(statement, given).fetchall()
         except sqlite3.Error:  # the long way tells
             self.discard(connection)
-            return None
+            return []
         connection.set_progress_handler(connection.deadline.passed, STEPS)
         self._idle.append(connection)
         if not self._keep:  # closed meanwhile, or a fork is near
             self._shrink()
-        return row
+        return rows
 
     def cancel(self, thread: int) -> None:
         """End the statement that this thread runs: nobody waits for it."""

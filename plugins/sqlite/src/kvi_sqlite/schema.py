@@ -247,6 +247,21 @@ TRIMMED_TO = "SELECT trimmed FROM history"
 CHORES = f"SELECT trimmed, (SELECT min(id) FROM events), {_TOMBSTONED} FROM history"  # noqa: S608
 
 
+def few_sql(*, reverse: bool, keys_only: bool) -> str:
+    """The statement that reads a few entries: ``(low, high, limit, longest)``.
+
+    Keys and values that are longer come as null. Behind its entry, each row has the store's
+    revision, the nearest deadline and whether there are tombstones; nothing is left out.
+    """
+    value = "NULL" if keys_only else "CASE WHEN length(value) <= ?4 THEN value END"
+    order = "DESC" if reverse else "ASC"
+    return (
+        f"SELECT CASE WHEN length(key) <= ?4 THEN key END, {value}, "  # noqa: S608
+        f"revision, create_revision, version, lease, {_REVISION}, {_DUE}, {_TOMBSTONED} "
+        f"FROM entries WHERE key >= ?1 AND key < ?2 ORDER BY entries.key {order} LIMIT ?3"
+    )
+
+
 # Temporary views of those who can end no lease stand before the tables; see kvi_sqlite.readers.
 VIEWS = (
     """

@@ -116,10 +116,14 @@ class SqliteKvi(Primitives):
         if self.forked or type(key) is not str:
             return None
         try:
-            row = self._pool.glance(schema.GET, key.encode())
+            rows = self._pool.glance(schema.GET, (key.encode(),))
         except UnicodeEncodeError:
             return None
-        return None if row is None or row[4] is not None else KeyValue(key, *row)
+        return None if not rows or rows[0][4] is not None else KeyValue(key, *rows[0])
+
+    def _short_range(self, scan: Scan) -> tuple[int, list[KeyValue]] | None:
+        """A range of a few small entries and its revision, if it can be had at once."""
+        return self._ranges.glance(scan)
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:
         name = key.encode()
