@@ -78,7 +78,8 @@ def translate(
         return ValueTooLarge("key and value together are larger than an SQLite row can be")
     if code in _REFUSED:
         return PermissionDenied(
-            f"{path} may not be written to ({error}); let this user write to it and its directory"
+            f"{path} may not be written to ({error}); let this user write to it, its directory, "
+            "and its -wal and -shm, if another user has made these"
         )
     # Whoever has to mend these needs longer than any time-out.
     if code == sqlite3.SQLITE_CANTOPEN:

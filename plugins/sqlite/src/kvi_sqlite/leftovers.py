@@ -10,38 +10,29 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
-
-from kvi.errors import PermissionDenied
 
 from kvi_sqlite import schema
 from kvi_sqlite.readers import may_write
 
 
 def remove(path: Path) -> None:
-    """Remove what is in the way of writing to ``path``.
+    """Remove what is in the way of writing to ``path``, if that is possible now.
 
-    Raises ``sqlite3.Error`` that passes while somebody has the file open, `PermissionDenied` if
-    this user may not remove it.
+    While somebody has the file open, or where this user may not remove it, it stays: the file can
+    be read, and a write says that it is refused.
     """
     real = os.path.realpath(path)
     log, memory = Path(f"{real}-wal"), Path(f"{real}-shm")
     if all(may_write(file) or not os.path.lexists(file) for file in (log, memory)):
         return
     connection = sqlite3.connect(path, timeout=0, isolation_level=None)
-    try:
+    with closing(connection), suppress(OSError, sqlite3.Error):
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # held from the first read on
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
-        if application != schema.APPLICATION_ID or mode != "wal":
-            return
-        memory.unlink(missing_ok=True)  # it is made anew from the log
-        if log.exists() and log.stat().st_size == 0:
-            log.unlink()
-    except OSError as error:
-        raise PermissionDenied(
-            f"{error.filename} was left by another user who reads the store, and keeps this one "
-            "from writing; remove it while nobody has the store open"
-        ) from error
-    finally:
-        connection.close()
+        if application == schema.APPLICATION_ID and mode == "wal":
+            memory.unlink(missing_ok=True)  # it is made anew from the log
+            if log.exists() and log.stat().st_size == 0:
+                log.unlink()
