@@ -18,7 +18,7 @@ stands in line with the writers of this process, and gives the write lock up in 
 synced to the disk: what the loss of power undoes is there to be done again.
 
 *Who.* One thread a handle, which no interrupt and no user's time-out reaches. It starts when there
-is something to do and ends `LINGER` after. `stop`, at the close of a handle, lets it finish its
+is something to do and ends with that. `stop`, at the close of a handle, lets it finish its
 portion, or begin one if it was told of work and has not come to it: else programs that store one
 entry and end would never do any. It has a connection only while it works, as a call does. A fork
 does not wait for it: what it does is interrupted, and begun again after the fork.
@@ -40,7 +40,6 @@ from kvi_sqlite.leases import bury_part, first_id
 SHORTEST, LONGEST = 0.005, 0.050  # seconds of a portion
 ROWS = 128  # of a statement: however large their values are, these are few
 PATIENCE = 0.5  # seconds for getting at the file
-LINGER = 1.0  # seconds that the thread waits for more
 PAUSE = 0.25  # seconds until the next try after a failure
 LOG_PATIENCE, LOG_PAUSE = 0.050, 1.0
 NEARLY = 1000  # pages of the log that are copied while writers are held off: some milliseconds
@@ -99,7 +98,7 @@ class Upkeep:
 
     def _run(self) -> None:
         failing = False
-        while self._wait(PAUSE if failing else LINGER, again=failing):
+        while self._goes_on(failing):
             try:
                 self._work()
                 failing = False
@@ -111,11 +110,12 @@ class Upkeep:
                     known = isinstance(error, KviError)
                     _log.warning("upkeep waits: %s", error, exc_info=not known)
 
-    def _wait(self, seconds: float, *, again: bool) -> bool:
-        """Wait until there may be something to do; false if the thread is to end."""
-        told = self._last or self._news.wait(seconds) or again
+    def _goes_on(self, failing: bool) -> bool:
+        """Whether there may be something to do, else the thread ends; waits after a failure."""
+        if failing and not self._last:
+            self._news.wait(PAUSE)
         with self._lock:
-            if self._last or not (told or self._news.is_set()):
+            if self._last or not (failing or self._news.is_set()):
                 self._running = False
                 return False
             self._news.clear()
