@@ -83,8 +83,10 @@ def kvi_describe() -> BackendInfo:  # type: ignore[empty-body]
 def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:  # type: ignore[empty-body]
     """Open a store.
 
-    ``options`` has a checked value for every declared option and for ``timeout``; the namespace
-    has been taken off and is added by core. Must not block on a server: the first operation does.
+    ``options`` has a checked value for every declared option, for ``timeout`` and for
+    ``read_only`` (core lets nothing through that could write; a store that is a file may also open
+    what it may not write to, and must create nothing); the namespace has been taken off and is
+    added by core. Must not block on a server: the first operation does.
     """
 
 

@@ -139,6 +139,12 @@ COMMON = (
         choices=("on", "off"),
         help="whether operations that failed are tried again; as keyword also a RetryPolicy",
     ),
+    Option(
+        name="read_only",
+        kind="flag",
+        default=False,
+        help="whether everything that could write is refused",
+    ),
 )
 
 

@@ -79,6 +79,7 @@ class Primitives(ABC):
 
     # Short ways of a store that costs less than the checks: the result, or None for the long way.
     _short_get: Callable[[str], KeyValue | None] | None = None
+    _short_range: Callable[[Scan], tuple[int, list[KeyValue]] | None] | None = None
     _short_put: Callable[[str, bytes | str], int | None] | None = None
 
     def __init__(self, uri: str, capabilities: Capabilities, *, timeout: float) -> None:

@@ -26,6 +26,7 @@ from kvi.errors import (
 from kvi.flow.scope import Scope
 from kvi.hookspecs import INTERFACE, PROJECT, BackendInfo
 from kvi.middleware.namespace import check_name
+from kvi.middleware.read_only import ReadOnly
 from kvi.middleware.retry import Retrying
 from kvi.options import COMMON, resolve
 from kvi.policy.retry import RetryPolicy
@@ -226,6 +227,9 @@ def _scope_of(
             f"the backend {uri.backend!r} opened a {type(primitives).__name__}, not a Primitives"
         )
     scope = Scope.of(runtime, primitives)
+    if values["read_only"]:
+        scope.read_only = True
+        scope.executor = ReadOnly(scope.executor)
     if namespace is not None:
         try:
             scope.narrow(namespace)

@@ -25,7 +25,7 @@ _HOST = re.compile(
 )
 _ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HIDDEN = "***"
-_COMMON = frozenset({"timeout", "namespace", "retry"})
+_COMMON = frozenset({"timeout", "namespace", "retry", "read_only"})
 
 
 @dataclass(frozen=True, slots=True, repr=False)

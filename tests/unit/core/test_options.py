@@ -28,6 +28,7 @@ def test_defaults() -> None:
         "timeout": 5.0,
         "namespace": None,
         "retry": "on",
+        "read_only": False,
         "size": 3,
         "sync": True,
         "mode": None,
@@ -57,7 +58,7 @@ def test_typed() -> None:
         ("?timeout=1e99", "number of seconds"),
         ("?namespace=", "'namespace'"),
         ("?sise=3", "did you mean 'size'"),
-        ("?zzz=3", "the options are mode, namespace, pin, retry, size, sync, timeout"),
+        ("?zzz=3", "the options are mode, namespace, pin, read_only, retry, size, sync, timeout"),
     ],
 )
 def test_bad(query: str, text: str) -> None:

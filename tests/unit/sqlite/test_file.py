@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import kvi
@@ -385,3 +386,77 @@ def test_log_is_bounded_beside_readers(path: Path, store: kvi.Kvi) -> None:
         for reader in readers:
             reader.join()
     assert longest < 2.5 * schema.WAL_KEPT
+
+
+WITHOUT_TEMPORARY_FOLDER = """
+    import kvi
+    from kvi import Put
+    with kvi.open("sqlite:/mnt/store.db", timeout=60) as store:
+        for _ in range(2):
+            with store.lease(60) as lease:
+                store.txn(then=[Put(f"l/{n:0300}", b"v", lease) for n in range(20_000)])
+            store.txn(then=[Put(f"k/{n:0300}", b"v") for n in range(20_000)])
+            assert store.delete_range(prefix="") == 20_000
+        assert store.count() == 0
+"""
+
+
+def test_no_temporary_folder_is_needed(path: Path) -> None:
+    """Leases end, and ranges are deleted, of whatever size, where no folder can be written to."""
+    program = textwrap.dedent(WITHOUT_TEMPORARY_FOLDER)
+    mounts = [f"mount --bind {path.parent} /mnt"]
+    mounts += [
+        f"{{ test ! -d {folder} || mount -t tmpfs -o ro none {folder}; }}"
+        for folder in ("/var/tmp", "/usr/tmp", "/tmp")  # where SQLite looks
+    ]
+    command = ["unshare", "--mount", "sh", "-c"]
+    try:
+        subprocess.run([*command, " && ".join(mounts)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this user may not mount: needs root on Linux")
+    done = subprocess.run(
+        [
+            *command,
+            " && ".join([*mounts, 'cd /proc && exec "$0" -c "$1"']),
+            sys.executable,
+            program,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={name: value for name, value in os.environ.items() if not name.endswith("TMPDIR")},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["CREATE TABLE notes (text)"],
+        [f"PRAGMA application_id = {schema.APPLICATION_ID}", "PRAGMA user_version = 1000"],
+        [
+            f"PRAGMA application_id = {schema.APPLICATION_ID}",
+            f"PRAGMA user_version = {schema.VERSION}",
+        ],
+    ],
+    ids=["another program's", "newer", "without tables"],
+)
+def test_nothing_is_tried_again_on_what_is_no_store(
+    path: Path, uri: str, statements: list[str]
+) -> None:
+    """A call on a file that somebody has to mend first is told so at once, not at its time-out."""
+    somebodys(path, *statements)
+    calls: list[Callable[[kvi.Kvi], object]] = [
+        lambda store: store.get("k", timeout=60),
+        lambda store: store.store("k", "v", timeout=60),
+        lambda store: store.lease(1, timeout=60),
+        lambda store: store.watch("k", timeout=60),
+        lambda store: store.ping(timeout=60),
+    ]
+    for call in calls:
+        before = time.monotonic()
+        with kvi.open(uri) as store, pytest.raises(kvi.Unavailable) as caught:
+            call(store)
+        assert not caught.value.passing
+        assert time.monotonic() - before < 20

@@ -46,6 +46,7 @@ while caught < 2000:
             signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 1e-4))
             for _ in range(50):
                 right += store.get("k").value == b"v"
+                right += [e.value for e in store.range(prefix="k")] == [b"v"]
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except Interrupt:
@@ -58,8 +59,8 @@ store.close()
 """
 
 
-def test_gets_are_whole_at_every_step(uri: str) -> None:
-    """Thousands of interrupted gets: each exception comes out, nothing leaks, others go on."""
+def test_reads_are_whole_at_every_step(uri: str) -> None:
+    """Thousands of interrupted gets and ranges: all exceptions come out, nothing leaks."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", STORM, uri, "1"],
         capture_output=True,

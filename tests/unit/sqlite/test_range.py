@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 
 import kvi
 import pytest
-from kvi import Put
-from kvi_sqlite.snapshot import PAGE_BYTES, PAGE_ROWS
+from kvi import Put, clock
+from kvi.model import Scan, Span
+from kvi_sqlite.snapshot import FEW, PAGE_BYTES, PAGE_ROWS
 
 from tests.support.inside import inmost
 from tests.unit.sqlite.workers import until
@@ -175,3 +177,41 @@ def test_snapshot_does_not_hold_up_writers(store: kvi.Kvi) -> None:
     for number in range(100):
         store.store("x", str(number))
     assert sum(1 for _ in iterator) == 3 * PAGE_ROWS - 1
+
+
+def test_few_entries_are_read_as_many_are(store: kvi.Kvi) -> None:
+    """A range with any values is the same whether it is read at once or in pages."""
+    values = {f"k{n:03d}": str(n).encode() for n in range(FEW + 2)}
+    values |= {"large": b"v" * PAGE_BYTES, "empty": b"", "long" * 5000: b"v"}
+    store.txn(then=[Put(key, value) for key, value in values.items()])
+    lease = inmost(store)._lease_grant(60, 5).id
+    store.store("k000", "0", lease=lease)
+    ranges = inmost(store)._ranges
+    at_once = 0
+    for start, end in ((None, None), ("k001", None), ("k002", "l"), ("l", None), ("x", None)):
+        for limit in (None, 1, FEW - 1, FEW, FEW + 1):
+            for reverse in (False, True):
+                for keys_only in (False, True):
+                    found = store.range(
+                        start, end, limit=limit, reverse=reverse, keys_only=keys_only
+                    )
+                    scan = Scan(Span(start or "", end), limit, reverse, keys_only)
+                    far = time.monotonic() + 60
+                    paged = ranges.read(scan, clock.now(), far, 60)
+                    assert found.revision == paged.revision == 2
+                    assert list(found) == list(paged) == list(found)
+                    at_once += ranges.glance(scan) is not None
+    assert at_once > 20
+    inmost(store)._lease_revoke(lease, 5)
+    assert next(iter(store.range(limit=1))).key == "empty"
+    assert [entry.key for entry in store.range("k", limit=1)] == ["k001"]
+
+
+def test_few_entries_of_a_closed_handle(uri: str) -> None:
+    """What was read before the handle was closed is not given out after."""
+    with kvi.open(uri) as store:
+        store.store("k", "v")
+        found = store.range()
+        assert len(list(found)) == 1
+    with pytest.raises(kvi.Closed):
+        list(found)

@@ -154,6 +154,7 @@ class Scope:
         uri: what errors call it.
         capabilities: what it can do.
         timeout: seconds for calls that do not give their own.
+        read_only: what could write is refused.
         outer: the scope that this one is a view of, or ``None``.
         shut_down: it was closed by itself; `closed` also looks at what is around it.
 
@@ -169,6 +170,7 @@ class Scope:
         self.capabilities: Capabilities = around.capabilities
         self.timeout: float = around.timeout
         self.ledger: Ledger = Ledger() if outer is None else outer.ledger
+        self.read_only: bool = outer is not None and outer.read_only
         self.outer = outer
         self.latch = threading.Lock()  # taken once, by the close that ends it
         self.shut_down = False

@@ -29,7 +29,8 @@ class Face:
         self._plain = primitives if isinstance(scope.executor, Direct) else None
         short = scope.executor.is_short
         self._short_get = primitives._short_get if short else None
-        self._short_put = primitives._short_put if short else None
+        self._short_range = primitives._short_range if short else None
+        self._short_put = primitives._short_put if short and not scope.read_only else None
 
     @property
     def uri(self) -> str:

@@ -126,6 +126,8 @@ class Kvi(Face):
             if limit is not None and limit > sys.maxsize:
                 limit = None
             scan = Scan(span, limit, bool(reverse), bool(keys_only))
+            if self._short_range is not None and (few := self._short_range(scan)) is not None:
+                return RangeResult(few[0], lambda: self._at_hand(few[1]))
             found = self._do(RangeOp(scan), timeout)
             return RangeResult(found.revision, lambda: self._pages(found, scan, timeout))
         except KviError as error:
@@ -535,6 +537,14 @@ class Kvi(Face):
             where = Span(key, key + "\0") if span.empty else span
             revision = self._do(RangeOp(Scan(where, limit=1, keys_only=True)), timeout).revision
         return RangeResult(revision, lambda: ())
+
+    def _at_hand(self, page: list[KeyValue]) -> Iterator[list[KeyValue]]:
+        """One pass over a range that has been read."""
+        try:
+            self._ensure_open()
+        except KviError as error:
+            raise self._placed(error, "range", None)
+        yield page
 
     def _pages(
         self, found: RangeResult, scan: Scan, timeout: float | None

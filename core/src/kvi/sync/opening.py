@@ -27,7 +27,8 @@ def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.
     default 5, bounds every call that does not give its own), ``namespace`` (puts ``NAMESPACE/``
     before every key), ``retry`` (as keyword a `RetryPolicy`, or ``None`` for none; ``?retry=off``
     for none: how operations that failed are tried again within their time-out, by default as
-    `RetryPolicy` says), and what the backend adds.
+    `RetryPolicy` says), ``read_only`` (everything that could write raises `PermissionDenied`,
+    before anything is sent), and what the backend adds.
 
     Opening does not block on a server that cannot be reached; the first operation does, within
     its time-out.

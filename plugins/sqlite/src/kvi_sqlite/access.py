@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from typing import TypeVar
 
 from kvi.clock import now
@@ -54,12 +53,10 @@ class Access:
     def sweep(self, deadline: float) -> float:
         """End the leases that have expired; returns up to which moment.
 
-        ``deadline`` is for getting at it; what is begun is brought to its end. What goes wrong was
-        surely not what the caller wants to do: no `OutcomeUnknown`.
+        What goes wrong was surely not what the caller wants to do: no `OutcomeUnknown`.
         """
 
         def work(connection: Connection) -> tuple[tuple[int, float], bool]:
-            connection.deadline.moment = inf
             moment = now()
             ended = leases.sweep(connection, self._history, moment)
             return (ended, moment), ended > 0

@@ -26,17 +26,19 @@ feet: acknowledged writes are lost. Therefore:
 - Before a fork, connections that are idle are closed, and those borrowed are awaited and closed;
   none is opened until the fork is done. The parent opens new ones when it needs them, the child
   finds a clean library and can open the file by itself.
+- Upkeep is interrupted; a call is not.
 - What cannot be closed (pinned, or borrowed for longer than `PATIENCE`) is inherited. The child
   never touches it, not even to close it: it takes a reference to it that is never given up, so that
   not even the end of the interpreter does. And the child refuses to open that file, with a text
   that says so; other files are open to it.
 
-What it takes: the module's ``_gate`` is held while a connection is opened, and throughout a fork.
+What it takes: the module's ``_gate`` is held while a connection begins, and throughout a fork.
 
-*The log.* SQLite copies its log into the file at commits, but lets it start over only at a moment
-without readers: beside some that take turns it grows for ever. So who has committed to a log that
-is longer than `schema.WAL_KEPT` waits for readers to leave, a moment only and not soon again, as
-one that stays (a range half read) cannot be helped.
+*The log.* No call copies SQLite's log into the file: `kvi_sqlite.upkeep` does, when it is told that
+the log has grown by `LOG_STEP`, or that there were `COMMITS`. A log that was left long has to be
+read by whoever opens the file first, which nothing can end: a thread of its own opens it then, and
+the callers wait for that as long as they like. The last to close the file copies the log as well,
+if it is not longer than `LOG_CLOSED`.
 
 *Lost files.* A file that is deleted, moved or replaced under an open connection is still written
 to, and nobody else ever sees it; so is a ``-wal`` file. Therefore each write compares, having the
@@ -62,18 +64,21 @@ from threading import get_ident
 from time import monotonic
 from typing import Any, TypeVar
 
-from kvi.errors import Unavailable
+from kvi.errors import KviError, PermissionDenied, Timeout, Unavailable
 from kvi.living import Living
 
-from kvi_sqlite import schema
+from kvi_sqlite import leftovers, schema
 from kvi_sqlite.errors import CLOSED, is_passing, translate
+from kvi_sqlite.readers import Reading, may_write, reading
 from kvi_sqlite.writers import WriterQueue
 
 T = TypeVar("T")
 
 KEPT = 8  # idle connections: threads of a busy program that meet in the store at once
 PATIENCE = 1.0  # seconds that close() and a fork wait for calls under way
-LOG_PATIENCE, LOG_PAUSE = 0.05, 1.0  # seconds: waiting for readers of the log; until the next try
+LOG_STEP = 4 * 1024 * 1024  # bytes that the log grows by until it is copied
+COMMITS = 256  # until then, too: beyond its first round, a log is written over and does not grow
+LOG_CLOSED = 128 * 1024 * 1024  # bytes of the longest log that is copied when the file is closed
 STEPS = 50_000  # of SQLite's machine between looks at the budget: about a millisecond
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.020  # seconds; a commit takes 0.1 to 10 ms
 
@@ -103,12 +108,18 @@ class Connection(sqlite3.Connection):
         identity: device and inode of its file.
         log: the same of its ``-wal`` file.
         synced: commits wait for the disk. False only while a call has borrowed it.
+        reading: how it reads, if it must not write.
+        chores: its transaction leaves something to do for upkeep.
+        yields: upkeep works with it, so that a fork may interrupt it.
 
     """
 
     deadline: Deadline
     pinned: bool = False
     synced: bool = True
+    reading: Reading | None = None
+    chores: bool = False
+    yields: bool = False
     identity: Identity | None = None
     log: Identity | None = None
 
@@ -145,14 +156,17 @@ class Pool:
 
     Attributes:
         path: the file.
+        read_only: it must not be written to; see `kvi_sqlite.readers`.
         closing: true from the first moment of `close`, and in a forked child.
         closed: the event that ends pauses.
         live: all connections that are open.
+        chores: called when there may be something to do for upkeep.
 
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self.read_only = read_only
         self.closing = False
         self.closed = threading.Event()
         self.live: Living[Connection] = Living()
@@ -163,7 +177,11 @@ class Pool:
         self._client: Connection | None = None
         self._log_path = path  # known, as the identity, once the file has been opened
         self._identity: Identity | None = None
-        self._next_restart = 0.0  # when a log that could not start over is tried again
+        self._log_seen = 0  # bytes, at the last write
+        self._log_mark = LOG_STEP  # bytes: a log longer than this has grown
+        self._commits = 0  # since the log was copied
+        self._opening: _Opening | None = None  # the last one
+        self.chores: Callable[[], object] = _nothing
         self._pid = os.getpid()
         _pools.add(self)
 
@@ -172,8 +190,16 @@ class Pool:
     def borrow(self, deadline: float) -> Connection:
         """Take an idle connection, or open one; raises kvi's errors."""
         with suppress(IndexError):  # another thread may take the last one at any moment
-            return self._idle.pop()
-        return self._connect(deadline)
+            while True:
+                connection = self._idle.pop()
+                if connection.reading is None or connection.reading.is_current():
+                    return connection
+                self.discard(connection)
+        first = self._identity is None
+        connection = self._connect(deadline)
+        if first and connection.reading is None and self._is_neglected(connection):
+            self.chores()
+        return connection
 
     def give_back(self, connection: Connection) -> None:
         """Put a connection without an open transaction on the stack."""
@@ -193,6 +219,8 @@ class Pool:
     def discard(self, connection: Connection) -> None:
         """Close a connection; what was not committed is undone."""
         with suppress(sqlite3.Error):
+            if self.log_size() > LOG_CLOSED:
+                connection.interrupt()  # the copying of the log, if it is the last one
             connection.close()
         self.live.discard(connection)
 
@@ -227,26 +255,30 @@ class Pool:
 
     # -- running ----------------------------------------------------------------------------------
 
-    def glance(self, statement: str, name: bytes) -> Any:
-        """Run a short statement that reads, if that is possible at once; its first row or ``None``.
+    def glance(self, statement: str, given: tuple[object, ...]) -> list[Any]:
+        """Run a short statement that reads, if that is possible at once; its rows, else none.
 
-        Whole wherever an exception of a signal handler ends it.
+        Whole wherever an exception of a signal handler ends it. Rows and their bytes have to be
+        few, for nothing ends it earlier.
         """
         try:
             connection = self._idle.pop()
         except IndexError:
-            return None
+            return []
+        if connection.reading is not None:
+            self._idle.append(connection)
+            return []
         connection.set_progress_handler(None, 0)
         try:
-            row = connection.execute(statement, (name,)).fetchone()
+            rows = connection.execute(statement, given).fetchall()
         except sqlite3.Error:  # the long way tells
             self.discard(connection)
-            return None
+            return []
         connection.set_progress_handler(connection.deadline.passed, STEPS)
         self._idle.append(connection)
         if not self._keep:  # closed meanwhile, or a fork is near
             self._shrink()
-        return row
+        return rows
 
     def cancel(self, thread: int) -> None:
         """End the statement that this thread runs: nobody waits for it."""
@@ -265,7 +297,11 @@ class Pool:
             try:
                 connection.deadline.moment = deadline
                 self._running[get_ident()] = connection
+                if (how := connection.reading) is not None:
+                    how.begin()
                 result = work(connection)
+                if how is not None:
+                    how.check()
             except sqlite3.Error as error:
                 connection.pinned = False
                 if not is_passing(error):
@@ -324,10 +360,13 @@ class Pool:
             finally:
                 self._running.pop(get_ident(), None)
             connection.deadline.moment = inf
-            if wrote:
-                self._bound_log(connection, deadline)
+            chores = connection.chores
+            connection.chores = False
             self.give_back(connection)
             if wrote:
+                self._commits += 1
+                if chores or self.log_grew():
+                    self.chores()
                 for tell in writers.listeners:
                     tell()
             return result
@@ -336,6 +375,13 @@ class Pool:
         pause: Pause | None = None
         while True:
             connection = self.borrow(deadline)
+            if connection.reading is not None:
+                self.discard(connection)  # this user may be allowed to write from now on
+                if self.read_only or not may_write(self.path):
+                    raise PermissionDenied(
+                        f"this user may not write to {self.path}; let it, and to its directory"
+                    )
+                continue
             try:
                 if not synced:
                     connection.sync(False)
@@ -358,8 +404,10 @@ class Pool:
         """Raise `Unavailable` if others would not see what ``connection`` writes."""
         if _identity(self.path) != connection.identity:
             raise self._lost(self.path)
-        if _identity(self._log_path) != connection.log:
+        log = _status(self._log_path)
+        if log is None or (log.st_dev, log.st_ino) != connection.log:
             raise self._lost(self._log_path)
+        self._log_seen = log.st_size
 
     @staticmethod
     def _lost(path: Path) -> Unavailable:
@@ -369,18 +417,30 @@ class Pool:
             passing=False,
         )
 
-    def _bound_log(self, connection: Connection, deadline: float) -> None:
-        """After a commit: let a long log start over. Whatever comes of it, the commit stands."""
-        moment = monotonic()
-        if moment < self._next_restart or moment + LOG_PATIENCE > deadline:
-            return
-        with suppress(OSError, sqlite3.Error):
-            if os.stat(self._log_path).st_size <= schema.WAL_KEPT:  # noqa: PTH116
-                return
-            self._next_restart = moment + LOG_PAUSE
-            connection.execute(f"PRAGMA busy_timeout = {int(LOG_PATIENCE * 1000)}")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
-            connection.execute("PRAGMA busy_timeout = 0")
+    def _is_neglected(self, connection: Connection) -> bool:
+        """Whether a process that has died left something to do."""
+        self._log_seen = self.log_size()
+        try:
+            return self.log_grew() or schema.has_chores(connection)
+        except sqlite3.Error:  # whoever borrows it will see
+            return False
+
+    # -- the log ----------------------------------------------------------------------------------
+
+    def log_size(self) -> int:
+        """The length of the log; 0 if there is none."""
+        log = _status(self._log_path)
+        return 0 if log is None or self._log_path is self.path else log.st_size
+
+    def log_grew(self) -> bool:
+        """Whether the log is to be copied; as of the last commit."""
+        return self._log_seen > self._log_mark or self._commits >= COMMITS
+
+    def log_copied(self) -> None:
+        """It was, as far as readers allow."""
+        self._commits = 0
+        self._log_seen = self.log_size()
+        self._log_mark = self._log_seen + LOG_STEP
 
     def _commit(self, connection: Connection, deadline: float) -> None:
         while True:
@@ -409,38 +469,57 @@ class Pool:
     # -- opening and closing ----------------------------------------------------------------------
 
     def _connect(self, deadline: float) -> Connection:
+        log = self._log_path if self._identity else _log_of(self.path)
+        status = _status(log)
+        if status is None or status.st_size <= schema.WAL_KEPT:
+            return self._open(deadline)
+        with _gate:
+            if self._opening is None or self._opening.ended.is_set():
+                self._opening = _Opening(self)
+            opening = self._opening
+        return opening.wait(deadline)
+
+    def _open(self, deadline: float) -> Connection:
         pause = Pause(self, deadline)
         while True:
             if self.closing:
                 raise Unavailable(CLOSED)
             try:
-                with _gate:
-                    return self._open()
+                return self._open_now()
             except sqlite3.Error as error:
                 if not is_passing(error):
                     raise translate(error, self.path, closing=self.closing) from error
                 locked = error
             pause.wait(locked)
 
-    def _open(self) -> Connection:
-        self._refuse_inherited()
-        if self._identity is not None and _identity(self.path) != self._identity:
-            raise self._lost(self.path)
-        connection = sqlite3.connect(
-            self.path,
-            timeout=0,
-            isolation_level=None,  # transactions are begun and ended by hand
-            check_same_thread=False,  # one thread at a time, not always the same
-            factory=Connection,
-        )
-        self.live.add(connection)
+    def _open_now(self) -> Connection:
+        with _gate:
+            self._refuse_inherited()
+            if self._identity is not None and _identity(self.path) != self._identity:
+                raise self._lost(self.path)
+            how = reading(self.path, read_only=self.read_only)
+            if how is None:
+                leftovers.remove(self.path)
+            connection = sqlite3.connect(
+                self.path if how is None else how.uri,
+                uri=how is not None,
+                timeout=0,
+                isolation_level=None,  # transactions are begun and ended by hand
+                check_same_thread=False,  # one thread at a time, not always the same
+                factory=Connection,
+            )
+            self.live.add(connection)
+            connection.identity = _identity(self.path)
+        connection.reading = how
         try:
             connection.deadline = Deadline(self.closed)
             connection.set_progress_handler(connection.deadline.passed, STEPS)
-            connection.identity = _identity(self.path)
-            schema.prepare(connection, self.path)
+            if how is None:
+                schema.prepare(connection, self.path)
+            else:
+                how.prepare(connection)
             if self._identity is None:
-                self._log_path = Path(f"{os.path.realpath(self.path)}-wal")
+                self._log_path = _log_of(self.path)
                 self._identity = connection.identity
             connection.log = _identity(self._log_path)
         except BaseException:
@@ -453,7 +532,8 @@ class Pool:
             raise Unavailable(
                 f"{self.path} cannot be opened in this process: when it was forked, its parent had "
                 "a range half read, a client or a long call on the file; end these before "
-                "the fork, or start the process afresh (multiprocessing's 'spawn')"
+                "the fork, or start the process afresh (multiprocessing's 'spawn')",
+                passing=False,
             )
 
     def client(self, timeout: float) -> Connection:
@@ -479,6 +559,8 @@ class Pool:
         self.closing = True
         self._keep = 0
         self.closed.set()
+        if self._opening is not None:
+            self._opening.ended.set()
         if self._writers is not None:
             self._writers.call_off(self)
         if self._client is not None:
@@ -507,6 +589,9 @@ class Pool:
                 return not self.live
             if monotonic() > deadline:
                 return False
+            for connection in self.live:
+                if connection.yields:
+                    connection.interrupt()
             time.sleep(0.0002)
 
     def resume(self) -> None:
@@ -525,12 +610,60 @@ class Pool:
                 _inherited.add(connection.identity)
 
 
-def _identity(path: Path) -> Identity | None:
+class _Opening:
+    """The opening of a file with a long log, by a thread of its own.
+
+    ``ended`` is set when there is a connection in the pool, or an error for all who wait.
+    """
+
+    __slots__ = ("_error", "_pool", "ended")
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._error: KviError | None = None
+        self.ended = threading.Event()
+        try:
+            threading.Thread(target=self._run, name="kvi-sqlite-open", daemon=True).start()
+        except RuntimeError as error:
+            raise Unavailable(f"no thread can be started to open {pool.path}: {error}") from error
+
+    def _run(self) -> None:
+        pool = self._pool
+        try:
+            pool.give_back(pool._open(inf))
+        except KviError as error:
+            self._error = error
+        finally:
+            self.ended.set()
+
+    def wait(self, deadline: float) -> Connection:
+        """Wait for a connection."""
+        pool = self._pool
+        if not self.ended.wait(deadline - monotonic()):
+            raise Timeout(f"{pool.path} has a long log, which is still being read")
+        if self._error is not None:
+            raise self._error
+        return pool.borrow(deadline)
+
+
+def _status(path: Path) -> os.stat_result | None:
     try:
-        status = os.stat(path)  # noqa: PTH116  (twice in each write: Path's own takes longer)
+        return os.stat(path)  # noqa: PTH116  (twice in each write: Path's own takes longer)
     except OSError:
         return None
-    return status.st_dev, status.st_ino
+
+
+def _identity(path: Path) -> Identity | None:
+    status = _status(path)
+    return None if status is None else (status.st_dev, status.st_ino)
+
+
+def _log_of(path: Path) -> Path:
+    return Path(f"{os.path.realpath(path)}-wal")
+
+
+def _nothing() -> None:
+    pass
 
 
 _gate = threading.Lock()

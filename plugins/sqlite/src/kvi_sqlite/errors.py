@@ -44,6 +44,7 @@ _MENDS = {
     sqlite3.SQLITE_IOERR: "the disk reports an error; check the disk and the free space on it",
     sqlite3.SQLITE_CORRUPT: "the file is damaged; restore it from a backup",
     sqlite3.SQLITE_NOTADB: "the file is not an SQLite database; name another path",
+    sqlite3.SQLITE_ERROR: "its tables are not those of a store; restore it from a backup",
     sqlite3.SQLITE_SCHEMA: "another program has changed the tables; restore it from a backup",
 }
 
@@ -77,7 +78,8 @@ def translate(
         return ValueTooLarge("key and value together are larger than an SQLite row can be")
     if code in _REFUSED:
         return PermissionDenied(
-            f"{path} may not be written to ({error}); let this user write to it and its directory"
+            f"{path} may not be written to ({error}); let this user write to it, its directory, "
+            "and its -wal and -shm, if another user has made these"
         )
     # Whoever has to mend these needs longer than any time-out.
     if code == sqlite3.SQLITE_CANTOPEN:

@@ -1,25 +1,30 @@
 """Leases: rows with a deadline, which whoever comes by finds expired.
 
 *Theory.* No process has to be alive for a lease to end. Its keys stay in the file until somebody
-*sweeps*: deletes them, in one revision with its events, together with the lease. What keeps them
-from being seen after the deadline is that **every access looks first**. A write sweeps in its own
-transaction, before anything else. A read asks its own snapshot for the nearest deadline (a `get`
-only if the entry has a lease); if that has passed, it raises `Expired`, and is made again after a
-sweep. So absence is always a commit, which others can read the events of, and nobody ever sees a
-key gone that a later reader still sees. A handle with watches looks all the time, see
-`kvi_sqlite.watching`.
+*sweeps*: ends it, in one revision with their events. What keeps them from being seen after the
+deadline is that **every access looks first**. A write sweeps in its own transaction, before
+anything else. A read asks its own snapshot for the nearest deadline (a `get` only if the entry has
+a lease); if that has passed, it raises `Expired`, and is made again after a sweep. So absence is
+always a commit, which others can read the events of, and nobody ever sees a key gone that a later
+reader still sees. A handle with watches looks all the time, see `kvi_sqlite.watching`.
 
-A lease's keys go in one transaction, however many. Once begun, a sweep is not bound by the time-out
-of the call that it holds up: else a lease of a million keys would fail every call, for ever.
+*Many keys.* They all are gone with that one commit, but deleting a million rows would take longer
+than anybody's time-out. So who ends a lease with more than a few keys writes a **tombstone**, with
+the revision of the end, and the event of one of the keys. From then on no statement sees the
+others, and whoever reads the changes of that revision finds their deletions, as events or as
+entries below the tombstone. `kvi_sqlite.upkeep` makes events of them, portion by portion, and a
+write of one of these keys does so first with the one (`bury`). A sweep ends up to `BATCH` leases at
+a time, which is quick whatever they hold.
 
 ==========  ============================================  ====================================
 state       meaning                                       left by
 ==========  ============================================  ====================================
 ``ALIVE``   in the table, deadline ahead                  `renew`: ALIVE, deadline anew;
-                                                          `end`: GONE; time: EXPIRED
-``EXPIRED`` in the table, deadline passed; `renew` and    the next access: GONE
+                                                          `end`: BURIED or GONE; time: EXPIRED
+``EXPIRED`` in the table, deadline passed; `renew` and    the next access: BURIED or GONE
             `require` refuse it already
-``GONE``    not in the table; no entry has it             final
+``BURIED``  a tombstone; its entries are gone for all     `bury_part` of the last one: GONE
+``GONE``    in no table; no entry has it                  final
 ==========  ============================================  ====================================
 
 *Clock.* Deadlines are on the boot clock (`kvi.clock`), which counts on while the machine
@@ -27,10 +32,12 @@ sleeps, never jumps, and is the same in all processes. (Containers with a time n
 own are the exception; they must not share a store.) It starts anew when the machine boots. So the
 file remembers the id of the boot, and the first to open it in another boot gives every lease its
 full time again: none ends early. No connection outlives a boot, so that opening is the only place
-that has to look (`kvi_sqlite.schema.prepare`). Where the system has no such id, a deadline further
-ahead than its ttl is what gives an earlier boot away. Others may be taken for deadlines of this
-boot, and are still not early: since its last renewal at *u* on the old clock, the machine was up
-for *u* + ttl on the new one before it gets to the deadline.
+that has to look (`kvi_sqlite.schema.prepare`). Some containers have an id of their own, and take
+turns: the deadlines of the boot before are kept, until the lease is renewed, and stand again when
+it is back, so that the time that passed there counts. Where the system has no such id, a deadline
+further ahead than its ttl is what gives an earlier boot away. Others may be taken for deadlines of
+this boot, and are still not early: since its last renewal at *u* on the old clock, the machine was
+up for *u* + ttl on the new one before it gets to the deadline.
 
 *Cost.* A renewal is not synced to the disk: only the loss of power could undo it, and then every
 lease has its full time again anyway.
@@ -39,7 +46,7 @@ lease has its full time again anyway.
 from __future__ import annotations
 
 import secrets
-from time import monotonic
+from typing import NamedTuple
 
 from kvi.clock import now
 from kvi.errors import LeaseLost
@@ -48,8 +55,23 @@ from kvi.model import MAX_NUMBER
 from kvi_sqlite import schema
 from kvi_sqlite.connection import Connection
 
-BATCH = 500  # leases that end in one transaction, so that any backlog is cleared within time-outs
-MANY = 10_000  # keys that are not deleted on the way, in somebody else's transaction
+BATCH = 100  # leases that end in one transaction: a few milliseconds
+FEW = 256  # keys that are deleted on the way, in somebody else's transaction
+
+
+class Begun(NamedTuple):
+    """A write transaction that has begun.
+
+    Attributes:
+        revision: what the commit gets.
+        swept: leases were ended, so that there is something to commit.
+        buried: there are tombstones: `bury` a key before writing it.
+
+    """
+
+    revision: int
+    swept: bool
+    buried: bool
 
 
 class Expired(Exception):
@@ -64,8 +86,7 @@ def check_due(due: float | None, moment: float) -> None:
 
 def next_revision(connection: Connection) -> int:
     """The revision that the next commit gets. Hold the write lock."""
-    newest, _ = connection.execute(schema.STATE).fetchone()
-    return _behind(newest)
+    return _behind(connection.execute(schema.NEWEST).fetchone()[0])
 
 
 def first_id(revision: int) -> int:
@@ -73,60 +94,103 @@ def first_id(revision: int) -> int:
     return revision << schema.SEQ_BITS
 
 
-def begin(connection: Connection, history: int) -> tuple[int, bool]:
-    """Begin the work of a write transaction: its revision, and whether leases were swept first.
+def begin(connection: Connection, history: int) -> Begun:
+    """Begin the work of a write transaction, with a sweep if a lease has expired.
 
-    Raises `Expired` if that is too much to do in a transaction that a time-out would undo.
+    Raises `Expired` if that is too much to do on the way.
     """
-    newest, due = connection.execute(schema.STATE).fetchone()
-    if due is None or due > (moment := now()):
-        return _behind(newest), False
-    (keys,) = connection.execute(schema.EXPIRED_KEYS, (moment, MANY)).fetchone()
-    if keys == MANY or sweep(connection, history, moment) == BATCH:
-        raise Expired
-    return next_revision(connection), True
+    newest, due, buried = connection.execute(schema.STATE).fetchone()
+    swept = due is not None and due <= (moment := now())
+    if swept:
+        if sweep(connection, history, moment) == BATCH:
+            raise Expired
+        newest, _, buried = connection.execute(schema.STATE).fetchone()
+    if buried is not None:
+        connection.chores = True
+    return Begun(_behind(newest), swept, buried is not None)
 
 
 def trim(connection: Connection, revision: int, history: int, changes: int = 1) -> None:
-    """After the ``changes`` of ``revision``: delete events that are too old, every now and then.
+    """After the ``changes`` of ``revision``: what is too old is gone; every now and then.
 
-    However many there are, a write deletes a bounded number: twice what it adds if that is much,
-    else, every `schema.TRIM_EVERY` commits, more than these have added. So the backlog shrinks, and
-    it never takes more than half of the time that the write has left. What is to go counts as gone.
+    So it counts, at least; upkeep deletes it.
     """
     every = schema.TRIM_EVERY
-    many = changes * every > 2 * schema.TRIM_ROWS
-    if revision <= history or not (many or revision % every == 0):
-        return
-    trimmed = revision - history
-    end = first_id(trimmed + 1)
-    begun = monotonic()
-    half = (connection.deadline.moment - begun) / 2
-    for _ in range(3 + 2 * changes // schema.TRIM_ROWS):
-        last, count = connection.execute(schema.OLD_EVENTS, (end, schema.TRIM_ROWS)).fetchone()
-        if count:
-            connection.execute(schema.TRIM, (last,))
-        if count < schema.TRIM_ROWS or monotonic() - begun > half:
-            break
-    connection.execute(schema.TRIMMED, (trimmed,))
+    if revision > history and (revision % every == 0 or changes * 8 > every):
+        connection.execute(schema.TRIMMED, (revision - history,))
+        connection.chores = True
 
 
 def sweep(connection: Connection, history: int, moment: float) -> int:
     """End the leases that have expired by ``moment``, at most `BATCH`; how many. In a write."""
     leases = connection.execute(schema.EXPIRED, (moment, BATCH)).fetchall()
+    room = FEW
     for (lease,) in leases:
-        end(connection, lease, history)
+        room -= end(connection, lease, history, room)
     return len(leases)
 
 
-def end(connection: Connection, lease: int, history: int) -> None:
-    """End a lease and delete its keys, in a revision of their own if there are any. In a write."""
+def end(connection: Connection, lease: int, history: int, room: int = FEW) -> int:
+    """End a lease, in a revision of its own if it has keys. In a write.
+
+    Deletes the keys itself if there are at most ``room``; returns how many it deleted.
+    """
     execute = connection.execute
     revision = next_revision(connection)
-    execute(schema.EVENTS_OF_END, (first_id(revision), revision, lease))
-    if deleted := execute(schema.DELETE_LEASED, (lease,)).rowcount:
-        trim(connection, revision, history, deleted)
+    few = max(room, 1)  # one is deleted anyway
+    (keys,) = execute(schema.LEASED, (lease, few + 1)).fetchone()
+    if 0 < keys <= few:
+        execute(schema.EVENTS_OF_END, (first_id(revision), revision, lease))
+        execute(schema.DELETE_LEASED, (lease,))
+    elif keys:
+        _entomb(connection, lease, revision)
+        keys = 1
+    if keys:
+        trim(connection, revision, history, keys)
     execute(schema.END, (lease,))
+    execute(schema.FORGET_DEADLINES, (lease,))
+    return int(keys)
+
+
+def _entomb(connection: Connection, lease: int, revision: int) -> None:
+    """End a lease whose entries are to be deleted later."""
+    execute = connection.execute
+    longest = 1 << schema.SEQ_BITS
+    more = execute(schema.MANY_LEASED, (lease, longest)).fetchone() is not None
+    # Behind the ids of all its events, so that the revisions behind it begin there.
+    last = first_id(revision + (longest if more else 1)) - 1
+    (row,) = execute(schema.LAST_LEASED, (lease,)).fetchone()
+    execute(schema.EVENT_OF_ROW, (last, revision, row))
+    execute(schema.DELETE_ROW, (row,))
+    execute(schema.ENTOMB, (lease, revision, first_id(revision)))
+    connection.chores = True
+
+
+def bury(connection: Connection, name: bytes) -> None:
+    """Delete the entry of a key if its lease has ended. In a write."""
+    execute = connection.execute
+    found = execute(schema.TOMBSTONE_OF, (name,)).fetchone()
+    if found is not None:
+        row, lease, revision, event = found
+        execute(schema.EVENT_OF_ROW, (event, revision, row))
+        execute(schema.DELETE_ROW, (row,))
+        execute(schema.NEXT_ID, (lease, 1))
+
+
+def bury_part(connection: Connection, limit: int) -> bool:
+    """Delete some entries whose lease has ended; whether there were any tombstones. In a write."""
+    execute = connection.execute
+    found = execute(schema.TOMBSTONE).fetchone()
+    if found is None:
+        return False
+    lease, revision, event = found
+    execute(schema.EVENTS_OF_PART, (event, revision, lease, limit))
+    deleted = execute(schema.DELETE_PART, (lease, limit)).rowcount
+    if deleted < limit:
+        execute(schema.BURIED, (lease,))
+    else:
+        execute(schema.NEXT_ID, (lease, deleted))
+    return True
 
 
 def grant(connection: Connection, ttl: float) -> int:
@@ -140,7 +204,10 @@ def grant(connection: Connection, ttl: float) -> int:
 def renew(connection: Connection, lease: int) -> float | None:
     """Let the time of a lease begin anew; its ttl, or ``None`` if it has ended. In a write."""
     rows = connection.execute(schema.RENEW, (now(), lease)).fetchall()
-    return float(rows[0][0]) if rows else None
+    if not rows:
+        return None
+    connection.execute(schema.FORGET_DEADLINES, (lease,))
+    return float(rows[0][0])
 
 
 def exists(connection: Connection, lease: int) -> bool:

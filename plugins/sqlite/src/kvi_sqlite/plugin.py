@@ -40,7 +40,11 @@ def kvi_describe() -> BackendInfo:
 def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
     """Open the store in the file that the path names; the first operation opens the file."""
     return SqliteKvi(
-        uri.redacted, path_of(uri), timeout=options["timeout"], history=options["history"]
+        uri.redacted,
+        path_of(uri),
+        timeout=options["timeout"],
+        history=options["history"],
+        read_only=options["read_only"],
     )
 
 

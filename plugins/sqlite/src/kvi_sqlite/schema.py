@@ -19,9 +19,14 @@ stays right: whoever looks for the changes from revision *r* on asks for
 all later ones are complete.
 
 *Leases* end at ``deadline``, on the boot clock; see `kvi_sqlite.leases`. An entry's ``lease`` is
-the id of a row here, always: whoever ends a lease deletes its entries in the same transaction. The
-index that finds them has nothing of entries without lease. *Clock* is one row: the boot that the
-deadlines belong to.
+the id of a row here or in the tombstones, always. The index that finds a lease's entries has
+nothing of entries without lease. *Clock* is one row: the boot that the deadlines belong to.
+*Deadlines* are those that leases, not renewed since, have on the clocks of other boots.
+
+*Tombstones* are leases that have ended, at ``revision``, and still have entries here. These entries
+are gone, for every statement below: what reads entries leaves them out. Each becomes an event of
+that revision when it is deleted, with the id ``next``; so does, at the very end of the lease, its
+last entry, with the last of the ids that are kept for the others. `kvi_sqlite.leases` says why.
 
 *Whose file.* Our files carry `APPLICATION_ID` in their header, and the version of the schema. A
 file without tables and without these marks is new, and becomes ours; anything else is somebody
@@ -37,6 +42,7 @@ memory: no store depends on a folder for temporary files.
 from __future__ import annotations
 
 import sqlite3
+from itertools import chain
 from pathlib import Path
 
 from kvi.clock import now
@@ -55,10 +61,9 @@ if sqlite3.threadsafety == 0:
     raise ImportError("kvi-sqlite needs an SQLite library built for threads (SQLITE_THREADSAFE)")
 
 APPLICATION_ID = 0x6B766931  # "kvi1"
-VERSION = 2
+VERSION = 3
 SEQ_BITS = 20  # a million changes in a commit before any revision is skipped, 2**43 revisions
 TRIM_EVERY = 256  # commits: deleting in portions costs next to nothing for each
-TRIM_ROWS = 1024  # events in a portion: a few milliseconds
 WAL_KEPT = 16 * 1024 * 1024  # bytes of a WAL file: if it is longer, it is to start over
 
 _FIRST = (
@@ -100,28 +105,56 @@ _LEASES = (  # since version 2
     "CREATE TABLE clock (id INTEGER PRIMARY KEY CHECK (id = 1), boot TEXT)",
     "INSERT INTO clock VALUES (1, NULL)",
 )
+_ENDS = (  # since version 3
+    """
+    CREATE TABLE tombstones (
+        lease INTEGER PRIMARY KEY,
+        revision INTEGER NOT NULL,
+        next INTEGER NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE deadlines (
+        lease INTEGER NOT NULL,
+        boot TEXT NOT NULL,
+        deadline REAL NOT NULL,
+        PRIMARY KEY (lease, boot)
+    ) WITHOUT ROWID
+    """,
+)
 _MARKS = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {VERSION}")
-TABLES = (*_FIRST, *_LEASES, *_MARKS)
+_PARTS = (_FIRST, _LEASES, _ENDS)  # by the version that brought them
+TABLES = (*chain.from_iterable(_PARTS), *_MARKS)
 
 # Each is a step to the end of an index.
 _REVISION = "(SELECT revision FROM events ORDER BY id DESC LIMIT 1)"
 _NEWEST = "(SELECT max(id) FROM events)"
 _DUE = "(SELECT min(deadline) FROM leases)"
+_TOMBSTONED = "(SELECT max(lease) FROM tombstones)"
+_THERE = "(lease IS NULL OR lease NOT IN (SELECT lease FROM tombstones))"
 
 REVISION = f"SELECT {_REVISION}"
 NEWEST = f"SELECT {_NEWEST}"
-STATE = f"SELECT {_NEWEST}, {_DUE}"
+STATE = f"SELECT {_NEWEST}, {_DUE}, {_TOMBSTONED}"
 SNAPSHOT = f"SELECT {_REVISION}, {_DUE}"
 HISTORY = f"SELECT trimmed, {_REVISION}, {_NEWEST} FROM history"  # noqa: S608
 LOOK = f"SELECT trimmed, {_NEWEST}, {_DUE} FROM history"  # noqa: S608
 
-GET = "SELECT value, revision, create_revision, version, lease FROM entries WHERE key = ?"
-GET_LEASED = """
+GET = f"""
+    SELECT value, revision, create_revision, version, lease FROM entries
+    WHERE key = ? AND {_THERE}
+"""  # noqa: S608
+GET_LEASED = f"""
     SELECT value, revision, create_revision, version, lease,
         (SELECT deadline FROM leases WHERE leases.id = lease)
-    FROM entries WHERE key = ?
-"""
-COUNT = f"SELECT count(*), {_DUE} FROM entries WHERE key >= ? AND key < ?"  # noqa: S608
+    FROM entries WHERE key = ? AND {_THERE}
+"""  # noqa: S608
+COUNT = f"""
+    SELECT count(*) - (
+        SELECT count(*) FROM entries
+        WHERE lease IN (SELECT lease FROM tombstones) AND key >= ?1 AND key < ?2
+    ), {_DUE} FROM entries WHERE key >= ?1 AND key < ?2
+"""  # noqa: S608
 UPSERT = """
     INSERT INTO entries (key, revision, create_revision, version, lease, value)
     VALUES (?1, ?2, ?2, 1, ?3, ?4)
@@ -129,17 +162,17 @@ UPSERT = """
         lease = excluded.lease, value = excluded.value
 """
 DELETE = "DELETE FROM entries WHERE key = ?"
-DELETE_RANGE = "DELETE FROM entries WHERE key >= ? AND key < ?"
+DELETE_RANGE = f"DELETE FROM entries WHERE key >= ? AND key < ? AND {_THERE}"  # noqa: S608
 EVENT_OF_UPSERT = """
     INSERT INTO events (id, revision, key, create_revision, version, lease, value)
     SELECT ?1, revision, key, create_revision, version, lease, value FROM entries WHERE key = ?2
 """
 EVENT_OF_DELETE = "INSERT INTO events (id, revision, key) VALUES (?, ?, ?)"
-EVENTS_OF_DELETE_RANGE = """
+EVENTS_OF_DELETE_RANGE = f"""
     INSERT INTO events (id, revision, key)
     SELECT ?1 + row_number() OVER (ORDER BY key) - 1, ?2, key
-    FROM entries WHERE key >= ?3 AND key < ?4
-"""
+    FROM entries WHERE key >= ?3 AND key < ?4 AND {_THERE}
+"""  # noqa: S608
 
 # Where a change is looked for, `id` finds it and `revision` excludes the rest of a commit that ran
 # on into the ids behind it.
@@ -152,22 +185,57 @@ NEXT_REVISION = "SELECT revision FROM events WHERE id >= ? AND revision >= ? ORD
 
 GRANT = "INSERT OR IGNORE INTO leases (id, ttl, deadline) VALUES (?, ?, ?)"
 RENEW = "UPDATE leases SET deadline = ?1 + ttl WHERE id = ?2 AND deadline > ?1 RETURNING ttl"
+FORGET_DEADLINES = "DELETE FROM deadlines WHERE lease = ?"
+KEEP_DEADLINES = """
+    INSERT OR REPLACE INTO deadlines (lease, boot, deadline)
+    SELECT leases.id, boot, deadline FROM leases, clock WHERE boot IS NOT NULL
+"""
+TAKE_DEADLINES = """
+    UPDATE leases SET deadline = coalesce((
+        SELECT deadlines.deadline FROM deadlines WHERE lease = leases.id AND boot = ?2
+    ), ?1 + ttl)
+"""
 LEASE = "SELECT 1 FROM leases WHERE id = ?"
 EXPIRED = "SELECT id FROM leases WHERE deadline <= ? ORDER BY deadline LIMIT ?"
-EXPIRED_KEYS = """
-    SELECT count(*) FROM (
-        SELECT 1 FROM entries WHERE lease IN (SELECT id FROM leases WHERE deadline <= ?) LIMIT ?
-    )
-"""
+LEASED = "SELECT count(*) FROM (SELECT 1 FROM entries WHERE lease = ? LIMIT ?)"
 EVENTS_OF_END = """
     INSERT INTO events (id, revision, key)
     SELECT ?1 + row_number() OVER (ORDER BY key) - 1, ?2, key FROM entries WHERE lease = ?3
 """
 DELETE_LEASED = "DELETE FROM entries WHERE lease = ?"
 END = "DELETE FROM leases WHERE id = ?"
-QUEUE = """
+QUEUE = f"""
     SELECT key, NULL, revision, create_revision, version, lease FROM entries
-    WHERE key >= ? AND key < ? AND create_revision < ?
+    WHERE key >= ? AND key < ? AND create_revision < ? AND {_THERE}
+"""  # noqa: S608
+
+MANY_LEASED = "SELECT 1 FROM entries WHERE lease = ? LIMIT 1 OFFSET ?"
+LAST_LEASED = "SELECT max(id) FROM entries WHERE lease = ?"
+EVENT_OF_ROW = "INSERT INTO events (id, revision, key) SELECT ?, ?, key FROM entries WHERE id = ?"
+DELETE_ROW = "DELETE FROM entries WHERE id = ?"
+ENTOMB = "INSERT INTO tombstones (lease, revision, next) VALUES (?, ?, ?)"
+TOMBSTONE = "SELECT lease, revision, next FROM tombstones ORDER BY revision LIMIT 1"
+TOMBSTONE_OF = """
+    SELECT entries.id, tombstones.lease, tombstones.revision, next
+    FROM entries JOIN tombstones ON tombstones.lease = entries.lease WHERE key = ?
+"""
+NEXT_ID = "UPDATE tombstones SET next = next + ?2 WHERE lease = ?1"
+EVENTS_OF_PART = """
+    INSERT INTO events (id, revision, key)
+    SELECT ?1 + row_number() OVER () - 1, ?2, key
+    FROM (SELECT key FROM entries WHERE lease = ?3 ORDER BY id LIMIT ?4)
+"""
+DELETE_PART = """
+    DELETE FROM entries
+    WHERE id IN (SELECT id FROM entries WHERE lease = ? ORDER BY id LIMIT ?)
+"""
+BURIED = "DELETE FROM tombstones WHERE lease = ?"
+TOMBSTONE_REVISIONS = "SELECT revision FROM tombstones"
+DELETED_BY_TOMBSTONES = """
+    SELECT tombstones.revision, key, NULL
+    FROM tombstones JOIN entries ON entries.lease = tombstones.lease
+    WHERE tombstones.revision >= ? AND tombstones.revision < ? AND key >= ? AND key < ?
+    ORDER BY tombstones.revision
 """
 
 OLD_EVENTS = (
@@ -175,6 +243,36 @@ OLD_EVENTS = (
 )
 TRIM = "DELETE FROM events WHERE id <= ?"
 TRIMMED = "UPDATE history SET trimmed = ?1 WHERE trimmed < ?1"
+TRIMMED_TO = "SELECT trimmed FROM history"
+CHORES = f"SELECT trimmed, (SELECT min(id) FROM events), {_TOMBSTONED} FROM history"  # noqa: S608
+
+
+def few_sql(*, reverse: bool, keys_only: bool) -> str:
+    """The statement that reads a few entries: ``(low, high, limit, longest)``.
+
+    Keys and values that are longer come as null. Behind its entry, each row has the store's
+    revision, the nearest deadline and whether there are tombstones; nothing is left out.
+    """
+    value = "NULL" if keys_only else "CASE WHEN length(value) <= ?4 THEN value END"
+    order = "DESC" if reverse else "ASC"
+    return (
+        f"SELECT CASE WHEN length(key) <= ?4 THEN key END, {value}, "  # noqa: S608
+        f"revision, create_revision, version, lease, {_REVISION}, {_DUE}, {_TOMBSTONED} "
+        f"FROM entries WHERE key >= ?1 AND key < ?2 ORDER BY entries.key {order} LIMIT ?3"
+    )
+
+
+# Temporary views of those who can end no lease stand before the tables; see kvi_sqlite.readers.
+VIEWS = (
+    """
+    CREATE TEMP VIEW tombstones AS SELECT lease, revision, next FROM main.tombstones
+    UNION ALL SELECT id, NULL, NULL FROM main.leases WHERE deadline <= moment()
+    """,
+    "CREATE TEMP VIEW leases AS SELECT * FROM main.leases WHERE deadline > moment()",
+)
+OTHER_BOOT_VIEWS = (
+    "CREATE TEMP VIEW leases AS SELECT id, ttl, 9e999 AS deadline FROM main.leases",
+)
 
 
 def range_sql(*, reverse: bool, keys_only: bool) -> str:
@@ -183,7 +281,7 @@ def range_sql(*, reverse: bool, keys_only: bool) -> str:
     order = "DESC" if reverse else "ASC"
     return (
         f"SELECT key, {value}, revision, create_revision, version, lease FROM entries "  # noqa: S608
-        f"WHERE key >= ? AND key < ? ORDER BY key {order} LIMIT ?"
+        f"WHERE key >= ? AND key < ? AND {_THERE} ORDER BY key {order} LIMIT ?"
     )
 
 
@@ -205,13 +303,33 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         )
     execute("PRAGMA synchronous = FULL")
     execute("PRAGMA temp_store = MEMORY")
+    execute("PRAGMA wal_autocheckpoint = 0").close()  # it would be in a commit; see upkeep
     execute(f"PRAGMA journal_size_limit = {WAL_KEPT}").close()
     if _is_of_another_boot(connection):
         execute("BEGIN IMMEDIATE")
         if _is_of_another_boot(connection):
-            execute("UPDATE leases SET deadline = ? + ttl", (now(),))
-            execute("UPDATE clock SET boot = ?", (boot_id(),))
+            here = boot_id()
+            execute(KEEP_DEADLINES)
+            execute(TAKE_DEADLINES, (now(), here))
+            execute("DELETE FROM deadlines WHERE boot = ?", (here,))
+            execute("UPDATE clock SET boot = ?", (here,))
         execute("COMMIT")
+
+
+def has_chores(connection: sqlite3.Connection) -> bool:
+    """Whether there is something for upkeep: tombstones, or events that count as gone."""
+    trimmed, oldest, buried = connection.execute(CHORES).fetchone()
+    return buried is not None or (oldest is not None and oldest >> SEQ_BITS <= trimmed)
+
+
+def check_readable(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise `Unavailable` if the file is no store of this version."""
+    if _missing(connection, path):
+        raise Unavailable(
+            f"{path} is an empty file or has an older layout, and this process must not write to "
+            "it; open the store once where it may",
+            passing=False,
+        )
 
 
 def _missing(connection: sqlite3.Connection, path: Path) -> tuple[str, ...]:
@@ -225,7 +343,7 @@ def _missing(connection: sqlite3.Connection, path: Path) -> tuple[str, ...]:
                 "install a newer kvi-sqlite",
                 passing=False,
             )
-        return () if version == VERSION else (*_LEASES, *_MARKS)
+        return () if version == VERSION else (*chain.from_iterable(_PARTS[version:]), *_MARKS)
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application or version or tables:
         raise Unavailable(

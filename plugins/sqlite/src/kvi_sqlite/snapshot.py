@@ -1,8 +1,9 @@
 """Ranges: pages of one revision, read from a transaction that stays open between them.
 
-A range is read in pages, each of a bounded number of rows and, nearly, of bytes. Mostly the first
-is the whole, and the transaction ends with it. Otherwise the connection is pinned, with its read
-transaction, in a `Snapshot`: whatever others commit, it keeps seeing the state of the first page.
+A range of a few small entries is one statement, in place. Any other is read in pages, each of a
+bounded number of rows and, nearly, of bytes. Mostly the first is the whole, and the transaction
+ends with it. Otherwise the connection is pinned, with its read transaction, in a `Snapshot`:
+whatever others commit, it keeps seeing the state of the first page.
 Each pass over the result reads its own pages from it, by key, so that any number of passes can be
 under way, and takes the snapshot's lock for each page.
 
@@ -22,6 +23,7 @@ from itertools import chain
 from math import inf
 from time import monotonic
 
+from kvi.clock import now
 from kvi.errors import Timeout, Unavailable
 from kvi.living import Living
 from kvi.model import KeyValue, RangeResult, Scan, Span
@@ -35,8 +37,16 @@ PAGE_ROWS = 512
 PAGE_BYTES = 1024 * 1024  # of keys and values; one row can be bigger
 ABOVE_ALL = b"\xff"  # no UTF-8 text begins with this byte
 
+FEW = 128  # entries that are read at once, without a transaction around them
+
 _SQL = {
     (reverse, keys_only): schema.range_sql(reverse=reverse, keys_only=keys_only)
+    for reverse in (False, True)
+    for keys_only in (False, True)
+}
+
+_FEW_SQL = {
+    (reverse, keys_only): schema.few_sql(reverse=reverse, keys_only=keys_only)
     for reverse in (False, True)
     for keys_only in (False, True)
 }
@@ -124,7 +134,7 @@ class Snapshot:
                 raise Unavailable(CLOSED if pool.closing else "an earlier page could not be read")
             connection.deadline.moment = monotonic() + self._timeout
             try:
-                return read_page(connection, self._scan, rest)
+                page = read_page(connection, self._scan, rest)
             except sqlite3.Error as error:
                 failure = translate(error, pool.path, closing=pool.closing)
                 if not isinstance(failure, Timeout):  # after a time-out the page can be read again
@@ -132,6 +142,10 @@ class Snapshot:
                 raise failure from error
             finally:
                 connection.deadline.moment = inf
+            if connection.reading is not None and not connection.reading.is_unchanged():
+                pool.discard(connection)
+                raise Unavailable("the file was written to meanwhile; read the range again")
+            return page
         finally:
             self._lock.release()
 
@@ -172,6 +186,30 @@ class Ranges:
         snapshot = Snapshot(self._pool, connection, scan, timeout)
         self._snapshots.add(snapshot)
         return RangeResult(revision, lambda: chain((page,), _pages(snapshot, rest)))
+
+    def glance(self, scan: Scan) -> tuple[int, list[KeyValue]] | None:
+        """Read ``scan`` in one statement: its revision and entries.
+
+        ``None`` if there are no entries, or more than a few, or large ones; if a lease has expired,
+        or what it held is still being deleted; or if it is not possible at once.
+        """
+        asked = FEW + 1 if scan.limit is None else min(scan.limit, FEW + 1)
+        low, high = bounds(scan.span)
+        keys_only = scan.keys_only
+        statement = _FEW_SQL[scan.reverse, keys_only]
+        rows = self._pool.glance(statement, (low, high, asked, PAGE_BYTES // asked))
+        if not 0 < len(rows) <= FEW:
+            return None
+        *_, newest, due, buried = rows[0]
+        if buried is not None or (due is not None and due <= now()):
+            return None
+        new, page = tuple.__new__, []
+        for key, value, revision, created, version, lease, *_ in rows:
+            if key is None or (value is None and not keys_only):
+                return None
+            entry = (str(key, "utf-8"), value, revision, created, version, lease)
+            page.append(new(KeyValue, entry))
+        return newest, page
 
     def close(self, timeout: float) -> None:
         """Close the snapshots that no thread is reading from."""

@@ -43,8 +43,9 @@ from kvi.primitives import Primitives
 from kvi_sqlite import leases, schema
 from kvi_sqlite.access import Access
 from kvi_sqlite.connection import PATIENCE, Connection, Pool
-from kvi_sqlite.leases import begin, check_due, first_id, trim
+from kvi_sqlite.leases import begin, bury, check_due, first_id, trim
 from kvi_sqlite.snapshot import Ranges, begin_read, bounds, revision_of
+from kvi_sqlite.upkeep import Upkeep
 from kvi_sqlite.watching import Watcher
 
 MAX_KEY = 1024 * 1024
@@ -80,16 +81,20 @@ CAPABILITIES = Capabilities(
 class SqliteKvi(Primitives):
     """A handle on the store in the file ``path``, which the first operation opens or creates.
 
-    ``history`` is how many of the last commits stay readable as events.
+    ``history`` is how many of the last commits stay readable as events. With ``read_only``, the
+    file has to be there, and nothing is created or written.
     """
 
-    def __init__(self, uri: str, path: Path, *, timeout: float, history: int) -> None:
+    def __init__(
+        self, uri: str, path: Path, *, timeout: float, history: int, read_only: bool = False
+    ) -> None:
         super().__init__(uri, CAPABILITIES, timeout=timeout)
         self._history = history
-        self._pool = Pool(path)
+        self._pool = Pool(path, read_only=read_only)
         self._access = Access(self._pool, history)
         self._ranges = Ranges(self._pool)
         self._watcher = Watcher(self._pool, self._access)
+        self._upkeep = Upkeep(self._pool)
 
     def _native(self) -> sqlite3.Connection:
         """A connection to the file for the caller's own use, the same at each call.
@@ -111,10 +116,14 @@ class SqliteKvi(Primitives):
         if self.forked or type(key) is not str:
             return None
         try:
-            row = self._pool.glance(schema.GET, key.encode())
+            rows = self._pool.glance(schema.GET, (key.encode(),))
         except UnicodeEncodeError:
             return None
-        return None if row is None or row[4] is not None else KeyValue(key, *row)
+        return None if not rows or rows[0][4] is not None else KeyValue(key, *rows[0])
+
+    def _short_range(self, scan: Scan) -> tuple[int, list[KeyValue]] | None:
+        """A range of a few small entries and its revision, if it can be had at once."""
+        return self._ranges.glance(scan)
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:
         name = key.encode()
@@ -161,9 +170,11 @@ class SqliteKvi(Primitives):
 
         def work(connection: Connection) -> tuple[int, bool]:
             execute = connection.execute
-            revision, _ = begin(connection, self._history)
+            revision, _, buried = begin(connection, self._history)
             if lease is not None:
                 leases.require(connection, lease)
+            if buried:
+                bury(connection, name)
             execute(schema.UPSERT, (name, revision, lease, value))
             execute(schema.EVENT_OF_UPSERT, (first_id(revision), name))
             trim(connection, revision, self._history)
@@ -176,7 +187,9 @@ class SqliteKvi(Primitives):
 
         def work(connection: Connection) -> tuple[bool, bool]:
             execute = connection.execute
-            revision, swept = begin(connection, self._history)
+            revision, swept, buried = begin(connection, self._history)
+            if buried:
+                bury(connection, name)
             if execute(schema.DELETE, (name,)).rowcount == 0:
                 return False, swept
             execute(schema.EVENT_OF_DELETE, (first_id(revision), revision, name))
@@ -190,7 +203,7 @@ class SqliteKvi(Primitives):
 
         def work(connection: Connection) -> tuple[int, bool]:
             execute = connection.execute
-            revision, swept = begin(connection, self._history)
+            revision, swept, _ = begin(connection, self._history)
             execute(schema.EVENTS_OF_DELETE_RANGE, (first_id(revision), revision, low, high))
             deleted = execute(schema.DELETE_RANGE, (low, high)).rowcount
             if deleted:
@@ -208,7 +221,7 @@ class SqliteKvi(Primitives):
         )
 
     def _writing(self, connection: Connection, txn: Txn) -> tuple[TxnResult, bool]:
-        revision, swept = begin(connection, self._history)
+        revision, swept, buried = begin(connection, self._history)
         state = _State(connection)
         succeeded, branch = choose(txn, state.read)
         for op in branch:
@@ -219,6 +232,9 @@ class SqliteKvi(Primitives):
         if not effect.changes:
             present = revision_of(connection)
             return TxnResult(succeeded, present, effect.results), swept
+        if buried:
+            for change in effect.changes:
+                bury(connection, change.key.encode())
         _apply(connection, effect.changes, revision)
         trim(connection, revision, self._history, len(effect.changes))
         return TxnResult(succeeded, revision, effect.results), True
@@ -250,7 +266,7 @@ class SqliteKvi(Primitives):
 
     def _lease_revoke(self, lease: int, timeout: float) -> None:
         def work(connection: Connection) -> tuple[None, bool]:
-            _, swept = begin(connection, self._history)
+            swept = begin(connection, self._history).swept
             there = leases.exists(connection, lease)
             if there:
                 leases.end(connection, lease, self._history)
@@ -273,11 +289,13 @@ class SqliteKvi(Primitives):
             return claim
 
         def claim(connection: Connection) -> tuple[Claim, bool]:
-            revision, swept = begin(connection, self._history)
+            revision, swept, buried = begin(connection, self._history)
             row = connection.execute(schema.GET, (key,)).fetchone()
             if row is not None:  # put by this very call, whose commit was of unknown outcome
                 return _place(connection, name, lease, row[2], revision - 1), swept
             leases.require(connection, lease)
+            if buried:
+                bury(connection, key)
             connection.execute(schema.UPSERT, (key, revision, lease, b""))
             connection.execute(schema.EVENT_OF_UPSERT, (first_id(revision), key))
             trim(connection, revision, self._history)
@@ -303,11 +321,13 @@ class SqliteKvi(Primitives):
 
     def _close(self) -> None:
         self._watcher.stop()
+        self._upkeep.stop(PATIENCE)
         self._pool.close(self._ranges.close)
         self._watcher.join(PATIENCE)
 
     def _forked(self) -> None:
         self._watcher.abandon()
+        self._upkeep.abandon()
 
 
 class _State:

@@ -17,7 +17,10 @@ If the history was trimmed before the thread looked (the process stood still), e
 missed something, and is marked with a revision that is gone. A watch finds `Compacted` only that
 way, or if what waits for it is trimmed before its consumer asks.
 
-The thread sweeps expired leases as well, so that their events come in time.
+The thread sweeps expired leases as well, so that their events come in time. Of a lease that ended
+with many keys, most events come into the history later, behind the thread's back: their ids are
+before that of the one which was written at its end, and which the thread sees. It marks everybody
+then; who reads finds what concerns him, among the events or below the tombstone.
 
 *Ownership.* ``_lock`` guards the interests, the cursors and the thread's place in the history; it
 is held for decisions, never for I/O. The thread starts with the first watch and ends `LINGER` after
@@ -29,12 +32,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from heapq import merge
 from itertools import groupby
 from operator import itemgetter
 from time import monotonic
 
 from kvi.clock import now
-from kvi.errors import Compacted, KviError, Unavailable
+from kvi.errors import Compacted, KviError, PermissionDenied, Unavailable
 from kvi.feed import Batch, Feed, Wake
 from kvi.model import Span
 from kvi.policy.interest import Interests
@@ -212,7 +218,8 @@ class Watcher:
                     changed, due = self._look()
                     if due is not None and due <= now():
                         due = None  # if the sweep fails, it is tried again after the interval
-                        self._access.sweep(monotonic() + BROOM)
+                        with suppress(PermissionDenied):  # who may write does it
+                            self._access.sweep(monotonic() + BROOM)
                     failing = False
                 except Exception as error:  # noqa: BLE001  (the watches must not go quiet)
                     if not failing and not self._pool.closing:
@@ -243,23 +250,28 @@ class Watcher:
         """Look for news and tell them; whether there were any, and the nearest deadline."""
         changed = False
         while True:
-            trimmed, news, due = self._pool.read(self._read_news, monotonic() + PATIENCE)
+            trimmed, news, buried, due = self._pool.read(self._read_news, monotonic() + PATIENCE)
             if news:
                 changed = True
-                self._tell(trimmed, news)
+                self._tell(trimmed, news, buried)
             if len(news) < NEWS:
                 return changed, due
 
-    def _read_news(self, connection: Connection) -> tuple[int, list[New], float | None]:
+    def _read_news(
+        self, connection: Connection
+    ) -> tuple[int, list[New], frozenset[int], float | None]:
         news: list[New] = []
-        connection.execute("BEGIN")
-        trimmed, newest, due = connection.execute(schema.LOOK).fetchone()
+        buried: frozenset[int] = frozenset()
+        execute = connection.execute
+        execute("BEGIN")
+        trimmed, newest, due = execute(schema.LOOK).fetchone()
         if newest is not None and newest > self._newest:
-            news = connection.execute(schema.NEWS, (self._newest, NEWS)).fetchall()
-        connection.execute("COMMIT")
-        return trimmed, news, due
+            news = execute(schema.NEWS, (self._newest, NEWS)).fetchall()
+            buried = frozenset(revision for (revision,) in execute(schema.TOMBSTONE_REVISIONS))
+        execute("COMMIT")
+        return trimmed, news, buried, due
 
-    def _tell(self, trimmed: int, news: list[New]) -> None:
+    def _tell(self, trimmed: int, news: list[New], buried: frozenset[int]) -> None:
         """Mark and wake those whom the events behind the thread's place concern."""
         woken: list[Changes] = []
         with self._lock:
@@ -267,8 +279,10 @@ class Watcher:
                 woken += [each for each in self._interests if each.cursor.miss(self._seen, trimmed)]
                 self._seen = trimmed
             for revision, group in groupby(news, itemgetter(1)):
-                keys = [str(key, "utf-8") for _, _, key in group]
-                matching = self._interests.matching(keys)
+                if revision in buried:
+                    matching: Iterable[Changes] = list(self._interests)
+                else:
+                    matching = self._interests.matching([str(key, "utf-8") for _, _, key in group])
                 woken += [each for each in matching if each.cursor.mark(revision)]
             newest, begun, _ = news[-1]
             seen = begun - 1 if len(news) == NEWS else begun  # there may be more of the last one
@@ -297,8 +311,10 @@ def _read(connection: Connection, span: Span, first: int) -> Portion:
             (beyond,) = row
             end = first_id(beyond)
             revision = beyond - 1
-    rows = execute(schema.CHANGES, (first_id(first), end, first, *bounds(span)))
-    found = portion(rows, revision)
+    low, high = bounds(span)
+    rows = execute(schema.CHANGES, (first_id(first), end, first, low, high))
+    deleted = execute(schema.DELETED_BY_TOMBSTONES, (first, revision + 1, low, high)).fetchall()
+    found = portion(merge(rows, deleted, key=itemgetter(0)) if deleted else rows, revision)
     rows.close()
     execute("COMMIT")
     return found if found.rest is not None else found._replace(rest=beyond)

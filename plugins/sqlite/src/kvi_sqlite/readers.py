@@ -1,0 +1,136 @@
+"""Connections that write nothing: of a handle with ``read_only``, or of a user who may not write.
+
+*Nothing is created.* SQLite makes a ``-wal`` and a ``-shm`` beside a file even if it only reads it,
+wherever it can. On read-only media it cannot; elsewhere they stay behind, and belong to the reader,
+so that the file's owner can no longer write. Therefore:
+
+===========  ============================================  =======================================
+``-wal``     means                                         so
+===========  ============================================  =======================================
+not there,   all that was committed is in the file         it is opened as immutable, without any
+or empty                                                   lock; what was read counts if the file
+                                                           is the same afterwards and this row
+                                                           still holds, else it is read again
+has pages    somebody has the file open, or died           both files are used as they are
+===========  ============================================  =======================================
+
+The pages of a long range are of one state as long as the file is the same, whatever the log does.
+
+*Leases.* Nobody can end a lease here. What has expired is hidden by temporary views, which stand
+before the tables of the same name: as of the moment at which a call begins. Deadlines of another
+boot have not passed, as for whoever opens the file to write.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from math import inf
+from pathlib import Path
+from urllib.parse import quote
+
+from kvi.clock import now
+from kvi.errors import Unavailable
+
+from kvi_sqlite import schema
+from kvi_sqlite.boot import boot_id
+
+_EFFECTIVE = os.access in os.supports_effective_ids
+
+Look = tuple[int, int, int, int]
+
+
+class Changed(sqlite3.OperationalError):
+    """The file was written to while it was read without locks: read it again."""
+
+    sqlite_errorcode = sqlite3.SQLITE_BUSY
+
+
+class Reading:
+    """How one connection reads its file.
+
+    Attributes:
+        uri: what to open.
+        moment: what has expired by then is not there.
+
+    """
+
+    __slots__ = ("_log", "_path", "_seen", "moment", "uri")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._log = Path(f"{os.path.realpath(path)}-wal")
+        self._seen: Look | None = None
+        self.moment = -inf
+        how = "readonly_shm=1"
+        if self._is_quiet():
+            how = "immutable=1"
+            self._seen = self._look()
+        elif not Path(f"{os.path.realpath(path)}-shm").exists():
+            raise Unavailable(
+                f"{path} has a log of commits that are not in the file yet ({self._log.name}), and "
+                "this process may not work them in; open the store once where it may",
+                passing=False,
+            )
+        self.uri = f"file:{quote(str(path))}?mode=ro&{how}"
+
+    def begin(self) -> None:
+        """A call begins to read."""
+        self.moment = now()
+
+    def check(self) -> None:
+        """After a read: raise `Changed` if it may not have been of one state, or of the last."""
+        if not self.is_current():
+            raise Changed(f"{self._path} was written to meanwhile")
+
+    def is_current(self) -> bool:
+        """Whether what can be read is all that was committed."""
+        return self._seen is None or (self.is_unchanged() and self._is_quiet())
+
+    def is_unchanged(self) -> bool:
+        """Whether what can be read is what could be read at first."""
+        return self._seen is None or self._seen == self._look()
+
+    def prepare(self, connection: sqlite3.Connection) -> None:
+        """Make a new connection one of a reader. Raises `Unavailable` if the file is no store."""
+        execute = connection.execute
+        schema.check_readable(connection, self._path)
+        execute("PRAGMA temp_store = MEMORY")
+        connection.create_function("moment", 0, self._moment)
+        here = boot_id()
+        (boot,) = execute("SELECT boot FROM clock").fetchone()
+        for statement in schema.OTHER_BOOT_VIEWS if boot != here else schema.VIEWS:
+            execute(statement)
+
+    def _moment(self) -> float:
+        return self.moment
+
+    def _is_quiet(self) -> bool:
+        try:
+            return self._log.stat().st_size == 0
+        except OSError:
+            return True
+
+    def _look(self) -> Look | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def reading(path: Path, *, read_only: bool) -> Reading | None:
+    """How to read ``path``; ``None`` if it is to be opened to write as well."""
+    if not os.path.exists(path):  # noqa: PTH110  (false where the folder may not be searched)
+        if read_only:
+            raise Unavailable(
+                f"{path} does not exist, and read_only creates nothing; open it once without",
+                passing=False,
+            )
+        return None
+    return Reading(path) if read_only or not may_write(path) else None
+
+
+def may_write(path: Path) -> bool:
+    """Whether this user may write to a file that exists."""
+    return os.access(path, os.W_OK, effective_ids=_EFFECTIVE)
