@@ -260,8 +260,9 @@ class _Flows:
 
     Items of ``_free`` are as many as threads that wait, less the work in the queue. Whose item is
     popped does not matter: who submits takes one, or starts a thread; who goes takes one along. An
-    interrupt of who submits may leave an item too few: then a thread waits for the next work, that
-    nobody counts on, or goes with the handle.
+    interrupt of who submits may leave an item too few, and a thread that waits for work which never
+    comes: it waits for `LINGER`, and goes. Should the work come after that, whoever waits for it
+    starts another thread (`Errand.wait`).
     """
 
     def __init__(self) -> None:
@@ -313,6 +314,8 @@ class _Flows:
                 self._free.pop()
                 break
             except IndexError:
+                if fetches:  # for so long already
+                    break
                 fetches = True
             if self.stopped and self._queue.empty():
                 break
