@@ -117,6 +117,21 @@ def test_never_two(agents: Agents, end: Callable[[Agents], None]) -> None:
         waits.release()
 
 
+def test_leases_outlive_an_agent_that_dies(agents: Agents) -> None:
+    """With another agent in the URI they are kept through that one, and locks with them."""
+    both = f"{agents.agent.uri},{agents.server.host}:{agents.server.port}"
+    with kvi.open(both, timeout=5) as store, kvi.open(agents.server.uri, timeout=5) as other:
+        store.get("k")
+        with store.lease(TTL) as lease, store.lock("jobs", ttl=3 * TTL) as lock:
+            store.store("k", "here", lease=lease)
+            agents.agent.kill()
+            killed = monotonic()
+            until(lambda: not lease.alive or monotonic() - killed > 2 * TTL + 2, within=60)
+            assert lease.alive
+            assert lock.held
+            assert other.get("k") is not None
+
+
 def test_restart_of_the_agent() -> None:
     """A server that comes back has the lock with the holder, or keeps it from all for a while."""
     with (
