@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator
 
 import kvi
 import pytest
-from kvi.conformance import TestHandles, TestLeases, TestLocks, TestModel, TestWatches
+from kvi.conformance import (
+    TestHandles,
+    TestLeases,
+    TestLocks,
+    TestModel,
+    TestReadOnly,
+    TestWatches,
+)
 from kvi.flow.scope import Scope
 from kvi.middleware.liveness import Monitored
 from kvi.middleware.namespace import Prefixed
@@ -22,7 +29,7 @@ from kvi.ops import Executor
 
 from tests.support.wrapped import opening_backends
 
-__all__ = ["TestHandles", "TestLeases", "TestLocks", "TestModel", "TestWatches"]
+__all__ = ["TestHandles", "TestLeases", "TestLocks", "TestModel", "TestReadOnly", "TestWatches"]
 
 pytestmark = pytest.mark.slow
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -31,6 +32,7 @@ __all__ = [
     "BackendInfo",
     "ObservedOperation",
     "hookimpl",
+    "kvi_backup",
     "kvi_describe",
     "kvi_open",
     "kvi_operation",
@@ -87,6 +89,15 @@ def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:  # type: 
     ``read_only`` (core lets nothing through that could write; a store that is a file may also open
     what it may not write to, and must create nothing); the namespace has been taken off and is
     added by core. Must not block on a server: the first operation does.
+    """
+
+
+@hookspec(firstresult=True)
+def kvi_backup(uri: StoreUri, target: Path, replace: bool) -> None:
+    """Copy the whole store, while others use it, to the file ``target``, as of one moment.
+
+    Optional: for stores that are a file. ``target`` is there once it is whole; one that was there
+    before is refused (`InvalidArgument`) unless ``replace``. The store is only read.
     """
 
 

@@ -11,7 +11,11 @@ not share with its parent. What `kvi_open` of its plugin returns is an object of
 
 What a primitive may rely on, and must do:
 
-* Keys, bounds, values, transactions and time-outs have been checked against ``capabilities``.
+* Keys, bounds, values, transactions and time-outs have been checked against ``capabilities``:
+  those of the object, which may differ from the ones that its plugin declares (a server may have
+  other limits). They are read when the store is opened, and must not change after that.
+* The number that a `Compare` names is never negative: up to 2**63 - 1 for revisions and versions,
+  of any size for a lease. One that the store cannot hold compares as a number all the same.
 * ``timeout`` is in seconds, above 0, and bounds the whole primitive (for ``_range``: each page).
 * It may be called from any number of threads at once.
 * It raises errors of `kvi.errors` only, without operation, key or URI; it does not check whether
@@ -112,8 +116,11 @@ class Primitives(ABC):
         """Grant a lease that ends at the earliest ``ttl`` seconds after the call, unless renewed.
 
         ``ttl`` is not above ``capabilities.lease_max_ttl``; the store may grant a longer one. Once
-        the lease ends, by itself or revoked, the keys stored with it vanish in one revision. If the
-        answer is lost, raises `OutcomeUnknown`: a lease without keys may be left, and ends.
+        the lease ends, by itself or revoked, the keys stored with it vanish in one revision.
+
+        Raises `Unavailable` or `Timeout` if surely nothing was granted. If the answer is lost,
+        raises `OutcomeUnknown`, and is called again while there is time: a lease without keys may
+        be left, and ends by itself.
         """
 
     @abstractmethod
@@ -126,9 +133,10 @@ class Primitives(ABC):
 
     @abstractmethod
     def _lease_revoke(self, lease: int, timeout: float) -> None:
-        """End a lease now, and with it its keys; one that has ended is no error.
+        """End a lease now, and with it its keys; one that has ended, or never was, is no error.
 
-        If the answer is lost, raises `OutcomeUnknown`; it is called again then.
+        Raises `Unavailable` or `Timeout` if it surely goes on. If the answer is lost, raises
+        `OutcomeUnknown`. It is called again after each of them, so twice must do what once does.
         """
 
     @abstractmethod

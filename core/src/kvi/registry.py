@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pluggy
 
@@ -19,8 +20,10 @@ from kvi.discovery import GROUP, Claim, all_claims, claims_on
 from kvi.errors import (
     AmbiguousBackend,
     BackendLoadError,
+    InvalidArgument,
     InvalidOption,
     KviError,
+    NotSupported,
     UnknownBackend,
 )
 from kvi.flow.scope import Scope
@@ -34,7 +37,7 @@ from kvi.port import Runtime
 from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
-__all__ = ["InstalledBackend", "backends", "open_scope"]
+__all__ = ["InstalledBackend", "back_up", "backends", "open_scope"]
 
 _PACKAGES = {
     "mem": "kvi-memory",
@@ -182,19 +185,48 @@ def open_scope(runtime: Runtime, uri: str, options: Mapping[str, object]) -> Sco
     try:
         parsed = StoreUri.parse(uri)
         shown = parsed.redacted
-        plugin = _registry.plugin(parsed.backend)
+        plugin = _plugin_for(parsed)
         info = plugin.info
-        if parsed.scheme not in info.schemes:
-            raise UnknownBackend(
-                f"the backend {parsed.backend!r} does not know the scheme {parsed.scheme!r}; "
-                f"its schemes are {', '.join(info.schemes)}"
-            )
         parsed = parsed.showing(option.name for option in info.options if not option.secret)
         shown = parsed.redacted
         return _scope_of(runtime, plugin, parsed, options)
     except KviError as error:
         error.operation, error.uri = "open", shown
         raise
+
+
+def back_up(uri: str, target: str | os.PathLike[str], *, replace: bool = False) -> None:
+    """Copy the store at ``uri``, while others use it, to a file, as its plugin does that.
+
+    Raises `NotSupported` where the plugin cannot, `InvalidArgument` for a part of a store or a
+    target that is there (unless ``replace``), and what reading the store does.
+    """
+    shown = None
+    try:
+        parsed = StoreUri.parse(uri)
+        shown = parsed.redacted
+        plugin = _plugin_for(parsed)
+        if not plugin.hooks.kvi_backup.get_hookimpls():
+            raise NotSupported(
+                f"a store of {plugin.info.name} is no file that could be copied; "
+                "kvi export writes the entries of any store"
+            )
+        if resolve((*COMMON, *plugin.info.options), parsed, {})["namespace"] is not None:
+            raise InvalidArgument("a backup is of a whole store: leave out the namespace")
+        plugin.hooks.kvi_backup(uri=parsed, target=Path(target), replace=replace)
+    except KviError as error:
+        error.operation, error.uri = "backup", shown
+        raise
+
+
+def _plugin_for(uri: StoreUri) -> _Plugin:
+    plugin = _registry.plugin(uri.backend)
+    if uri.scheme not in plugin.info.schemes:
+        raise UnknownBackend(
+            f"the backend {uri.backend!r} does not know the scheme {uri.scheme!r}; "
+            f"its schemes are {', '.join(plugin.info.schemes)}"
+        )
+    return plugin
 
 
 def _scope_of(

@@ -14,6 +14,8 @@ WRITES: list[Callable[[kvi.Kvi], object]] = [
     lambda s: s.delete("k"),
     lambda s: s.delete("none"),
     lambda s: s.delete_range(prefix="k"),
+    lambda s: s.delete_range("k", "k"),
+    lambda s: s.delete_range(end=""),
     lambda s: s.tas("k", "v", "w"),
     lambda s: s.tas("k", "not this", "w"),
     lambda s: s.cas("k", 10_000, "w"),
@@ -84,6 +86,34 @@ def test_reservations_are_refused() -> None:
         pytest.raises(kvi.PermissionDenied),
     ):
         backend.reserve("k", "v", 10)
+
+
+def test_a_refusal_is_no_sign_of_life() -> None:
+    """What is refused here proves nothing of the store, and no observer sees it."""
+    with kvi.Backend("etcd://127.0.0.1:1?read_only=yes") as backend:
+        with pytest.raises(kvi.PermissionDenied):
+            backend.store("k", "w")
+        assert not backend.alive
+    with kvi.Backend("mem:read_only?read_only=yes") as backend:
+        with pytest.raises(kvi.PermissionDenied):
+            backend.store("k", "w")
+        assert not backend.alive
+        backend.ping()
+        assert backend.alive
+
+
+def test_entities_that_are_known_are_not_created() -> None:
+    """`Loader.lock_or_create` could write, and is told so on any data."""
+    with kvi.open("mem:read_only") as writer, kvi.open("mem:read_only", read_only=True) as store:
+        writer.store("e/1", "1")
+        loader = kvi.Loader(store, "e", kvi.TextCodec(), lambda text: text)
+        loader.load()
+        with pytest.raises(kvi.PermissionDenied) as caught:
+            loader.lock_or_create("1")
+        assert (caught.value.operation, caught.value.key) == ("lock_or_create", "e/1")
+        handle = loader.lock("1", timeout=0)
+        assert handle is not None
+        assert handle.value == "1"
 
 
 @pytest.mark.parametrize("value", ["maybe", 7, ""])

@@ -72,3 +72,39 @@ def test_nothing_is_overwritten(tmp_path: Path, path: Path, store: kvi.Kvi) -> N
             backup(tmp_path / source, tmp_path / "copy.db")
     assert not (tmp_path / "copy.db").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_is_replaced_when_asked_for(tmp_path: Path, path: Path, store: kvi.Kvi) -> None:
+    """Once the copy is whole, behind a link; but nothing that is no file, or a store in use."""
+    store.store("k", "v")
+    (tmp_path / "there").write_bytes(b"data")
+    (tmp_path / "link").symlink_to("there")
+    backup(path, tmp_path / "link", replace=True)
+    with kvi.open(f"sqlite:{tmp_path}/there", read_only=True) as copy:
+        assert copy.get("k") is not None
+    assert (tmp_path / "link").is_symlink()
+    for target in (path, tmp_path):
+        with pytest.raises(kvi.InvalidArgument):
+            backup(path, target, replace=True)
+    assert store.get("k") is not None
+
+
+@pytest.mark.parametrize("beside", ["-wal", "-shm", "-journal"])
+def test_remains_of_another_store_are_refused(
+    tmp_path: Path, path: Path, store: kvi.Kvi, beside: str
+) -> None:
+    """SQLite would take the log of a former store of that name for the copy's."""
+    store.store("k", "v")
+    (tmp_path / f"copy.db{beside}").write_bytes(b"left")
+    for replace in (False, True):
+        with pytest.raises(kvi.InvalidArgument, match=beside):
+            backup(path, tmp_path / "copy.db", replace=replace)
+    assert not (tmp_path / "copy.db").exists()
+
+
+def test_copy_is_as_private_as_the_store(tmp_path: Path, path: Path, store: kvi.Kvi) -> None:
+    """Nobody may read the copy who may not read the store."""
+    store.store("k", "v")
+    path.chmod(0o600)
+    backup(path, tmp_path / "copy.db")
+    assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600

@@ -54,6 +54,7 @@ _COMMANDS = {  # each with its module, and what the help says of it
     "export": ("moving", "Write entries to a file, as JSON Lines."),
     "import": ("moving", "Store the entries of an export."),
     "copy": ("moving", "Copy entries from one store to another."),
+    "backup": ("backup", "Copy a SQLite store to a file, while it is in use."),
     "backends": ("looking", "Show the installed plugins and what their stores can do."),
     "doctor": ("looking", "Check whether the store can be used, step by step."),
     "ping": ("looking", "Ask whether the store answers."),
@@ -88,6 +89,7 @@ class Context:
     uri_from_file: str | None = None
     namespace: str | None = None
     timeout: float | None = None
+    read_only: bool = False
     json: bool = False
     debug: bool = False
     opened: list[kvi.Kvi] = field(default_factory=list)
@@ -108,7 +110,7 @@ class Context:
     @property
     def store_uri(self) -> str:
         """The store to use: the one that is named, or the user's own file."""
-        return self.named_uri or default_uri()
+        return self.named_uri or default_uri(make=not self.read_only)
 
     def named(self) -> dict[str, str]:
         """The environment that lets a command use the same store."""
@@ -136,6 +138,9 @@ class Context:
         if self.timeout is not None:
             options.setdefault("timeout", self.timeout)
             uri = without(uri, "timeout")  # what is typed counts
+        if self.read_only:
+            options["read_only"] = True
+            uri = without(uri, "read_only")
         if "retry" in options and uri != without(uri, "retry"):
             del options["retry"]
         store = kvi.open(uri, **options)
@@ -158,13 +163,14 @@ def without(uri: str, option: str) -> str:
     return before + mark * bool(kept) + "&".join(kept)
 
 
-def default_uri() -> str:
-    """The SQLite file in the user's data directory; its folder is made if it is not there."""
+def default_uri(*, make: bool = True) -> str:
+    """The SQLite file in the user's data directory; ``make``: its folder, if it is not there."""
     import platformdirs  # costs a little, and only those who name no store need it
 
     folder = platformdirs.user_data_path("kvi", appauthor=False)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if make:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise Failed(
             f"cannot make {folder}: {error.strerror}; name a store with --uri or KVI_URI"
@@ -243,6 +249,12 @@ def common(function: F) -> F:
         option(["--json"], "Print JSON, one object a line.", is_flag=True),
         option(
             ["--timeout"], "How long a call may take. Default: 5.", type=float, metavar="SECONDS"
+        ),
+        option(
+            ["--read-only"],
+            "Refuse whatever could write, also by the variable KVI_READ_ONLY.",
+            is_flag=True,
+            envvar="KVI_READ_ONLY",
         ),
         option(["--namespace"], "See only the keys below NAME/.", metavar="NAME"),
         option(

@@ -118,6 +118,17 @@ def _steps(store: kvi.Kvi, own: kvi.Kvi) -> list[tuple[str, Callable[[], object]
         if own.get("t") is not None:
             raise kvi.Unavailable("a temporary key is still there")
 
+    def look() -> None:
+        with own.watch("k", initial=True):
+            pass
+
+    if store._scope.read_only:
+        return [
+            ("connect", lambda: store.ping()),
+            ("read", lambda: own.get("k")),
+            ("list", lambda: list(own.range())),
+            ("watch", look),
+        ]
     return [
         ("connect", lambda: store.ping()),
         ("write", write),
@@ -135,7 +146,8 @@ def _steps(store: kvi.Kvi, own: kvi.Kvi) -> list[tuple[str, Callable[[], object]
 def doctor_(context: Context) -> int:
     """Check whether the store can be used, step by step, and what to do about each failure.
 
-    Writes a few keys below a name of its own, and removes them. Exit code 3 if a step fails.
+    Writes a few keys below a name of its own, and removes them; with --read-only, it only reads.
+    Exit code 3 if a step fails.
     """
     failed = False
 
@@ -255,6 +267,11 @@ def conformance_(
         context.uri, context.uri_from_file = store, None
     if context.namespace is not None or context.timeout is not None:
         raise click.UsageError("The suite takes a whole store: no --namespace, no --timeout.")
+    if context.read_only:
+        raise kvi.PermissionDenied(
+            "the suite writes, and deletes everything; run it without --read-only",
+            operation="conformance",
+        )
     if context.named_uri is None:
         raise click.UsageError("Name the store: everything in it is deleted.")
     try:
@@ -301,8 +318,13 @@ def bench_(context: Context, seconds: float, size: int) -> int:
     name = f"kvi-bench-{secrets.token_hex(4)}"
     own = store.namespace(name)
     value = b"x" * size
+    clean = False
     try:
-        own.store("k", value)
+        try:
+            own.store("k", value)
+        except kvi.PermissionDenied:
+            clean = True
+            raise
         measured = [
             ("ping", lambda: store.ping()),
             ("get", lambda: own.get("k")),
@@ -334,7 +356,8 @@ def bench_(context: Context, seconds: float, size: int) -> int:
             )
     finally:
         try:
-            own.delete_range(prefix="")
+            if not clean:
+                own.delete_range(prefix="")
         except kvi.KviError:
             click.echo(f"kvi: keys are left: kvi del --prefix {name}/", err=True)
     if not context.json:

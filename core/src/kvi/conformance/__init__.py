@@ -73,6 +73,7 @@ __all__ = [
     "TestNamespaces",
     "TestOptions",
     "TestRange",
+    "TestReadOnly",
     "TestRevisions",
     "TestStore",
     "TestTas",

@@ -37,6 +37,7 @@ SECTIONS = (
             Rule("handle.open", "Opening does not wait for a server that is away; the first operation does, within its time-out."),
             Rule("handle.options", "An unknown option or a bad value is `InvalidOption`, which names it."),
             Rule("handle.timeout", "Every call takes `timeout=`, bounds itself by it, and refuses a bad one before anything is sent."),
+            Rule("handle.read-only", "With `read_only=True` reads work, and everything that could write raises `PermissionDenied` and writes nothing: through a handle, a view, a `Backend` and a `Loader`."),
             Rule("handle.ping", "`ping()` asks the store now, and changes nothing."),
             Rule("handle.threads", "Any number of threads may use one handle at once."),
             Rule("handle.closed", "After `close()` every call that would touch the store raises `Closed`; closing again does nothing."),

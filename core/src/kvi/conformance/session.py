@@ -95,6 +95,12 @@ def run(
 def _look(uri: str, erase: bool) -> tuple[str, Capabilities]:
     """The store's redacted URI and its capabilities; refuses one that is not empty."""
     with kvi.open(uri) as store:
+        if store._scope.read_only:
+            raise kvi.PermissionDenied(
+                "the suite writes, and deletes everything: open the store without read_only",
+                operation="conformance",
+                uri=store.uri,
+            )
         if not erase and (count := store.count()):
             raise kvi.InvalidArgument(
                 f"the store holds {count} keys, and the suite deletes everything: "

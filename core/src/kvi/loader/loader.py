@@ -232,7 +232,7 @@ class Loader(Generic[K, V]):
             slot, held = await records.take(port, wanted)
             try:
                 known, created = slot.known, False
-                if known is None or slot.doubt:
+                if known is None or slot.doubt or records.store._scope.read_only:
                     known, created = await records.create(port, slot, entity)
                 return Handle(records, slot, held, known), created
             except BaseException:

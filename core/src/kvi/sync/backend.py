@@ -30,6 +30,7 @@ from kvi.flow.scope import Scope
 from kvi.middleware.liveness import Monitored
 from kvi.middleware.namespace import check_name
 from kvi.middleware.observe import Observed
+from kvi.middleware.read_only import ReadOnly
 from kvi.middleware.retry import Retrying
 from kvi.model import RangeResult
 from kvi.ops import PingOp
@@ -179,6 +180,8 @@ class Backend(Kvi):
         executor = Retrying(scope.executor, policy, scope.uri, lambda: scope.closed)
         self._monitored = Monitored(Observed(executor, scope.uri), interval, lambda: scope.closed)
         scope.executor = self._monitored
+        if scope.read_only:
+            scope.executor = ReadOnly(scope.executor)  # a refusal proves nothing of the store
         scope.executor = self._reservations = Reservations(scope)
         scope.primitives._listen(self._monitored.failed)
         self._channel = LivenessChannel(scope)

@@ -210,7 +210,9 @@ class Kvi(Face):
                 raise InvalidArgument(
                     'delete_range needs start=, end= or prefix=; prefix="" deletes everything'
                 )
-            return 0 if span.empty else self._do(DeleteRangeOp(span), timeout)
+            if span.empty and not self._scope.read_only:
+                return 0
+            return self._do(DeleteRangeOp(span), timeout)
         except KviError as error:
             raise self._placed(error, "delete_range", prefix if start is None else start)
 

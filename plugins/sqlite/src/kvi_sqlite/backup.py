@@ -17,23 +17,26 @@ from kvi.errors import InvalidArgument
 from kvi_sqlite.connection import Connection, Pool
 
 
-def backup(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+def backup(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, replace: bool = False
+) -> None:
     """Copy the store in the file ``source``, as of one moment, to the new file ``target``.
 
     Others may read and write the store meanwhile. ``target`` is there once it is whole and on the
-    disk; opened, it is a store like another: leases go on as if nobody had renewed them since.
+    disk; opened, it is a store like another: leases go on as if nobody had renewed them since. No
+    more users may read it than the store. With ``replace`` a file that is there is replaced then,
+    but not the store itself, nor what seems to be in use.
 
-    Raises `InvalidArgument` if ``target`` is there or its directory is not, `Unavailable` and
-    `PermissionDenied` as reading a store does.
+    Raises `InvalidArgument` if ``target`` is refused or its directory is not there, `Unavailable`
+    and `PermissionDenied` as reading a store does.
     """
-    goal = Path(target).absolute()
-    if os.path.lexists(goal) or not goal.parent.is_dir():
-        raise InvalidArgument(f"{goal} is not the name of a new file in a directory that exists")
+    origin = Path(source).absolute()
+    goal = _checked(origin, Path(target).absolute(), replace)
     part = goal.with_name(f".{goal.name}.{os.getpid()}.part")
-    pool = Pool(Path(source).absolute(), read_only=True)
+    pool = Pool(origin, read_only=True)
 
     def work(connection: Connection) -> None:
-        part.unlink(missing_ok=True)  # of an attempt that came into the middle of a write
+        _make(part, origin, goal)
         copy = sqlite3.connect(part)
         try:
             connection.backup(copy)
@@ -42,8 +45,38 @@ def backup(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> No
 
     try:
         pool.read(work, inf)
-        part.rename(goal)
+        _checked(origin, goal, replace)  # it took a while
+        part.replace(goal)
     finally:
         pool.close(lambda _: None)
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _checked(source: Path, target: Path, replace: bool) -> Path:
+    """Where the copy is to be, behind all links."""
+    if not target.parent.is_dir() or (os.path.lexists(target) and not replace):
+        raise InvalidArgument(f"{target} is not the name of a new file in a directory that exists")
+    goal = Path(os.path.realpath(target))
+    if goal.exists():
+        if not goal.is_file():
+            raise InvalidArgument(f"{goal} is no file, and cannot be replaced")
+        if source.exists() and goal.samefile(source):
+            raise InvalidArgument(f"{goal} is the store itself")
+    for beside in ("-wal", "-shm", "-journal"):  # SQLite would take it for a part of the copy
+        if os.path.lexists(f"{goal}{beside}"):
+            raise InvalidArgument(
+                f"{goal}{beside} is there: {goal} is a store that is in use, or was not closed; "
+                "choose another name, or remove both if nobody needs them"
+            )
+    return goal
+
+
+def _make(part: Path, source: Path, goal: Path) -> None:
+    """An empty file with the permissions of the source, as far as the umask goes."""
+    try:
+        part.unlink(missing_ok=True)  # of an attempt that came into the middle of a write
+        mode = source.stat().st_mode & 0o777 | 0o600
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+    except OSError as error:
+        raise InvalidArgument(f"{goal} cannot be written: {error.strerror}") from error

@@ -48,6 +48,14 @@ def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
     )
 
 
+@hookimpl
+def kvi_backup(uri: StoreUri, target: Path, replace: bool) -> None:
+    """Copy the file; see `kvi_sqlite.backup`."""
+    from kvi_sqlite.backup import backup  # only who copies needs it
+
+    backup(path_of(uri), target, replace=replace)
+
+
 def path_of(uri: StoreUri) -> Path:
     """The absolute path of the file, as of now: a later change of directory does not move it."""
     if uri.hosts:
