@@ -72,16 +72,21 @@ class Account:
         return next(times, inf) - strike.time
 
     @property
-    def bound(self) -> float:
-        """Seconds after which the store has freed what belonged to the dead, and it was seen."""
+    def gone_within(self) -> float:
+        """Seconds after which a key of the dead has vanished, and it was seen."""
         return self.capabilities.lease_expiry_factor * self.job.ttl + 1 + SLACK
+
+    @property
+    def freed_within(self) -> float:
+        """Seconds after which another one has the lock of the dead."""
+        return self.gone_within + self.capabilities.lock_delay_factor * self.job.ttl
 
     def checks(self) -> Iterator[Check]:
         """All that was promised."""
         yield Check(
             f"members: {', '.join(self.members)}; the key of the one who was killed vanished "
             f"after {self.gone_after:.1f} s",
-            self.members == sorted(self.workers) and self.gone_after <= self.bound,
+            self.members == sorted(self.workers) and self.gone_after <= self.gone_within,
         )
         for crew in CREWS:
             yield from self._struck(crew, self.strikes[crew])
@@ -96,7 +101,7 @@ class Account:
         yield Check(
             f"crew {crew}: {victim.worker} was {strike.what} holding the lock, fence "
             f"{victim.fence}; {strike.after:.1f} s later {heir.worker} had it, fence {heir.fence}",
-            heir.fence > victim.fence and strike.after <= self.bound,
+            heir.fence > victim.fence and strike.after <= self.freed_within,
         )
         if strike.what == "stopped":
             late = [
