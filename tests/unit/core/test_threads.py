@@ -367,7 +367,7 @@ def use(store: kvi.Kvi) -> None:
 
 def test_main_thread_is_never_inside_a_primitive() -> None:
     """It runs those alone that the backend has named as safe to be interrupted anywhere."""
-    primitives = Located(kvi.open("mem:"))
+    primitives = Located(kvi.open("mem:located"))
     with opened(primitives) as store:
         use(store)
     where = set(primitives.seen)
@@ -386,7 +386,7 @@ def test_other_threads_run_their_own_calls() -> None:
             seen.append(threading.current_thread().name)
             return super()._get(key, timeout)
 
-    with opened(Noting(kvi.open("mem:"))) as store:
+    with opened(Noting(kvi.open("mem:noting"))) as store:
         thread = threading.Thread(target=lambda: store.get("k"), name="caller's")
         thread.start()
         thread.join(20)

@@ -200,14 +200,15 @@ def test_end_of_a_huge_lease_holds_nobody_up(path: Path, store: kvi.Kvi) -> None
     pass_time(path)
     longest = 0.0
     calls = 0
-    assert store.get("l/0000001", timeout=0.5) is None
+    begun = time.monotonic()
+    assert store.get("l/0000001") is None
     while buried(path):
         began = time.monotonic()
-        store.store("k", "v", timeout=0.5)
+        store.store("k", "v")
         longest = max(longest, time.monotonic() - began)
         calls += 1
     assert calls > 3
-    assert longest < 0.5
+    assert longest < (time.monotonic() - begun) / 2, "one call waited for most of it"
     assert len(deletes(path)) == keys
 
 

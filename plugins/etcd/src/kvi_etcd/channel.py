@@ -30,7 +30,7 @@ import grpc
 from kvi.errors import Unavailable
 
 from kvi_etcd import wire_pb2 as pb
-from kvi_etcd.client import STUBS
+from kvi_etcd.client import STUBS, Pems
 from kvi_etcd.errors import translate
 
 Method = Callable[..., Any]
@@ -60,6 +60,7 @@ class Endpoint:
     Attributes:
         at: which of the endpoints.
         client: the ``etcd3`` client.
+        pems: the files for TLS that it was made with.
         made: when, by the monotonic clock.
         token: of the latest login; ``None`` before one.
 
@@ -76,6 +77,7 @@ class Endpoint:
         "login",
         "made",
         "metadata",
+        "pems",
         "proven",
         "put",
         "range",
@@ -86,9 +88,17 @@ class Endpoint:
         "watch",
     )
 
-    def __init__(self, client: Any, at: int, token: Token | None, unused: SimpleQueue[Any]) -> None:
+    def __init__(
+        self,
+        client: Any,
+        at: int,
+        token: Token | None,
+        pems: Pems | None,
+        unused: SimpleQueue[Any],
+    ) -> None:
         """``unused`` gets the client once nobody uses the endpoint any more."""
         self.client = client
+        self.pems = pems
         self.made = time.monotonic()
         self._unused = unused
         self.at = at

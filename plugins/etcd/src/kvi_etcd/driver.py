@@ -195,7 +195,7 @@ class Connection:
             happened = self._noted(endpoint, error)
             if happened is Happened.SILENT:
                 self._replace(endpoint)
-            if happened is not Happened.UNREACHED or not self._renew_files():
+            if happened is not Happened.UNREACHED or not self._renew_files(endpoint):
                 self._move_on(endpoint)
             raise _told(error, happened, Step.NEXT, write=False) from error
         except ValueError as error:
@@ -279,7 +279,7 @@ class Connection:
                     raise self._shut(closed) from closed
             sent = way.sent
             happened = self._noted(endpoint, error)
-            if happened is Happened.UNREACHED and self._renew_files():
+            if happened is Happened.UNREACHED and self._renew_files(endpoint):
                 endpoint, error = self._current(), None
                 continue
             decision = way.decide(happened, time.monotonic())
@@ -398,8 +398,11 @@ class Connection:
             if self._endpoint is suspicious:
                 self._endpoint = None
 
-    def _renew_files(self) -> bool:
-        """Read the files for TLS again; if they were renewed, all channels are made anew."""
+    def _renew_files(self, failed: Endpoint) -> bool:
+        """Read the files for TLS again; whether ``failed`` was made with others than there are now.
+
+        If they were renewed, all channels are made anew.
+        """
         if self._tls is None:
             return False
         try:
@@ -408,7 +411,7 @@ class Connection:
             return False
         with self._lock:
             if pems == self._pems:
-                return False
+                return failed.pems != pems
             self._pems = pems
             outdated = list(self._endpoints.values())
         for endpoint in outdated:
@@ -433,7 +436,7 @@ class Connection:
         if endpoint is None:
             client = connect(*self._places[at], self._pems)
             token = WITH_LEADER if self._credentials is None else None
-            endpoint = self._endpoints[at] = Endpoint(client, at, token, self._unused)
+            endpoint = self._endpoints[at] = Endpoint(client, at, token, self._pems, self._unused)
             self._clients.add(client)
         self._endpoint = endpoint
         return endpoint

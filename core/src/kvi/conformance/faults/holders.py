@@ -167,7 +167,9 @@ class Holders(Faulty):
         if not store.capabilities.durable:
             faults = [fault for fault in faults if fault != "kill"]
         ttl = max(store.capabilities.lease_min_ttl, OUTLIVES if faults else SHORT)
-        lock, lease = store.lock("mine", ttl=ttl), store.lease(ttl)
+        # Where a holder counts on a part of its ttl only, that part is as long.
+        for_lock = ttl / (store.capabilities.lock_delay_factor or 1)
+        lock, lease = store.lock("mine", ttl=for_lock), store.lease(ttl)
         assert lock.acquire(LONG)
         store.store("leased", b"", lease=lease)
         member = store.temp_key("mine/member", ttl=ttl)
