@@ -9,6 +9,7 @@ from pathlib import Path
 import kvi
 import pytest
 from kvi import Put
+from kvi_sqlite import schema
 from kvi_sqlite.backup import backup
 
 from tests.support.inside import inmost
@@ -57,6 +58,18 @@ def test_copy_of_a_store_at_rest(tmp_path: Path, path: Path, uri: str) -> None:
     connection = sqlite3.connect(tmp_path / "copy.db")
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
+
+
+def test_copy_of_a_store_with_a_long_log(tmp_path: Path, path: Path, store: kvi.Kvi) -> None:
+    """As a busy writer, or one that crashed, leaves it: a thread of its own opens it then."""
+    store.ping()
+    inmost(store)._pool.chores = lambda: None  # nothing copies the log into the file
+    store.store("k", b"v" * schema.WAL_KEPT)
+    store.store("last", "w")
+    assert path.with_name(path.name + "-wal").stat().st_size > schema.WAL_KEPT
+    backup(path, tmp_path / "copy.db")
+    with kvi.open(f"sqlite:{tmp_path}/copy.db") as copy:
+        assert [entry.key for entry in copy.range(keys_only=True)] == ["k", "last"]
 
 
 def test_nothing_is_overwritten(tmp_path: Path, path: Path, store: kvi.Kvi) -> None:

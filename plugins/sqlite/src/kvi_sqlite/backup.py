@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sqlite3
 from contextlib import suppress
-from math import inf
 from pathlib import Path
+from time import monotonic
 
 from kvi.errors import InvalidArgument
+from kvi.options import MAX_SECONDS
 
 from kvi_sqlite.connection import Connection, Pool
 
@@ -44,7 +45,7 @@ def backup(
             copy.close()
 
     try:
-        pool.read(work, inf)
+        pool.read(work, monotonic() + MAX_SECONDS)  # it takes as long as it takes
         _checked(origin, goal, replace)  # it took a while
         part.replace(goal)
     finally:
