@@ -48,7 +48,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from kvi.clock import now
-from kvi.errors import NotSupported
 from kvi.log import log
 from kvi.port import Cancelled, Flow, Kept, Performable, Port, run
 
@@ -404,7 +403,6 @@ class Threads:
     """The runtime of a handle and its views; see the module. Safe for threads."""
 
     def __init__(self) -> None:
-        _refuse_green_threads()
         self._flows = _Flows()
         self._reads = _Pool("kvi-reads", 2, 64, self.at)
         self._work = _Pool("kvi-work", 1, 8, self.at)
@@ -640,22 +638,6 @@ def _is_importing() -> bool:
             return True
         here = here.f_back
     return False
-
-
-def _refuse_green_threads() -> None:
-    """Raise `NotSupported` where "threads" take turns, and one that waits in C stops them all."""
-    for module, name, asked in (
-        ("gevent.monkey", "is_module_patched", "threading"),
-        ("eventlet.patcher", "is_monkey_patched", "thread"),
-    ):
-        patcher = sys.modules.get(module)
-        if patcher is not None and getattr(patcher, name)(asked):
-            library = module.partition(".")[0]
-            raise NotSupported(
-                f"{library} has replaced the threads of this process, and kvi needs real ones: "
-                "leave them alone, as by monkey_patch(thread=False), or use kvi in a process of "
-                "its own"
-            )
 
 
 def is_main() -> bool:

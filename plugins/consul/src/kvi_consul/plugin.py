@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kvi.errors import InvalidOption
+from kvi.backend.green import replaced_threads
+from kvi.errors import InvalidOption, NotSupported
 from kvi.hookspecs import BackendInfo, hookimpl
 from kvi.options import Option
 from kvi.primitives import Primitives
@@ -55,6 +56,8 @@ def kvi_describe() -> BackendInfo:
 def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
     """Open the store of the agents; nothing is sent yet."""
     first, *others = _agents(uri)
+    if replaced_threads() == "eventlet":
+        raise NotSupported("the sockets of eventlet lack what a Consul store needs; use gevent")
     transport = Transport(
         *first,
         *others,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-from kvi.errors import InvalidOption
+from kvi.backend.green import replaced_threads
+from kvi.errors import InvalidOption, NotSupported
 from kvi.hookspecs import BackendInfo, hookimpl
 from kvi.options import Option
 from kvi.primitives import Primitives
@@ -42,6 +44,14 @@ def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
         raise InvalidOption("an etcd URI names a host; write etcd://host:2379")
     if (uri.username is None) != (uri.password is None):
         raise InvalidOption("an etcd user needs a password; write etcd://user:password@host:2379")
+    library = replaced_threads()
+    if library == "eventlet":
+        raise NotSupported("gRPC, and so etcd, does not work with the threads of eventlet")
+    if library == "gevent" and "grpc.experimental.gevent" not in sys.modules:
+        raise NotSupported(
+            "gevent has replaced the threads, and gRPC does not know; call "
+            "grpc.experimental.gevent.init_gevent() behind monkey.patch_all()"
+        )
     return EtcdKvi(
         uri.redacted,
         [(host, port or DEFAULT_PORT) for host, port in uri.hosts],
