@@ -25,7 +25,7 @@ from kvi_memory.store import MemoryKvi
 from tests.support.forking import in_child
 from tests.unit.memory import interrupted
 
-WHERE = ("kvi_memory", "sortedcontainers", "kvi/policy")
+WHERE = ("kvi_memory", "sortedcontainers", "kvi/policy", "kvi/mutex")
 """What is interrupted: all that runs while the store's lock is held, apart from `wake`."""
 
 _numbers = itertools.count()

@@ -16,7 +16,6 @@ it took.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator
 from math import inf
@@ -32,6 +31,7 @@ from kvi.middleware.namespace import check_name
 from kvi.middleware.observe import Observed
 from kvi.middleware.retry import Retrying
 from kvi.model import RangeResult
+from kvi.mutex import Mutex
 from kvi.ops import PingOp
 from kvi.options import check_timeout
 from kvi.policy.lease import check_ttl
@@ -56,7 +56,7 @@ class LivenessChannel:
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._items: deque[bool] = deque(maxlen=SIZE)
         self._lending: Lending[bool] = Lending()
         self._readers: list[ThreadSignal] = []
