@@ -6,7 +6,7 @@ PROJECTS := pyproject.toml core/pyproject.toml $(PLUGINS:%=plugins/%/pyproject.t
 PYTEST := $(BIN)/python -m pytest -q
 SERVERS := $(BIN)/python -m tests.servers
 
-.PHONY: help demo test check lint types conformance reports simulate soak bench proto clean
+.PHONY: help demo test check lint types conformance reports simulate soak bench proto fresh clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ proto: ## make the messages of the etcd plugin and of an example anew from their
 	  --python_out=. --pyi_out=. kvi_etcd/wire.proto
 	build/proto/bin/python -m grpc_tools.protoc -I. \
 	  --python_out=. --pyi_out=. docs/examples/device_agent/device.proto
+
+# Needs root and debootstrap; ONLY=demo, or other targets, in place of both.
+fresh: ## make demo and make test on a new Debian: make fresh DEBIAN=bookworm|trixie|sid [ONLY=demo]
+	@tests/fresh.sh $(or $(DEBIAN),$(error which Debian? make fresh DEBIAN=trixie)) $(or $(ONLY),demo test)
 
 clean: ## remove what the targets above have made here
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache

@@ -7,7 +7,6 @@ entry points of the installed distributions, so that installing one more needs n
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from kvi.hookspecs import INTERFACE, PROJECT, BackendInfo
 from kvi.middleware.namespace import check_name
 from kvi.middleware.read_only import ReadOnly
 from kvi.middleware.retry import Retrying
+from kvi.mutex import Mutex
 from kvi.options import COMMON, resolve
 from kvi.policy.retry import RetryPolicy
 from kvi.port import Runtime
@@ -106,7 +106,7 @@ class _Registry:
             self._lock.release()
 
     def _renew_lock(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Mutex()
 
     def plugin(self, name: str) -> _Plugin:
         loaded = self._loaded.get(name)

@@ -15,7 +15,6 @@ for yet is in the store, not in memory.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 from kvi.errors import Compacted, Timeout
 from kvi.feed import Batch, Feed, WatchSpec
 from kvi.model import Event, EventType, KeyValue, RangeResult, Scan, Span
+from kvi.mutex import Mutex
 
 if TYPE_CHECKING:
     from kvi.primitives import Primitives
@@ -62,7 +62,7 @@ class HistoryFeed(Feed):
         self._store = store
         self._span = spec.span
         self._open = open_changes
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = Mutex()  # guards the two below
         self._closed = False
         self._changes: Feed | None = None
         self._listing: RangeResult | None = None

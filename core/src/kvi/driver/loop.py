@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from threading import get_ident
@@ -31,6 +30,7 @@ from kvi.clock import now
 from kvi.driver.threads import Closing, Threads, _Pool
 from kvi.errors import Timeout
 from kvi.feed import Feed
+from kvi.mutex import Mutex
 from kvi.port import Flow, Performable, Port
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class _Job(Generic[T]):
         self._op = op
         self._primitives = primitives
         self._deadline = deadline
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._thread: int | None = None  # that it runs on
         self._begun = False
         self._left = False  # nobody waits for it

@@ -49,6 +49,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from kvi.clock import now
 from kvi.log import log
+from kvi.mutex import Mutex
 from kvi.port import Cancelled, Flow, Kept, Performable, Port, run
 
 if TYPE_CHECKING:
@@ -331,7 +332,7 @@ class _Pool:
         self._few = few
         self._most = most
         self._later = later
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._queue: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._pending = 0  # in the queue, or being run
         self._done = 0

@@ -15,7 +15,6 @@ soon as it answers. It never waits, so it is what ``except BaseException`` calls
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 
 from kvi.call import Call
@@ -24,6 +23,7 @@ from kvi.flow.loss import LossState
 from kvi.flow.scope import PASSING, Scope
 from kvi.log import log
 from kvi.model import Compare, Txn
+from kvi.mutex import Mutex
 from kvi.ops import GrantOp, PutOp, RenewOp, RevokeOp, TxnOp
 from kvi.policy.lease import LeaseState, Term
 from kvi.port import Port
@@ -54,7 +54,7 @@ class LeaseFlow:
         self.owner: Callable[[], object | None] | None = None
         self.proof: Compare | None = None
         self._kept = keep_alive
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self.lost = LossState(scope.runtime, self._is_lost)
 
     @classmethod

@@ -31,7 +31,6 @@ that surely worked.
 from __future__ import annotations
 
 import enum
-import threading
 from collections.abc import Callable
 from math import inf
 
@@ -52,6 +51,7 @@ from kvi.flow.loss import LossState
 from kvi.flow.scope import PASSING, Scope
 from kvi.log import log
 from kvi.model import Claim, EventType, Span
+from kvi.mutex import Mutex
 from kvi.ops import ClaimOp, PollOp, ReleaseOp, WatchOp
 from kvi.port import Cancelled, Port
 
@@ -89,7 +89,7 @@ class LockFlow:
         self.claim: Claim | None = None
         self.lost: LossState | None = None
         self._ttl = ttl
-        self._lock = threading.Lock()  # guards the state and what goes with it
+        self._lock = Mutex()  # guards the state and what goes with it
         self._state = LockState.FREE
         self.lease: LeaseFlow | None = None
         self._attempt: _Attempt | None = None  # the last one; an older one has no say

@@ -35,6 +35,7 @@ from kvi.capabilities import Capabilities
 from kvi.errors import Closed, KviError, OutcomeUnknown, Timeout, Unavailable, UsedAfterFork
 from kvi.log import log
 from kvi.middleware.namespace import Prefixed, check_name, narrowed
+from kvi.mutex import Mutex
 from kvi.ops import Direct, Executor, Op, RevokeOp
 from kvi.port import Port, Runtime
 from kvi.primitives import Primitives
@@ -85,7 +86,7 @@ class Ledger:
     """What hangs on a handle and its views: leases, idle leases, watches. Safe for threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._members: dict[Member, None] = {}  # in the order of their coming
         self._idle: list[tuple[Held, float, float]] = []  # ttl asked for, and since when
 

@@ -43,6 +43,7 @@ from kvi.flow.lending import Lending
 from kvi.flow.scope import Scope
 from kvi.log import log
 from kvi.model import Event, EventType
+from kvi.mutex import Mutex
 from kvi.ops import PollOp, WatchOp
 from kvi.port import Port, Signal
 
@@ -122,7 +123,7 @@ class WatchFlow:
         self._kinds = kinds
         self._callback = callback
         self._user_data = user_data
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = Mutex()  # guards what follows
         self._feed: Feed | None = None
         self._batch: Sequence[Event] = ()
         self._position = 0

@@ -32,13 +32,13 @@ was restored counts anew. What was written here after it comes as an event after
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
 from kvi.errors import AlreadyHeld, BadRecord
+from kvi.mutex import Mutex
 from kvi.port import Port, Signal
 
 K = TypeVar("K")
@@ -107,7 +107,7 @@ class Cache(Generic[K, V]):
 
     def __init__(self, following: Callable[[], bool]) -> None:
         self._following = following
-        self._mutex = threading.Lock()
+        self._mutex = Mutex()
         self._slots: dict[str, Slot[K, V]] = {}
         self._bad: dict[str, BadRecord] = {}
         self._tombstones: dict[str, int] = {}

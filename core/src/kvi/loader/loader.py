@@ -20,7 +20,6 @@ known is read from the store.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
@@ -32,6 +31,7 @@ from kvi.loader.handle import Handle, Handles, Ref, hold, lock_in_order
 from kvi.loader.records import Records
 from kvi.middleware.namespace import check_name
 from kvi.model import Event, EventType, KeyValue, Scan, Span
+from kvi.mutex import Mutex
 from kvi.ops import PageOp, RangeOp
 from kvi.port import Port
 from kvi.sync.kvi import Kvi
@@ -110,7 +110,7 @@ class Loader(Generic[K, V]):
             store, prefix, codec, key, name, pack, unpack, self._gets_events
         )
         self._follow = follow
-        self._once = threading.Lock()  # held while loading
+        self._once = Mutex()  # held while loading
         self._loads: int | None = None  # the thread that does
         self._loaded = False
         self._watch: Watch | None = None

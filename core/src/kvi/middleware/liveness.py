@@ -9,13 +9,13 @@ to be told goes to ``post``, which never waits.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 from kvi.call import Call
 from kvi.clock import now as clock
 from kvi.errors import KviError
+from kvi.mutex import Mutex
 from kvi.ops import Executor, Op
 from kvi.policy.liveness import Liveness, verdict
 
@@ -41,7 +41,7 @@ class Monitored:
         self._inner = inner
         self._closed = closed
         self._now = now
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._state = Liveness(interval)
         self._post: Callable[[bool], object] | None = None
 

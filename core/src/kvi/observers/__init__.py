@@ -28,7 +28,6 @@ threads.
 from __future__ import annotations
 
 import os
-import threading
 
 import pluggy
 
@@ -36,18 +35,19 @@ from kvi import hookspecs
 from kvi.errors import InvalidArgument
 from kvi.hookspecs import PROJECT, ObservedOperation
 from kvi.log import log
+from kvi.mutex import Mutex
 
 __all__ = ["GROUP", "register", "unregister"]
 
 GROUP = "kvi.observers"
 
-_lock = threading.Lock()
+_lock = Mutex()
 _loaded = False
 
 
 def _renew_lock() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = Mutex()
 
 
 if hasattr(os, "register_at_fork"):

@@ -16,7 +16,6 @@ it took.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator
 from math import inf
@@ -33,6 +32,7 @@ from kvi.middleware.observe import Observed
 from kvi.middleware.read_only import ReadOnly
 from kvi.middleware.retry import Retrying
 from kvi.model import RangeResult
+from kvi.mutex import Mutex
 from kvi.ops import PingOp
 from kvi.options import check_timeout
 from kvi.policy.lease import check_ttl
@@ -57,7 +57,7 @@ class LivenessChannel:
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._items: deque[bool] = deque(maxlen=SIZE)
         self._lending: Lending[bool] = Lending()
         self._readers: list[ThreadSignal] = []

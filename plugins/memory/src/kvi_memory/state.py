@@ -42,7 +42,6 @@ from __future__ import annotations
 
 import _thread
 import os
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -52,6 +51,7 @@ from typing import TYPE_CHECKING
 from kvi.clock import now
 from kvi.errors import LeaseLost, Unavailable
 from kvi.model import KeyValue, Put, Span, Txn, TxnResult
+from kvi.mutex import Mutex
 from kvi.policy.interest import Interests
 from kvi.policy.txn import Change, choose, perform
 from sortedcontainers import SortedList
@@ -119,7 +119,7 @@ class MemoryState:
 
     def forked(self) -> None:
         """In a child after a fork: forget the parent's threads, and what they hold or wait for."""
-        self.lock = threading.Lock()
+        self.lock = Mutex()
         self.watches: Interests[MemoryChanges] = Interests()
         self.watched = False
         self._reaping = False

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 from pathlib import Path
 
 from kvi.errors import (
@@ -98,10 +99,11 @@ def _obstacle(path: Path) -> str:
     try:
         if path.is_dir():
             return "it is a directory; name a file in it"
-        if not folder.exists():
-            return f"the directory {folder} does not exist; create it"
-        if not folder.is_dir():
+        # Python 3.14 answers no to exists() where it may not look.
+        if not stat.S_ISDIR(folder.stat().st_mode):
             return f"{folder} is not a directory; name another path"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"the directory {folder} does not exist; create it"
     except OSError as error:
         return f"{error.strerror or error}; let this user search the directories above it"
     if not os.access(folder, os.W_OK | os.X_OK):
