@@ -8,7 +8,6 @@ have nothing to bound. An exception that a signal handler raises may end a secti
 
 from __future__ import annotations
 
-import sys
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -38,17 +37,12 @@ CAPABILITIES = Capabilities(
 )
 
 
-# In 3.14 an exception right behind a lock's `__enter__` misses its `__exit__` (cpython 148874).
-_LOCKS_END = sys.version_info[:2] != (3, 14)
-_WHOLE = frozenset(
-    ("get", "store", "delete", "txn", "range", "range_page", "count", "delete_range", "ping")
-)
-
-
 class MemoryKvi(Primitives):
     """A handle on the memory store ``name``; the data outlives it."""
 
-    in_place = _WHOLE if _LOCKS_END else frozenset(("ping",))
+    in_place = frozenset(
+        ("get", "store", "delete", "txn", "range", "range_page", "count", "delete_range", "ping")
+    )
 
     def __init__(self, uri: str, name: str, *, timeout: float) -> None:
         super().__init__(uri, CAPABILITIES, timeout=timeout)
@@ -67,7 +61,7 @@ class MemoryKvi(Primitives):
         return entry if state.pending is None and not self.forked else None
 
     def _short_put(self, key: str, value: bytes | str) -> int | None:
-        if type(key) is not str or type(value) is not bytes or self.forked or not _LOCKS_END:
+        if type(key) is not str or type(value) is not bytes or self.forked:
             return None
         state = self._state
         with state.lock:
