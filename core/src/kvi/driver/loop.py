@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 SLICE = 10.0  # seconds after which a waiting flow looks at the clock
 THREADS = 32  # for primitives, of one handle
-_TURN = 0.01  # seconds after which who never waits gives the other tasks a turn
+_TURN = 0.001  # seconds after which who never waits gives the other tasks a turn
 
 
 class LoopSignal:
