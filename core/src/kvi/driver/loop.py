@@ -14,9 +14,9 @@ all else       on the threads of `kvi.driver.threads`: leases are renewed and fe
 *Time* is that of leases (`kvi.clock`), which counts on while the machine sleeps. The loop's own
 clock does not, so no wait of it is longer than `SLICE`: flows look again.
 
-*A job whose caller has gone* is not begun, or told to end (`Primitives._cancel`); of what it gives
-all the same, a feed is closed, and so is a range whose page it reads. A lease without a holder ends
-by itself, and what a cancelled claim stands on is given up by its flow.
+*A job whose caller has gone* is not begun, or told to end (`Primitives._cancel`). What it gives all
+the same is given back: a feed is closed, a lease revoked, a range whose page it reads ended. What a
+cancelled claim stands on is given up by its flow.
 
 *Turns.* What is done in place never suspends, so a task that does nothing else would stop all
 others, and could not be cancelled. `Loop.breathe` lets them have a turn now and then.
@@ -39,6 +39,7 @@ from kvi.driver.threads import Closing, ThreadPort, Threads, _Pool
 from kvi.errors import Timeout, WrongLoop
 from kvi.feed import Feed
 from kvi.log import log
+from kvi.model import Grant
 from kvi.port import Flow, Performable, Port, run
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ T = TypeVar("T")
 
 SLICE = 10.0  # seconds after which a waiting flow looks at the clock
 THREADS = 32  # for primitives, of one handle
+_PATIENCE = 1.0  # seconds for revoking a lease that nobody has got
 _TURN = 0.001  # seconds after which who never waits gives the other tasks a turn
 
 
@@ -222,10 +224,13 @@ class _Job(Generic[T]):
         return begun
 
     def _free(self) -> None:
-        """Close what nobody takes: a feed, or the pass over a range that this was a page of."""
+        """Give back what nobody takes: a feed, a lease, or the range that this was a page of."""
         value, self._value = self._value, None
         if isinstance(value, Feed):
             value.close()
+        elif isinstance(value, Grant):
+            with suppress(Exception):  # else it ends by itself
+                self._primitives._lease_revoke(value.id, _PATIENCE)
         close = getattr(self._op, "close", None)
         if close is not None:
             close()
