@@ -11,6 +11,7 @@ import kvi
 import pytest
 from kvi import aio
 from kvi.feed import Batch, Feed
+from kvi.model import Grant
 
 from tests.support.looping import held, in_loop, until, until_so
 
@@ -182,6 +183,34 @@ async def test_answer_and_cancellation_at_once(
 
 
 @in_loop
+async def test_lease_that_nobody_got(sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease that is granted to a task that has gone is revoked at once, whatever its ttl."""
+    async with aio.open(sqlite_uri) as store:
+        primitives = store._scope.primitives
+        granted, revoked = list[int](), list[int]()
+        grant, revoke = primitives._lease_grant, primitives._lease_revoke
+
+        def granting(ttl: float, timeout: float) -> Grant:
+            made = grant(ttl, timeout)
+            granted.append(made.id)
+            return made
+
+        def revoking(lease: int, timeout: float) -> None:
+            revoked.append(lease)
+            revoke(lease, timeout)
+
+        monkeypatch.setattr(primitives, "_lease_grant", granting)
+        monkeypatch.setattr(primitives, "_lease_revoke", revoking)
+        with held(store, "_lease_grant") as inside:
+            task = asyncio.ensure_future(store.lease(3600))
+            await until(lambda: inside)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await until(lambda: granted and revoked == granted)
+
+
+@in_loop
 async def test_next_loses_nothing(uri: str) -> None:
     """However often `next` is cancelled, each event comes once, in order."""
     async with aio.open(uri, timeout=20) as store:
@@ -264,24 +293,18 @@ async def test_range_goes_on(sqlite_uri: str) -> None:
             await store.txn(then=[kvi.Put(key, value) for key in keys[start : start + 100]])
         rows = await store.range(prefix="k")
         await store.delete_range(prefix="k")
-        seen, cancelled = list[str](), 0
+        seen: list[str] = []
         entries = aiter(rows)
 
         async def some(entries: AsyncIterator[kvi.KeyValue]) -> None:
             async for entry in entries:
                 seen.append(entry.key)
 
-        while True:
+        for _ in range(20):
             task = asyncio.create_task(some(entries))
             await asyncio.sleep(random.random() / 200)
-            if task.done():
-                await task
-                break
             task.cancel()
-            try:
-                await task
-                break
-            except asyncio.CancelledError:
-                cancelled += 1
+            await asyncio.wait([task])
+        await some(entries)
         assert seen == keys
         assert [entry.key async for entry in rows] == keys

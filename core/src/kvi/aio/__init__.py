@@ -12,6 +12,7 @@ first use, and its leases are kept alive on threads, however long the loop is bl
 """
 
 from kvi.aio.awaited import Beginning
+from kvi.aio.backend import AsyncLivenessChannel, Backend
 from kvi.aio.kvi import AsyncKvi
 from kvi.aio.lease import AsyncLease, AsyncTempKey
 from kvi.aio.lock import AsyncLock
@@ -23,12 +24,14 @@ from kvi.aio.watch import AsyncWatch
 __all__ = [
     "AsyncKvi",
     "AsyncLease",
+    "AsyncLivenessChannel",
     "AsyncLock",
     "AsyncLoss",
     "AsyncRange",
     "AsyncRangeResult",
     "AsyncTempKey",
     "AsyncWatch",
+    "Backend",
     "Beginning",
     "open",
 ]

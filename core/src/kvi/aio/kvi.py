@@ -33,6 +33,7 @@ from kvi.errors import Closed, KviError
 from kvi.feed import WatchSpec
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
+from kvi.flow.scope import Scope
 from kvi.flow.watch import WatchFlow
 from kvi.log import log
 from kvi.model import (
@@ -439,9 +440,10 @@ class AsyncKvi(AsyncFace):
         runtime.bind(ending=True)
 
         async def end(port: Port) -> None:
-            await scope.end(port)
-            if scope.outer is None:
-                runtime.join()
+            for mine in self._scopes():
+                await mine.end(port)
+                if mine.outer is None:
+                    runtime.join()
 
         await runtime.drive_apart(end)
 
@@ -468,6 +470,10 @@ class AsyncKvi(AsyncFace):
         return f"<{type(self).__name__} {self.uri}{state}>"
 
     # -- helpers ----------------------------------------------------------------------------------
+
+    def _scopes(self) -> tuple[Scope, ...]:
+        """What ends with this handle, in order."""
+        return (self._scope,)
 
     async def _run(
         self,
