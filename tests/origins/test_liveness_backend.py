@@ -9,7 +9,8 @@ from pathlib import Path
 
 import kvi
 import pytest
-from kvi.sync.backend import SIZE, Backend, LivenessChannel
+from kvi.flow.supervision import SIZE
+from kvi.sync.backend import Backend, LivenessChannel
 
 from tests.servers.run import free_ports
 from tests.support.faulty import Faulty

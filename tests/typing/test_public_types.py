@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, assert_type
 
 import kvi
+from kvi import aio
 from kvi.loader import Entry, Handles, TypedView
 from kvi.registry import InstalledBackend
 
@@ -38,6 +40,44 @@ def test_types() -> None:
         assert_type(store.client, Any)
         store.ping()
     assert_type(kvi.backends(), list[InstalledBackend])
+
+
+def test_types_of_aio() -> None:
+    """What is awaited, iterated and entered has its type, as in `kvi`."""
+    asyncio.run(_aio_types())
+
+
+async def _aio_types() -> None:
+    async with kvi.aio.open("mem:typing-aio", timeout=3) as store:
+        assert_type(store, aio.AsyncKvi)
+        assert_type(await store.store("k", "v"), int)
+        assert_type(await store.get("k"), kvi.KeyValue | None)
+        async for entry in store.range(prefix="k"):
+            assert_type(entry, kvi.KeyValue)
+        rows = await store.range(prefix="k")
+        assert_type(rows, aio.AsyncRangeResult)
+        assert_type(rows.revision, int | None)
+        assert_type([entry async for entry in rows], list[kvi.KeyValue])
+        assert_type(await store.tas("k", b"v", b"w"), bool)
+        assert_type(await store.cas("k", 0, b"v"), int | None)
+        assert_type(await store.txn([kvi.Key("k").exists]), kvi.TxnResult)
+        async with store.lease(10) as lease:
+            assert_type(lease, aio.AsyncLease)
+            assert_type(await lease.renew(), float)
+        async with store.temp_key("t") as key:
+            assert_type(key, aio.AsyncTempKey)
+        async with store.lock("jobs", cancel_on_loss=True) as lock:
+            assert_type(lock, aio.AsyncLock)
+            assert_type(lock.fence, int)
+            assert_type(lock.guard, kvi.Compare)
+            assert_type(await lock.lost.wait(0), bool)
+        async with store.watch("k", initial=True) as watch:
+            assert_type(watch, aio.AsyncWatch)
+            assert_type(await watch.next(10), kvi.Event)
+            await watch.cancel()
+            async for event in watch:
+                assert_type(event, kvi.Event)
+        assert_type(store.namespace("n"), aio.AsyncKvi)
 
 
 def test_types_of_entities() -> None:

@@ -38,6 +38,7 @@ from kvi.errors import (
     UnknownBackend,
     UsedAfterFork,
     ValueTooLarge,
+    WrongLoop,
 )
 from kvi.model import (
     Compare,
@@ -57,6 +58,7 @@ from kvi.sync.kvi import Kvi
 from kvi.sync.opening import open
 
 if TYPE_CHECKING:
+    from kvi import aio
     from kvi.loader.codecs import BytesCodec, JsonCodec, ProtobufCodec, TextCodec
     from kvi.loader.handle import Handle, commit, lock_many
     from kvi.loader.loader import Loader
@@ -116,6 +118,8 @@ __all__ = [
     "UsedAfterFork",
     "ValueTooLarge",
     "Watch",
+    "WrongLoop",
+    "aio",
     "backends",
     "commit",
     "lock_many",
@@ -125,6 +129,7 @@ __all__ = [
 
 # What only names types, for the most part, is imported by those who ask for it.
 _LATER = {
+    "aio": "aio",
     "Backend": "sync.backend",
     "BytesCodec": "loader.codecs",
     "Handle": "loader.handle",
@@ -147,7 +152,7 @@ def __getattr__(name: str) -> Any:
 
         # Not by the main thread: an interrupted import leaves Python's own locks taken.
         module = Threads().apart(lambda: import_module(f"kvi.{_LATER[name]}"), id)
-        globals()[name] = found = getattr(module, name)
+        globals()[name] = found = module if name == _LATER[name] else getattr(module, name)
         return found
     if name == "__version__":  # importing the metadata costs 20 ms, and few programs ask
         from importlib.metadata import version

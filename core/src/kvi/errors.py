@@ -70,6 +70,7 @@ __all__ = [
     "UnknownBackend",
     "UsedAfterFork",
     "ValueTooLarge",
+    "WrongLoop",
 ]
 
 _SHOWN_KEY = (
@@ -298,3 +299,7 @@ class Closed(KviError):
 
 class UsedAfterFork(Closed):
     """The handle belongs to the parent process; open a new one in the child."""
+
+
+class WrongLoop(KviError):
+    """An asyncio handle belongs to the event loop of its first use, and this is another one."""

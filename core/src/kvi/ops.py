@@ -172,12 +172,12 @@ class PageOp(Op["list[KeyValue] | None"]):
     __slots__ = ("_found", "_last", "_pages", "_scan", "_skip", "key")
     called = "range_page"
 
-    def __init__(self, found: RangeResult, scan: Scan) -> None:
+    def __init__(self, found: RangeResult, scan: Scan, last: str | None = None) -> None:
         self._found = found
         self._scan = scan
         self.key = scan.span.start
         self._pages: Iterator[Iterable[KeyValue]] | None = None
-        self._last: str | None = None  # the last key that was read
+        self._last = last  # the last key that was read
         self._skip: str | None = None  # up to here this pass repeats an earlier one
 
     @property

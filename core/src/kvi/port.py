@@ -38,6 +38,10 @@ class Cancelled(BaseException):
 class Performable(Protocol[T_co]):
     """What a store can do: an operation of `kvi.ops`."""
 
+    @property
+    def called(self) -> str:
+        """Its name, as `Primitives.in_place` has it."""
+
     def run(self, primitives: Primitives, timeout: float) -> T_co:
         """Let a store do it."""
 
@@ -124,6 +128,9 @@ class Runtime(Protocol):
 
     def wake(self) -> None:
         """Wake every flow that waits: its handle was closed."""
+
+    def stop(self) -> None:
+        """End what goes on, without waiting: the handle is closed and settled."""
 
 
 def run(flow: Awaitable[T]) -> T:

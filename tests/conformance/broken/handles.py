@@ -156,7 +156,7 @@ class SleepsOn(Correct):
         def close(self) -> None:
             if not self.closed:
                 self._scope.shut_down = True  # and nobody is told, for now
-                timer = threading.Timer(8, lambda: self._drive(self._end, lasting=True))
+                timer = threading.Timer(8, lambda: self._drive(self._scope.end, lasting=True))
                 timer.daemon = True
                 timer.start()
 

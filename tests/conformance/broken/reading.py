@@ -215,10 +215,10 @@ class PrefixWins(Correct):
     """Bounds beside a prefix are ignored."""
 
     class face(Handle):
-        def _span_of(self, start: str | None, end: str | None, prefix: str | None) -> Span:
+        def range(self, *bounds: Any, prefix: str | None = None, **options: Any) -> RangeResult:
             if prefix is not None:
-                start = end = None
-            return super()._span_of(start, end, prefix)
+                bounds, options = (), {**options, "start": None, "end": None}
+            return super().range(*bounds, prefix=prefix, **options)
 
 
 @broken("range.long")

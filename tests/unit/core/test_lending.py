@@ -119,7 +119,7 @@ def test_liveness_too() -> None:
         channel = backend.enable_liveness_channel()
         assert len(channel) == 1
         # as `get` leaves it when it is hit before its last step
-        item = channel._take(main=True)
+        item = channel._news.take(main=True)
         assert item is not None
         assert elsewhere(lambda: channel.get(0)) is item
-        assert channel._take(main=True) is None
+        assert channel._news.take(main=True) is None

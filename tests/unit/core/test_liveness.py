@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 import kvi
 import pytest
+from kvi.flow.supervision import SIZE
 from kvi.model import RangeResult, Scan
 from kvi.policy.liveness import Liveness, verdict
-from kvi.sync.backend import SIZE, LivenessChannel
+from kvi.sync.backend import LivenessChannel
 
 from tests.support.backends import Smallest, opened
 from tests.support.faulty import Fault, Faulty

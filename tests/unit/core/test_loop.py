@@ -51,12 +51,18 @@ class Gate:
         return event
 
 
+class OnThreads(MemoryKvi):
+    """A memory store that is asked on threads, as any other."""
+
+    in_place = frozenset()
+
+
 class Handle:
     """A store whose flows run in the loop."""
 
     def __init__(self, uri: str) -> None:
         self.loop = Loop()
-        self.primitives = MemoryKvi(uri, uri, timeout=5.0)
+        self.primitives = OnThreads(uri, uri, timeout=5.0)
         self.scope = Scope.of(self.loop, self.primitives)
         self.gate = Gate(self.primitives)
 

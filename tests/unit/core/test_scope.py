@@ -332,7 +332,7 @@ def test_begun_after_the_threads_have_ended(store: Faulty, begins: str) -> None:
         with pytest.raises(kvi.Closed):
             lock.acquire()
     else:
-        store._drive(store._end, lasting=True)
+        store._drive(store._scope.end, lasting=True)
     until(lambda: not threads(store))
 
 

@@ -10,11 +10,13 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 import kvi
 import pytest
 from kvi_sqlite import schema
+from kvi_sqlite.connection import Deadline
 
 from tests.support.inside import inmost
 
@@ -460,3 +462,18 @@ def test_nothing_is_tried_again_on_what_is_no_store(
             call(store)
         assert not caught.value.passing
         assert time.monotonic() - before < 20
+
+
+def test_late_cancellation_means_who_has_gone() -> None:
+    """Whoever borrows a connection next is not ended by what was meant for the one before."""
+    deadline = Deadline(threading.Event())
+    deadline.begin(inf)
+    deadline.left = threading.get_ident()
+    assert deadline.passed()
+    deadline.end()
+    assert not deadline.passed()
+    thread = threading.Thread(target=deadline.begin, args=(inf,))
+    thread.start()
+    thread.join()
+    deadline.left = threading.get_ident()  # late
+    assert not deadline.passed()

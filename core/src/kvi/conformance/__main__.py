@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--also", action="append", default=[], type=Path, metavar="FILE",
         help="a test file with more rules, such as those of faults with their fixture kvi_server",
     )  # fmt: skip
+    parser.add_argument("--aio", action="store_true", help="check kvi.aio on the store")
     options = parser.parse_args(arguments)
     for path in (options.json, options.html):
         if path is not None:
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
                 erase=options.erase,
                 select=options.rule,
                 also=options.also,
+                aio=options.aio,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
     except KeyboardInterrupt:

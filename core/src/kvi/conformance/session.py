@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -14,6 +14,7 @@ import pytest
 
 import kvi
 from kvi.capabilities import Capabilities
+from kvi.conformance.on_loop import opening_on_loop
 from kvi.conformance.plugin import UNKNOWN, Finding, Findings, NotRun
 from kvi.conformance.report import Outcome, Report, TestResult
 from kvi.registry import backends
@@ -29,6 +30,7 @@ def run(
     erase: bool = False,
     select: Sequence[str] = (),
     also: Sequence[Path] = (),
+    aio: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Run the suite on the store of this URI, and delete everything in it.
@@ -38,6 +40,7 @@ def run(
         erase: go on although there are keys in the store.
         select: rules, by name or by what stands before the dot (`lock`); all if empty.
         also: files of tests with more rules, such as those of `kvi.conformance.faults`.
+        aio: check `kvi.aio`, by `kvi.conformance.on_loop`, instead of `kvi`.
         progress: is called with the number of tests done and of all tests.
 
     Raises:
@@ -56,16 +59,18 @@ def run(
             f"{error}"
         ) from error
     findings = Findings(select, progress)
+    contract = Path(__file__).with_name("test_contract.py")
     with (
         TemporaryDirectory(prefix="kvi-conformance-") as folder,
         mock.patch.dict(os.environ, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1", PYTEST_ADDOPTS=""),
         redirect_stdout(io.StringIO()),  # pytest's own words
+        opening_on_loop() if aio else nullcontext(),
     ):
         config = Path(folder) / "pytest.ini"
         config.write_text("[pytest]\n")
         status = pytest.main(
             [
-                str(Path(__file__).with_name("test_contract.py")),
+                str(contract),
                 *(str(file.absolute()) for file in also),
                 f"--config-file={config}",
                 f"--rootdir={folder}",
@@ -76,6 +81,7 @@ def run(
                 "-pno:cacheprovider",
                 "--capture=no",
                 "--import-mode=importlib",
+                *(("--deselect", f"{contract}::TestInterrupts") if aio else ()),
             ],
             plugins=[findings],
         )

@@ -4,34 +4,44 @@
 what           where it runs
 =============  ===================================================================================
 flows          in the task that awaits them: a cancelled task is a cancelled flow
-primitives     on a bounded pool of threads; each is a `_Job`
-all else       on the threads of `kvi.driver.threads`: leases are renewed, feeds polled and
-               call-backs run however long the loop is blocked
+primitives     on a bounded pool of threads; each is a `_Job`. Those that their backend names in
+               `Primitives.in_place` cost less than the way to a thread, and run in the loop
+closing        on a thread, to its end, whoever waits
+all else       on the threads of `kvi.driver.threads`: leases are renewed and feeds polled however
+               long the loop is blocked
 =============  ===================================================================================
 
 *Time* is that of leases (`kvi.clock`), which counts on while the machine sleeps. The loop's own
 clock does not, so no wait of it is longer than `SLICE`: flows look again.
 
-*A job whose caller has gone* is not begun, or told to end (`Primitives._cancel`); of what it gives
-all the same, a feed is closed. A lease without a holder ends by itself, and what a cancelled claim
-stands on is given up by its flow.
+*A job whose caller has gone* is not begun, or told to end (`Primitives._cancel`). What it gives all
+the same is given back: a feed is closed, a lease revoked, a range whose page it reads ended. What a
+cancelled claim stands on is given up by its flow.
+
+*Turns.* What is done in place never suspends, so a task that does nothing else would stop all
+others, and could not be cancelled. `Loop.breathe` lets them have a turn now and then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable
 from contextlib import suppress
+from inspect import isawaitable
 from threading import get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kvi.clock import now
-from kvi.driver.threads import Closing, Threads, _Pool
-from kvi.errors import Timeout
+from kvi.driver.threads import Closing, ThreadPort, Threads, _Pool
+from kvi.errors import Timeout, WrongLoop
 from kvi.feed import Feed
+from kvi.log import log
+from kvi.model import Grant
 from kvi.mutex import Mutex
-from kvi.port import Flow, Performable, Port
+from kvi.port import Flow, Performable, Port, run
 
 if TYPE_CHECKING:
     from kvi.primitives import Primitives
@@ -40,6 +50,8 @@ T = TypeVar("T")
 
 SLICE = 10.0  # seconds after which a waiting flow looks at the clock
 THREADS = 32  # for primitives, of one handle
+_PATIENCE = 1.0  # seconds for revoking a lease that nobody has got
+_TURN = 0.001  # seconds after which who never waits gives the other tasks a turn
 
 
 class LoopSignal:
@@ -73,15 +85,21 @@ class LoopSignal:
 
 
 class LoopPort:
-    """The world of one flow in a loop."""
+    """The world of one flow in a loop.
 
-    __slots__ = ("_job", "_lasting", "_loop", "_scope", "_waits", "cancelled")
+    Attributes:
+        cancelled: its task was cancelled.
+        sent: that was while the store was doing something, which it may have done.
+
+    """
+
+    __slots__ = ("_job", "_lasting", "_loop", "_scope", "_waits", "cancelled", "sent")
 
     def __init__(self, loop: Loop, scope: Closing, *, lasting: bool) -> None:
         self._loop = loop
         self._scope = scope
         self._lasting = lasting  # the end of the handle does not end it
-        self.cancelled = False
+        self.cancelled = self.sent = False
         self._job: _Job[Any] | None = None
         self._waits: list[LoopSignal] = []
 
@@ -103,14 +121,17 @@ class LoopPort:
             self._waits.remove(signal)
 
     async def perform(self, op: Performable[T], primitives: Primitives, timeout: float) -> T:
-        """Let a thread do it."""
+        """Let a thread do it, unless that costs more than the thing itself."""
+        if op.called in primitives.in_place:
+            await self._loop.breathe()
+            return op.run(primitives, timeout)
         job = self._job = _Job(op, primitives, now() + timeout)
         late = job.loop.call_later(timeout, job.expire)
         self._loop.jobs.submit(job)
         try:
             return await job.future  # type: ignore[no-any-return]
-        except asyncio.CancelledError:
-            job.leave()
+        except (asyncio.CancelledError, GeneratorExit):
+            self.sent = job.leave(self._loop)
             raise
         finally:
             self._job = None
@@ -120,14 +141,19 @@ class LoopPort:
         """In the loop: the handle may be closed, look around."""
         job = self._job
         if job is not None and self._scope.closed and not self._lasting:
-            job.leave()
+            job.leave(self._loop)
             job.settle(self._scope.refusal())
         for signal in self._waits:
             signal.set()
 
 
 class _Job(Generic[T]):
-    """One primitive on its way through the pool. ``_lock`` guards who has it, for a few steps."""
+    """One primitive on its way through the pool. ``_lock`` guards who has it, for a few steps.
+
+    Attributes:
+        future: what its caller waits for.
+
+    """
 
     def __init__(self, op: Performable[T], primitives: Primitives, deadline: float) -> None:
         self.loop = asyncio.get_running_loop()
@@ -138,37 +164,42 @@ class _Job(Generic[T]):
         self._lock = Mutex()
         self._thread: int | None = None  # that it runs on
         self._begun = False
+        self._ended = False
         self._left = False  # nobody waits for it
+        self._value: Any = None  # that nobody has got yet
 
     def __call__(self) -> None:
         """Run it, on a thread of the pool."""
         with self._lock:
-            if self._left:
-                return
-            self._begun, self._thread = True, get_ident()
-        value: Any = None
+            if not self._left:
+                self._begun, self._thread = True, get_ident()
         error: BaseException | None = None
-        try:
-            left = self._deadline - now()
-            if left <= 0:
-                raise Timeout("the time was up before the store was asked")
-            value = self._op.run(self._primitives, left)
-        except BaseException as failure:  # noqa: BLE001  (the caller gets it)
-            error = failure
+        if self._begun:
+            try:
+                left = self._deadline - now()
+                if left <= 0:
+                    raise Timeout("the time was up before the store was asked")
+                self._value = self._op.run(self._primitives, left)
+            except BaseException as failure:  # noqa: BLE001  (the caller gets it)
+                error = failure
         with self._lock:
-            self._thread = None
+            self._thread, self._ended = None, True
+            left_alone = self._left
         # In a thread of the pool: no signal's exception and no cancellation comes here.
+        if left_alone:
+            self._free()
+            return
         try:
-            self.loop.call_soon_threadsafe(self.settle, error, value)
+            self.loop.call_soon_threadsafe(self.settle, error)
         except RuntimeError:  # the loop is closed
-            _drop(value)
+            self._free()
 
-    def settle(self, error: BaseException | None, value: Any = None) -> None:
+    def settle(self, error: BaseException | None) -> None:
         """In the loop: it has ended."""
         if self.future.done():
-            _drop(value)
-        elif error is None:
-            self.future.set_result(value)
+            return  # who left frees what it gave
+        if error is None:
+            self.future.set_result(self._value)
         else:
             self.future.set_exception(error)
 
@@ -180,24 +211,74 @@ class _Job(Generic[T]):
             self._left = True
         self.settle(Timeout("the time was up before a thread was free to ask the store"))
 
-    def leave(self) -> None:
-        """Nobody waits for it any more."""
+    def leave(self, threads: Threads) -> bool:
+        """In the loop: nobody waits for it any more; whether the store was asked."""
         with self._lock:
             self._left = True
             if self._thread is not None:
                 self._primitives._cancel(self._thread)
+            begun, ended = self._begun, self._ended
+        if self.future.done() and not self.future.cancelled():
+            self.future.exception()  # or asyncio complains that nobody has looked
+        if ended:  # else its thread sees to it
+            threads.spawn_call(self._free)
+        return begun
+
+    def _free(self) -> None:
+        """Give back what nobody takes: a feed, a lease, or the range that this was a page of."""
+        value, self._value = self._value, None
+        if isinstance(value, Feed):
+            value.close()
+        elif isinstance(value, Grant):
+            with suppress(Exception):  # else it ends by itself
+                self._primitives._lease_revoke(value.id, _PATIENCE)
+        close = getattr(self._op, "close", None)
+        if close is not None:
+            close()
 
 
 class Loop(Threads):
-    """The runtime of a handle whose flows run in an event loop."""
+    """The runtime of a handle whose flows run in an event loop.
+
+    Attributes:
+        loop: the event loop that the handle belongs to; ``None`` before its first use.
+        turn: when a task that never waits gives the others a turn, on `time.monotonic`.
+
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.jobs = _Pool("kvi-calls", 4, THREADS, self.at)
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.turn = 0.0
+        self._binding = Mutex()
         self._awaited: dict[LoopPort, asyncio.AbstractEventLoop] = {}
+        self._tasks: set[asyncio.Future[Any]] = set()
+
+    def bind(self, *, ending: bool = False) -> asyncio.AbstractEventLoop:
+        """Belong to the running loop from now on. Raises `WrongLoop` if it is another's.
+
+        What belongs to a loop that is closed may be ended from another.
+        """
+        running = asyncio.get_running_loop()
+        with self._binding:
+            if self.loop is None:
+                self.loop = running
+        if self.loop is not running and not (ending and self.loop.is_closed()):
+            raise WrongLoop(
+                "this handle belongs to another event loop, that of its first use; "
+                "open one for each loop"
+            )
+        return running
+
+    async def breathe(self) -> None:
+        """Give the other tasks a turn, if it is time for that."""
+        if (moment := monotonic()) >= self.turn:
+            self.turn = moment + _TURN
+            await asyncio.sleep(0)
 
     async def drive_in_loop(
-        self, flow: Callable[[Port], Flow[T]], scope: Closing, *, lasting: bool = False
+        self, flow: Callable[[LoopPort], Flow[T]], scope: Closing, *, lasting: bool = False
     ) -> T:
         """Run a flow in the task that calls, and return its result."""
         port = LoopPort(self, scope, lasting=lasting)
@@ -209,6 +290,46 @@ class Loop(Threads):
             raise
         finally:
             del self._awaited[port]
+
+    async def drive_apart(self, flow: Callable[[Port], Flow[None]]) -> None:
+        """Run a flow on a thread of kvi's. It goes on to its end, whoever waits for it."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def tell(error: BaseException | None) -> None:
+            if ended.done():
+                return
+            if error is None:
+                ended.set_result(None)
+            else:
+                ended.set_exception(error)
+
+        def work() -> None:
+            error: BaseException | None = None
+            try:
+                run(flow(ThreadPort(lasting=True)))
+            except BaseException as failure:  # noqa: BLE001  (the caller gets it)
+                error = failure
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(tell, error)
+
+        self._flows.submit(work)
+        await ended
+
+    def call_in_loop(self, function: Callable[[], object]) -> None:
+        """Call a function of the program in the loop, soon; what it raises is logged. Any thread.
+
+        What it returns is awaited there, if it can be.
+        """
+        loop = self.loop
+        if loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._call, function)
+
+    def hold(self, task: asyncio.Future[Any]) -> None:
+        """Keep a task until it has ended: the loop itself does not."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def wake(self) -> None:
         """Wake everybody who waits: a handle was closed."""
@@ -223,8 +344,22 @@ class Loop(Threads):
         self.jobs.stop()
         super().stop()
 
+    def _threads(self) -> list[threading.Thread]:
+        return [*super()._threads(), *list(self.jobs.threads)]
 
-def _drop(value: object) -> None:
-    """Close what nobody takes."""
-    if isinstance(value, Feed):
-        value.close()
+    def _call(self, function: Callable[[], object]) -> None:
+        try:
+            result = function()
+        except Exception:  # noqa: BLE001  (whatever a function of the program does)
+            log().exception("a call-back failed")
+            return
+        if isawaitable(result):
+            task = asyncio.ensure_future(result)
+            self.hold(task)
+            task.add_done_callback(_look_at)
+
+
+def _look_at(task: asyncio.Future[Any]) -> None:
+    """Log what a coroutine of the program raised."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log().error("a call-back failed", exc_info=error)

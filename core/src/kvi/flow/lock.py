@@ -50,7 +50,7 @@ from kvi.flow.lease import LeaseFlow
 from kvi.flow.loss import LossState
 from kvi.flow.scope import PASSING, Scope
 from kvi.log import log
-from kvi.model import Claim, EventType, Span
+from kvi.model import Claim, Compare, EventType, Span
 from kvi.mutex import Mutex
 from kvi.ops import ClaimOp, PollOp, ReleaseOp, WatchOp
 from kvi.port import Cancelled, Port
@@ -104,6 +104,19 @@ class LockFlow:
             and lease.alive
             and not (attempt is None or attempt.given_up)
         )
+
+    @property
+    def fence(self) -> int:
+        """The claim's fence. Raises `NotHeld` unless acquired and not released."""
+        return self._standing().fence
+
+    @property
+    def guard(self) -> Compare:
+        """What is true as long as it is held. Raises `NotHeld` if it is not."""
+        guard = self._standing().guard
+        if not self.held:
+            raise LeaseLost("the lock is lost")
+        return guard
 
     async def acquire(
         self, port: Port, wait: float | None, owner: Callable[[], object | None] | None = None
@@ -185,6 +198,23 @@ class LockFlow:
             if self._state is LockState.HELD and attempt is not None and attempt.given_up:
                 self._drop()
                 self._state = LockState.RELEASED
+
+    def let_go(self) -> None:
+        """Release it without waiting: the store is told as soon as it answers."""
+        with self._lock:
+            if self._state is not LockState.HELD:
+                return
+            lease = self.lease
+            self._drop()
+            self._state = LockState.RELEASED
+        if lease is not None:
+            lease.abandon()
+
+    def _standing(self) -> Claim:
+        claim = self.claim
+        if claim is None:
+            raise NotHeld("this object does not hold the lock; acquire it first")
+        return claim
 
     def _enter(self, claim: Claim, lease: LeaseFlow) -> None:
         """It is held from now on. Hold the lock."""

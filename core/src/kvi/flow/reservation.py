@@ -80,10 +80,11 @@ class Reservations:
                 try:
                     call = Call(port, deadline)
                     done = await self._inner.execute(TxnOp(txn), call)
-                except OutcomeUnknown:
+                except BaseException as error:
                     # It goes with the new lease if it applied; what was held before is not known
                     # to be, and ends with its own ttl.
-                    if before is not None:
+                    unknown = isinstance(error, OutcomeUnknown) or not isinstance(error, Exception)
+                    if unknown and before is not None:
                         self._forget(key, before)
                     raise
                 if done.succeeded:

@@ -241,6 +241,18 @@ class Scope:
         self.shut_down = True
         self.runtime.wake()
 
+    async def end(self, port: Port) -> None:
+        """Close it and settle; a handle ends its runtime and store too. Again, it does nothing."""
+        if not self.latch.acquire(blocking=False):
+            return
+        self.shut()
+        try:
+            await self.settle(port)
+        finally:  # there is no second close
+            if self.outer is None:
+                self.runtime.stop()
+                self.primitives._close()
+
     async def settle(self, port: Port) -> None:
         """After `shut`: end what hangs on it, as far as the store answers within the time-out."""
         deadline = port.now() + self.timeout

@@ -1,40 +1,19 @@
 """`Backend`: a store as a service uses it, with a prefix, retries, liveness and observation.
 
-It is middleware in this order, each of which stands alone::
-
-    Kvi              arguments, errors and the caller's own keys
-      Reservations   what is stored under a reserved key keeps its lease
-      Monitored      is the store alive?         (kvi.middleware.liveness)
-      Observed       metrics and traces          (kvi.middleware.observe)
-      Retrying       what failed is tried again  (kvi.middleware.retry)
-      Prefixed       the path prefix             (kvi.middleware.namespace)
-        the store
-
-Liveness is outermost, so that a fault that a retry bridges is none; observation sees how many tries
-it took.
+`kvi.flow.supervision` says what it is made of.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from math import inf
 
 from kvi.clock import now
 from kvi.driver.threads import ThreadSignal, is_main
-from kvi.errors import Closed, InvalidArgument, KviError, Timeout, shown
-from kvi.flow.lending import Lending
-from kvi.flow.reservation import Reservations
+from kvi.errors import Closed, KviError
 from kvi.flow.scope import Scope
-from kvi.middleware.liveness import Monitored
-from kvi.middleware.namespace import check_name
-from kvi.middleware.observe import Observed
-from kvi.middleware.read_only import ReadOnly
-from kvi.middleware.retry import Retrying
+from kvi.flow.supervision import News, Supervision, below, deadline_of
 from kvi.model import RangeResult
-from kvi.mutex import Mutex
 from kvi.ops import PingOp
-from kvi.options import check_timeout
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 from kvi.policy.retry import RetryPolicy
@@ -43,9 +22,6 @@ from kvi.sync.opening import open as open_store
 from kvi.text import check_key, check_value
 
 __all__ = ["Backend", "LivenessChannel"]
-
-SIZE = 10  # items of a channel
-_ONCE = RetryPolicy(max_attempts=1)
 
 
 class LivenessChannel:
@@ -57,10 +33,7 @@ class LivenessChannel:
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-        self._lock = Mutex()
-        self._items: deque[bool] = deque(maxlen=SIZE)
-        self._lending: Lending[bool] = Lending()
-        self._readers: list[ThreadSignal] = []
+        self._news = News(scope)
 
     def get(self, timeout: float | None = None) -> bool:
         """Take the next item; waits for it, at most ``timeout`` seconds (``None``: without end).
@@ -71,11 +44,11 @@ class LivenessChannel:
         main, wait = is_main(), check_wait(timeout)
         if self._scope.primitives.forked:  # its lock may be held for ever
             raise self._scope.refusal()
-        lending = self._lending
+        lending = self._news.lending
         try:
             if main:
                 lending.asked = True
-            item = self._take(main=main)
+            item = self._news.take(main=main)
             if item is None:
                 item = self._await(wait, main)
             if main:
@@ -85,7 +58,7 @@ class LivenessChannel:
             if main:
                 lending.asked = False
                 if lending.item is not None:  # who waits may have it
-                    self._rouse()
+                    self._news.rouse()
 
     def __iter__(self) -> Iterator[bool]:
         """Items as they come, until the store is closed."""
@@ -97,44 +70,22 @@ class LivenessChannel:
 
     def __len__(self) -> int:
         """How many items are waiting, at most 10."""
-        return len(self._items)
+        return len(self._news)
 
     def _await(self, wait: float | None, main: bool) -> bool:
-        deadline = inf if wait is None else now() + wait
-        signal = ThreadSignal()
-        self._readers.append(signal)
+        news, deadline, signal = self._news, deadline_of(wait, now()), ThreadSignal()
+        news.want(signal)
         try:
-            while (item := self._take(main=main)) is None:
-                left = deadline - now()
-                if self._scope.closed:
-                    raise Closed("the store of this channel is closed")
-                if left <= 0:
-                    raise Timeout("no news of the store's liveness in time")
-                signal.wait_here(left)
-            return item
+            return _found(news, deadline, signal, main)
         finally:
-            self._readers.remove(signal)
-            self._rouse()  # an item may have come for this one
+            news.unwant(signal)
 
-    def _take(self, *, main: bool) -> bool | None:
-        """The next item; lent to the main thread."""
-        with self._lock:
-            item = self._lending.left(main=main)
-            if item is None and self._items:
-                item = self._items[0]
-                del self._items[0]
-            if main:
-                self._lending.item = item
-            return item
 
-    def _post(self, alive: bool) -> None:
-        with self._lock:
-            self._items.append(alive)
-        self._rouse()
-
-    def _rouse(self) -> None:
-        for signal in list(self._readers):
-            signal.set()
+def _found(news: News, deadline: float, signal: ThreadSignal, main: bool) -> bool:
+    """Wait for the item. Apart, as in `kvi.sync.watch`."""
+    while not isinstance(found := news.look(deadline, now(), main=main), bool):
+        signal.wait_here(found)
+    return found
 
 
 class Backend(Kvi):
@@ -160,30 +111,15 @@ class Backend(Kvi):
         retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  (immutable)
         liveness_interval: float = 30.0,
     ) -> None:
-        seconds, interval = check_timeout(timeout), _check_interval(liveness_interval)
-        if retry is not None and not isinstance(retry, RetryPolicy):
-            raise InvalidArgument(f"retry= is a RetryPolicy or None, not {shown(retry)}")
-        if not isinstance(path_prefix, str):
-            raise InvalidArgument(f"path_prefix= is text, not {shown(path_prefix)}")
-        if path_prefix:
-            check_name(path_prefix)
+        supervision = Supervision(path_prefix, timeout, retry, liveness_interval)
         inner = store if isinstance(store, Kvi) else open_store(store)
         self._owned = None if isinstance(store, Kvi) else inner
         try:
-            scope = inner._scope.view(path_prefix or None)
+            scope, self._monitored, self._reservations = supervision.over(inner._scope)
         except KviError:
             if self._owned is not None:
                 self._owned.close()
             raise
-        scope.timeout = seconds
-        policy = _ONCE if retry is None else retry
-        executor = Retrying(scope.executor, policy, scope.uri, lambda: scope.closed)
-        self._monitored = Monitored(Observed(executor, scope.uri), interval, lambda: scope.closed)
-        scope.executor = self._monitored
-        if scope.read_only:
-            scope.executor = ReadOnly(scope.executor)  # a refusal proves nothing of the store
-        scope.executor = self._reservations = Reservations(scope)
-        scope.primitives._listen(self._monitored.failed)
         self._channel = LivenessChannel(scope)
         super().__init__(scope)
 
@@ -230,7 +166,7 @@ class Backend(Kvi):
         """
         try:
             self._ensure_open()
-            self._monitored.start(self._channel._post)
+            self._monitored.start(self._channel._news.post)
             return self._channel
         except KviError as error:
             raise self._placed(error, "enable_liveness_channel", None)
@@ -242,8 +178,7 @@ class Backend(Kvi):
 
         The key ``path`` itself is not among them. Otherwise as `range`.
         """
-        below = path if not isinstance(path, str) or not path or path[-1] == "/" else path + "/"
-        return self.range(prefix=below, timeout=timeout)
+        return self.range(prefix=below(path), timeout=timeout)
 
     # -- reservations -----------------------------------------------------------------------------
 
@@ -312,13 +247,3 @@ class Backend(Kvi):
             self._drive(lambda port: held.release_all(port, seconds), lasting=True)
         except KviError as error:
             raise self._placed(error, "release_all_reservations", None)
-
-
-def _check_interval(interval: object) -> float:
-    try:
-        return check_timeout(interval)
-    except InvalidArgument:
-        raise InvalidArgument(
-            "liveness_interval= is a number of seconds above 0, at most a year, "
-            f"not {shown(interval)}"
-        ) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kvi.arguments import check_watch
 from kvi.feed import WatchSpec
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
@@ -20,7 +21,7 @@ from kvi.sync.face import Face
 from kvi.sync.lease import Lease
 from kvi.sync.lock import Lock
 from kvi.sync.temp_key import TempKey
-from kvi.sync.watch import Watch, check_watch
+from kvi.sync.watch import Watch
 
 
 class Beginning:

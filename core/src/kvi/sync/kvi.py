@@ -12,14 +12,22 @@ thread calls (`kvi.driver.threads` says why).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
-from kvi.errors import InvalidArgument, KviError, shown
+from kvi.arguments import (
+    cas_of,
+    deleted_span,
+    probe_of,
+    put_of,
+    scan_of,
+    span_of,
+    tas_of,
+    watched_span,
+)
+from kvi.errors import KviError
 from kvi.model import (
     Compare,
-    Delete,
     Event,
     EventType,
     Key,
@@ -39,14 +47,12 @@ from kvi.ops import (
     GetOp,
     PageOp,
     PingOp,
-    PutOp,
     RangeOp,
     TxnOp,
 )
-from kvi.policy.txn import check_lease, check_txn
-from kvi.port import Port
+from kvi.policy.txn import check_txn
 from kvi.sync.face import Face
-from kvi.text import check_bound, check_key, check_value
+from kvi.text import check_key, check_value
 
 if TYPE_CHECKING:
     from kvi.sync.beginning import Beginning
@@ -114,18 +120,10 @@ class Kvi(Face):
         try:
             self._ensure_open()
             self._seconds(timeout)
-            span = self._span_of(start, end, prefix)
-            if limit is not None and (
-                not isinstance(limit, int) or isinstance(limit, bool) or limit < 0
-            ):
-                raise InvalidArgument(
-                    f"limit= is a whole number that is not negative, not {shown(limit)}"
-                )
-            if limit == 0 or span.empty:
+            span = span_of(self.capabilities, start, end, prefix)
+            scan = scan_of(span, limit, reverse, keys_only)
+            if scan.limit == 0 or span.empty:
                 return self._nothing(span, timeout)
-            if limit is not None and limit > sys.maxsize:
-                limit = None
-            scan = Scan(span, limit, bool(reverse), bool(keys_only))
             if self._short_range is not None and (few := self._short_range(scan)) is not None:
                 return RangeResult(few[0], lambda: self._at_hand(few[1]))
             found = self._do(RangeOp(scan), timeout)
@@ -145,7 +143,7 @@ class Kvi(Face):
         try:
             self._ensure_open()
             self._seconds(timeout)
-            span = self._span_of(start, end, prefix)
+            span = span_of(self.capabilities, start, end, prefix)
             return 0 if span.empty else self._do(CountOp(span), timeout)
         except KviError as error:
             raise self._placed(error, "count", prefix if start is None else start)
@@ -173,10 +171,7 @@ class Kvi(Face):
                 return revision
         try:
             self._ensure_open()
-            capabilities = self.capabilities
-            key = check_key(key, capabilities.max_key)
-            data = check_value(value, capabilities.max_value)
-            return self._do(PutOp(key, data, check_lease(lease)), timeout)
+            return self._do(put_of(self.capabilities, key, value, lease), timeout)
         except KviError as error:
             raise self._placed(error, "store", key)
 
@@ -205,11 +200,7 @@ class Kvi(Face):
         try:
             self._ensure_open()
             self._seconds(timeout)
-            span = self._span_of(start, end, prefix)
-            if start is None and end is None and prefix is None:
-                raise InvalidArgument(
-                    'delete_range needs start=, end= or prefix=; prefix="" deletes everything'
-                )
+            span = deleted_span(self.capabilities, start, end, prefix)
             if span.empty and not self._scope.read_only:
                 return 0
             return self._do(DeleteRangeOp(span), timeout)
@@ -230,14 +221,7 @@ class Kvi(Face):
         nothing but ``None``. ``tas(key, None, None)`` asks whether the key is absent.
         """
         try:
-            when = Key(key).absent if test is None else Key(key).value.compare("=", test)
-            then: tuple[Operation, ...]
-            if set is not None:
-                then = (Put(key, set),)
-            elif test is not None:
-                then = (Delete(key),)
-            else:
-                then = ()
+            when, then = tas_of(key, test, set)
             return self._run((when,), then, (), timeout, "tas").succeeded
         except KviError as error:
             raise self._placed(error, "tas", key)
@@ -256,8 +240,8 @@ class Kvi(Face):
         Returns the new revision, or ``None`` if the key has another one.
         """
         try:
-            when = Key(key).revision.compare("=", revision)
-            result = self._run((when,), (Put(key, value, lease),), (), timeout, "cas")
+            when, then = cas_of(key, revision, value, lease)
+            result = self._run((when,), then, (), timeout, "cas")
             return result.revision if result.succeeded else None
         except KviError as error:
             raise self._placed(error, "cas", key)
@@ -400,17 +384,7 @@ class Kvi(Face):
         """
         try:
             self._ensure_open()
-            if key is not None:
-                if not (prefix is None and start is None and end is None):
-                    raise InvalidArgument("key= excludes prefix=, start= and end=; give one")
-                key = check_key(key, self.capabilities.max_key)
-                span = Span(key, key + "\0")
-            elif prefix is None and start is None and end is None:
-                raise InvalidArgument(
-                    'watch needs a key, prefix=, start= or end=; prefix="" watches everything'
-                )
-            else:
-                span = self._span_of(start, end, prefix)
+            span = watched_span(self.capabilities, key, prefix, start, end)
             return self._begin().watch(
                 self,
                 span,
@@ -462,21 +436,9 @@ class Kvi(Face):
         """
         if self._scope.closed:
             return
-        self._drive(self._end, lasting=True)
+        self._drive(self._scope.end, lasting=True)
         if self._scope.outer is None:
             self._runtime.join()
-
-    async def _end(self, port: Port) -> None:
-        scope = self._scope
-        if not scope.latch.acquire(blocking=False):
-            return
-        scope.shut()
-        try:
-            await scope.settle(port)
-        finally:  # there is no second close
-            if scope.outer is None:
-                self._runtime.stop()
-                scope.primitives._close()
 
     @property
     def client(self) -> Any:
@@ -509,15 +471,6 @@ class Kvi(Face):
             _beginning = self._runtime.apart(_import_beginning, id)
         return _beginning
 
-    def _span_of(self, start: str | None, end: str | None, prefix: str | None) -> Span:
-        longest = self.capabilities.max_key
-        if prefix is not None:
-            if start is not None or end is not None:
-                raise InvalidArgument("prefix= cannot stand beside start= or end=; give one")
-            return Span.of_prefix(check_bound("prefix", prefix, longest))
-        low = "" if start is None else check_bound("start", start, longest)
-        return Span(low, None if end is None else check_bound("end", end, longest))
-
     def _run(
         self,
         when: Iterable[Compare],
@@ -534,10 +487,7 @@ class Kvi(Face):
         """An empty range, at the store's present revision where ranges have one."""
         revision = None
         if self.capabilities.snapshot_range:
-            # asked where the caller asks, for permissions may end beside it
-            key = span.start or "\0"
-            where = Span(key, key + "\0") if span.empty else span
-            revision = self._do(RangeOp(Scan(where, limit=1, keys_only=True)), timeout).revision
+            revision = self._do(RangeOp(probe_of(span)), timeout).revision
         return RangeResult(revision, lambda: ())
 
     def _at_hand(self, page: list[KeyValue]) -> Iterator[list[KeyValue]]:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from types import EllipsisType
 from typing import Self
 
-from kvi.errors import KviError, LeaseLost, LockTimeout, NotHeld
+from kvi.errors import KviError, LockTimeout
 from kvi.flow.lock import LockFlow
-from kvi.model import Claim, Compare
+from kvi.model import Compare
 from kvi.policy.lock import check_wait
 from kvi.sync.block import Block, Held
 from kvi.sync.face import Face
@@ -109,7 +109,10 @@ class Lock(Held):
         For systems beside the store, which refuse what comes with a smaller one (M. Kleppmann, "How
         to do distributed locking", 2016). Raises `NotHeld` unless acquired and not released.
         """
-        return self._claim("fence").fence
+        try:
+            return self._flow.fence
+        except KviError as error:
+            raise self._store._placed(error, "fence", self.name)
 
     @property
     def guard(self) -> Compare:
@@ -118,10 +121,10 @@ class Lock(Held):
         The store checks it together with the write, so that a writer who lost the lock, and does
         not know yet, writes nothing. Raises `NotHeld` if the lock is not held.
         """
-        claim = self._claim("guard")
-        if not self.held:
-            raise self._store._placed(LeaseLost("the lock is lost"), "guard", self.name)
-        return claim.guard
+        try:
+            return self._flow.guard
+        except KviError as error:
+            raise self._store._placed(error, "guard", self.name)
 
     def __enter__(self) -> Self:
         block, self._block = self._block, None
@@ -139,10 +142,3 @@ class Lock(Held):
     def __repr__(self) -> str:
         held = "held" if self.held else "not held"
         return f"<Lock {self.name!r} {held} {self._store.uri}>"
-
-    def _claim(self, what: str) -> Claim:
-        claim = self._flow.claim
-        if claim is None:
-            error = NotHeld("this object does not hold the lock; acquire it first")
-            raise self._store._placed(error, what, self.name)
-        return claim

@@ -7,10 +7,7 @@ from math import inf
 
 from kvi.clock import now
 from kvi.driver.threads import ThreadSignal
-from kvi.errors import Closed
-from kvi.flow.loss import LossState
-
-_PROBE = 0.2  # seconds between looks at the clock, should the keeper be late
+from kvi.flow.loss import LossState, look
 
 
 class Loss:
@@ -45,15 +42,9 @@ class Loss:
         if state is not None:
             state.add(signal.set, own=True)
         try:
-            while not self.is_set():
-                ended = state is not None and state.ended  # first: closing ends it, and is told so
-                if self._closed():
-                    raise Closed("the handle is closed; open a new one")
-                left = deadline - now()
-                if ended or left <= 0:
-                    return False
-                signal.wait_here(min(left, _PROBE))
-            return True
+            while not isinstance(found := look(state, self._closed, deadline - now()), bool):
+                signal.wait_here(found)
+            return found
         finally:
             if state is not None:
                 state.remove(signal.set)

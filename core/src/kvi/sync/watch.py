@@ -5,12 +5,11 @@ from __future__ import annotations
 from threading import get_ident
 from typing import Self
 
-from kvi.capabilities import Capabilities
 from kvi.clock import now
 from kvi.driver.threads import ThreadSignal, is_main
-from kvi.errors import Closed, InvalidArgument, KviError, NotSupported, shown
+from kvi.errors import Closed, KviError
 from kvi.flow.watch import Asking, WatchFlow
-from kvi.model import MAX_NUMBER, Event, EventType
+from kvi.model import Event
 from kvi.policy.lock import check_wait
 from kvi.sync.face import Face
 
@@ -150,48 +149,3 @@ def _found(asking: Asking, signal: ThreadSignal) -> Event:
     while not isinstance(found := asking.look(now()), Event):
         signal.wait_here(found)
     return found
-
-
-def check_watch(
-    limits: Capabilities,
-    from_revision: object,
-    initial: object,
-    events: object,
-    callback: object,
-) -> frozenset[EventType] | None:
-    """Check what `Kvi.watch` was given beside its keys; returns the kinds of events to keep."""
-    if from_revision is not None:
-        if not limits.watch_history:
-            raise NotSupported(
-                "this store keeps no history (capabilities.watch_history is false); watch with "
-                "initial=True instead of from_revision="
-            )
-        if (
-            not isinstance(from_revision, int)
-            or isinstance(from_revision, bool)
-            or not 1 <= from_revision <= MAX_NUMBER
-        ):
-            raise InvalidArgument(
-                f"from_revision= is a revision, an integer from 1 on, not {shown(from_revision)}"
-            )
-        if initial:
-            raise InvalidArgument(
-                "initial=True begins with the present state and from_revision= in the past; "
-                "give one of them"
-            )
-    if callback is not None and not callable(callback):
-        raise InvalidArgument(
-            f"callback= is a function of (event, user_data), not {shown(callback)}"
-        )
-    if events is None:
-        return None
-    given = [events] if isinstance(events, str) else events  # an EventType is a str too
-    try:
-        kinds = frozenset(EventType(kind) for kind in given)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        kinds = frozenset()
-    if not kinds:
-        raise InvalidArgument(
-            f"events= takes EventType.PUT, .DELETE or .RESYNC, one or several, not {shown(events)}"
-        )
-    return kinds

@@ -86,17 +86,32 @@ Identity = tuple[int, int]
 
 
 class Deadline:
-    """When a connection's statements have to end: at a moment, or when the handle closes."""
+    """When a connection's statements have to end: at a moment, or when the handle closes.
 
-    __slots__ = ("_closed", "moment")
+    Or when its borrower has been left alone. Who says so may come late, when the connection is
+    somebody else's; so it says whom it means.
+    """
+
+    __slots__ = ("_borrower", "_closed", "left", "moment")
 
     def __init__(self, closed: threading.Event) -> None:
         self._closed = closed
+        self._borrower = 0  # thread
+        self.left = -1  # the thread that nobody waits for any more
         self.moment = inf
+
+    def begin(self, moment: float) -> None:
+        """The thread that calls has borrowed the connection, until ``moment``."""
+        self.left, self._borrower, self.moment = -1, get_ident(), moment
+
+    def end(self) -> None:
+        """Nobody has borrowed it."""
+        self._borrower, self.moment = 0, inf
 
     def passed(self) -> bool:
         """SQLite's progress handler: true interrupts the statement."""
-        return monotonic() > self.moment or self._closed.is_set()
+        late = monotonic() > self.moment or self.left == self._borrower
+        return late or self._closed.is_set()
 
 
 class Connection(sqlite3.Connection):
@@ -228,7 +243,7 @@ class Pool:
         """Take a connection back from a snapshot that is gone. For finalizers: takes no lock."""
         if os.getpid() != self._pid or connection not in self.live:
             return
-        connection.deadline.moment = inf
+        connection.deadline.end()
         try:
             connection.execute("ROLLBACK")
         except sqlite3.Error:
@@ -244,7 +259,7 @@ class Pool:
 
     def _restore(self, connection: Connection) -> None:
         """Give a connection back after a call that failed; it may be in a transaction."""
-        connection.deadline.moment = inf
+        connection.deadline.end()
         try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -284,7 +299,7 @@ class Pool:
         """End the statement that this thread runs: nobody waits for it."""
         connection = self._running.get(thread)
         if connection is not None:
-            connection.deadline.moment = -inf
+            connection.deadline.left = thread
 
     def read(self, work: Callable[[Connection], T], deadline: float) -> T:
         """Run ``work`` on a connection; again if the file was locked. It must not write.
@@ -295,7 +310,7 @@ class Pool:
         while True:
             connection = self.borrow(deadline)
             try:
-                connection.deadline.moment = deadline
+                connection.deadline.begin(deadline)
                 self._running[get_ident()] = connection
                 if (how := connection.reading) is not None:
                     how.begin()
@@ -314,7 +329,7 @@ class Pool:
                 self._restore(connection)
                 raise
             else:
-                connection.deadline.moment = inf
+                connection.deadline.end()
                 if not connection.pinned:
                     self.give_back(connection)
                 return result
@@ -340,7 +355,7 @@ class Pool:
             connection = self._begin(deadline, synced)
             committing = False
             try:
-                connection.deadline.moment = deadline
+                connection.deadline.begin(deadline)
                 self._running[get_ident()] = connection
                 self._check_files(connection)
                 result, wrote = work(connection)
@@ -359,7 +374,7 @@ class Pool:
                 raise
             finally:
                 self._running.pop(get_ident(), None)
-            connection.deadline.moment = inf
+            connection.deadline.end()
             chores = connection.chores
             connection.chores = False
             self.give_back(connection)

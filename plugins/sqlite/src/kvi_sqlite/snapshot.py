@@ -20,7 +20,6 @@ import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from math import inf
 from time import monotonic
 
 from kvi.clock import now
@@ -132,7 +131,7 @@ class Snapshot:
         try:
             if connection not in pool.live:
                 raise Unavailable(CLOSED if pool.closing else "an earlier page could not be read")
-            connection.deadline.moment = monotonic() + self._timeout
+            connection.deadline.begin(monotonic() + self._timeout)
             try:
                 page = read_page(connection, self._scan, rest)
             except sqlite3.Error as error:
@@ -141,7 +140,7 @@ class Snapshot:
                     pool.discard(connection)
                 raise failure from error
             finally:
-                connection.deadline.moment = inf
+                connection.deadline.end()
             if connection.reading is not None and not connection.reading.is_unchanged():
                 pool.discard(connection)
                 raise Unavailable("the file was written to meanwhile; read the range again")

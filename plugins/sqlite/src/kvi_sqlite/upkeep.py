@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from math import inf
 from time import monotonic
 
 from kvi.errors import KviError
@@ -179,7 +178,7 @@ class _Yielding:
         self._connection = connection
 
     def __enter__(self) -> None:
-        self._connection.deadline.moment = inf
+        self._connection.deadline.end()
         self._connection.yields = True
 
     def __exit__(self, *raised: object) -> None:

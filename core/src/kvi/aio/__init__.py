@@ -1,0 +1,37 @@
+"""kvi for asyncio: the same stores, names and promises; whatever talks to the store is awaited.
+
+::
+
+    async with kvi.aio.open("etcd://127.0.0.1:2379") as store:
+        await store.store("greeting", "hello")
+        async with store.lock("jobs", timeout=5) as held:
+            await store.txn([held.guard], [kvi.Put("jobs/last", "42")])
+
+The flows are those of `kvi`; only the faces here differ. A handle belongs to the event loop of its
+first use, and its leases are kept alive on threads, however long the loop is blocked.
+"""
+
+from kvi.aio.awaited import Beginning
+from kvi.aio.backend import AsyncLivenessChannel, Backend
+from kvi.aio.kvi import AsyncKvi
+from kvi.aio.lease import AsyncLease, AsyncTempKey
+from kvi.aio.lock import AsyncLock
+from kvi.aio.loss import AsyncLoss
+from kvi.aio.opening import open
+from kvi.aio.ranges import AsyncRange, AsyncRangeResult
+from kvi.aio.watch import AsyncWatch
+
+__all__ = [
+    "AsyncKvi",
+    "AsyncLease",
+    "AsyncLivenessChannel",
+    "AsyncLock",
+    "AsyncLoss",
+    "AsyncRange",
+    "AsyncRangeResult",
+    "AsyncTempKey",
+    "AsyncWatch",
+    "Backend",
+    "Beginning",
+    "open",
+]

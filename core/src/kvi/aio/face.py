@@ -1,0 +1,90 @@
+"""`AsyncFace`: what every handle for asyncio shares: its scope, and the way to the driver."""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+from asyncio.events import _get_running_loop
+from collections.abc import Callable
+from typing import TypeVar
+
+from kvi.capabilities import Capabilities
+from kvi.driver.loop import Loop, LoopPort
+from kvi.errors import KviError
+from kvi.flow.scope import Scope
+from kvi.ops import Direct, Op
+from kvi.options import check_timeout
+from kvi.policy.retry import Effect
+from kvi.port import Flow
+
+T = TypeVar("T")
+
+_WRITES = (Effect.WRITE, Effect.DECIDING)
+
+
+class AsyncFace:
+    """A handle, as what is made through it sees it."""
+
+    def __init__(self, scope: Scope) -> None:
+        """Not for programs: use `kvi.aio.open`."""
+        self._scope = scope
+        self._runtime: Loop = scope.runtime  # type: ignore[assignment]  # of this driver
+        primitives = scope.primitives
+        in_place = primitives.in_place
+        # Without middleware the store is asked straight away. It may have short ways of its own.
+        self._in_place = in_place if isinstance(scope.executor, Direct) else frozenset[str]()
+        short = scope.executor.is_short
+        self._short_get = primitives._short_get if short and "get" in in_place else None
+        writes = short and "store" in in_place and not scope.read_only
+        self._short_put = primitives._short_put if writes else None
+
+    @property
+    def uri(self) -> str:
+        """The store's URI with secrets replaced by ``***``."""
+        return self._scope.uri
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the store can do."""
+        return self._scope.capabilities
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle can no longer be used: closed, or inherited through a fork."""
+        return self._scope.closed
+
+    async def _do(self, op: Op[T], timeout: float | None) -> T:
+        """Do one operation, in place or on a thread."""
+        scope, runtime = self._scope, self._runtime
+        seconds = scope.timeout if timeout is None else check_timeout(timeout)
+        if op.called in self._in_place:
+            await runtime.breathe()
+            return op.run(scope.primitives, seconds)
+
+        async def flow(port: LoopPort) -> T:
+            try:
+                return await scope.execute(port, op, seconds)
+            except CancelledError as error:
+                if port.sent and op.effect in _WRITES:
+                    error.add_note(
+                        f"kvi: the {op.name} of {op.key!r} had been sent; it may have applied, "
+                        "or may still apply"
+                    )
+                raise
+
+        return await runtime.drive_in_loop(flow, scope)
+
+    async def _drive(self, flow: Callable[[LoopPort], Flow[T]], *, lasting: bool = False) -> T:
+        """Run a flow; see `Loop.drive_in_loop`."""
+        return await self._runtime.drive_in_loop(flow, self._scope, lasting=lasting)
+
+    def _enter(self) -> None:
+        """Every call begins here. Raises `Closed`, `UsedAfterFork` or `WrongLoop`."""
+        self._scope.ensure_open()
+        if _get_running_loop() is not self._runtime.loop or self._runtime.loop is None:
+            self._runtime.bind()
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._scope.timeout if timeout is None else check_timeout(timeout)
+
+    def _placed(self, error: KviError, operation: str, key: object) -> KviError:
+        return self._scope.placed(error, operation, key)

@@ -1,0 +1,118 @@
+"""The entries of a range, read page by page while they are iterated."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Self
+
+from kvi.aio.awaited import Awaited
+from kvi.aio.face import AsyncFace
+from kvi.errors import KviError
+from kvi.model import KeyValue, RangeResult, Scan
+from kvi.ops import PageOp
+
+__all__ = ["AsyncRange", "AsyncRangeResult"]
+
+
+class AsyncRangeResult:
+    """The entries of a range; as a `kvi.RangeResult`, iterated with ``async for``.
+
+    The first page is read already. Iterating again starts over. An iteration that is left early
+    frees what it holds when it is dropped; one whose page failed, or was cancelled, goes on where
+    it was.
+
+    Attributes:
+        revision: the revision that the entries were read at, or ``None`` where the store has no
+            snapshots.
+
+    """
+
+    __slots__ = ("_found", "_scan", "_store", "_timeout", "revision")
+
+    def __init__(
+        self, store: AsyncFace, found: RangeResult, scan: Scan, timeout: float | None
+    ) -> None:
+        self._store = store
+        self._found = found
+        self._scan = scan
+        self._timeout = timeout
+        self.revision = found.revision
+
+    def __repr__(self) -> str:
+        return f"<AsyncRangeResult at revision {self.revision}>"
+
+    def __aiter__(self) -> AsyncIterator[KeyValue]:
+        return _Pass(self._store, self._found, self._scan, self._timeout)
+
+
+class AsyncRange(Awaited[AsyncRangeResult]):
+    """A range that is asked for: await it, or iterate it with ``async for``."""
+
+    __slots__ = ()
+
+    def __aiter__(self) -> AsyncIterator[KeyValue]:
+        return _FirstPass(self)
+
+
+class _FirstPass:
+    """The iteration of a range that nobody has awaited."""
+
+    __slots__ = ("_asked", "_pass")
+
+    def __init__(self, asked: AsyncRange) -> None:
+        self._asked = asked
+        self._pass: AsyncIterator[KeyValue] | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> KeyValue:
+        if self._pass is None:
+            self._pass = aiter(await self._asked)
+        return await anext(self._pass)
+
+
+class _Pass:
+    """One iteration. A plain object, which ends when it is dropped: a generator would stay."""
+
+    __slots__ = ("_found", "_last", "_op", "_page", "_scan", "_store", "_timeout")
+
+    def __init__(
+        self, store: AsyncFace, found: RangeResult, scan: Scan, timeout: float | None
+    ) -> None:
+        self._store = store
+        self._found = found
+        self._scan = scan
+        self._timeout = timeout
+        self._op: PageOp | None = None
+        self._page: Iterator[KeyValue] | None = iter(())
+        self._last: str | None = None  # the last key of the pages so far
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> KeyValue:
+        while self._page is not None:
+            for entry in self._page:
+                return entry
+            self._page = await self._next_page()
+        raise StopAsyncIteration
+
+    async def _next_page(self) -> Iterator[KeyValue] | None:
+        op, self._op = self._op, None  # what fails is closed by whoever runs it, and made anew
+        if op is None:
+            op = PageOp(self._found, self._scan, self._last)
+        try:
+            self._store._enter()
+            page = await self._store._do(op, self._timeout)
+        except KviError as error:
+            raise self._store._placed(error, "range", None)
+        if page is None:
+            return None
+        self._op, self._last = op, page[-1].key
+        return iter(page)
+
+    def __del__(self) -> None:
+        op = self._op
+        if op is not None and op.open:
+            self._store._runtime.post(op.close)

@@ -1,0 +1,20 @@
+"""`kvi.aio` on the Consul store keeps the contract; for `make soak`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from kvi.conformance import *  # noqa: F403
+from kvi.conformance.on_loop import opening_on_loop
+
+del TestInterrupts  # type: ignore[name-defined]  # noqa: F821  (of the main thread's calls, and in processes of their own)
+
+pytestmark = [pytest.mark.soak, pytest.mark.consul, pytest.mark.xdist_group("consul")]
+
+
+@pytest.fixture
+def kvi_uri(consul_uri: str) -> Iterator[str]:
+    """The store of the run."""
+    with opening_on_loop():
+        yield consul_uri
