@@ -474,6 +474,7 @@ class Txn:
         then: runs if all of them hold.
         otherwise: runs if one does not.
         operation: the method of `Kvi` that it comes from, for those who observe.
+        repeatable: done twice it does what it does once, and its answer is as true.
 
     """
 
@@ -481,6 +482,7 @@ class Txn:
     then: tuple[Operation, ...] = ()
     otherwise: tuple[Operation, ...] = ()
     operation: str = field(default="txn", compare=False)
+    repeatable: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,6 +238,8 @@ class TxnOp(Op[TxnResult]):
         txn = self.txn
         if all(isinstance(op, Get) for op in (*txn.then, *txn.otherwise)):
             return Effect.READ
+        if txn.repeatable:
+            return Effect.REPEATABLE
         return Effect.DECIDING if txn.when else Effect.WRITE
 
     @property

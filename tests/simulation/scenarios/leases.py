@@ -14,6 +14,7 @@ from typing import Any
 
 from kvi.errors import AlreadyHeld, Closed, KviError
 from kvi.feed import WatchSpec
+from kvi.flow.contest import StoreLock
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
 from kvi.flow.scope import Held
@@ -143,7 +144,9 @@ class Closing:
         capabilities = random.choice((QUEUE, SINGLE))
         self.client = self._client("P1", capabilities)
         self.other = self._client("P2", capabilities)
-        self.lock = LockFlow(self.client.scope, "a", self.ttl)
+        self.lock = LockFlow(
+            self.client.scope, StoreLock("a", self.client.scope.capabilities), self.ttl
+        )
         programs = (self._locks, self._locks, self._leases, self._watches, self._shares)
         for number in range(random.randint(2, 5)):
             self.client.program(f"program {number}", random.choice(programs)(self.client))
@@ -207,7 +210,10 @@ class Closing:
 
     async def _locks(self, client: Client) -> None:
         await self._until_closed(
-            client, lambda: self._take(client, LockFlow(client.scope, "a", self.ttl))
+            client,
+            lambda: self._take(
+                client, LockFlow(client.scope, StoreLock("a", client.scope.capabilities), self.ttl)
+            ),
         )
 
     async def _shares(self, client: Client) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from kvi.capabilities import Capabilities
 from kvi.errors import Closed, KviError, LeaseLost
+from kvi.flow.contest import StoreLock
 from kvi.flow.lock import LockFlow
 from kvi.model import Claim, Put, Txn
 from kvi.ops import TxnOp
@@ -115,13 +116,17 @@ class Locks:
         return all(client.idle for client in self.clients)
 
     async def _probe(self, client: Client, name: str) -> None:
-        lock = LockFlow(client.scope, name, self.ttl)
+        lock = LockFlow(client.scope, StoreLock(name, client.scope.capabilities), self.ttl)
         if not await client.call(lambda port: lock.acquire(port, 0)):
             self.world.fail(f"lock {name} is blocked, and nobody holds it")
 
     async def _contend(self, client: Client, rounds: int) -> None:
         for _ in range(rounds):
-            lock = LockFlow(client.scope, self.world.random.choice(self.names), self.ttl)
+            lock = LockFlow(
+                client.scope,
+                StoreLock(self.world.random.choice(self.names), client.scope.capabilities),
+                self.ttl,
+            )
             try:
                 await self._try(client, lock)
             except Closed:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from kvi.driver.loop import Loop, LoopSignal
 from kvi.errors import Closed, KviError, LeaseLost, Timeout, Unavailable
+from kvi.flow.contest import StoreLock
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
 from kvi.flow.scope import Scope
@@ -119,7 +120,7 @@ def in_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
 async def test_lock_is_acquired_and_released() -> None:
     """A lock is had, is held, and leaves nothing behind."""
     async with opened() as handle:
-        lock = LockFlow(handle.scope, "jobs", TTL)
+        lock = LockFlow(handle.scope, StoreLock("jobs", handle.scope.capabilities), TTL)
         assert await handle.run(lambda port: lock.acquire(port, 0))
         assert lock.held
         await handle.run(lambda port: lock.release(port, 5.0))
@@ -131,7 +132,10 @@ async def test_lock_is_acquired_and_released() -> None:
 async def test_lock_waits_for_its_holder() -> None:
     """Who waits gets the lock when its holder lets go, and the loop goes on meanwhile."""
     async with opened() as handle:
-        first, second = (LockFlow(handle.scope, "jobs", TTL) for _ in range(2))
+        first, second = (
+            LockFlow(handle.scope, StoreLock("jobs", handle.scope.capabilities), TTL)
+            for _ in range(2)
+        )
         assert await handle.run(lambda port: first.acquire(port, 0))
         waiting = asyncio.create_task(handle.run(lambda port: second.acquire(port, None)))
         await until(lambda: len(handle.keys()) == 2)
@@ -145,7 +149,10 @@ async def test_lock_waits_for_its_holder() -> None:
 async def test_lock_waits_in_vain() -> None:
     """A wait that ends without the lock leaves no claim."""
     async with opened() as handle:
-        first, second = (LockFlow(handle.scope, "jobs", TTL) for _ in range(2))
+        first, second = (
+            LockFlow(handle.scope, StoreLock("jobs", handle.scope.capabilities), TTL)
+            for _ in range(2)
+        )
         assert await handle.run(lambda port: first.acquire(port, 0))
         assert not await handle.run(lambda port: second.acquire(port, 0.05))
         assert len(handle.keys()) == 1
@@ -155,7 +162,10 @@ async def test_lock_waits_in_vain() -> None:
 async def test_cancelled_wait_leaves_no_claim() -> None:
     """A task that is cancelled while it waits for a lock gives up its place."""
     async with opened() as handle:
-        first, second = (LockFlow(handle.scope, "jobs", TTL) for _ in range(2))
+        first, second = (
+            LockFlow(handle.scope, StoreLock("jobs", handle.scope.capabilities), TTL)
+            for _ in range(2)
+        )
         assert await handle.run(lambda port: first.acquire(port, 0))
         waiting = asyncio.create_task(handle.run(lambda port: second.acquire(port, None)))
         await until(lambda: len(handle.keys()) == 2)
@@ -172,7 +182,10 @@ def test_cancelled_call_leaves_nothing(name: str) -> None:
 
     async def run() -> None:
         async with opened() as handle:
-            first, second = (LockFlow(handle.scope, "jobs", TTL) for _ in range(2))
+            first, second = (
+                LockFlow(handle.scope, StoreLock("jobs", handle.scope.capabilities), TTL)
+                for _ in range(2)
+            )
             assert await handle.run(lambda port: first.acquire(port, 0))
             watches = len(handle.primitives._state.watches)
             gate = handle.gate.hold(name)
@@ -317,7 +330,9 @@ async def test_call_without_a_thread_ends_in_time() -> None:
 async def test_close_wakes_who_waits() -> None:
     """Closing wakes a waiting lock and a call that the store has not answered, with `Closed`."""
     handle = Handle(f"mem:loop-{next(_numbers)}")
-    first, second = (LockFlow(handle.scope, "jobs", TTL) for _ in range(2))
+    first, second = (
+        LockFlow(handle.scope, StoreLock("jobs", handle.scope.capabilities), TTL) for _ in range(2)
+    )
     assert await handle.run(lambda port: first.acquire(port, 0))
     waiting = asyncio.create_task(handle.run(lambda port: second.acquire(port, None)))
     await until(lambda: len(handle.keys()) == 2)

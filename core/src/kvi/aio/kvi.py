@@ -31,6 +31,7 @@ from kvi.arguments import (
 )
 from kvi.errors import Closed, KviError
 from kvi.feed import WatchSpec
+from kvi.flow.contest import StoreLock
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
 from kvi.flow.scope import Scope
@@ -362,7 +363,8 @@ class AsyncKvi(AsyncFace):
         try:
             self._scope.ensure_open()
             limits = self.capabilities
-            flow = LockFlow(self._scope, check_lock(name, limits), check_ttl(ttl, limits))
+            contest = StoreLock(check_lock(name, limits), limits)
+            flow = LockFlow(self._scope, contest, check_ttl(ttl, limits))
             return AsyncLock(self, flow, check_wait(timeout), cancel_on_loss=cancel_on_loss)
         except KviError as error:
             raise self._placed(error, "lock", name)

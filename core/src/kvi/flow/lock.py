@@ -46,20 +46,18 @@ from kvi.errors import (
     Unavailable,
 )
 from kvi.feed import Feed, WatchSpec
+from kvi.flow.contest import Contest
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.loss import LossState
 from kvi.flow.scope import PASSING, Scope
 from kvi.log import log
-from kvi.model import Claim, Compare, EventType, Span
+from kvi.model import Claim, Compare
 from kvi.mutex import Mutex
-from kvi.ops import ClaimOp, PollOp, ReleaseOp, WatchOp
+from kvi.ops import PollOp, WatchOp
 from kvi.port import Cancelled, Port
 
 _LEAST, _MOST = 0.05, 1.0  # seconds between tries while the store cannot be reached
 _WITHDRAWAL = 1.0  # seconds: who waited in vain does not wait long for saying so
-# Seconds after which a waiter looks again without having been told. With a queue this mends
-# nothing that is known to happen; without, a lock-delay ends in silence.
-_LOOK_AGAIN, _LOOK_AGAIN_UNFAIR = 30.0, 1.0
 
 
 class LockState(enum.Enum):
@@ -76,16 +74,16 @@ class LockFlow:
 
     Attributes:
         scope: the store.
-        name: the lock's name.
+        contest: what decides who holds.
         claim: what it holds the lock by; ``None`` unless it was acquired and not released.
         lease: that the claim stands on.
         lost: the loss of the present or last holding; ``None`` before the first.
 
     """
 
-    def __init__(self, scope: Scope, name: str, ttl: float) -> None:
+    def __init__(self, scope: Scope, contest: Contest, ttl: float) -> None:
         self.scope = scope
-        self.name = name
+        self.contest = contest
         self.claim: Claim | None = None
         self.lost: LossState | None = None
         self._ttl = ttl
@@ -93,6 +91,11 @@ class LockFlow:
         self._state = LockState.FREE
         self.lease: LeaseFlow | None = None
         self._attempt: _Attempt | None = None  # the last one; an older one has no say
+
+    @property
+    def name(self) -> str:
+        """What is contended for."""
+        return self.contest.name
 
     @property
     def held(self) -> bool:
@@ -126,7 +129,7 @@ class LockFlow:
         ``owner`` is a weak reference to what it is held for: once that is gone, it is given up.
         """
         self.scope.ensure_open()
-        attempt = _Attempt(self.scope, port, self.name, self._ttl, wait)
+        attempt = _Attempt(self.scope, port, self.contest, self._ttl, wait)
         with self._lock:
             before = self._attempt
             claiming = self._state is LockState.CLAIMING
@@ -180,7 +183,7 @@ class LockFlow:
                     "or its key was deleted"
                 )
             call = Call(port, port.now() + timeout)
-            stood = await self.scope.executor.execute(ReleaseOp(claim), call)
+            stood = await self.contest.release(self.scope, call, claim)
             if not stood and not self.scope.closed:  # closing meanwhile is no loss
                 raise LeaseLost("the lock was lost before it was released: its key was changed")
         except BaseException:
@@ -249,17 +252,18 @@ class _Attempt:
 
     """
 
-    def __init__(self, scope: Scope, port: Port, name: str, ttl: float, wait: float | None) -> None:
+    def __init__(
+        self, scope: Scope, port: Port, contest: Contest, ttl: float, wait: float | None
+    ) -> None:
         self.lease: LeaseFlow | None = None
         self.doubt = False
         self._scope = scope
         self._port = port
-        self._name = name
+        self._contest = contest
         self._ttl = ttl
         self._once = wait == 0
         self._deadline = inf if wait is None else port.now() + wait
         self._awake = port.signal()
-        self._recheck = _LOOK_AGAIN if scope.capabilities.lock_fair else _LOOK_AGAIN_UNFAIR
 
     @property
     def given_up(self) -> bool:
@@ -334,7 +338,7 @@ class _Attempt:
             except (*PASSING, Contention) as error:
                 self.doubt = self.doubt or isinstance(error, OutcomeUnknown)
                 self._check(lease)
-                log().debug("waiting for the lock %r: %s", self._name, error)
+                log().debug("waiting for the lock %r: %s", self._contest.name, error)
                 spread = pause * (0.5 + port.chance() / 2)
                 await self._awake.wait(min(spread, max(0.0, self._left())))
                 pause = min(pause * 2, _MOST)
@@ -342,20 +346,19 @@ class _Attempt:
 
     async def _watched(self, claim: Claim, lease: LeaseFlow) -> Claim | None:
         """Watch the key ahead until it goes, and claim again; ``None`` if time is up before."""
-        scope, port, ahead = self._scope, self._port, claim.ahead
-        assert ahead is not None  # else there is nothing to wait for
+        scope, port, contest = self._scope, self._port, self._contest
         history = scope.capabilities.watch_history
-        spec = WatchSpec(Span(ahead, ahead + "\0"), claim.revision + 1 if history else None)
+        spec = WatchSpec(contest.watched(claim), claim.revision + 1 if history else None)
         feed: Feed | None = None
         try:
             feed = await scope.execute(port, WatchOp(spec, self._awake.set), self._patience())
             # Without history, the key may have gone before the watch began.
-            due = port.now() + self._recheck if history else 0.0
+            due = port.now() + contest.recheck if history else 0.0
             while True:
                 self._check(lease)
                 batch = await scope.execute(port, PollOp(feed), self._patience())
                 if batch is not None:
-                    if any(e.type is not EventType.PUT or not history for e in batch.events):
+                    if not history or any(map(contest.wakes, batch.events)):
                         return await self._look(lease)
                     continue
                 left = min(self._deadline, due) - port.now()
@@ -365,9 +368,9 @@ class _Attempt:
                     return None
                 else:
                     again = await self._look(lease)
-                    if again.ahead != ahead:
+                    if again.ahead != claim.ahead:
                         return again
-                    due = port.now() + self._recheck
+                    due = port.now() + contest.recheck
         finally:
             if feed is not None:
                 feed.close()
@@ -378,14 +381,15 @@ class _Attempt:
     async def _claim(self, lease: LeaseFlow, timeout: float) -> Claim:
         call = Call(self._port, self._port.now() + timeout)
         try:
-            return await self._scope.executor.execute(ClaimOp(self._name, lease.id), call)
+            return await self._contest.claim(self._scope, call, lease)
         finally:
             self.doubt = self.doubt or call.doubt
 
     async def _withdraw(self, claim: Claim, lease: LeaseFlow) -> None:
         scope = self._scope
         try:
-            await scope.execute(self._port, ReleaseOp(claim), min(scope.timeout, _WITHDRAWAL))
+            call = Call(self._port, self._port.now() + min(scope.timeout, _WITHDRAWAL))
+            await self._contest.release(scope, call, claim)
         except KviError:
             self.doubt = True
         self.lease = None

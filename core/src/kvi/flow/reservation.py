@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from kvi.call import Call
@@ -48,7 +49,7 @@ class Reservations:
         elif isinstance(op, TxnOp):
             txn = op.txn
             then, otherwise = map(self._reserved, txn.then), map(self._reserved, txn.otherwise)
-            kept = TxnOp(Txn(txn.when, tuple(then), tuple(otherwise), txn.operation))
+            kept = TxnOp(replace(txn, then=tuple(then), otherwise=tuple(otherwise)))
         try:
             return await self._inner.execute(kept, call)
         except LeaseLost:

@@ -147,11 +147,11 @@ def check_name(name: str) -> str:
 
 
 def _txn_in(txn: Txn, prefix: str) -> Txn:
-    return Txn(
-        tuple(Compare(prefix + c.key, c.target, c.operator, c.operand) for c in txn.when),
-        tuple(_operation_in(op, prefix) for op in txn.then),
-        tuple(_operation_in(op, prefix) for op in txn.otherwise),
-        txn.operation,
+    return replace(
+        txn,
+        when=tuple(Compare(prefix + c.key, c.target, c.operator, c.operand) for c in txn.when),
+        then=tuple(_operation_in(op, prefix) for op in txn.then),
+        otherwise=tuple(_operation_in(op, prefix) for op in txn.otherwise),
     )
 
 

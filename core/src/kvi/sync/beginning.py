@@ -10,6 +10,7 @@ from typing import Any
 
 from kvi.arguments import check_watch
 from kvi.feed import WatchSpec
+from kvi.flow.contest import StoreLock
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
 from kvi.flow.watch import WatchFlow
@@ -53,7 +54,8 @@ class Beginning:
     def lock(store: Face, name: str, ttl: float, timeout: float | None) -> Lock:
         """See `kvi.Kvi.lock`."""
         limits = store.capabilities
-        flow = LockFlow(store._scope, check_lock(name, limits), check_ttl(ttl, limits))
+        contest = StoreLock(check_lock(name, limits), limits)
+        flow = LockFlow(store._scope, contest, check_ttl(ttl, limits))
         return Lock(store, flow, check_wait(timeout))
 
     @staticmethod
