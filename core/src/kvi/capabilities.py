@@ -21,6 +21,8 @@ class Capabilities:
         watch_history: watches see every change, in the order of revisions, and can start in the
             past. Elsewhere they see, per key, ever newer states that existed, and the last one.
         snapshot_range: all pages of a range are of one revision.
+        atomic_range: all entries of a range by prefix are of one moment, also where pages have no
+            revision. `snapshot_range` implies it.
         lock_fair: locks are granted first come, first served.
         key_version: entries count their writes in ``version``.
         atomic_range_delete: which `Kvi.delete_range` is one atomic step: ``"any"``, only one by
@@ -55,6 +57,7 @@ class Capabilities:
     lease_expiry_factor: float
     lease_max_ttl: float | None = None
     lock_delay_factor: float = 0.0
+    atomic_range: bool = False
     max_txn_ops: int | None
     txn_delete_ops: int = 1
     max_key: int | None

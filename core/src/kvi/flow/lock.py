@@ -18,6 +18,8 @@ state          guarantee                                   left by
                                                            cancellation: claim withdrawn → FREE
 ``HELD``       the claim was first; `held` says whether    `release` → RELEASED; after a loss also
                its lease still is alive                    `acquire` → CLAIMING
+``LEAVING``    it is asked to go, and may be there still;  `release` → RELEASED;
+               not held any more                           `acquire` → CLAIMING
 ``RELEASED``   as FREE; to release again does nothing      `acquire` → CLAIMING
 =============  ==========================================  =====================================
 
@@ -66,6 +68,7 @@ class LockState(enum.Enum):
     FREE = enum.auto()
     CLAIMING = enum.auto()
     HELD = enum.auto()
+    LEAVING = enum.auto()
     RELEASED = enum.auto()
 
 
@@ -160,20 +163,25 @@ class LockFlow:
             raise
         return True
 
-    async def release(self, port: Port, timeout: float) -> None:
-        """Let go of it."""
+    async def release(self, port: Port, timeout: float, *, keep: bool = False) -> None:
+        """Let go of it. ``keep``: what may be there still can be released again."""
         with self._lock:
             if self._state is LockState.RELEASED:
                 return
-            if self._state is not LockState.HELD:
+            if self._state not in (LockState.HELD, LockState.LEAVING):
                 raise NotHeld("this object does not hold the lock; acquire it first")
             claim, lease, attempt = self.claim, self.lease, self._attempt
             assert claim is not None  # while it is HELD
             assert lease is not None
             assert attempt is not None
-            alive = lease.alive
-            self._drop()
-            self._state = LockState.RELEASED
+            alive, again = lease.alive, self._state is LockState.LEAVING
+            if keep:
+                self._state, lease.proof = LockState.LEAVING, None
+                if self.lost is not None:
+                    self.lost.end()
+            else:
+                self._drop()
+                self._state = LockState.RELEASED
         if self.scope.closed:
             return  # closing lets go of it, and is no loss
         try:
@@ -184,11 +192,14 @@ class LockFlow:
                 )
             call = Call(port, port.now() + timeout)
             stood = await self.contest.release(self.scope, call, claim)
-            if not stood and not self.scope.closed:  # closing meanwhile is no loss
+            if not stood and not (again or self.scope.closed):  # closing meanwhile is no loss
                 raise LeaseLost("the lock was lost before it was released: its key was changed")
-        except BaseException:
-            lease.abandon()  # whatever it still holds shall go
+        except BaseException as error:
+            if not (keep and isinstance(error, PASSING)):
+                self._left(attempt)
+                lease.abandon()  # whatever it still holds shall go
             raise
+        self._left(attempt)
         if not (attempt.doubt or call.doubt):
             self.scope.ledger.give_idle(lease, self._ttl, port.now())
         else:
@@ -205,13 +216,20 @@ class LockFlow:
     def let_go(self) -> None:
         """Release it without waiting: the store is told as soon as it answers."""
         with self._lock:
-            if self._state is not LockState.HELD:
+            if self._state not in (LockState.HELD, LockState.LEAVING):
                 return
             lease = self.lease
             self._drop()
             self._state = LockState.RELEASED
         if lease is not None:
             lease.abandon()
+
+    def _left(self, attempt: _Attempt) -> None:
+        """A release that keeps has come to its end."""
+        with self._lock:
+            if self._state is LockState.LEAVING and self._attempt is attempt:
+                self._state = LockState.RELEASED
+                self._drop()
 
     def _standing(self) -> Claim:
         claim = self.claim
@@ -236,10 +254,11 @@ class LockFlow:
             self.lost.end()
         lease, self.lease, self.claim = self.lease, None, None
         attempt = self._attempt
-        if self._state is not LockState.HELD or lease is None or attempt is None:
+        if lease is None or attempt is None:
             return
         lease.proof = None
-        if attempt.given_up or not lease.alive:
+        left = self._state is LockState.LEAVING
+        if left or (self._state is LockState.HELD and (attempt.given_up or not lease.alive)):
             lease.abandon()
 
 

@@ -1,0 +1,70 @@
+"""What all recipes share: a store, a name, and the way to the driver."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Generic, TypeVar
+
+from kvi.aio.face import AsyncFace
+from kvi.call import Call
+from kvi.errors import KviError
+from kvi.flow.recipes.observing import Observing
+from kvi.flow.scope import Scope
+from kvi.port import Flow
+
+T = TypeVar("T")
+Asked = Callable[[Scope, Call], Flow[T]]
+
+
+async def ask(
+    store: AsyncFace, name: str, operation: str, flow: Asked[T], timeout: float | None = None
+) -> T:
+    """Run a flow of the recipe ``name`` that is over within the time-out."""
+    try:
+        store._enter()
+        scope, seconds = store._scope, store._seconds(timeout)
+        return await store._drive(lambda port: flow(scope, Call(port, port.now() + seconds)))
+    except KviError as error:
+        raise store._placed(error, operation, name)
+
+
+class Observation(Generic[T]):
+    """What somebody observes, each time that it has changed: iterate it, without end.
+
+    It ends with `close`, the end of its ``async with`` block, or the handle, which raises `Closed`.
+    """
+
+    def __init__(self, store: AsyncFace, name: str, flow: Observing[T]) -> None:
+        self._store = store
+        self._name = name
+        self._flow = flow
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        store, flow = self._store, self._flow
+        if flow.watch.ended and not store.closed:
+            raise StopAsyncIteration
+        try:
+            store._enter()
+            found = await store._drive(flow.next)
+        except KviError as error:
+            raise store._placed(error, "observe", self._name)
+        flow.told(found)
+        return found
+
+    async def close(self) -> None:
+        """End it. Again, it does nothing."""
+        if not self._store.closed:
+            self._flow.end()
+
+    async def __aenter__(self) -> Observation[T]:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        if not self._store.closed:
+            self._store._runtime.post(self._flow.end)

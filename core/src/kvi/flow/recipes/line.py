@@ -1,0 +1,182 @@
+"""`Line`: contenders who stand in line, for recipes that let in some of them.
+
+*Theory.* Whoever contends puts a key under its lease into the recipe's directory, and looks at all
+of it, as of one moment (`kvi.policy.line`). Those before it decide: they can only become fewer, so
+who was in turn at some moment stays so. What else must hold is a recipe's own rule (`verdict`).
+
+=============  =====================================  ============================================
+state          guarantee                              left by
+=============  =====================================  ============================================
+``WAITS``      it has a place, and holds nothing      the rule lets it in, and a transaction that
+                                                      checks its place and the settings says so:
+                                                      HOLDS; it leaves, or its lease ends: gone
+``HOLDS``      it was let in. Those behind count it   it leaves, or its lease ends: gone
+               for as long as it stands
+=============  =====================================  ============================================
+
+*No herd.* Whoever waits watches the nearest before it that waits too: when that is let in, or goes,
+it is its turn to look. The first of those that wait watches the whole directory. So what is given
+back wakes one, and that one's being let in the next, for as many as there is room.
+
+*Orphans.* See `kvi.policy.line`. Marks are made where leases may end early
+(``capabilities.lock_delay_factor``), and by recipes that need them anyway.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from kvi.call import Call
+from kvi.errors import LeaseLost
+from kvi.flow.contest import LOOK_AGAIN, LOOK_AGAIN_UNFAIR
+from kvi.flow.lease import LeaseFlow
+from kvi.flow.recipes.state import Owner, state_of
+from kvi.flow.scope import Scope
+from kvi.model import Claim, Compare, Delete, Event, EventType, Get, Key, Put, Span, Txn
+from kvi.ops import TxnOp
+from kvi.policy.line import Contender, Mark, State, dumps
+
+WAITS, HOLDS = "waits", "holds"
+
+
+class Line(ABC):
+    """One contender's part in a line: a `kvi.flow.contest.Contest`. Used by one flow at a time.
+
+    Attributes:
+        name: what is contended for.
+        owner: the right to the name, shared by the objects of one recipe.
+        recheck: as `Contest` has it.
+
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, owner: Owner) -> None:
+        self.name = owner.place.name
+        self.owner = owner
+        self.recheck = LOOK_AGAIN
+        self._mark: str | None = None  # the key of what it holds
+        self._seen: dict[tuple[str, int], float] = {}  # orphans, and since when
+
+    # -- the rule ---------------------------------------------------------------------------------
+
+    def said(self) -> dict[str, Any]:
+        """What its key says beside its state."""
+        return {}
+
+    @abstractmethod
+    def verdict(self, state: State, ahead: list[Contender], orphans: list[Mark]) -> str | None:
+        """``None`` if it is let in, else what to wait for: a contender's key, or the directory."""
+
+    def mark_of(self, state: State, lease: LeaseFlow) -> str | None:
+        """The id of the mark that it is to make, if any."""
+        early = lease.scope.capabilities.lock_delay_factor > 0
+        return f"{lease.id:x}" if early else None
+
+    def wait_behind(self, ahead: list[Contender]) -> str:
+        """The key of the nearest before it that waits; the directory if none does."""
+        waiting = [one for one in ahead if one.said.get("state") == WAITS]
+        return waiting[-1].key if waiting else self.owner.place.root
+
+    # -- Contest ----------------------------------------------------------------------------------
+
+    async def claim(self, scope: Scope, call: Call, lease: LeaseFlow) -> Claim:
+        """Stand in line, and look."""
+        place = self.owner.place
+        await self.owner.ensure(scope, call)
+        key = place.contender(lease.id)
+        mine = Txn(
+            (Key(key).absent,),
+            (Put(key, self._value(WAITS), lease.id),),
+            (Get(key),),
+            f"{self.kind}_claim",
+            repeatable=True,
+        )
+        await scope.executor.execute(TxnOp(mine), call)
+        while True:
+            state = await state_of(scope, call, place)
+            standing = [one.key for one in state.line]
+            if key not in standing:
+                raise LeaseLost("the place in the line is gone")
+            at = standing.index(key)
+            me, ahead = state.line[at], state.line[:at]
+            if me.said.get("state") == HOLDS:
+                return me.claim(None, state.revision)
+            orphans = await self._noticed(scope, call, state)
+            behind = self.verdict(state, ahead, orphans)
+            if behind is not None:
+                return me.claim(behind, state.revision)
+            claim = await self._enter(scope, call, state, me, lease)
+            if claim is not None:
+                return claim
+
+    async def release(self, scope: Scope, call: Call, claim: Claim) -> bool:
+        """Leave the line."""
+        mark = self._mark
+        gone = (Delete(claim.key),) if mark is None else (Delete(claim.key), Delete(mark))
+        txn = Txn((claim.guard,), gone, (), f"{self.kind}_release")
+        return (await scope.executor.execute(TxnOp(txn), call)).succeeded
+
+    def watched(self, claim: Claim) -> Span:
+        """Whom it waits for."""
+        assert claim.ahead is not None  # else there is nothing to wait for
+        if claim.ahead == self.owner.place.root:
+            return self.owner.place.span
+        return Span(claim.ahead, claim.ahead + "\0")
+
+    def wakes(self, event: Event) -> bool:
+        """Who comes after it lets nobody in; the rest may."""
+        return event.type is not EventType.PUT or not self._is_new(event)
+
+    def _is_new(self, event: Event) -> bool:
+        # What a contender that has just come says; whoever is watched by its own key said that
+        # before, so hearing it again tells nothing.
+        return event.value == self._value(WAITS)
+
+    # -- its own ----------------------------------------------------------------------------------
+
+    def _value(self, state: str) -> bytes:
+        return dumps({"recipe": self.kind, "state": state, **self.said()})
+
+    def _marked(self, lease: LeaseFlow) -> bytes:
+        return dumps({"lease": lease.id, "ttl": lease.term.ttl, **self.said()})
+
+    async def _enter(
+        self, scope: Scope, call: Call, state: State, me: Contender, lease: LeaseFlow
+    ) -> Claim | None:
+        """Say that it holds, if its place and the settings are as they were; ``None`` if not."""
+        when: list[Compare] = [me.guard]
+        then = [Put(me.key, self._value(HOLDS), lease.id)]
+        if state.settings is not None:
+            when.append(Key(state.settings.key).revision == state.settings.revision)
+        id = self.mark_of(state, lease)
+        self._mark = None if id is None else self.owner.place.mark(id)
+        if self._mark is not None:
+            when.append(Key(self._mark).absent)
+            then.append(Put(self._mark, self._marked(lease)))
+        txn = Txn(tuple(when), tuple(then), (), f"{self.kind}_enter")
+        done = await scope.executor.execute(TxnOp(txn), call)
+        return me.claim(None, done.revision or 0) if done.succeeded else None
+
+    async def _noticed(self, scope: Scope, call: Call, state: State) -> list[Mark]:
+        """The orphans that still stand for their holders; the others are taken away."""
+        self.recheck = LOOK_AGAIN
+        now, left = call.port.now(), list[Mark]()
+        seen = {}
+        for mark in state.orphans:
+            since = self._seen.get((mark.key, mark.revision), now)
+            if now < since + mark.ttl:
+                seen[mark.key, mark.revision] = since
+                self.recheck = min(self.recheck, max(LOOK_AGAIN_UNFAIR, since + mark.ttl - now))
+                left.append(mark)
+                continue
+            await self._take_away(scope, call, mark)
+            state.marks.pop(mark.id)
+        self._seen = seen
+        return left
+
+    async def _take_away(self, scope: Scope, call: Call, mark: Mark) -> None:
+        same = Key(mark.key).revision == mark.revision
+        txn = Txn((same,), (Delete(mark.key),), (), f"{self.kind}_clean", repeatable=True)
+        await scope.executor.execute(TxnOp(txn), call)

@@ -1,0 +1,62 @@
+"""The read-write lock: many readers, or one writer, in the order of their coming.
+
+A line (`kvi.flow.recipes.line`) in which a reader waits for the writers before it, and a writer for
+everybody before it. Nobody waits for who came later: so no one starves, and there is no deadlock.
+Whoever waits watches the last of those that it waits for; when that goes, it looks again.
+
+``downgrade`` turns a writer into a reader in its place: one write under the guard. The readers
+behind it see it and enter; writers behind it wait on, and none can come between.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvi.call import Call
+from kvi.errors import LeaseLost
+from kvi.flow.lock import LockFlow
+from kvi.flow.recipes.line import HOLDS, Line
+from kvi.flow.recipes.state import Owner
+from kvi.model import Put, Txn
+from kvi.ops import TxnOp
+from kvi.policy.line import Contender, Mark, State
+
+READ, WRITE = "read", "write"
+
+
+class ReadWriteLine(Line):
+    """A reader or a writer."""
+
+    kind = "rwlock"
+
+    def __init__(self, owner: Owner, mode: str) -> None:
+        super().__init__(owner)
+        self.mode = mode
+
+    def said(self) -> dict[str, Any]:
+        """What it wants."""
+        return {"mode": self.mode}
+
+    def verdict(self, state: State, ahead: list[Contender], orphans: list[Mark]) -> str | None:
+        """See the module."""
+        if self.mode == WRITE:
+            before, lost = ahead, orphans
+        else:
+            before = [one for one in ahead if one.said.get("mode") == WRITE]
+            lost = [one for one in orphans if one.said.get("mode") == WRITE]
+        if before:
+            return before[-1].key
+        return self.owner.place.root if lost else None
+
+    async def downgrade(self, flow: LockFlow, call: Call) -> None:
+        """Read from now on. Raises `LeaseLost` if it is not held any more."""
+        guard, lease = flow.guard, flow.lease
+        assert lease is not None  # the guard says so
+        assert flow.claim is not None
+        self.mode = READ
+        then = [Put(flow.claim.key, self._value(HOLDS), lease.id)]
+        if self._mark is not None:
+            then.append(Put(self._mark, self._marked(lease)))
+        txn = Txn((guard,), tuple(then), (), "rwlock_downgrade", repeatable=True)
+        if not (await flow.scope.executor.execute(TxnOp(txn), call)).succeeded:
+            raise LeaseLost("the lock is lost")

@@ -1,0 +1,68 @@
+"""The semaphore: at most ``limit`` hold at once, first come, first served.
+
+A line (`kvi.flow.recipes.line`) that lets in whoever has fewer than ``limit`` before it. The limit
+is stored with the recipe, and entering checks that it is still the one that was read: so never more
+than ``limit`` hold, also while it is changed. What is held stays held when the limit shrinks. When
+it grows, the change wakes the first that waits, and each that enters wakes the next.
+
+Source of the idea: Curator's ``InterProcessSemaphoreV2`` and Consul's semaphore guide; unlike them
+it counts those before a contender and not permits, so that nothing has to be counted back.
+"""
+
+from __future__ import annotations
+
+from kvi.call import Call
+from kvi.errors import InvalidArgument, shown
+from kvi.flow.lock import LockFlow
+from kvi.flow.recipes.line import HOLDS, Line
+from kvi.flow.recipes.state import Owner, state_of
+from kvi.flow.scope import Scope
+from kvi.model import Put, Txn
+from kvi.ops import TxnOp
+from kvi.policy.lease import check_ttl
+from kvi.policy.line import Contender, Mark, State, check_recipe, dumps, loads
+
+
+def check_count(name: str, count: object) -> int:
+    """Return a number of holders, from 1; raises `InvalidArgument`."""
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < 2**31:
+        raise InvalidArgument(f"{name}= is a whole number from 1, not {shown(count)}")
+    return count
+
+
+class SemaphoreLine(Line):
+    """A contender for one of the permits."""
+
+    kind = "semaphore"
+    setting = "limit"
+
+    def verdict(self, state: State, ahead: list[Contender], orphans: list[Mark]) -> str | None:
+        """It is let in while there is room."""
+        settings = state.settings
+        limit = loads(None if settings is None else settings.value).get(self.setting, 0)
+        return None if len(ahead) + len(orphans) < limit else self.wait_behind(ahead)
+
+
+async def standing(scope: Scope, call: Call, owner: Owner, *, holds: bool) -> list[Contender]:
+    """Those who hold, or those who wait, in the order of their coming."""
+    await owner.ensure(scope, call)
+    line = (await state_of(scope, call, owner.place)).line
+    return [one for one in line if (one.said.get("state") == HOLDS) is holds]
+
+
+async def resize(scope: Scope, call: Call, owner: Owner, limit: int) -> None:
+    """Store another limit."""
+    await owner.ensure(scope, call)
+    key = owner.place.settings
+    said = dumps({"recipe": SemaphoreLine.kind, SemaphoreLine.setting: limit})
+    txn = Txn((), (Put(key, said),), (), "semaphore_resize", repeatable=True)
+    await scope.executor.execute(TxnOp(txn), call)
+    owner.settle({SemaphoreLine.setting: limit})
+
+
+def semaphore(scope: Scope, name: str, limit: int, ttl: float) -> LockFlow:
+    """A contender for the semaphore ``name``; checks the arguments."""
+    limits = scope.capabilities
+    settings = {SemaphoreLine.setting: check_count("limit", limit)}
+    owner = Owner(SemaphoreLine.kind, check_recipe(name, limits), settings)
+    return LockFlow(scope, SemaphoreLine(owner), check_ttl(ttl, limits))

@@ -1,0 +1,15 @@
+"""Recipes: what people come to a coordination store for, right on every store.
+
+::
+
+    from kvi.recipes import Election, Semaphore
+
+    with kvi.open("etcd://127.0.0.1:2379") as store, Semaphore(store, "reports", 5):
+        ...
+
+`kvi.aio.recipes` has their twins for asyncio.
+"""
+
+from kvi.recipes.semaphore import Semaphore
+
+__all__ = ["Semaphore"]
