@@ -70,15 +70,18 @@ class AsyncLock(Held):
         meanwhile; nothing is touched then. After any other error, or when it is cancelled, the
         lock is not held either, and free for others once its lease has ended.
         """
+        await self._release("release", timeout)
+
+    async def _release(self, operation: str, timeout: float | None, *, keep: bool = False) -> None:
         store, flow = self._store, self._flow
         if store.closed:
             return  # `close` released it; in a forked child it is not ours
         try:
             store._enter()
             seconds = store._seconds(timeout)
-            await store._drive(lambda port: flow.release(port, seconds), lasting=True)
+            await store._drive(lambda port: flow.release(port, seconds, keep=keep), lasting=True)
         except KviError as error:
-            raise store._placed(error, "release", flow.name)
+            raise store._placed(error, operation, flow.name)
 
     @property
     def held(self) -> bool:
@@ -144,7 +147,10 @@ class AsyncLock(Held):
             self._flow.let_go()
 
     def __del__(self) -> None:
-        flow, store = self._flow, self._store
+        flow: LockFlow | None = self.__dict__.get("_flow")
+        if flow is None:  # the arguments of a recipe were refused
+            return
+        store = self._store
         if not flow.held or store.closed:
             return
         store._runtime.post(flow.let_go)  # the locks of this thread may be taken

@@ -10,6 +10,9 @@
 `kvi.aio.recipes` has their twins for asyncio.
 """
 
+from kvi.recipes.election import Election, Leader
+from kvi.recipes.rwlock import ReadLock, RWLock, WriteLock
 from kvi.recipes.semaphore import Semaphore
+from kvi.recipes.slots import Slot, Slots
 
-__all__ = ["Semaphore"]
+__all__ = ["Election", "Leader", "RWLock", "ReadLock", "Semaphore", "Slot", "Slots", "WriteLock"]

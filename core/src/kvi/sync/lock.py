@@ -75,14 +75,17 @@ class Lock(Held):
         meanwhile; nothing is touched then. After any other error the lock is not held either, and
         free for others once its lease has ended.
         """
+        self._release("release", timeout)
+
+    def _release(self, operation: str, timeout: float | None, *, keep: bool = False) -> None:
         store, flow = self._store, self._flow
         if store.closed:
             return  # `close` released it; in a forked child it is not ours
         try:
             seconds = store._seconds(timeout)
-            store._drive(lambda port: flow.release(port, seconds), lasting=True)
+            store._drive(lambda port: flow.release(port, seconds, keep=keep), lasting=True)
         except KviError as error:
-            raise store._placed(error, "release", flow.name)
+            raise store._placed(error, operation, flow.name)
 
     @property
     def held(self) -> bool:

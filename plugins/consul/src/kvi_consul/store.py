@@ -46,6 +46,7 @@ CAPABILITIES = Capabilities(
     durable=True,
     watch_history=False,
     snapshot_range=False,
+    atomic_range=True,  # a prefix comes as one answer
     lock_fair=False,
     key_version=False,
     atomic_range_delete="prefix",

@@ -33,12 +33,15 @@ from kvi.flow.contest import LOOK_AGAIN_UNFAIR
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.line import WAITS, Line
+from kvi.flow.recipes.observing import Observing
 from kvi.flow.recipes.state import Owner, entries_of, state_of
 from kvi.flow.scope import Scope
 from kvi.model import Claim, Delete, Event, EventType, Get, Key, KeyValue, Put, Scan, Span, Txn
 from kvi.ops import GetOp, TxnOp
-from kvi.policy.line import Contender, Mark, State
+from kvi.policy.lease import check_ttl
+from kvi.policy.line import Contender, Mark, State, check_recipe
 from kvi.policy.lock import place, queue_key, queue_span
+from kvi.text import check_value
 
 _TRY = 1.0  # seconds for taking the key, which a lock-delay may keep from everybody
 
@@ -193,3 +196,20 @@ def observed(scope: Scope, name: str) -> Span:
 def _leader(entry: KeyValue) -> Leader:
     assert entry.lease is not None  # those without one do not lead
     return Leader(f"{entry.lease:x}", entry.value or b"", entry.create_revision, entry.revision)
+
+
+def election(scope: Scope, name: str, value: bytes | str, ttl: float) -> LockFlow:
+    """A candidate of the election ``name``; checks the arguments."""
+    limits = scope.capabilities
+    owner = Owner(ElectionLine.kind, check_recipe(name, limits))
+    line = ElectionLine(owner, check_value(value, limits.max_value))
+    return LockFlow(scope, line, check_ttl(ttl, limits))
+
+
+def observing(scope: Scope, owner: Owner) -> Observing[Leader | None]:
+    """An observer of who leads."""
+
+    async def leading(scope: Scope, call: Call) -> Leader | None:
+        return (await look(scope, call, owner))[0]
+
+    return Observing(scope, observed(scope, owner.place.name), leading)

@@ -10,17 +10,21 @@ behind it see it and enter; writers behind it wait on, and none can come between
 
 from __future__ import annotations
 
-from typing import Any
+import weakref
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from kvi.call import Call
-from kvi.errors import LeaseLost
+from kvi.errors import AlreadyHeld, LeaseLost
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.line import HOLDS, Line
 from kvi.flow.recipes.state import Owner
+from kvi.flow.scope import Scope
 from kvi.model import Put, Txn
 from kvi.ops import TxnOp
-from kvi.policy.line import Contender, Mark, State
+from kvi.policy.line import Contender, Mark, State, check_recipe
 
+T = TypeVar("T")
 READ, WRITE = "read", "write"
 
 
@@ -60,3 +64,35 @@ class ReadWriteLine(Line):
         txn = Txn((guard,), tuple(then), (), "rwlock_downgrade", repeatable=True)
         if not (await flow.scope.executor.execute(TxnOp(txn), call)).succeeded:
             raise LeaseLost("the lock is lost")
+
+
+def rwlock(scope: Scope, name: str) -> Owner:
+    """The right to the read-write lock ``name``; checks the argument."""
+    return Owner(ReadWriteLine.kind, check_recipe(name, scope.capabilities))
+
+
+class Holders(Generic[T]):
+    """Who holds a read-write lock through one object: there is no second lock for the same one.
+
+    Its reader could not wait for a writer that waits for the reader itself. Each step is a single
+    one of a dictionary, so threads need no lock.
+    """
+
+    def __init__(self) -> None:
+        self._locks: dict[object, weakref.ref[T]] = {}
+
+    def ensure_free(self, me: object, held: Callable[[T], bool]) -> None:
+        """Raise `AlreadyHeld` if this thread or task holds it."""
+        reference = self._locks.get(me)
+        lock = None if reference is None else reference()
+        if lock is None:
+            self._locks.pop(me, None)
+        elif held(lock):
+            raise AlreadyHeld(
+                "this thread or task holds the lock already, through the same object; there is "
+                "no way from reading to writing: release it first"
+            )
+
+    def note(self, me: object, lock: T) -> None:
+        """It holds the lock from now on."""
+        self._locks[me] = weakref.ref(lock)

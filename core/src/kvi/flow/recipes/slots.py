@@ -9,8 +9,11 @@ own ttl (stored in it), by which time that has surely noticed (`kvi.policy.line`
 from __future__ import annotations
 
 from kvi.flow.lease import LeaseFlow
-from kvi.flow.recipes.semaphore import SemaphoreLine
-from kvi.policy.line import State
+from kvi.flow.lock import LockFlow
+from kvi.flow.recipes.semaphore import SemaphoreLine, check_count
+from kvi.flow.recipes.state import Owner
+from kvi.flow.scope import Scope
+from kvi.policy.line import State, check_recipe
 
 
 class SlotLine(SemaphoreLine):
@@ -28,3 +31,14 @@ class SlotLine(SemaphoreLine):
     def mark_of(self, state: State, lease: LeaseFlow) -> str | None:
         """The smallest index that is free."""
         return str(next(i for i in range(len(state.marks) + 1) if str(i) not in state.marks))
+
+
+def slot(scope: Scope, owner: Owner, ttl: float) -> LockFlow:
+    """A contender for one of the slots."""
+    return LockFlow(scope, SlotLine(owner), ttl)
+
+
+def slots(scope: Scope, name: str, size: int) -> Owner:
+    """The right to ``size`` slots called ``name``; checks the arguments."""
+    settings = {SlotLine.setting: check_count("size", size)}
+    return Owner(SlotLine.kind, check_recipe(name, scope.capabilities), settings)

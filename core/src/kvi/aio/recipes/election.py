@@ -1,0 +1,84 @@
+"""`Election`: at most one leader, whom everybody can see; see `kvi.flow.recipes.election`."""
+
+from __future__ import annotations
+
+from types import EllipsisType
+
+from kvi.aio.face import AsyncFace
+from kvi.aio.lock import AsyncLock
+from kvi.aio.recipes.recipe import Observation, ask
+from kvi.errors import KviError
+from kvi.flow.recipes.election import ElectionLine, Leader, election, look, observing
+from kvi.policy.lock import check_wait
+from kvi.text import check_value
+
+__all__ = ["Election", "Leader"]
+
+
+class Election(AsyncLock):
+    """At most one leader among tasks, processes and hosts, whom everybody can see.
+
+    As a `kvi.recipes.Election`; leading is held as an `AsyncLock`.
+    """
+
+    _failure = "the leader could not resign"
+
+    def __init__(
+        self,
+        store: AsyncFace,
+        name: str,
+        value: bytes | str = b"",
+        *,
+        ttl: float = 10,
+        timeout: float | None = None,
+        cancel_on_loss: bool = False,
+    ) -> None:
+        try:
+            flow = election(store._scope, name, value, ttl)
+            super().__init__(store, flow, check_wait(timeout), cancel_on_loss=cancel_on_loss)
+        except KviError as error:
+            raise store._placed(error, "election", name)
+
+    async def campaign(self, timeout: float | EllipsisType | None = ...) -> bool:
+        """Wait for the leadership, at most ``timeout`` seconds; whether it now leads."""
+        return await self.acquire(timeout)
+
+    async def proclaim(self, value: bytes | str, *, timeout: float | None = None) -> None:
+        """Let everybody see another value, for this term.
+
+        Raises `NotHeld` if it does not lead, `LeaseLost` (a `NotHeld`) if it was lost.
+        """
+        try:
+            data = check_value(value, self._store.capabilities.max_value)
+        except KviError as error:
+            raise self._store._placed(error, "proclaim", self.name)
+        line, flow = self._line, self._flow
+        step = lambda _, call: line.proclaim(flow, call, data)  # noqa: E731
+        await ask(self._store, self.name, "proclaim", step, timeout)
+
+    async def resign(self, *, timeout: float | None = None) -> None:
+        """Lead no more, and let the next one in; see `kvi.recipes.Election.resign`."""
+        await self._release("resign", timeout, keep=True)
+
+    async def leader(self, *, timeout: float | None = None) -> Leader | None:
+        """Who leads at this moment; ``None``: nobody."""
+        owner = self._line.owner
+        look_now = lambda scope, call: look(scope, call, owner)  # noqa: E731
+        return (await ask(self._store, self.name, "leader", look_now, timeout))[0]
+
+    async def contenders(self, *, timeout: float | None = None) -> list[Leader]:
+        """The leader, then all other candidates; see `kvi.recipes.Election.contenders`."""
+        owner = self._line.owner
+        look_now = lambda scope, call: look(scope, call, owner)  # noqa: E731
+        leader, others = await ask(self._store, self.name, "contenders", look_now, timeout)
+        return others if leader is None else [leader, *others]
+
+    def observe(self) -> Observation[Leader | None]:
+        """Iterate who leads with ``async for``: at once, then after each change."""
+        return Observation(self._store, self.name, observing(self._store._scope, self._line.owner))
+
+    @property
+    def _line(self) -> ElectionLine:
+        line = self._flow.contest
+        assert isinstance(line, ElectionLine)  # it was made so
+        return line
