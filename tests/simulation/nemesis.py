@@ -26,8 +26,15 @@ class Nemesis:
     """Faults of processes, of their links and of the server, within ``seconds`` from now."""
 
     def __init__(
-        self, network: Network, clients: Sequence[Client], seconds: float, *, most: int = 3
+        self,
+        network: Network,
+        clients: Sequence[Client],
+        seconds: float,
+        *,
+        most: int = 3,
+        early: bool = False,
     ) -> None:
+        """``early``: leases may end before their time."""
         self._network = network
         self._world = network.world
         self._clients = clients
@@ -44,6 +51,7 @@ class Nemesis:
             self._cut,
             self._freeze,
             self._restart,
+            *((self._end_early,) * 4 if early else ()),
         )
         for _ in range(random.randint(0, most)):
             due = self._world.time + random.random() * seconds
@@ -87,6 +95,11 @@ class Nemesis:
         client = self._anyone()
         if client.process.state is not State.DEAD:
             client.process.crash()
+
+    def _end_early(self) -> None:
+        leases = list(self._network.model.leases)
+        if leases:
+            self._network.model.revoke(self._world.random.choice(leases))
 
     def _close(self) -> None:
         client = self._anyone()

@@ -29,7 +29,7 @@ from typing import Any
 
 from kvi.errors import KviError, OutcomeUnknown, Timeout, Unavailable
 from kvi.model import Claim, Get, Key, KeyValue, Put, Scan, Txn
-from kvi.ops import ClaimOp, Op, PollOp, RenewOp, WatchOp
+from kvi.ops import ClaimOp, Op, PageOp, PollOp, RenewOp, TxnOp, WatchOp
 from kvi.policy.lock import place, queue_key, queue_span
 from kvi.policy.retry import Effect
 
@@ -96,11 +96,16 @@ class Network:
         kind = type(op)
         if kind is ClaimOp and store.capabilities.lock_fair:
             return await self._claim(op, store, timeout)  # type: ignore[arg-type]
+        if kind is PageOp:  # there is one page, and it came with the range
+            return op.run(store, timeout)
         if kind is PollOp or kind is WatchOp:
             return await self._poll(op, store, timeout)
         effect = op.effect
         changes = effect not in (Effect.READ, Effect.ASKING) and kind is not RenewOp
-        twice = effect in (Effect.READ, Effect.REPEATABLE) and kind is not ClaimOp
+        # A claim that comes again after it was given back is nothing that TCP does.
+        twice = effect is Effect.READ or (
+            effect is Effect.REPEATABLE and kind not in (ClaimOp, TxnOp)
+        )
         what = op.name if self.world.story is None else f"{op.name} {_about(op)}"
         return await self._send(store, what, partial(op.run, store), timeout, changes, twice)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import process_time
 from typing import TYPE_CHECKING
 
-from tests.simulation.scenarios import endpoints, leases, locks, watches
+from tests.simulation.scenarios import endpoints, leases, lines, locks, watches
 from tests.simulation.world import Violation, World
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ SCENARIOS: dict[str, Callable[[World], None]] = {
     "keep": leases.kept,
     "close": leases.closing,
     "failover": endpoints.failover,
+    "semaphore": lines.semaphore,
+    "slots": lines.slots,
+    "rwlock": lines.rwlock,
+    "election": lines.election,
 }
 
 

@@ -8,6 +8,7 @@ through. Where the capabilities say ``watch_history``, the real `HistoryFeed` st
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from kvi.backend.history import HistoryFeed
@@ -43,6 +44,7 @@ SINGLE = Capabilities(
     durable=True,
     watch_history=False,
     snapshot_range=False,
+    atomic_range=True,
     lock_fair=False,
     key_version=True,
     atomic_range_delete="any",
@@ -52,6 +54,7 @@ SINGLE = Capabilities(
     max_key=None,
     max_value=None,
 )
+EARLY = replace(SINGLE, lock_delay_factor=1.0)  # leases may end before their time
 
 
 class SimStore(Primitives):

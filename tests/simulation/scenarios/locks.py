@@ -9,10 +9,14 @@ time the lock can be had.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 from kvi.capabilities import Capabilities
 from kvi.errors import Closed, KviError, LeaseLost
-from kvi.flow.contest import StoreLock
+from kvi.flow.contest import Contest, StoreLock
 from kvi.flow.lock import LockFlow
+from kvi.flow.scope import Scope
 from kvi.model import Claim, Put, Txn
 from kvi.ops import TxnOp
 from kvi.policy.txn import Change
@@ -28,6 +32,26 @@ from tests.simulation.world import START, World
 _HOLD = 0.3  # seconds that a lock is held in the calm
 
 
+class Kind(NamedTuple):
+    """What is contended for.
+
+    Attributes:
+        contest: of one object.
+        admits: whether those may hold at once.
+        exclusive: only one may, and its fence is larger than all before.
+        marks: what crashes leave stands for a ttl.
+
+    """
+
+    contest: Callable[[Scope, str], Contest]
+    admits: Callable[[list[LockFlow]], bool] = lambda held: len(held) <= 1
+    exclusive: bool = True
+    marks: bool = False
+
+
+LOCK = Kind(lambda scope, name: StoreLock(name, scope.capabilities))
+
+
 class Holder:
     """Somebody who was told that he has a lock."""
 
@@ -41,6 +65,8 @@ class Holder:
 
 class Locks:
     """The scenario; ``names``: of the locks, ``reuse``: claims go astray, nothing else does."""
+
+    kind = LOCK
 
     def __init__(
         self,
@@ -81,7 +107,10 @@ class Locks:
             self.network.weather = Weather(reset=0.2)
         else:
             rough(self.network)
-        self.nemesis = Nemesis(self.network, self.clients, self.storm, most=0 if reuse else 3)
+        self.early = capabilities.lock_delay_factor > 0
+        self.nemesis = Nemesis(
+            self.network, self.clients, self.storm, most=0 if reuse else 3, early=self.early
+        )
         self.model.witness = self._witness
         world.check = self._check
 
@@ -92,6 +121,8 @@ class Locks:
         self.stormy = False
         self.nemesis.calm()
         handover = 0.5 if self.capabilities.watch_history else 1.5  # without, it looks again
+        if self.early or self.kind.marks:  # what is lost stands for its time
+            handover += self.ttl + 1.0
         bound = self.timeout + self.ttl + 4.0 + self.rounds * (_HOLD + handover)
         began = world.time
         if not world.run(self._quiet, began + bound):
@@ -102,7 +133,7 @@ class Locks:
         probe = self._client("probe", retrying=False)
         for name in self.names:
             probe.program("probe", self._probe(probe, name))
-        if not world.run(lambda: probe.idle, world.time + 5.0):
+        if not world.run(lambda: probe.idle, world.time + 5.0 + 2 * self.ttl):
             world.fail("a lock that nobody wants does not answer")
         for client in (*self.clients, probe):
             client.ensure_well()
@@ -116,17 +147,14 @@ class Locks:
         return all(client.idle for client in self.clients)
 
     async def _probe(self, client: Client, name: str) -> None:
-        lock = LockFlow(client.scope, StoreLock(name, client.scope.capabilities), self.ttl)
-        if not await client.call(lambda port: lock.acquire(port, 0)):
+        lock = self._lock(client, name)
+        wait = self.ttl + 2.0 if self.early or self.kind.marks else 0
+        if not await client.call(lambda port: lock.acquire(port, wait)):
             self.world.fail(f"lock {name} is blocked, and nobody holds it")
 
     async def _contend(self, client: Client, rounds: int) -> None:
         for _ in range(rounds):
-            lock = LockFlow(
-                client.scope,
-                StoreLock(self.world.random.choice(self.names), client.scope.capabilities),
-                self.ttl,
-            )
+            lock = self._lock(client, self.world.random.choice(self.names))
             try:
                 await self._try(client, lock)
             except Closed:
@@ -134,6 +162,9 @@ class Locks:
             except (KviError, Cancelled) as error:
                 if self.world.story is not None:
                     self.world.tell(client.name, f"has no lock {lock.name}: {error!r}")
+
+    def _lock(self, client: Client, name: str) -> LockFlow:
+        return LockFlow(client.scope, self.kind.contest(client.scope, name), self.ttl)
 
     async def _try(self, client: Client, lock: LockFlow) -> None:
         random = self.world.random
@@ -150,7 +181,7 @@ class Locks:
         assert claim is not None  # it has just been acquired
         if world.story is not None:
             world.tell(client.name, f"HAS lock {lock.name}, fence {claim.fence}")
-        if lock.held:  # else it was lost before its caller could look
+        if lock.held and self.kind.exclusive:  # else it was lost before its caller could look
             if claim.fence <= self.fences[lock.name]:
                 world.fail(f"the fence of lock {lock.name} does not grow: {claim.fence}")
             self.fences[lock.name] = claim.fence
@@ -176,7 +207,7 @@ class Locks:
         try:
             await client.call(lambda port: lock.release(port, timeout), lasting=True)
         except LeaseLost:
-            if alive and self.world.time < lease.term.deadline:
+            if alive and self.world.time < lease.term.deadline and not self.early:
                 self.world.fail(f"a release of lock {lock.name} says that it was lost; it was not")
             raise
 
@@ -203,13 +234,17 @@ class Locks:
                 if token in self.refused:
                     self.world.fail(f"the write {token!r} was applied after it had been refused")
                 self.applied.add(token)
-                if old is not None and int(token.split()[0]) < int(_bytes(old.value).split()[0]):
+                if (
+                    self.kind.exclusive
+                    and old is not None
+                    and int(token.split()[0]) < int(_bytes(old.value).split()[0])
+                ):
                     self.world.fail(f"the write {token!r} of an earlier holder passed its guard")
 
     def _check(self) -> None:
         if not self.inside:
             return
-        held: set[str] = set()
+        held: dict[str, list[LockFlow]] = {}
         for holder in self.inside:
             lock = holder.lock
             if not lock.held:
@@ -219,11 +254,12 @@ class Locks:
             assert lease is not None  # it is held
             if holder.gone:
                 self.world.fail(f"lock {lock.name} is held again, after it was not")
-            if lock.name in held:
-                self.world.fail(f"lock {lock.name} is held by two")
-            if lease.id not in self.model.leases:
+            held.setdefault(lock.name, []).append(lock)
+            if lease.id not in self.model.leases and not self.early:
                 self.world.fail(f"lock {lock.name} is held, and its lease {lease.id} has ended")
-            held.add(lock.name)
+        for name, locks in held.items():
+            if not self.kind.admits(locks):
+                self.world.fail(f"lock {name} is held by {len(locks)}")
 
 
 def contended(world: World) -> None:

@@ -126,9 +126,9 @@ class ElectionLine(Line):
 
     # -- elsewhere --------------------------------------------------------------------------------
 
-    def verdict(self, state: State, ahead: list[Contender], orphans: list[Mark]) -> str | None:
+    def verdict(self, state: State, at: int, orphans: list[Mark]) -> str | None:
         """The first may try for the key."""
-        return ahead[-1].key if ahead else None
+        return state.line[at - 1].key if at else None
 
     def mark_of(self, state: State, lease: LeaseFlow) -> str | None:
         """The store itself keeps the key from others for a while, so no mark is needed."""

@@ -1,8 +1,9 @@
 """`Line`: contenders who stand in line, for recipes that let in some of them.
 
 *Theory.* Whoever contends puts a key under its lease into the recipe's directory, and looks at all
-of it, as of one moment (`kvi.policy.line`). Those before it decide: they can only become fewer, so
-who was in turn at some moment stays so. What else must hold is a recipe's own rule (`verdict`).
+of it, as of one moment (`kvi.policy.line`). Those before it can only become fewer, so who was in
+turn at some moment stays so, unless the settings change, which entering checks. What it takes to be
+in turn is a recipe's own rule (`verdict`).
 
 =============  =====================================  ============================================
 state          guarantee                              left by
@@ -66,8 +67,11 @@ class Line(ABC):
         return {}
 
     @abstractmethod
-    def verdict(self, state: State, ahead: list[Contender], orphans: list[Mark]) -> str | None:
-        """``None`` if it is let in, else what to wait for: a contender's key, or the directory."""
+    def verdict(self, state: State, at: int, orphans: list[Mark]) -> str | None:
+        """``None`` if it is let in, else what to wait for: a contender's key, or the directory.
+
+        ``at`` is its index in the line; ``orphans`` stand for holders that may not have noticed.
+        """
 
     def mark_of(self, state: State, lease: LeaseFlow) -> str | None:
         """The id of the mark that it is to make, if any."""
@@ -100,13 +104,13 @@ class Line(ABC):
             if key not in standing:
                 raise LeaseLost("the place in the line is gone")
             at = standing.index(key)
-            me, ahead = state.line[at], state.line[:at]
+            me = state.line[at]
             if me.said.get("state") == HOLDS:
                 return me.claim(None, state.revision)
             orphans = await self._noticed(scope, call, state)
-            behind = self.verdict(state, ahead, orphans)
-            if behind is not None:
-                return me.claim(behind, state.revision)
+            waits_for = self.verdict(state, at, orphans)
+            if waits_for is not None:
+                return me.claim(waits_for, state.revision)
             claim = await self._enter(scope, call, state, me, lease)
             if claim is not None:
                 return claim

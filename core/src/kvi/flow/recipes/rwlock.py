@@ -22,7 +22,7 @@ from kvi.flow.recipes.state import Owner
 from kvi.flow.scope import Scope
 from kvi.model import Put, Txn
 from kvi.ops import TxnOp
-from kvi.policy.line import Contender, Mark, State, check_recipe
+from kvi.policy.line import Mark, State, check_recipe
 
 T = TypeVar("T")
 READ, WRITE = "read", "write"
@@ -41,8 +41,9 @@ class ReadWriteLine(Line):
         """What it wants."""
         return {"mode": self.mode}
 
-    def verdict(self, state: State, ahead: list[Contender], orphans: list[Mark]) -> str | None:
+    def verdict(self, state: State, at: int, orphans: list[Mark]) -> str | None:
         """See the module."""
+        ahead = state.line[:at]
         if self.mode == WRITE:
             before, lost = ahead, orphans
         else:

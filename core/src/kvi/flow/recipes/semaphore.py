@@ -1,9 +1,11 @@
 """The semaphore: at most ``limit`` hold at once, first come, first served.
 
-A line (`kvi.flow.recipes.line`) that lets in whoever has fewer than ``limit`` before it. The limit
-is stored with the recipe, and entering checks that it is still the one that was read: so never more
-than ``limit`` hold, also while it is changed. What is held stays held when the limit shrinks. When
-it grows, the change wakes the first that waits, and each that enters wakes the next.
+A line (`kvi.flow.recipes.line`) that lets in whoever finds fewer than ``limit`` before it, plus
+those behind it that hold already: who came later may have entered earlier, while the limit was
+larger. The limit is stored with the recipe, and entering checks that it is still the one that was
+read. So never more than ``limit`` hold: of all that entered under one limit, the last in the line
+has counted the others. What is held stays held when the limit shrinks. When it grows, the change
+wakes the first that waits, and each that enters wakes the next.
 
 Source of the idea: Curator's ``InterProcessSemaphoreV2`` and Consul's semaphore guide; unlike them
 it counts those before a contender and not permits, so that nothing has to be counted back.
@@ -36,11 +38,13 @@ class SemaphoreLine(Line):
     kind = "semaphore"
     setting = "limit"
 
-    def verdict(self, state: State, ahead: list[Contender], orphans: list[Mark]) -> str | None:
+    def verdict(self, state: State, at: int, orphans: list[Mark]) -> str | None:
         """It is let in while there is room."""
         settings = state.settings
         limit = loads(None if settings is None else settings.value).get(self.setting, 0)
-        return None if len(ahead) + len(orphans) < limit else self.wait_behind(ahead)
+        entered = sum(one.said.get("state") == HOLDS for one in state.line[at:])
+        full = at + entered + len(orphans) >= limit
+        return self.wait_behind(state.line[:at]) if full else None
 
 
 async def standing(scope: Scope, call: Call, owner: Owner, *, holds: bool) -> list[Contender]:
