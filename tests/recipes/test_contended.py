@@ -13,7 +13,7 @@ import pytest
 from tests.recipes.conftest import FaceOf
 from tests.support.waiting import until
 
-LONG = 30.0
+LONG = 20.0  # seconds: a waiter that was not woken looks again after 30
 
 
 def waits(recipe: Any, count: int) -> bool:

@@ -14,6 +14,11 @@ from kvi.backend.history import HistoryFeed
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lending import Lending
 from kvi.flow.lock import LockFlow, _Attempt
+from kvi.flow.recipes.election import ElectionLine
+from kvi.flow.recipes.line import Line
+from kvi.flow.recipes.rwlock import ReadWriteLine
+from kvi.flow.recipes.semaphore import SemaphoreLine
+from kvi.flow.recipes.slots import SlotLine
 from kvi.flow.scope import Ledger, Scope
 from kvi.flow.watch import WatchFlow
 from kvi.policy.failover import Failover
@@ -21,7 +26,7 @@ from kvi.policy.lease import Term
 from kvi.policy.retry import RetryPolicy
 from kvi.primitives import Primitives
 
-from tests.simulation import mistakes, network
+from tests.simulation import line_mistakes, mistakes, network
 from tests.simulation.store import SimChanges
 from tests.simulation.world import Signal
 
@@ -70,6 +75,25 @@ PLANTED: dict[str, Planted] = {
     "learner speaks for the store": Planted(
         "failover", Failover, "decide", mistakes.learner_believed
     ),
+    "permits counted, not places": Planted(
+        "semaphore", SemaphoreLine, "verdict", line_mistakes.counted
+    ),
+    "limit that has changed": Planted("semaphore", Line, "_enter", line_mistakes.stale_limit),
+    "early end unnoticed": Planted("semaphore", Line, "_noticed", line_mistakes.careless),
+    "slot of the dead given at once": Planted("slots", Line, "_noticed", line_mistakes.careless),
+    "index by the place in line": Planted("slots", SlotLine, "_enter", line_mistakes.by_place),
+    "readers wait for later writers": Planted(
+        "rwlock", ReadWriteLine, "verdict", line_mistakes.polite
+    ),
+    "writers wait for nobody's reading": Planted(
+        "rwlock", ReadWriteLine, "verdict", line_mistakes.rude
+    ),
+    "downgrade by way of nothing": Planted(
+        "rwlock", ReadWriteLine, "downgrade", line_mistakes.in_two_steps
+    ),
+    "campaign leaves its key": Planted("election", ElectionLine, "release", line_mistakes.stays),
+    "failed resign forgets": Planted("election", LockFlow, "release", line_mistakes.forgets),
+    "dead candidate leads": Planted("election", _Attempt, "_next", line_mistakes.undead),
 }
 
 

@@ -18,6 +18,7 @@ from kvi.flow.recipes.rwlock import READ, WRITE, ReadWriteLine
 from kvi.flow.recipes.semaphore import SemaphoreLine, resize
 from kvi.flow.recipes.slots import SlotLine
 from kvi.flow.recipes.state import Owner
+from kvi.flow.scope import PASSING
 from kvi.policy.line import Place, loads
 from kvi.policy.txn import Change
 from kvi.port import Cancelled, Port
@@ -132,7 +133,17 @@ def _share(held: list[LockFlow]) -> bool:
 class Candidates(Locks):
     """An election."""
 
-    kind = Kind(lambda scope, name: ElectionLine(Owner(ElectionLine.kind, name), b"me"))
+    kind = Kind(lambda scope, name: ElectionLine(Owner(ElectionLine.kind, name), b"me"), keeps=True)
+
+    async def _release(self, client: Client, lock: LockFlow) -> None:
+        while True:
+            try:
+                return await super()._release(client, lock)
+            except PASSING as error:
+                self.world.tell(client.name, f"may be in the way still: {error!r}")
+                if lock.held:
+                    self.world.fail("it leads, after it was asked to resign")
+            await client.port.sleep(0.1)
 
 
 def _some(world: World) -> Capabilities:

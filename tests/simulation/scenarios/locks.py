@@ -40,6 +40,7 @@ class Kind(NamedTuple):
         admits: whether those may hold at once.
         exclusive: only one may, and its fence is larger than all before.
         marks: what crashes leave stands for a ttl.
+        keeps: a release whose answer is lost is tried again.
 
     """
 
@@ -47,6 +48,7 @@ class Kind(NamedTuple):
     admits: Callable[[list[LockFlow]], bool] = lambda held: len(held) <= 1
     exclusive: bool = True
     marks: bool = False
+    keeps: bool = False
 
 
 LOCK = Kind(lambda scope, name: StoreLock(name, scope.capabilities))
@@ -205,7 +207,9 @@ class Locks:
         if self.world.story is not None:
             self.world.tell(client.name, f"releases lock {lock.name}")
         try:
-            await client.call(lambda port: lock.release(port, timeout), lasting=True)
+            await client.call(
+                lambda port: lock.release(port, timeout, keep=self.kind.keeps), lasting=True
+            )
         except LeaseLost:
             if alive and self.world.time < lease.term.deadline and not self.early:
                 self.world.fail(f"a release of lock {lock.name} says that it was lost; it was not")
