@@ -22,7 +22,7 @@ class Capabilities:
             past. Elsewhere they see, per key, ever newer states that existed, and the last one.
         snapshot_range: all pages of a range are of one revision.
         atomic_range: all entries of a range by prefix are of one moment, also where pages have no
-            revision. `snapshot_range` implies it.
+            revision. True where `snapshot_range` is.
         lock_fair: locks are granted first come, first served.
         key_version: entries count their writes in ``version``.
         atomic_range_delete: which `Kvi.delete_range` is one atomic step: ``"any"``, only one by
@@ -62,3 +62,7 @@ class Capabilities:
     txn_delete_ops: int = 1
     max_key: int | None
     max_value: int | None
+
+    def __post_init__(self) -> None:
+        if self.snapshot_range:
+            object.__setattr__(self, "atomic_range", True)  # it is frozen for everybody else

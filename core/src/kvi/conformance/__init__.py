@@ -52,7 +52,8 @@ except ModuleNotFoundError as error:
 # What asserts something. It must not be imported before: pytest explains the assertions only of
 # what is imported after this. So the names below are looked up when they are asked for.
 REWRITTEN = tuple(
-    f"{__name__}.{part}" for part in ("clients", "faults", "processes", "suite", "waiting")
+    f"{__name__}.{part}"
+    for part in ("clients", "faults", "processes", "recipes", "suite", "waiting")
 )
 pytest.register_assert_rewrite(*REWRITTEN)
 
@@ -74,6 +75,7 @@ __all__ = [
     "TestOptions",
     "TestRange",
     "TestReadOnly",
+    "TestRecipes",
     "TestRevisions",
     "TestStore",
     "TestTas",

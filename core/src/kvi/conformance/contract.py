@@ -84,6 +84,7 @@ SECTIONS = (
             Rule("range.keys-only", "`keys_only` leaves values out and all else as it is."),
             Rule("range.invalid", "A negative limit, a prefix together with bounds, or bounds that are no text are refused."),
             Rule("range.long", "A range of any length and any size of values comes whole, page by page, and can be iterated again."),
+            Rule("range.moment", "The entries of a range by prefix are of one moment.", "atomic_range"),
             Rule("range.snapshot", "All pages of a range are of one revision, its `.revision`.", "snapshot_range"),
         ),
     ),
@@ -183,6 +184,28 @@ SECTIONS = (
         ),
     ),
     Section(
+        "Recipes",
+        (
+            Rule("recipe.name", "A name is one recipe's: another recipe, other settings or a lock that is held are `InvalidArgument`, which names both.", "atomic_range"),
+            Rule("recipe.invalid", "A bad name or setting is refused before anything is sent."),
+            Rule("recipe.leaves", "Who has left leaves nothing, and the recipe no more than its settings.", "atomic_range"),
+            Rule("semaphore.limit", "Never more than the limit hold it; what is given back goes to who waits.", "atomic_range"),
+            Rule("semaphore.order", "First come, first served.", "atomic_range"),
+            Rule("semaphore.resize", "Growing lets in exactly as many more; shrinking takes nothing, and lets nobody in before there is room.", "atomic_range"),
+            Rule("semaphore.no-ghost", "A waiter that gave up leaves nothing that could win, or stand in others' way.", "atomic_range"),
+            Rule("rwlock.share", "Readers hold it together, a writer alone.", "atomic_range"),
+            Rule("rwlock.order", "A reader waits for earlier writers, a writer for all earlier, nobody for later ones.", "atomic_range"),
+            Rule("rwlock.downgrade", "A writer goes on as a reader without a writer in between.", "atomic_range"),
+            Rule("rwlock.no-upgrade", "Whoever holds a lock of an object gets `AlreadyHeld` for another one of it.", "atomic_range"),
+            Rule("slots.unique", "Each index has one holder; the smallest that is free is given out.", "atomic_range"),
+            Rule("slots.lost", "A lost index is given out again, once its holder has surely noticed.", "atomic_range"),
+            Rule("election.one", "At most one leads, by guard; a resignation lets the next one in.", "atomic_range"),
+            Rule("election.leader", "Everybody sees who leads, and what it proclaims.", "atomic_range"),
+            Rule("election.observe", "An observer hears of each lasting change, also that nobody leads, and ends at the truth.", "atomic_range"),
+            Rule("election.lost", "A leader whose lease is gone finds out, and the next one leads.", "atomic_range"),
+        ),
+    ),
+    Section(
         "As a whole",
         (
             Rule("program.model", "Any program of these operations, through any handles, gives what the contract says."),
@@ -219,7 +242,9 @@ _FOUNDATIONS = (
     *("watch.next", "watch.from-now", "watch.selects", "watch.event", "watch"),
     *("lease.ttl", "lease.gone", "lease.keys", "lease.last-write", "lease.kept-alive", "lease"),
     *("lock.names", "lock.timeout", "lock.exclusive", "lock"),
-    *("temp-key", "watch.callback", "namespace", "handle", "error", "program"),
+    *("temp-key", "watch.callback", "namespace", "handle"),
+    *("recipe", "semaphore", "rwlock", "slots", "election"),
+    *("error", "program"),
 )
 
 

@@ -144,7 +144,7 @@ def check_recipe(name: object, limits: Capabilities) -> str:
     text = check_key(name, longest)
     if DIRECTORY in text.split("/"):
         raise InvalidKey(f"a recipe's name has no part {DIRECTORY!r}; kvi keeps its state there")
-    if not (limits.snapshot_range or limits.atomic_range):
+    if not limits.atomic_range:
         raise NotSupported(
             "this store's ranges are not of one moment, so nobody could tell who is first"
         )

@@ -27,6 +27,7 @@ from kvi.conformance.suite.locks import TestLocks as TestLocks
 from kvi.conformance.suite.machine import TestModel as TestModel
 from kvi.conformance.suite.ranges import TestRange as TestRange
 from kvi.conformance.suite.read_only import TestReadOnly as TestReadOnly
+from kvi.conformance.suite.recipes import TestRecipes as TestRecipes
 from kvi.conformance.suite.txns import (
     TestCompares as TestCompares,
 )

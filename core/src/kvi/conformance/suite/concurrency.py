@@ -265,3 +265,25 @@ class TestConcurrency(Rules):
                 assert len(values) == 1 or not store.capabilities.snapshot_range
 
         run_clients(work, clients=3)
+
+    @rule("range.moment")
+    def test_range_is_of_one_moment(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Where atomic_range, whoever lists a prefix sees what moves below it exactly once."""
+        keys = [f"m/{i:02}" for i in range(20)]
+        store.store(keys[0], b"")
+        stop = threading.Event()
+
+        def work(number: int) -> None:
+            if number == 0:
+                try:
+                    for turn in range(ROUNDS):
+                        here, there = keys[turn * 7 % 20], keys[(turn + 1) * 7 % 20]
+                        store.txn(then=[kvi.Delete(here), kvi.Put(there, b"")])
+                finally:
+                    stop.set()
+                return
+            while not stop.is_set():
+                found = list(peer.range(prefix="m/"))
+                assert len(found) == 1 or not store.capabilities.atomic_range
+
+        run_clients(work, clients=3)
