@@ -195,7 +195,7 @@ class LockFlow:
             if not stood and not (again or self.scope.closed):  # closing meanwhile is no loss
                 raise LeaseLost("the lock was lost before it was released: its key was changed")
         except BaseException as error:
-            if not (keep and isinstance(error, PASSING)):
+            if not (keep and isinstance(error, PASSING) and not port.cancelled):
                 self._left(attempt)
                 lease.abandon()  # whatever it still holds shall go
             raise
