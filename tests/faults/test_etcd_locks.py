@@ -106,12 +106,12 @@ def test_one_queue(server: EtcdServer, store: kvi.Kvi) -> None:
 
 
 def test_layout(store: kvi.Kvi) -> None:
-    """The key is the name, a slash and the lease in hexadecimal, without a value; as etcd's own."""
+    """The key is the name, a slash and the lease in hexadecimal, as etcd has it."""
     with store.lock("jobs") as lock:
         (entry,) = store.range(prefix="jobs/")
         assert entry.lease is not None
         assert entry.key == f"jobs/{entry.lease:x}"
-        assert entry.value == b""
+        assert entry.value == b"lock"
         assert lock.fence == entry.create_revision
 
 

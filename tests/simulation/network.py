@@ -30,7 +30,7 @@ from typing import Any
 from kvi.errors import KviError, OutcomeUnknown, Timeout, Unavailable
 from kvi.model import Claim, Get, Key, KeyValue, Put, Scan, Txn
 from kvi.ops import ClaimOp, Op, PageOp, PollOp, RenewOp, TxnOp, WatchOp
-from kvi.policy.lock import place, queue_key, queue_span
+from kvi.policy.lock import CLAIM, place, queue_key, queue_span
 from kvi.policy.retry import Effect
 
 from tests.simulation.model import Model
@@ -113,7 +113,7 @@ class Network:
         world, name, lease = self.world, op.key, op.lease
         deadline = world.time + timeout
         key = queue_key(name, lease)
-        mine = Txn((Key(key).absent,), (Put(key, b"", lease),), (Get(key),))
+        mine = Txn((Key(key).absent,), (Put(key, CLAIM, lease),), (Get(key),))
         what = f"lock_claim {name} lease {lease}"
         done = await self._send(store, what, partial(store._txn, mine), timeout, True, False)
         created = done.revision

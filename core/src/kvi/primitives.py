@@ -53,7 +53,7 @@ from kvi.model import (
     Txn,
     TxnResult,
 )
-from kvi.policy.lock import place, queue_key, queue_span, single_key
+from kvi.policy.lock import CLAIM, place, queue_key, queue_span, single_key
 
 if TYPE_CHECKING:
     from kvi.feed import Feed, Wake, WatchSpec
@@ -208,7 +208,7 @@ class Primitives(ABC):
             return self._claim_single(name, lease, timeout)
         deadline = now() + timeout
         key = queue_key(name, lease)
-        mine = Txn((Key(key).absent,), (Put(key, b"", lease),), (Get(key),))
+        mine = Txn((Key(key).absent,), (Put(key, CLAIM, lease),), (Get(key),))
         done = self._txn(mine, timeout)
         if done.succeeded:
             assert done.revision is not None  # it has written

@@ -136,14 +136,18 @@ class Candidates(Locks):
     kind = Kind(lambda scope, name: ElectionLine(Owner(ElectionLine.kind, name), b"me"), keeps=True)
 
     async def _release(self, client: Client, lock: LockFlow) -> None:
-        while True:
-            try:
-                return await super()._release(client, lock)
-            except PASSING as error:
-                self.world.tell(client.name, f"may be in the way still: {error!r}")
-                if lock.held:
-                    self.world.fail("it leads, after it was asked to resign")
-            await client.port.sleep(0.1)
+        try:
+            while True:
+                try:
+                    return await super()._release(client, lock)
+                except PASSING as error:
+                    self.world.tell(client.name, f"may be in the way still: {error!r}")
+                    if lock.held:
+                        self.world.fail("it leads, after it was asked to resign")
+                await client.port.sleep(0.1)
+        except Cancelled:
+            lock.let_go()  # as the faces do, and an object that is dropped
+            raise
 
 
 def _some(world: World) -> Capabilities:

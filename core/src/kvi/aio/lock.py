@@ -82,6 +82,10 @@ class AsyncLock(Held):
             await store._drive(lambda port: flow.release(port, seconds, keep=keep), lasting=True)
         except KviError as error:
             raise store._placed(error, operation, flow.name)
+        except BaseException:
+            if keep:
+                flow.let_go()
+            raise
 
     @property
     def held(self) -> bool:

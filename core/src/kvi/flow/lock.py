@@ -164,7 +164,10 @@ class LockFlow:
         return True
 
     async def release(self, port: Port, timeout: float, *, keep: bool = False) -> None:
-        """Let go of it. ``keep``: what may be there still can be released again."""
+        """Let go of it. ``keep``: what may be there still can be released again.
+
+        A caller who is interrupted meanwhile calls `let_go`.
+        """
         with self._lock:
             if self._state is LockState.RELEASED:
                 return
@@ -195,7 +198,7 @@ class LockFlow:
             if not stood and not (again or self.scope.closed):  # closing meanwhile is no loss
                 raise LeaseLost("the lock was lost before it was released: its key was changed")
         except BaseException as error:
-            if not (keep and isinstance(error, PASSING) and not port.cancelled):
+            if not (keep and isinstance(error, PASSING)):
                 self._left(attempt)
                 lease.abandon()  # whatever it still holds shall go
             raise

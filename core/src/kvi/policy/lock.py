@@ -22,6 +22,7 @@ from kvi.errors import InvalidArgument, shown
 from kvi.model import Claim, Key, KeyValue, Span
 from kvi.text import check_key
 
+CLAIM = b"lock"  # what a contender's key says; an election's says what its candidate proclaims
 LONGEST_SUFFIX = 1 + 32  # what a lock adds to its name: a slash and a lease of 128 bits
 
 

@@ -86,6 +86,10 @@ class Lock(Held):
             store._drive(lambda port: flow.release(port, seconds, keep=keep), lasting=True)
         except KviError as error:
             raise store._placed(error, operation, flow.name)
+        except BaseException:
+            if keep:
+                store._runtime.post(flow.let_go)
+            raise
 
     @property
     def held(self) -> bool:

@@ -30,7 +30,7 @@ from kvi.model import (
     Txn,
     TxnResult,
 )
-from kvi.policy.lock import place, queue_key, queue_span
+from kvi.policy.lock import CLAIM, place, queue_key, queue_span
 
 from kvi_etcd import wire_pb2 as pb
 
@@ -193,7 +193,7 @@ def claim_request(name: str, lease: int) -> pb.TxnRequest:
     key = queue_key(name, lease).encode()
     low, high = key_range(queue_span(name))
     queue = pb.RequestOp(request_range=pb.RangeRequest(key=low, range_end=high, keys_only=True))
-    put = pb.PutRequest(key=key, lease=lease_id(lease))
+    put = pb.PutRequest(key=key, value=CLAIM, lease=lease_id(lease))
     return pb.TxnRequest(
         compare=[pb.Compare(target=pb.Compare.CREATE, key=key, create_revision=0)],
         success=[pb.RequestOp(request_put=put), queue],

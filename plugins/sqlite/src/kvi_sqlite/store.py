@@ -36,7 +36,7 @@ from kvi.model import (
     Txn,
     TxnResult,
 )
-from kvi.policy.lock import place, queue_key, queue_span
+from kvi.policy.lock import CLAIM, place, queue_key, queue_span
 from kvi.policy.txn import Change, choose, perform
 from kvi.primitives import Primitives
 
@@ -296,7 +296,7 @@ class SqliteKvi(Primitives):
             leases.require(connection, lease)
             if buried:
                 bury(connection, key)
-            connection.execute(schema.UPSERT, (key, revision, lease, b""))
+            connection.execute(schema.UPSERT, (key, revision, lease, CLAIM))
             connection.execute(schema.EVENT_OF_UPSERT, (first_id(revision), key))
             trim(connection, revision, self._history)
             return _place(connection, name, lease, revision, revision), True

@@ -359,7 +359,7 @@ class TestRecipes(Rules):
         )
         assert first.campaign(WITHIN)
         guard = first.guard
-        (lease,) = line(peer, "boss")
+        lease = int(second.leader().id, 16)
         end_lease(peer, lease)
         assert second.campaign(WITHIN)
         assert not store.txn([guard], [kvi.Put("x", "1")])

@@ -12,8 +12,7 @@ elsewhere (Consul)           whoever holds the key ``NAME`` under a lease; the v
                              line in the directory
 ===========================  ======================================================================
 
-On every store a candidate also stands in the recipe's directory (`kvi.flow.recipes.line`), which is
-how other recipes know that the name is taken. All of it is kept by its lease: nothing stays.
+All of it is kept by leases: nothing stays.
 
 *Terms.* A campaign is a `kvi.flow.lock.LockFlow`: the guard names the very key that was created for
 this term, so that a leader of an earlier term, though it does not know yet, writes nothing. A
@@ -32,7 +31,7 @@ from kvi.errors import Contention, LeaseLost, Timeout, Unavailable
 from kvi.flow.contest import LOOK_AGAIN_UNFAIR
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
-from kvi.flow.recipes.line import WAITS, Line
+from kvi.flow.recipes.line import Line
 from kvi.flow.recipes.observing import Observing
 from kvi.flow.recipes.state import Owner, entries_of, state_of
 from kvi.flow.scope import Scope
@@ -84,14 +83,9 @@ class ElectionLine(Line):
         if not scope.capabilities.lock_fair:
             return await super().claim(scope, call, lease)
         await self.owner.ensure(scope, call)
-        key, mine = queue_key(self.name, lease.id), self.owner.place.contender(lease.id)
-        txn = Txn(
-            (Key(key).absent,),
-            (Put(key, self.value, lease.id), Put(mine, self._value(WAITS), lease.id)),
-            (Get(key),),
-            "election_claim",
-            repeatable=True,
-        )
+        key = queue_key(self.name, lease.id)
+        put = Put(key, self.value, lease.id)
+        txn = Txn((Key(key).absent,), (put,), (Get(key),), "election_claim", repeatable=True)
         done = await scope.executor.execute(TxnOp(txn), call)
         created = done.revision
         if not done.succeeded:
@@ -106,11 +100,8 @@ class ElectionLine(Line):
 
     async def release(self, scope: Scope, call: Call, claim: Claim) -> bool:
         """Lead no more."""
-        lease = claim.key.rpartition("/")[2]
         gone = [Delete(claim.key)]
-        if scope.capabilities.lock_fair:
-            gone.append(Delete(self.owner.place.contender(int(lease, 16))))
-        elif claim.ahead is None:
+        if claim.ahead is None and not scope.capabilities.lock_fair:
             gone.append(Delete(self.name))
         txn = Txn((claim.guard,), tuple(gone), (), "election_resign")
         return (await scope.executor.execute(TxnOp(txn), call)).succeeded

@@ -14,7 +14,7 @@ from kvi.flow.scope import Scope
 from kvi.model import Key, KeyValue, Put, Scan, Txn
 from kvi.ops import GetOp, PageOp, RangeOp, TxnOp
 from kvi.policy.line import Place, State, dumps, loads
-from kvi.policy.lock import queue_key, queue_span, single_key
+from kvi.policy.lock import CLAIM, queue_key, queue_span, single_key
 
 _SOME = 1000  # keys below a name that are looked through for contenders of a lock
 
@@ -59,7 +59,7 @@ class Owner:
             self.check(state)
             if state.settings is not None:
                 break
-            await self._ensure_unlocked(scope, call, state)
+            await self._ensure_unlocked(scope, call)
             if self._fixed is None:
                 break
             key = self.place.settings
@@ -78,9 +78,7 @@ class Owner:
         said = loads(None if state.settings is None else state.settings.value)
         if state.settings is None and state.line:
             said = state.line[0].said
-        found = said.pop("recipe", self._kind)
-        if found != self._kind:
-            raise self._refusal(found)
+        self._ensure_mine(said.pop("recipe", self._kind))
         if state.settings is None or self._fixed is None:
             return
         for setting, mine in self._fixed.items():
@@ -91,28 +89,26 @@ class Owner:
                     f"not {mine!r}; use the same, or another name"
                 )
 
-    def _refusal(self, user: object) -> InvalidArgument:
-        return InvalidArgument(
-            f"the name {self.place.name!r} is in use by {_called(user)}, so it cannot be "
-            f"{_called(self._kind)} too; choose another name"
-        )
-
-    async def _ensure_unlocked(self, scope: Scope, call: Call, state: State) -> None:
-        """Raise `InvalidArgument` if a plain lock, or another program's election, has the name."""
-        name, mine = self.place.name, {one.lease for one in state.line}
-        found: list[KeyValue | None]
+    async def _ensure_unlocked(self, scope: Scope, call: Call) -> None:
+        """Raise `InvalidArgument` if a lock that is held, or an election, has the name."""
+        name = self.place.name
         if scope.capabilities.lock_fair:
-            found = [*(await entries_of(scope, call, Scan(queue_span(name), limit=_SOME)))[1]]
-            keys = {queue_key(name, one.lease) for one in found if one and one.lease}
-        else:
-            keys = {single_key(name), name}
-            found = [await scope.executor.execute(GetOp(key), call) for key in keys]
-        for entry in found:
-            if entry is None or not entry.lease or entry.lease in mine or entry.key not in keys:
-                continue
-            locked = not entry.value
-            if locked or self._kind != "election":
-                raise self._refusal("lock" if locked else "election")
+            scan = Scan(queue_span(name), limit=_SOME)
+            for entry in (await entries_of(scope, call, scan))[1]:
+                if entry.lease is not None and entry.key == queue_key(name, entry.lease):
+                    self._ensure_mine("lock" if entry.value == CLAIM else "election")
+            return
+        for key, user in ((single_key(name), "lock"), (name, "election")):
+            found = await scope.executor.execute(GetOp(key), call)
+            if found is not None and found.lease is not None:
+                self._ensure_mine(user)
+
+    def _ensure_mine(self, user: object) -> None:
+        if user != self._kind:
+            raise InvalidArgument(
+                f"the name {self.place.name!r} is in use by {_called(user)}, so it cannot be "
+                f"{_called(self._kind)} too; choose another name"
+            )
 
 
 def _called(kind: object) -> str:
