@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from kvi.call import Call
-from kvi.errors import KviError
+from kvi.errors import Closed, KviError
 from kvi.flow.recipes.observing import Observing
 from kvi.flow.scope import Scope
 from kvi.port import Flow
@@ -42,12 +42,12 @@ class Observation(Generic[T]):
 
     def __next__(self) -> T:
         store, flow = self._store, self._flow
-        if flow.watch.ended and not store.closed:
-            raise StopIteration
         try:
             store._ensure_open()
             found = store._drive(flow.next, away=True)
         except KviError as error:
+            if isinstance(error, Closed) and flow.watch.ended and not store.closed:
+                raise StopIteration from None
             raise store._placed(error, "observe", self._name)
         flow.told(found)
         return found

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from kvi.aio.face import AsyncFace
 from kvi.call import Call
-from kvi.errors import KviError
+from kvi.errors import Closed, KviError
 from kvi.flow.recipes.observing import Observing
 from kvi.flow.scope import Scope
 from kvi.port import Flow
@@ -44,12 +44,12 @@ class Observation(Generic[T]):
 
     async def __anext__(self) -> T:
         store, flow = self._store, self._flow
-        if flow.watch.ended and not store.closed:
-            raise StopAsyncIteration
         try:
             store._enter()
             found = await store._drive(flow.next)
         except KviError as error:
+            if isinstance(error, Closed) and flow.watch.ended and not store.closed:
+                raise StopAsyncIteration from None
             raise store._placed(error, "observe", self._name)
         flow.told(found)
         return found

@@ -38,6 +38,8 @@ class Observing(Generic[T]):
     async def next(self, port: Port) -> T:
         """What is there, as soon as it differs from what was told last."""
         scope = self._scope
+        if self.watch.ended:
+            self.watch.ensure_going()
         if not self._begun:
             await self.watch.begin(port, WatchSpec(self._span, None, False), scope.timeout)
             self._begun = True

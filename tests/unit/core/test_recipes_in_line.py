@@ -1,0 +1,236 @@
+"""What stands in line on a store that fails, and in tasks that are cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import secrets
+import threading
+from collections.abc import Iterator
+
+import kvi
+import pytest
+from kvi import aio
+from kvi.aio import recipes as awaited
+from kvi.recipes import Election, RWLock, Semaphore, Slots
+
+from tests.support.faulty import Faulty
+from tests.support.looping import in_loop
+from tests.support.looping import until as until_in_loop
+from tests.support.waiting import until
+
+WITHIN = 20.0
+
+
+@pytest.fixture
+def store() -> Iterator[Faulty]:
+    """A store that fails as a test wants it."""
+    with kvi.open(f"mem:{secrets.token_hex(8)}") as handle:
+        yield Faulty(handle)
+
+
+def line(store: kvi.Kvi, name: str) -> list[int]:
+    """The leases in a recipe's line."""
+    return [one.lease for one in store.range(prefix=f"{name}/.kvi/") if one.lease is not None]
+
+
+def test_resignation_whose_answer_is_lost(store: Faulty) -> None:
+    """It leads no more, and can be resigned again, whether the lost one applied or not."""
+    election = Election(store, "boss", "a")
+    for lose in (store.fails, store.loses):
+        assert election.campaign(0)
+        lose("election_resign", kvi.OutcomeUnknown("lost"))
+        with pytest.raises(kvi.OutcomeUnknown):
+            election.resign()
+        assert not election.held
+        assert not election.lost.is_set()
+        assert store.count(prefix="boss") == (lose == store.fails)
+        election.resign()
+        assert store.count(prefix="boss") == 0
+        assert not election.lost.is_set()
+        election.resign()
+
+
+def test_resignation_that_is_not_repeated(store: Faulty) -> None:
+    """Another campaign, or dropping the object, gives up what a failed resignation left."""
+    election = Election(store, "boss", "a")
+    assert election.campaign(0)
+    store.fails("election_resign", kvi.Unavailable("away"))
+    with pytest.raises(kvi.Unavailable):
+        election.resign()
+    assert election.campaign(WITHIN)
+    election.resign()
+    until(lambda: store.count(prefix="boss") == 0)
+
+
+def test_entering_whose_answer_is_lost(store: Faulty) -> None:
+    """Nothing of a claim is left whose entering is in doubt; the next one gets the permit."""
+    semaphore = Semaphore(store, "s", 1)
+    store.loses("semaphore_enter", kvi.OutcomeUnknown("lost"))
+    with pytest.raises(kvi.Unavailable):
+        semaphore.acquire(0)
+    assert not semaphore.held
+    assert semaphore.acquire(WITHIN)
+    semaphore.release()
+
+
+def test_waiter_whose_lease_is_lost(store: Faulty) -> None:
+    """A waiter whose own lease ends takes part again, at the end of the line."""
+    holder, early, late = (Semaphore(store, "s", 1) for _ in range(3))
+    order: list[str] = []
+
+    def wait(semaphore: Semaphore, name: str) -> None:
+        with semaphore:
+            order.append(name)
+
+    assert holder.acquire(0)
+    threads = []
+    for semaphore, name in ((early, "early"), (late, "late")):
+        threads.append(threading.Thread(target=wait, args=(semaphore, name), daemon=True))
+        threads[-1].start()
+        until(lambda: len(holder.waiters()) == len(threads))
+    store._scope.primitives._lease_revoke(int(holder.waiters()[0], 16), 5)
+    until(lambda: len(holder.waiters()) == 2)
+    holder.release()
+    for thread in threads:
+        thread.join(WITHIN)
+    assert order == ["late", "early"]
+
+
+def test_first_of_two_decides_the_settings(store: Faulty) -> None:
+    """Of two who come at once with different limits, one is told."""
+    first, second = Semaphore(store, "s", 1), Semaphore(store, "s", 2)
+
+    def come_first() -> None:
+        del store.before["semaphore"]
+        assert second.acquire(0)
+
+    store.before["semaphore"] = come_first
+    with pytest.raises(kvi.InvalidArgument, match="limit=2, not 1"):
+        first.acquire(0)
+    assert second.held
+    second.release()
+
+
+def test_key_that_somebody_deletes(store: Faulty) -> None:
+    """Who is thrown out of the line finds out, and writes nothing more under its guard."""
+    lock = RWLock(store, "rw", ttl=0.3).write()
+    assert lock.acquire(0)
+    guard = lock.guard
+    store.delete_range(prefix="rw/")
+    assert not store.txn([guard], [kvi.Put("x", "1")])
+    assert lock.lost.wait(WITHIN)
+    with pytest.raises(kvi.LeaseLost):
+        lock.release()
+
+
+def test_what_is_dropped_is_given_up(store: Faulty) -> None:
+    """A slot that nobody has any more is given back, within its ttl."""
+    slots = Slots(store, "ids", 1, ttl=0.3)
+    slots.claim(0)
+    gc.collect()
+    claimed = slots.claim(WITHIN)
+    assert claimed.index == 0
+    claimed.release()
+
+
+def test_through_a_view_and_a_backend() -> None:
+    """A recipe stands where its store does."""
+    with kvi.open(f"mem:{secrets.token_hex(8)}") as store:
+        with Semaphore(store.namespace("n"), "s", 1):
+            assert store.count(prefix="n/s/") == 2
+            assert Semaphore(store, "s", 1).acquire(0)
+        backend = kvi.Backend(store, "b")
+        with Semaphore(backend, "s", 1):
+            assert store.count(prefix="b/s/") == 2
+
+
+def test_observers_of_a_closed_handle() -> None:
+    """They end with `Closed`; one that was closed itself just ends."""
+    store = kvi.open(f"mem:{secrets.token_hex(8)}")
+    election = Election(store, "boss", "a")
+    seen = election.observe()
+    assert next(seen) is None
+    seen.close()
+    until(lambda: list(seen) == [])
+    seen = election.observe()
+    assert next(seen) is None
+    store.close()
+    with pytest.raises(kvi.Closed):
+        next(seen)
+
+
+@in_loop
+async def test_cancelled_waiters() -> None:
+    """A task that is cancelled while it waits leaves nothing that could win."""
+    async with aio.open(f"mem:{secrets.token_hex(8)}") as store:
+        makes = (
+            lambda: awaited.Semaphore(store, "s", 1),
+            lambda: awaited.RWLock(store, "rw").write(),
+            lambda: awaited.Election(store, "boss", "a"),
+        )
+        for make in makes:
+            async with make() as held:
+                waiting = make()
+                task = asyncio.create_task(waiting.acquire())
+                before = len([1 async for _ in store.range(prefix=held.name)])
+
+                async def came(name: str = held.name, before: int = before) -> bool:
+                    return len([1 async for _ in store.range(prefix=name)]) > before
+
+                while not await came():
+                    await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert not waiting.held
+            last = make()
+            assert await last.acquire(WITHIN)
+            await last.release()
+
+
+@in_loop
+async def test_cancelled_resignation() -> None:
+    """A resignation that is cancelled gives the candidate up."""
+    async with aio.open(f"mem:{secrets.token_hex(8)}") as store:
+        election = awaited.Election(store, "boss", "a")
+        assert await election.campaign(0)
+        task = asyncio.create_task(election.resign())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert not election.held
+        other = awaited.Election(store, "boss", "b")
+        assert await other.campaign(WITHIN)
+        await other.resign()
+
+
+@in_loop
+async def test_one_lock_a_task() -> None:
+    """The task that holds a lock of an `RWLock` gets `AlreadyHeld` for another one of it."""
+    async with aio.open(f"mem:{secrets.token_hex(8)}") as store:
+        lock = awaited.RWLock(store, "rw")
+        async with lock.read():
+            with pytest.raises(kvi.AlreadyHeld):
+                await lock.write().acquire(0)
+            other = lock.read()
+            assert await asyncio.create_task(other.acquire(0))
+            await other.release()
+        async with lock.write() as writing:
+            await writing.downgrade()
+            assert writing.held
+
+
+@in_loop
+async def test_loss_cancels_a_block() -> None:
+    """With ``cancel_on_loss`` a block ends with `LeaseLost` once its permit is lost."""
+    async with aio.open(f"mem:{secrets.token_hex(8)}") as store:
+        semaphore = awaited.Semaphore(store, "s", 1, ttl=0.3, cancel_on_loss=True)
+
+        async def block() -> None:
+            async with semaphore:
+                await store.delete_range(prefix="s/")
+                await until_in_loop(lambda: False)
+
+        with pytest.raises(kvi.LeaseLost):
+            await block()
