@@ -13,7 +13,8 @@ key                      what it is
                          ttl in seconds
 =======================  ==========================================================================
 
-A name may not have ``.kvi`` among its parts, so ``a`` and ``a/b`` never share a key, and what a
+What there may be much of is beside it, in ``NAME/.kvi.WHAT/``, which is never read as a whole. No
+part of a name may begin with ``.kvi``, so ``a`` and ``a/b`` never share a key, and what a
 program stores below ``NAME/`` is never taken for a part of the recipe.
 
 *Orphans.* A store that may end a lease early takes a contender out of the line while its holder
@@ -99,6 +100,10 @@ class Place:
         """The key of the mark ``id``."""
         return f"{self.root}held/{id}"
 
+    def aside(self, what: str) -> str:
+        """A directory for what there may be much of, which is never read with the rest."""
+        return f"{self.name}/{DIRECTORY}.{what}/"
+
     def read(self, revision: int | None, entries: Iterable[KeyValue]) -> State:
         """The state that the entries of the directory tell."""
         settings: KeyValue | None = None
@@ -142,8 +147,10 @@ def check_recipe(name: object, limits: Capabilities) -> str:
     """Return the name of a recipe. Raises `InvalidKey`, and `NotSupported` where none can run."""
     longest = None if limits.max_key is None else limits.max_key - _LONGEST
     text = check_key(name, longest)
-    if DIRECTORY in text.split("/"):
-        raise InvalidKey(f"a recipe's name has no part {DIRECTORY!r}; kvi keeps its state there")
+    if any(part.startswith(DIRECTORY) for part in text.split("/")):
+        raise InvalidKey(
+            f"no part of a recipe's name begins with {DIRECTORY!r}; kvi keeps its state there"
+        )
     if not limits.atomic_range:
         raise NotSupported(
             "this store's ranges are not of one moment, so nobody could tell who is first"

@@ -10,9 +10,23 @@
 `kvi.aio.recipes` has their twins for asyncio.
 """
 
+from kvi.recipes.counter import Counter, Sequence
 from kvi.recipes.election import Election, Leader
+from kvi.recipes.once import Once
 from kvi.recipes.rwlock import ReadLock, RWLock, WriteLock
 from kvi.recipes.semaphore import Semaphore
 from kvi.recipes.slots import Slot, Slots
 
-__all__ = ["Election", "Leader", "RWLock", "ReadLock", "Semaphore", "Slot", "Slots", "WriteLock"]
+__all__ = [
+    "Counter",
+    "Election",
+    "Leader",
+    "Once",
+    "RWLock",
+    "ReadLock",
+    "Semaphore",
+    "Sequence",
+    "Slot",
+    "Slots",
+    "WriteLock",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from kvi.call import Call
 from kvi.errors import Closed, KviError
@@ -11,6 +11,7 @@ from kvi.flow.recipes.observing import Observing
 from kvi.flow.scope import Scope
 from kvi.port import Flow
 from kvi.sync.face import Face
+from kvi.sync.lock import Lock
 
 T = TypeVar("T")
 Asked = Callable[[Scope, Call], Flow[T]]
@@ -24,6 +25,13 @@ def ask(store: Face, name: str, operation: str, flow: Asked[T], timeout: float |
         return store._drive(lambda port: flow(scope, Call(port, port.now() + seconds)))
     except KviError as error:
         raise store._placed(error, operation, name)
+
+
+class Acquired(Lock):
+    """What was acquired before its block begins."""
+
+    def __enter__(self) -> Self:
+        return self
 
 
 class Observation(Generic[T]):

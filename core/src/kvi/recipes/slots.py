@@ -6,13 +6,13 @@ from kvi.errors import KviError, LockTimeout
 from kvi.flow.recipes.slots import SlotLine, slot, slots
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
+from kvi.recipes.recipe import Acquired
 from kvi.sync.face import Face
-from kvi.sync.lock import Lock
 
 __all__ = ["Slot", "Slots"]
 
 
-class Slot(Lock):
+class Slot(Acquired):
     """One slot that is held, as a `kvi.Lock` is: a block, `release`, ``held``, ``lost``, ``guard``.
 
     Made by `Slots.claim`. One that is dropped is given up, within its ttl.
@@ -26,9 +26,6 @@ class Slot(Lock):
         line = self._flow.contest
         assert isinstance(line, SlotLine)  # it was made so
         return line.index
-
-    def __enter__(self) -> Slot:
-        return self
 
 
 class Slots:

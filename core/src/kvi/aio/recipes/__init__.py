@@ -1,8 +1,22 @@
 """Recipes for asyncio: the twins of `kvi.recipes`; whatever talks to the store is awaited."""
 
+from kvi.aio.recipes.counter import Counter, Sequence
 from kvi.aio.recipes.election import Election, Leader
+from kvi.aio.recipes.once import Once
 from kvi.aio.recipes.rwlock import ReadLock, RWLock, WriteLock
 from kvi.aio.recipes.semaphore import Semaphore
 from kvi.aio.recipes.slots import Slot, Slots
 
-__all__ = ["Election", "Leader", "RWLock", "ReadLock", "Semaphore", "Slot", "Slots", "WriteLock"]
+__all__ = [
+    "Counter",
+    "Election",
+    "Leader",
+    "Once",
+    "RWLock",
+    "ReadLock",
+    "Semaphore",
+    "Sequence",
+    "Slot",
+    "Slots",
+    "WriteLock",
+]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from kvi.aio.face import AsyncFace
+from kvi.aio.lock import AsyncLock
 from kvi.call import Call
 from kvi.errors import Closed, KviError
 from kvi.flow.recipes.observing import Observing
@@ -26,6 +27,13 @@ async def ask(
         return await store._drive(lambda port: flow(scope, Call(port, port.now() + seconds)))
     except KviError as error:
         raise store._placed(error, operation, name)
+
+
+class Acquired(AsyncLock):
+    """What was acquired before its block begins."""
+
+    async def __aenter__(self) -> Self:
+        return self
 
 
 class Observation(Generic[T]):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 from kvi.aio.awaited import Beginning
 from kvi.aio.face import AsyncFace
-from kvi.aio.lock import AsyncLock
+from kvi.aio.recipes.recipe import Acquired
 from kvi.errors import KviError, LockTimeout
 from kvi.flow.recipes.slots import SlotLine, slot, slots
 from kvi.policy.lease import check_ttl
@@ -15,7 +13,7 @@ from kvi.policy.lock import check_wait
 __all__ = ["Slot", "Slots"]
 
 
-class Slot(AsyncLock):
+class Slot(Acquired):
     """One slot that is held, as an `AsyncLock` is. Made by `Slots.claim`."""
 
     _failure = "the slot could not be released"
@@ -26,9 +24,6 @@ class Slot(AsyncLock):
         line = self._flow.contest
         assert isinstance(line, SlotLine)  # it was made so
         return line.index
-
-    async def __aenter__(self) -> Self:
-        return self
 
 
 class Slots:

@@ -117,10 +117,12 @@ class Line(ABC):
 
     async def release(self, scope: Scope, call: Call, claim: Claim) -> bool:
         """Leave the line."""
-        mark = self._mark
-        gone = (Delete(claim.key),) if mark is None else (Delete(claim.key), Delete(mark))
-        txn = Txn((claim.guard,), gone, (), f"{self.kind}_release")
+        txn = Txn((claim.guard,), self.leaving(claim.key), (), f"{self.kind}_release")
         return (await scope.executor.execute(TxnOp(txn), call)).succeeded
+
+    def leaving(self, key: str) -> tuple[Delete, ...]:
+        """What takes it out of the line."""
+        return tuple(Delete(one) for one in (key, self._mark) if one is not None)
 
     def watched(self, claim: Claim) -> Span:
         """Whom it waits for."""

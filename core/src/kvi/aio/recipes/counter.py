@@ -1,0 +1,74 @@
+"""`Counter` and `Sequence`: numbers that are shared; see `kvi.flow.recipes.counter`."""
+
+from __future__ import annotations
+
+from kvi.aio.face import AsyncFace
+from kvi.aio.recipes.recipe import ask
+from kvi.errors import KviError
+from kvi.flow.recipes.counter import CounterFlow, SequenceFlow, check_amount
+from kvi.flow.recipes.semaphore import check_count
+
+__all__ = ["Counter", "Sequence"]
+
+
+class Counter:
+    """A total that many processes add to; as `kvi.recipes.Counter`."""
+
+    def __init__(self, store: AsyncFace, name: str) -> None:
+        self._store = store
+        try:
+            self._flow = CounterFlow(store._scope, name)
+        except KviError as error:
+            raise store._placed(error, "counter", name)
+
+    @property
+    def name(self) -> str:
+        """The name, relative to the store."""
+        return self._flow.owner.place.name
+
+    async def value(self, *, timeout: float | None = None) -> int:
+        """The total. Linearizable."""
+        return await ask(self._store, self.name, "value", self._flow.value, timeout)
+
+    async def add(
+        self, n: int = 1, *, op: str | None = None, keep: float = 3600, timeout: float | None = None
+    ) -> int:
+        """Add ``n``; returns the total after it. See `kvi.recipes.Counter.add`."""
+        flow, store = self._flow, self._store
+        try:
+            amount = check_amount("n", n)
+            named = None if op is None else flow.check_op(op, keep, store.capabilities)
+        except KviError as error:
+            raise store._placed(error, "add", self.name)
+        step = lambda scope, call: flow.add(scope, call, amount, named)  # noqa: E731
+        return await ask(store, self.name, "add", step, timeout)
+
+    def __repr__(self) -> str:
+        return f"<Counter {self.name!r} {self._store.uri}>"
+
+
+class Sequence:
+    """Unique numbers, from 1, growing for each caller; as `kvi.recipes.Sequence`."""
+
+    def __init__(self, store: AsyncFace, name: str, *, block: int = 1) -> None:
+        self._store = store
+        try:
+            self._flow = SequenceFlow(store._scope, name, check_count("block", block))
+        except KviError as error:
+            raise store._placed(error, "sequence", name)
+
+    @property
+    def name(self) -> str:
+        """The name, relative to the store."""
+        return self._flow.owner.place.name
+
+    async def next(self, *, timeout: float | None = None) -> int:
+        """The next number."""
+        self._store._enter()
+        number = self._flow.take()
+        if number is None:
+            number = await ask(self._store, self.name, "next", self._flow.fetch, timeout)
+        return number
+
+    def __repr__(self) -> str:
+        return f"<Sequence {self.name!r} {self._store.uri}>"

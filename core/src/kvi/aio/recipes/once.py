@@ -1,0 +1,86 @@
+"""`Once`: done until it has succeeded one time; see `kvi.flow.recipes.once`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from inspect import isawaitable
+
+from kvi.aio.face import AsyncFace
+from kvi.aio.lock import AsyncLock
+from kvi.aio.recipes.recipe import Acquired, ask
+from kvi.clock import now
+from kvi.errors import KviError, LockTimeout
+from kvi.flow.recipes.once import Done, OnceLine, attempt, check_result, forget, once, result_of
+from kvi.policy.lease import check_ttl
+from kvi.policy.lock import check_wait
+
+__all__ = ["Once"]
+
+Result = bytes | str | None
+
+
+class Once:
+    """Something that is done once among all processes; as `kvi.recipes.Once`."""
+
+    def __init__(self, store: AsyncFace, name: str, *, ttl: float = 10) -> None:
+        self._store = store
+        try:
+            self._owner = once(store._scope, name)
+            self._ttl = check_ttl(ttl, store.capabilities)
+        except KviError as error:
+            raise store._placed(error, "once", name)
+
+    @property
+    def name(self) -> str:
+        """The name, relative to the store."""
+        return self._owner.place.name
+
+    async def run(
+        self, fn: Callable[[AsyncLock], Result | Awaitable[Result]], timeout: float | None = None
+    ) -> bytes:
+        """Do it, unless it is done; returns the recorded result. See `kvi.recipes.Once.run`.
+
+        ``fn`` may be a coroutine function.
+        """
+        store, began = self._store, now()
+        try:
+            wait = check_wait(timeout)
+        except KviError as error:
+            raise store._placed(error, "run", self.name)
+        done = await self.result()
+        if done is not None:
+            return done
+        flow = attempt(store._scope, self._owner, self._ttl)
+        held = Acquired(store, flow, wait, cancel_on_loss=False)
+        try:
+            if not await held.acquire(None if wait is None else max(0.0, wait - (now() - began))):
+                late = LockTimeout(f"others have not done it within {wait:g} seconds")
+                raise store._placed(late, "run", self.name)
+        except Done as found:
+            return found.result
+        async with held:
+            value = fn(held)
+            if isawaitable(value):
+                value = await value
+            result = check_result(value, store.capabilities.max_value)
+            line = flow.contest
+            assert isinstance(line, OnceLine)  # it was made so
+            record = lambda _, call: line.record(flow, call, result)  # noqa: E731
+            recorded = await ask(store, self.name, "run", record)
+            flow.let_go()  # it has left the line by that
+        return recorded
+
+    async def result(self, *, timeout: float | None = None) -> bytes | None:
+        """The recorded result; ``None`` before there is one."""
+        owner = self._owner
+        look = lambda scope, call: result_of(scope, call, owner)  # noqa: E731
+        return await ask(self._store, self.name, "result", look, timeout)
+
+    async def reset(self, *, timeout: float | None = None) -> None:
+        """Forget the result, so that it is done again. Who does it now is not stopped."""
+        owner = self._owner
+        step = lambda scope, call: forget(scope, call, owner)  # noqa: E731
+        await ask(self._store, self.name, "reset", step, timeout)
+
+    def __repr__(self) -> str:
+        return f"<Once {self.name!r} {self._store.uri}>"
