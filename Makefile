@@ -71,5 +71,5 @@ clean: ## remove what the targets above have made here
 	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || { $(PYTHON) -m venv --clear --without-pip .venv \
 	  && $(PYTHON) -m pip --python $(BIN)/python install -q pip; }
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade "pip>=25.1"
-	@$(BIN)/python -m pip install -q $(PLUGINS:%=-e plugins/%) -e "core[cli,conformance]" -e ".[all]" --group dev
+	@$(BIN)/python -m pip install -q $(PLUGINS:%=-e plugins/%) -e "core[cli,conformance,cron]" -e ".[all]" --group dev
 	@touch $@

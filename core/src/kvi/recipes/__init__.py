@@ -14,6 +14,7 @@ from kvi.recipes.counter import Counter, Sequence
 from kvi.recipes.election import Election, Leader
 from kvi.recipes.once import Once
 from kvi.recipes.rwlock import ReadLock, RWLock, WriteLock
+from kvi.recipes.schedule import Schedule
 from kvi.recipes.semaphore import Semaphore
 from kvi.recipes.slots import Slot, Slots
 
@@ -24,6 +25,7 @@ __all__ = [
     "Once",
     "RWLock",
     "ReadLock",
+    "Schedule",
     "Semaphore",
     "Sequence",
     "Slot",

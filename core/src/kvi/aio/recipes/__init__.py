@@ -4,6 +4,7 @@ from kvi.aio.recipes.counter import Counter, Sequence
 from kvi.aio.recipes.election import Election, Leader
 from kvi.aio.recipes.once import Once
 from kvi.aio.recipes.rwlock import ReadLock, RWLock, WriteLock
+from kvi.aio.recipes.schedule import Schedule
 from kvi.aio.recipes.semaphore import Semaphore
 from kvi.aio.recipes.slots import Slot, Slots
 
@@ -14,6 +15,7 @@ __all__ = [
     "Once",
     "RWLock",
     "ReadLock",
+    "Schedule",
     "Semaphore",
     "Sequence",
     "Slot",

@@ -1,0 +1,224 @@
+"""When a schedule is due: on the times alone, with clocks of a test's choice."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from datetime import UTC, datetime
+from typing import Any
+
+import kvi
+import pytest
+from kvi import aio
+from kvi.aio import recipes as awaited
+from kvi.policy.schedule import Decision, decide, times_of
+from kvi.recipes import Schedule
+
+from tests.support.faulty import Faulty
+from tests.support.looping import in_loop
+from tests.support.waiting import until
+
+TEN, _ = times_of(10)
+START = 1_000_000.0  # a multiple of ten
+
+
+@pytest.mark.parametrize("missed", ["last", "all", "skip"])
+def test_nothing_is_due(missed: Any) -> None:
+    """Before the next time nothing is due, and the next one is told."""
+    assert decide(TEN, START, START + 9.9, missed, 5) == Decision(START + 10, False, False)
+
+
+@pytest.mark.parametrize("missed", ["last", "all", "skip"])
+def test_due_in_time(missed: Any) -> None:
+    """What is due in time runs."""
+    assert decide(TEN, START, START + 10, missed, 5) == Decision(START + 10, True, True)
+
+
+def test_missed_times() -> None:
+    """Of several times the latest runs, or each, or none that is late."""
+    now = START + 1007
+    assert decide(TEN, START, now, "last", 5) == Decision(START + 1000, True, True)
+    assert decide(TEN, START, now, "all", 5) == Decision(START + 10, True, True)
+    assert decide(TEN, START, now, "skip", 5) == Decision(START + 1000, True, False)
+    assert decide(TEN, START, now, "skip", 7) == Decision(START + 1000, True, True)
+
+
+def test_years_of_minutes() -> None:
+    """The latest of a million missed times is found at once."""
+    minutely, _ = times_of("* * * * *")
+    found = decide(minutely, 0.0, 1e9, "last", 5)
+    assert found == Decision(1e9 - 1e9 % 60, True, True)
+
+
+def test_cron_lines_are_in_utc() -> None:
+    """A cron line means times in UTC."""
+    after, stored = times_of("30 4 * * *")
+    assert stored == "30 4 * * *"
+    noon = datetime(2026, 3, 29, 12, tzinfo=UTC).timestamp()
+    assert datetime.fromtimestamp(after(noon), UTC) == datetime(2026, 3, 30, 4, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("when", [0, -1, True, float("nan"), float("inf"), "x", "61 * * * *", None])
+def test_bad_times(when: Any) -> None:
+    """What is no time is refused, and named."""
+    with kvi.open("mem:") as store, pytest.raises(kvi.InvalidArgument, match="when="):
+        Schedule(store, "s", when)
+
+
+def test_bad_settings() -> None:
+    """So is a bad way with missed times."""
+    with kvi.open("mem:") as store, pytest.raises(kvi.InvalidArgument, match="missed="):
+        Schedule(store, "s", 1, missed="first")  # type: ignore[arg-type]
+
+
+class Runner:
+    """A process that runs a schedule, with a clock of its own."""
+
+    def __init__(self, store: kvi.Kvi, offset: float = 0.0, **options: Any) -> None:
+        self.schedule = Schedule(store, "s", 10, **options)
+        self.offset = offset
+        self.ran: list[float] = []
+        self.fails = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self, clock: list[float]) -> Runner:
+        """Begin."""
+        self.schedule._flow.wall = lambda: clock[0] + self.offset
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End it."""
+        self.schedule.close()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self.schedule.run(self._note)
+        except kvi.PermissionDenied:  # of a test that lets it crash
+            return
+
+    def _note(self, time: datetime) -> None:
+        self.ran.append(time.timestamp())
+        if self.fails:
+            raise ValueError("as the test wants it")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_each_time_runs_once(again: bool) -> None:
+    """Among processes whose clocks are a minute apart each time runs once."""
+    name, clock = f"mem:{secrets.token_hex(8)}", [START + 5]
+    with kvi.open(name) as store, kvi.open(name) as other:
+        runners = [
+            Runner(handle, offset, at_least_once=again).start(clock)
+            for handle, offset in ((store, 0.0), (other, 30.0), (other, -30.0))
+        ]
+        reader = Schedule(store, "s", 10, at_least_once=again)
+        until(lambda: store.get("s/.kvi/last"))
+        for _ in range(6):
+            clock[0] += 10
+
+            def caught_up() -> bool:
+                last = reader.last()
+                return last is not None and last.timestamp() >= clock[0] + 30 - 10
+
+            until(caught_up)
+        for runner in runners:
+            runner.stop()
+        ran = sorted(time for runner in runners for time in runner.ran)
+    assert len(set(ran)) == len(ran), "a time ran twice"
+    assert ran == [ran[0] + 10 * number for number in range(len(ran))]
+
+
+def test_what_it_raises_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A run that fails is logged, counts as run, and the schedule goes on."""
+    clock = [START + 5]
+    with kvi.open(f"mem:{secrets.token_hex(8)}") as store:
+        runner = Runner(store)
+        runner.fails = True
+        runner.start(clock)
+        until(lambda: store.get("s/.kvi/last"))
+        clock[0] += 10
+        until(lambda: runner.ran == [START + 10])
+        clock[0] += 10
+        until(lambda: runner.ran == [START + 10, START + 20])
+        runner.stop()
+    assert "as the test wants it" in caplog.text
+
+
+def test_claim_whose_answer_is_lost() -> None:
+    """A claim that applied although its answer was lost is this one's, and runs once."""
+    clock = [START + 5]
+    with kvi.open(f"mem:{secrets.token_hex(8)}") as inner:
+        store = Faulty(inner)
+        runner = Runner(store).start(clock)
+        until(lambda: inner.get("s/.kvi/last"))
+
+        def lose() -> None:
+            if '"by"' in inner.get("s/.kvi/last").text:  # type: ignore[union-attr]
+                del store.after["schedule"]
+                raise kvi.OutcomeUnknown("as the test wants it")
+
+        store.after["schedule"] = lose
+        clock[0] += 10
+        until(lambda: runner.ran)
+        assert "schedule" not in store.after
+        runner.stop()
+        assert runner.ran == [START + 10]
+
+
+def test_crash_before_it_is_recorded() -> None:
+    """With ``at_least_once``, what was not recorded runs again, by another."""
+    clock = [START + 5]
+    name = f"mem:{secrets.token_hex(8)}"
+    with kvi.open(name) as handle, kvi.open(name) as inner:
+        store = Faulty(handle)
+        broken = Runner(store, at_least_once=True).start(clock)
+        until(lambda: inner.get("s/.kvi/last"))
+
+        def crash() -> None:
+            if broken.ran:
+                raise kvi.PermissionDenied("as the test wants it")
+
+        store.before["schedule"] = crash
+        clock[0] += 10
+        until(lambda: broken.ran)
+        broken._thread.join(20)
+        other = Runner(inner, at_least_once=True).start(clock)
+        until(lambda: other.ran == [START + 10])
+        other.stop()
+
+
+def test_looking(caplog: pytest.LogCaptureFixture) -> None:
+    """The last time and the next one are told in UTC."""
+    with kvi.open(f"mem:{secrets.token_hex(8)}") as store:
+        schedule = Schedule(store, "s", 10)
+        schedule._flow.wall = lambda: START + 5
+        assert schedule.last() is None
+        assert schedule.next_time() == datetime.fromtimestamp(START + 10, UTC)
+        schedule.close()
+        schedule.run(lambda _: pytest.fail("it is closed"))
+
+
+@in_loop
+async def test_in_a_loop() -> None:
+    """A coroutine function is awaited; closing the schedule ends `run`."""
+    async with aio.open(f"mem:{secrets.token_hex(8)}") as store:
+        schedule, clock = awaited.Schedule(store, "s", 10), [START + 5]
+        schedule._flow.wall = lambda: clock[0]
+        ran: list[datetime] = []
+
+        async def note(time: datetime) -> None:
+            await asyncio.sleep(0)
+            ran.append(time)
+            schedule.close()
+
+        task = asyncio.create_task(schedule.run(note))
+        while await store.get("s/.kvi/last") is None:
+            await asyncio.sleep(0)
+        clock[0] += 10
+        await task
+        assert ran == [datetime.fromtimestamp(START + 10, UTC)]
+        assert await schedule.last() == ran[0]
