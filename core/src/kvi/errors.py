@@ -22,6 +22,7 @@
     ├── NotFound (LookupError)            the entity is not there
     ├── Compacted                         the revision is gone from the store's history
     ├── LockTimeout                       others held the lock until the time was up
+    ├── BrokenBarrier                     a party of the barrier was lost while others waited
     ├── AlreadyHeld                       who asks holds the lock already, or waits for it
     ├── NotHeld                           this `Lock` or `Handle` does not hold the lock
     │   └── LeaseLost                     the lease is gone, and what was bound to it
@@ -50,6 +51,7 @@ __all__ = [
     "AuthenticationFailed",
     "BackendLoadError",
     "BadRecord",
+    "BrokenBarrier",
     "Closed",
     "Compacted",
     "Conflict",
@@ -273,6 +275,10 @@ class Compacted(KviError):
 
 class LockTimeout(KviError):
     """Others held the lock until the time was up; nothing of the attempt is left behind."""
+
+
+class BrokenBarrier(KviError):
+    """A party of the barrier was lost while others waited; nobody of them has passed."""
 
 
 class AlreadyHeld(KviError):

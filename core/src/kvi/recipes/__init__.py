@@ -10,6 +10,7 @@
 `kvi.aio.recipes` has their twins for asyncio.
 """
 
+from kvi.recipes.barrier import Barrier
 from kvi.recipes.counter import Counter, Sequence
 from kvi.recipes.election import Election, Leader
 from kvi.recipes.once import Once
@@ -19,6 +20,7 @@ from kvi.recipes.semaphore import Semaphore
 from kvi.recipes.slots import Slot, Slots
 
 __all__ = [
+    "Barrier",
     "Counter",
     "Election",
     "Leader",

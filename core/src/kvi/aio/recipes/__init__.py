@@ -1,5 +1,6 @@
 """Recipes for asyncio: the twins of `kvi.recipes`; whatever talks to the store is awaited."""
 
+from kvi.aio.recipes.barrier import Barrier
 from kvi.aio.recipes.counter import Counter, Sequence
 from kvi.aio.recipes.election import Election, Leader
 from kvi.aio.recipes.once import Once
@@ -9,6 +10,7 @@ from kvi.aio.recipes.semaphore import Semaphore
 from kvi.aio.recipes.slots import Slot, Slots
 
 __all__ = [
+    "Barrier",
     "Counter",
     "Election",
     "Leader",

@@ -1,19 +1,22 @@
-"""`Observing`: looks at something whenever its keys change, and tells what differs.
+"""`Notice` wakes whoever waits for changes; `Observing` looks after each, and tells what differs.
 
 A change only says that it is time to look. So it does not matter which changes are missed: what is
-told last is what was there when it was looked at last, which is after the last change.
+seen last is what was there when it was looked at last, which is after the last change.
 
-An answer counts as told once the face that asked says so (`told`). If an interrupt or a cancelled
-task comes first, the next call tells it.
+An answer counts as told once the face that asked says so (`Observing.told`). If an interrupt or a
+cancelled task comes first, the next call tells it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Generic, TypeVar
 
 from kvi.call import Call
+from kvi.errors import Timeout
 from kvi.feed import WatchSpec
+from kvi.flow.loss import LossState
 from kvi.flow.scope import Scope
 from kvi.flow.watch import WatchFlow
 from kvi.model import Event, Span
@@ -22,18 +25,65 @@ from kvi.port import Flow, Port
 T = TypeVar("T")
 
 
+class Notice:
+    """Changes of some keys, for one flow that waits for them.
+
+    Attributes:
+        watch: where they come from.
+
+    """
+
+    def __init__(self, scope: Scope, span: Span) -> None:
+        self.watch = WatchFlow(scope, None, None, None)
+        self._scope = scope
+        self._span = span
+
+    async def begin(self, port: Port) -> None:
+        """Every change after this is noticed."""
+        await self.watch.begin(port, WatchSpec(self._span, None, False), self._scope.timeout)
+
+    async def wait(self, port: Port, seconds: float, loss: LossState | None = None) -> None:
+        """Return after a change, after a loss, or after ``seconds``; perhaps earlier."""
+        watch, signal = self.watch, port.signal()
+        asking = watch.ask(port.now(), seconds, main=False)
+        if loss is not None:
+            loss.add(signal.set, own=True)
+        try:
+            asking.begin(signal)
+            found = asking.look(port.now())
+            if not isinstance(found, Event):
+                await signal.wait(found)
+            while watch.take(main=False) is not None:  # one look is enough for all of them
+                pass
+            watch.ensure_going()
+        except Timeout:
+            return
+        finally:
+            watch.unwant(signal)
+            if loss is not None:
+                loss.remove(signal.set)
+
+    def end(self) -> None:
+        """Notice no more."""
+        self.watch.end()
+
+
 class Observing(Generic[T]):
     """One observer. Used by one flow at a time."""
 
     def __init__(self, scope: Scope, span: Span, look: Callable[[Scope, Call], Flow[T]]) -> None:
         """``look`` is asked after each change of a key in ``span``."""
-        self.watch = WatchFlow(scope, None, None, None)
+        self._notice = Notice(scope, span)
         self._scope = scope
-        self._span = span
         self._look = look
         self._begun = False
         self._changed = True
         self._last: list[T] = []  # what was told last
+
+    @property
+    def watch(self) -> WatchFlow:
+        """Where the changes come from."""
+        return self._notice.watch
 
     async def next(self, port: Port) -> T:
         """What is there, as soon as it differs from what was told last."""
@@ -41,11 +91,11 @@ class Observing(Generic[T]):
         if self.watch.ended:
             self.watch.ensure_going()
         if not self._begun:
-            await self.watch.begin(port, WatchSpec(self._span, None, False), scope.timeout)
+            await self._notice.begin(port)
             self._begun = True
         while True:
             if not self._changed:
-                await self._event(port)
+                await self._notice.wait(port, inf)
                 self._changed = True
             found = await self._look(scope, Call(port, port.now() + scope.timeout))
             self._changed = False
@@ -59,14 +109,4 @@ class Observing(Generic[T]):
 
     def end(self) -> None:
         """Observe no more."""
-        self.watch.end()
-
-    async def _event(self, port: Port) -> None:
-        watch, signal = self.watch, port.signal()
-        asking = watch.ask(port.now(), None, main=False)
-        try:
-            asking.begin(signal)
-            while not isinstance(found := asking.look(port.now()), Event):
-                await signal.wait(found)
-        finally:
-            watch.unwant(signal)
+        self._notice.end()

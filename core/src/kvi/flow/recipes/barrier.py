@@ -1,0 +1,197 @@
+"""The barrier: so many parties meet, and all or none go on.
+
+One register (`kvi.flow.recipes.register`) for each of the two gates, ``.kvi/wait`` and
+``.kvi/leave``: who waits there, in the order of arrival, and what has become of those who do not
+know yet. Each party also has a key in the directory, kept by its lease, which shows that it lives.
+Both are read in one answer, as of one moment. Every step is one change of the register, together
+with the party's key: what decides is the state, and never an event.
+
+===========  =================================================  ===================================
+a party is   guarantee                                          left by
+===========  =================================================  ===================================
+``waiting``  the gate waits for it; its key is there            the last one comes: all that wait
+                                                                *have passed*, in one change; one
+                                                                of them is gone: all *are broken*;
+                                                                its time is up: it leaves
+*passed*,    its outcome is in the register                     it has seen it, and takes it away;
+*broken*                                                        or its key is gone
+===========  =================================================  ===================================
+
+So the register is never larger than the parties that are there. A change whose answer is lost is
+settled by looking: a party finds itself among those that wait, or its outcome, or neither. Then it
+has not come, and comes again.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from kvi.call import Call
+from kvi.errors import BrokenBarrier, LockTimeout, OutcomeUnknown
+from kvi.flow.lease import LeaseFlow
+from kvi.flow.recipes.observing import Notice
+from kvi.flow.recipes.register import Register, Seen
+from kvi.flow.recipes.semaphore import check_count
+from kvi.flow.recipes.state import Owner, state_of
+from kvi.flow.scope import PASSING, Scope
+from kvi.log import log
+from kvi.model import Delete, Put
+from kvi.policy.lease import check_ttl
+from kvi.policy.line import check_recipe, dumps, loads
+from kvi.port import Port
+
+WAIT, LEAVE = "wait", "leave"
+_BROKEN = -1
+_WITHDRAWAL = 1.0  # seconds: who waited in vain does not wait long for saying so
+
+
+class BarrierFlow:
+    """One barrier. Safe for threads: each call is a party of its own."""
+
+    def __init__(self, scope: Scope, name: str, parties: int, ttl: float) -> None:
+        limits = scope.capabilities
+        self._scope = scope
+        self._parties = check_count("parties", parties)
+        self._ttl = check_ttl(ttl, limits)
+        self.owner = Owner("barrier", check_recipe(name, limits), {"parties": self._parties})
+
+    async def meet(self, port: Port, gate: str, wait: float | None) -> int:
+        """Wait for the others at a gate; the order of arrival, from 0."""
+        scope = self._scope
+        party = _Party(scope, self.owner, gate, self._parties)
+        deadline = inf if wait is None else port.now() + wait
+        await self.owner.ensure(scope, self._call(port))
+        party.lease = await LeaseFlow.grant(port, scope, self._ttl, scope.timeout, keep_alive=True)
+        try:
+            order = await self._through(port, party, deadline)
+        except BaseException:
+            party.lease.abandon()  # the others will see that it is gone
+            raise
+        party.lease.abandon()
+        return order
+
+    async def _through(self, port: Port, party: _Party, deadline: float) -> int:
+        scope, notice = self._scope, Notice(self._scope, self.owner.place.span)
+        try:
+            await notice.begin(port)
+            await party.come(self._call(port))
+            while True:
+                try:
+                    order = await party.look(self._call(port))
+                except PASSING as error:
+                    scope.ensure_open()
+                    log().debug("a party of the barrier %r looks again: %s", party.name, error)
+                    await port.sleep(0.1)
+                    continue
+                if order is not None:
+                    return order
+                left = deadline - port.now()
+                if left <= 0:
+                    return await party.give_up(self._call(port, _WITHDRAWAL))
+                await notice.wait(port, left, party.lease.lost)
+        finally:
+            notice.end()
+
+    def _call(self, port: Port, seconds: float | None = None) -> Call:
+        timeout = self._scope.timeout
+        return Call(port, port.now() + (timeout if seconds is None else min(seconds, timeout)))
+
+
+class _Party:
+    """One party at a gate."""
+
+    lease: LeaseFlow
+
+    def __init__(self, scope: Scope, owner: Owner, gate: str, parties: int) -> None:
+        self._scope = scope
+        self._owner = owner
+        self._parties = parties
+        self._at = gate
+        self.name = owner.place.name
+        self._gate = Register(f"{owner.place.root}{gate}", f"barrier_{gate}")
+
+    @property
+    def _me(self) -> str:
+        return f"{self.lease.id:x}"
+
+    @property
+    def _key(self) -> str:
+        return self._owner.place.contender(self.lease.id)
+
+    async def come(self, call: Call) -> None:
+        """Arrive; the last one lets all pass."""
+        put = Put(self._key, dumps({"recipe": "barrier", "gate": self._at}), self.lease.id)
+        while True:
+            waiting, outcomes, seen = await self._read(call)
+            if self._me in waiting or self._me in outcomes:
+                return
+            waiting = [*waiting, self._me]
+            if len(waiting) == self._parties:
+                outcomes |= {one: number for number, one in enumerate(waiting)}
+                waiting = []
+            try:
+                if await self._change(call, seen, waiting, outcomes, put):
+                    return
+            except OutcomeUnknown:
+                if call.port.now() >= call.deadline:
+                    raise
+
+    async def look(self, call: Call) -> int | None:
+        """Its order, once all have come. Raises `BrokenBarrier`."""
+        while True:
+            waiting, outcomes, seen = await self._read(call)
+            if self._me in waiting:
+                return None
+            outcome = outcomes.pop(self._me, _BROKEN)
+            try:
+                if await self._change(call, seen, waiting, outcomes, Delete(self._key)):
+                    break
+            except OutcomeUnknown:
+                break  # what it has seen counts; the rest goes with its lease
+        if outcome == _BROKEN:
+            raise BrokenBarrier("a party was lost before all had come")
+        return outcome
+
+    async def give_up(self, call: Call) -> int:
+        """Its time is up: leave, unless all have come. Raises `LockTimeout`."""
+        while True:
+            waiting, outcomes, seen = await self._read(call)
+            if self._me in outcomes:
+                order = await self.look(call)
+                assert order is not None  # it does not wait
+                return order
+            if self._me in waiting:
+                waiting.remove(self._me)
+                try:
+                    if not await self._change(call, seen, waiting, outcomes, Delete(self._key)):
+                        continue
+                except OutcomeUnknown:
+                    if call.port.now() < call.deadline:
+                        continue
+            raise LockTimeout("not all parties came in time")
+
+    async def _read(self, call: Call) -> tuple[list[str], dict[str, int], Seen]:
+        """Who waits, and what has become of whom; after breaking what a lost party breaks."""
+        while True:
+            state = await state_of(self._scope, call, self._owner.place)
+            entry = state.others.get(self._at)
+            said = loads(None if entry is None else entry.value)
+            seen = Seen(said, 0 if entry is None else entry.revision, ())
+            alive = {f"{one.lease:x}" for one in state.line}
+            waiting: list[str] = list(said.get("waiting", ()))
+            outcomes = {k: v for k, v in said.get("outcomes", {}).items() if k in alive}
+            if alive.issuperset(waiting):
+                return waiting, outcomes, seen
+            outcomes |= dict.fromkeys(alive.intersection(waiting), _BROKEN)
+            await self._change(call, seen, [], outcomes)
+
+    async def _change(
+        self,
+        call: Call,
+        seen: Seen,
+        waiting: list[str],
+        outcomes: dict[str, int],
+        *also: Put | Delete,
+    ) -> bool:
+        said = {"waiting": waiting, "outcomes": outcomes}
+        return await self._gate.change(self._scope, call, seen, said, also=also)
