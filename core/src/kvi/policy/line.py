@@ -9,6 +9,7 @@ key                      what it is
 ``settings``             JSON: which recipe it is, and what all who use it must agree on. Stays
 ``LEASE`` (hexadecimal)  a contender: JSON, kept by that very lease. Its place is its create
                          revision: who came first is first
+``member/ID``            a member of a group
 ``held/ID``              a mark without a lease: what a contender holds. JSON: its lease, and its
                          ttl in seconds
 =======================  ==========================================================================
@@ -33,7 +34,7 @@ from kvi.errors import InvalidKey, NotSupported
 from kvi.model import Claim, Compare, Key, KeyValue, Span
 from kvi.text import check_key
 
-DIRECTORY = ".kvi"
+DIRECTORY, MEMBER = ".kvi", "member/"
 _LONGEST = len(f"/{DIRECTORY}/held/") + 64  # bytes that a recipe adds to its name
 
 

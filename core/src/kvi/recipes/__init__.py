@@ -13,6 +13,7 @@
 from kvi.recipes.barrier import Barrier
 from kvi.recipes.counter import Counter, Sequence
 from kvi.recipes.election import Election, Leader
+from kvi.recipes.group import Group, Member, MemberEvent, MemberEventType, MemberInfo
 from kvi.recipes.once import Once
 from kvi.recipes.rwlock import ReadLock, RWLock, WriteLock
 from kvi.recipes.schedule import Schedule
@@ -23,7 +24,12 @@ __all__ = [
     "Barrier",
     "Counter",
     "Election",
+    "Group",
     "Leader",
+    "Member",
+    "MemberEvent",
+    "MemberEventType",
+    "MemberInfo",
     "Once",
     "RWLock",
     "ReadLock",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Generic, Self, TypeVar
 
 from kvi.call import Call
@@ -13,6 +14,7 @@ from kvi.port import Flow
 from kvi.sync.face import Face
 from kvi.sync.lock import Lock
 
+E = TypeVar("E")
 T = TypeVar("T")
 Asked = Callable[[Scope, Call], Flow[T]]
 
@@ -34,7 +36,7 @@ class Acquired(Lock):
         return self
 
 
-class Observation(Generic[T]):
+class Observation(Generic[E, T]):
     """What somebody observes, each time that it has changed: iterate it, without end.
 
     It ends with `close`, the end of its ``with`` block, or the handle, which raises `Closed`.
@@ -44,28 +46,37 @@ class Observation(Generic[T]):
         self._store = store
         self._name = name
         self._flow = flow
+        self._known: list[T] = []  # what was seen last
+        self._pending: deque[E] = deque()
 
-    def __iter__(self) -> Iterator[T]:
+    def _events(self, known: list[T], found: T) -> Iterable[E]:
+        """What is to be told of what was found, if ``known`` was seen before."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> T:
+    def __next__(self) -> E:
         store, flow = self._store, self._flow
-        try:
-            store._ensure_open()
-            found = store._drive(flow.next, away=True)
-        except KviError as error:
-            if isinstance(error, Closed) and flow.watch.ended and not store.closed:
-                raise StopIteration from None
-            raise store._placed(error, "observe", self._name)
-        flow.told(found)
-        return found
+        while not self._pending:
+            try:
+                store._ensure_open()
+                found = store._drive(flow.next, away=True)
+            except KviError as error:
+                if isinstance(error, Closed) and flow.watch.ended and not store.closed:
+                    raise StopIteration from None
+                raise store._placed(error, "observe", self._name)
+            events = deque(self._events(self._known, found))
+            self._pending, self._known = events, [found]  # nothing can come between the two
+            flow.told(found)
+        return self._pending.popleft()
 
     def close(self) -> None:
         """End it. Again, it does nothing."""
         if not self._store.closed:
             self._store._runtime.post(self._flow.end)
 
-    def __enter__(self) -> Observation[T]:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:

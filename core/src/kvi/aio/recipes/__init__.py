@@ -3,6 +3,7 @@
 from kvi.aio.recipes.barrier import Barrier
 from kvi.aio.recipes.counter import Counter, Sequence
 from kvi.aio.recipes.election import Election, Leader
+from kvi.aio.recipes.group import Group, Member, MemberEvent, MemberEventType, MemberInfo
 from kvi.aio.recipes.once import Once
 from kvi.aio.recipes.rwlock import ReadLock, RWLock, WriteLock
 from kvi.aio.recipes.schedule import Schedule
@@ -13,7 +14,12 @@ __all__ = [
     "Barrier",
     "Counter",
     "Election",
+    "Group",
     "Leader",
+    "Member",
+    "MemberEvent",
+    "MemberEventType",
+    "MemberInfo",
     "Once",
     "RWLock",
     "ReadLock",

@@ -12,7 +12,7 @@ from kvi.flow.recipes.election import ElectionLine, Leader, election, look, obse
 from kvi.policy.lock import check_wait
 from kvi.text import check_value
 
-__all__ = ["Election", "Leader"]
+__all__ = ["Election", "Leader", "Leaders"]
 
 
 class Election(AsyncLock):
@@ -73,12 +73,21 @@ class Election(AsyncLock):
         leader, others = await ask(self._store, self.name, "contenders", look_now, timeout)
         return others if leader is None else [leader, *others]
 
-    def observe(self) -> Observation[Leader | None]:
+    def observe(self) -> Leaders:
         """Iterate who leads with ``async for``: at once, then after each change."""
-        return Observation(self._store, self.name, observing(self._store._scope, self._line.owner))
+        return Leaders(self._store, self.name, observing(self._store._scope, self._line.owner))
 
     @property
     def _line(self) -> ElectionLine:
         line = self._flow.contest
         assert isinstance(line, ElectionLine)  # it was made so
         return line
+
+
+class Leaders(Observation[Leader | None, Leader | None]):
+    """Who leads, each time that it has changed; made by `Election.observe`."""
+
+    def _events(
+        self, known: list[Leader | None], found: Leader | None
+    ) -> tuple[Leader | None, ...]:
+        return (found,)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Generic, Self, TypeVar
 
 from kvi.aio.face import AsyncFace
@@ -13,6 +14,7 @@ from kvi.flow.recipes.observing import Observing
 from kvi.flow.scope import Scope
 from kvi.port import Flow
 
+E = TypeVar("E")
 T = TypeVar("T")
 Asked = Callable[[Scope, Call], Flow[T]]
 
@@ -36,7 +38,7 @@ class Acquired(AsyncLock):
         return self
 
 
-class Observation(Generic[T]):
+class Observation(Generic[E, T]):
     """What somebody observes, each time that it has changed: iterate it, without end.
 
     It ends with `close`, the end of its ``async with`` block, or the handle, which raises `Closed`.
@@ -46,28 +48,37 @@ class Observation(Generic[T]):
         self._store = store
         self._name = name
         self._flow = flow
+        self._known: list[T] = []  # what was seen last
+        self._pending: deque[E] = deque()
 
-    def __aiter__(self) -> AsyncIterator[T]:
+    def _events(self, known: list[T], found: T) -> Iterable[E]:
+        """What is to be told of what was found, if ``known`` was seen before."""
+        raise NotImplementedError
+
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> T:
+    async def __anext__(self) -> E:
         store, flow = self._store, self._flow
-        try:
-            store._enter()
-            found = await store._drive(flow.next)
-        except KviError as error:
-            if isinstance(error, Closed) and flow.watch.ended and not store.closed:
-                raise StopAsyncIteration from None
-            raise store._placed(error, "observe", self._name)
-        flow.told(found)
-        return found
+        while not self._pending:
+            try:
+                store._enter()
+                found = await store._drive(flow.next)
+            except KviError as error:
+                if isinstance(error, Closed) and flow.watch.ended and not store.closed:
+                    raise StopAsyncIteration from None
+                raise store._placed(error, "observe", self._name)
+            self._pending.extend(self._events(self._known, found))
+            self._known = [found]
+            flow.told(found)
+        return self._pending.popleft()
 
     async def close(self) -> None:
         """End it. Again, it does nothing."""
         if not self._store.closed:
             self._flow.end()
 
-    async def __aenter__(self) -> Observation[T]:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *raised: object) -> None:

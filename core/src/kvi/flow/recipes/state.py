@@ -13,7 +13,7 @@ from kvi.errors import InvalidArgument
 from kvi.flow.scope import Scope
 from kvi.model import Key, KeyValue, Put, Scan, Txn
 from kvi.ops import GetOp, PageOp, RangeOp, TxnOp
-from kvi.policy.line import Place, State, dumps, loads
+from kvi.policy.line import MEMBER, Place, State, dumps, loads
 from kvi.policy.lock import CLAIM, queue_key, queue_span, single_key
 
 _SOME = 1000  # keys below a name that are looked through for contenders of a lock
@@ -78,6 +78,8 @@ class Owner:
         said = loads(None if state.settings is None else state.settings.value)
         if state.settings is None and state.line:
             said = state.line[0].said
+        elif state.settings is None and any(key.startswith(MEMBER) for key in state.others):
+            said = {"recipe": "group"}
         self._ensure_mine(said.pop("recipe", self._kind))
         if state.settings is None or self._fixed is None:
             return

@@ -1,0 +1,173 @@
+"""`Group`: who is there; see `kvi.flow.recipes.group`."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from types import TracebackType
+from typing import Self
+
+from kvi.aio.awaited import Beginning
+from kvi.aio.face import AsyncFace
+from kvi.aio.loss import AsyncLoss
+from kvi.aio.recipes.recipe import Observation, ask
+from kvi.errors import KviError
+from kvi.flow.recipes.group import (
+    MemberEvent,
+    MemberEventType,
+    MemberFlow,
+    MemberInfo,
+    changes,
+    group,
+    members_of,
+    observing,
+)
+from kvi.policy.lease import check_ttl
+
+__all__ = ["Group", "GroupWatch", "Member", "MemberEvent", "MemberEventType", "MemberInfo"]
+
+
+class Group:
+    """Who is there among processes and hosts; as `kvi.recipes.Group`."""
+
+    def __init__(self, store: AsyncFace, name: str, *, ttl: float = 10) -> None:
+        self._store = store
+        try:
+            self._owner = group(store._scope, name)
+            self._ttl = check_ttl(ttl, store.capabilities)
+        except KviError as error:
+            raise store._placed(error, "group", name)
+
+    @property
+    def name(self) -> str:
+        """The name, relative to the store."""
+        return self._owner.place.name
+
+    def join(
+        self, value: bytes | str = b"", *, id: str | None = None, rejoin: bool = True
+    ) -> Beginning[Member]:
+        """Join, saying ``value``; await it, or hold it for an ``async with`` block.
+
+        See `kvi.recipes.Group.join`.
+        """
+
+        async def begin() -> Member:
+            store = self._store
+            try:
+                store._enter()
+                flow = MemberFlow(store._scope, self._owner, id, value, self._ttl, rejoin=rejoin)
+                member = Member(store, self.name, flow)
+                owner = weakref.ref(member)
+                await store._drive(lambda port: flow.join(port, owner))
+            except KviError as error:
+                raise store._placed(error, "join", self.name)
+            return member
+
+        return Beginning(begin)
+
+    async def members(self, *, timeout: float | None = None) -> list[MemberInfo]:
+        """All members at one moment, in the order of their joining."""
+        owner = self._owner
+        look = lambda scope, call: members_of(scope, call, owner)  # noqa: E731
+        return await ask(self._store, self.name, "members", look, timeout)
+
+    def watch(self) -> GroupWatch:
+        """Iterate the changes: first all members as ``JOINED``, then what changes.
+
+        Who was there for a moment only may be left out; what was told adds up to the truth.
+        """
+        return GroupWatch(self._store, self.name, observing(self._store._scope, self._owner))
+
+    def __repr__(self) -> str:
+        return f"<Group {self.name!r} {self._store.uri}>"
+
+
+class Member:
+    """A membership of this process; made by `Group.join`. Leaves at the end of its block.
+
+    One that is dropped is given up, with a `ResourceWarning`.
+    """
+
+    def __init__(self, store: AsyncFace, name: str, flow: MemberFlow) -> None:
+        self._store = store
+        self._name = name
+        self._flow = flow
+
+    @property
+    def id(self) -> str:
+        """Unique in the group."""
+        return self._flow.id
+
+    @property
+    def alive(self) -> bool:
+        """Whether it surely is a member, by the clock, at this moment."""
+        return self._flow.alive
+
+    @property
+    def lost(self) -> AsyncLoss:
+        """Set once the present membership is lost; each time that it joins again has its own."""
+        return AsyncLoss(self._store, self._flow.lost)
+
+    @property
+    def rejoined(self) -> int:
+        """How often it has joined again after a loss."""
+        return self._flow.rejoined
+
+    async def update(self, value: bytes | str, *, timeout: float | None = None) -> None:
+        """Say something else. A member that is lost joins again with it.
+
+        Raises `NotHeld` if it has left, `LeaseLost` (a `NotHeld`) if it is lost for good.
+        """
+        store, flow = self._store, self._flow
+        try:
+            store._enter()
+            data = flow.check(value)
+            await store._drive(lambda port: flow.update(port, data))
+        except KviError as error:
+            raise store._placed(error, "update", self._name)
+
+    async def leave(self, *, timeout: float | None = None) -> None:
+        """Leave for good. Leaving again, or after `Kvi.close`, does nothing.
+
+        If this raises, the member is gone once its ttl has passed.
+        """
+        store, flow = self._store, self._flow
+        if store.closed:
+            return
+        try:
+            store._enter()
+            seconds = store._seconds(timeout)
+            await store._drive(lambda port: flow.leave(port, seconds), lasting=True)
+        except KviError as error:
+            raise store._placed(error, "leave", self._name)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and not isinstance(error, Exception):
+            self._flow.let_go()  # a cancelled block does not wait for the store
+        else:
+            await self.leave()
+
+    def __del__(self) -> None:
+        if self._store.closed or not self._flow.there:
+            return
+        self._store._runtime.post(self._flow.let_go)
+        warnings.warn(f"{self!r} was dropped without leaving", ResourceWarning, 2, self)
+
+    def __repr__(self) -> str:
+        state = "in" if self.alive else "not in"
+        return f"<Member {self.id!r} {state} {self._name!r} {self._store.uri}>"
+
+
+class GroupWatch(Observation[MemberEvent, list[MemberInfo]]):
+    """The changes of a group; made by `Group.watch`. Iterate it; close it, or use it as a block."""
+
+    def _events(self, known: list[list[MemberInfo]], found: list[MemberInfo]) -> list[MemberEvent]:
+        return changes(known[0] if known else [], found)
