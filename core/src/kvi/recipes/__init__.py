@@ -11,6 +11,7 @@
 """
 
 from kvi.recipes.barrier import Barrier
+from kvi.recipes.cache import Cache, CacheChange
 from kvi.recipes.counter import Counter, Sequence
 from kvi.recipes.election import Election, Leader
 from kvi.recipes.group import Group, Member, MemberEvent, MemberEventType, MemberInfo
@@ -22,6 +23,8 @@ from kvi.recipes.slots import Slot, Slots
 
 __all__ = [
     "Barrier",
+    "Cache",
+    "CacheChange",
     "Counter",
     "Election",
     "Group",

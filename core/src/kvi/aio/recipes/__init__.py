@@ -1,6 +1,7 @@
 """Recipes for asyncio: the twins of `kvi.recipes`; whatever talks to the store is awaited."""
 
 from kvi.aio.recipes.barrier import Barrier
+from kvi.aio.recipes.cache import Cache, CacheChange
 from kvi.aio.recipes.counter import Counter, Sequence
 from kvi.aio.recipes.election import Election, Leader
 from kvi.aio.recipes.group import Group, Member, MemberEvent, MemberEventType, MemberInfo
@@ -12,6 +13,8 @@ from kvi.aio.recipes.slots import Slot, Slots
 
 __all__ = [
     "Barrier",
+    "Cache",
+    "CacheChange",
     "Counter",
     "Election",
     "Group",

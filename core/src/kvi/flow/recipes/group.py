@@ -10,7 +10,8 @@ a member is  guarantee                                  left by
 ``IN``       its key is there, kept by its lease        the lease, or the key, is lost: LOST;
                                                         `leave`: OUT
 ``LOST``     the key is gone, or goes with its lease    with ``rejoin``: it joins again, with its
-                                                        present value, until it works: IN; another has the id: OUT; `leave`: OUT
+                                                        present value, until it works: IN;
+                                                        another has the id, or `leave`: OUT
 ``OUT``      nothing of it comes back                   final
 ===========  =========================================  ============================================
 

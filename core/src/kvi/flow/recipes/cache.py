@@ -1,0 +1,289 @@
+"""The cache: a live copy of the keys below a prefix.
+
+A watch is begun first, then all keys are read as of one moment; what the watch told meanwhile is
+applied after that. From then on each event changes the copy, if it is newer than what the copy has
+of that key. A ``RESYNC`` brings all keys, and what differs is told as changes.
+
+*How far it is.* The watch tells up to which revision it has told everything, but not that nothing
+has happened since. So whoever must know that (`wait`, and ``max_age``) compares: the present
+revision of the store, asked for anew, with that of the watch; and where something was written
+elsewhere meanwhile, the keys and their revisions with those of the copy. If they are the same, the
+copy is the truth as of that moment.
+
+*Two changes.* A key that was deleted and created anew between two looks has been created after its
+revision in the copy. Both are told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import NamedTuple
+
+from kvi.call import Call
+from kvi.errors import InvalidArgument, KviError, NotSupported, Unavailable, shown
+from kvi.feed import WatchSpec
+from kvi.flow.recipes.state import entries_of
+from kvi.flow.scope import PASSING, Scope
+from kvi.flow.watch import WatchFlow
+from kvi.log import log
+from kvi.model import Event, EventType, KeyValue, Scan, Span
+from kvi.mutex import Mutex
+from kvi.port import Port, Signal
+from kvi.text import check_bound
+
+_PATIENCE = 0.05  # seconds that an event may take before somebody asks whether it will come
+_PAUSE = 0.1  # seconds between questions
+
+
+class CacheChange(NamedTuple):
+    """A change of one key of a cache.
+
+    Attributes:
+        key: without the prefix.
+        before: the value before it, ``None`` if the key was not there.
+        value: the value now, ``None`` if the key is gone.
+        revision: of the change, as far as known.
+
+    """
+
+    key: str
+    before: bytes | None
+    value: bytes | None
+    revision: int
+
+
+class CacheFlow:
+    """The copy, and what keeps it. Safe for threads.
+
+    Attributes:
+        values: by key, without the prefix.
+        told: what is called with each change, by one thread at a time.
+        confirmed: when the copy was the truth, the last time that this was known.
+
+    """
+
+    def __init__(self, scope: Scope, prefix: object, max_age: object) -> None:
+        limits = scope.capabilities
+        if not limits.atomic_range:
+            raise NotSupported("this store's ranges are not of one moment: nothing can be copied")
+        self.scope = scope
+        self.prefix = check_bound("prefix", prefix, limits.max_key)
+        self.max_age = check_age(max_age)
+        self.values: dict[str, bytes] = {}
+        self.told: list[Callable[[CacheChange], object]] = []
+        self.confirmed = -inf
+        self.loaded = False
+        self._span = Span.of_prefix(self.prefix)
+        self._watch = WatchFlow(scope, None, self._on_event, None)
+        self._revisions: dict[str, int] = {}
+        self._lock = Mutex()  # guards the copy
+        self._early: list[Event] = []  # told before all was read
+        self._seen = 0  # the revision as of which the copy was found to be the truth
+        self._signals: list[Signal] = []
+        self._sorted: tuple[str, ...] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was closed, or its watch has ended."""
+        return self._watch.ended
+
+    @property
+    def error(self) -> KviError | None:
+        """What ended its watch, if it was an error."""
+        return self._watch.error
+
+    @property
+    def revision(self) -> int:
+        """Every change up to this revision is in the copy."""
+        return max(self._seen, self._watch.revision or 0)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the copy was surely the truth."""
+        return max(0.0, self.scope.runtime.now() - self.confirmed)
+
+    def ensure_fresh(self) -> None:
+        """Raise `Unavailable` if it is not loaded, or older than it may be."""
+        if not self.loaded:
+            raise Unavailable("the cache is not loaded yet; await it, or use it as a block")
+        if self.max_age is not None and self.age > self.max_age:
+            raise Unavailable(
+                f"the cache may be {self.age:.1f} seconds old, more than max_age={self.max_age:g}: "
+                "the store has not been reached since"
+            )
+
+    def keys(self) -> tuple[str, ...]:
+        """The keys, in their order."""
+        found = self._sorted
+        if found is None:
+            with self._lock:
+                found = self._sorted = tuple(sorted(self.values))
+        return found
+
+    async def load(self, port: Port) -> None:
+        """Read everything, and follow it from then on."""
+        scope = self.scope
+        spec = WatchSpec(self._span, None, False)
+        await self._watch.begin(port, spec, scope.timeout)
+        try:
+            asked = port.now()
+            call = Call(port, asked + scope.timeout)
+            revision, entries = await entries_of(scope, call, Scan(self._span))
+            with self._lock:
+                for entry in entries:
+                    self._keep(entry)
+                early, self._early = self._early, []
+                self._seen, self.confirmed, self.loaded = revision or 0, asked, True
+            for event in early:
+                self._on_event(event, None)
+        except BaseException:
+            self._watch.end()
+            raise
+        if self.max_age is not None:
+            scope.runtime.keep(self, port.now() + self.max_age / 3)
+
+    async def wait(self, port: Port, revision: int, seconds: float) -> bool:
+        """Wait until every change up to ``revision`` is in the copy; whether it is, in time."""
+        deadline, signal = port.now() + seconds, port.signal()
+        self._signals.append(signal)
+        try:
+            pause = _PATIENCE
+            while self.revision < revision:
+                self._watch.ensure_going()
+                left = deadline - port.now()
+                if left <= 0:
+                    return False
+                if await signal.wait(min(pause, left)) or self.revision >= revision:
+                    continue
+                pause = _PAUSE
+                try:
+                    await self.confirm(Call(port, port.now() + min(left, self.scope.timeout)))
+                except PASSING as error:
+                    log().debug("a cache of %s asks again: %s", self.scope.uri, error)
+        finally:
+            self._signals.remove(signal)
+        return True
+
+    async def confirm(self, call: Call) -> bool:
+        """Ask whether the copy is the truth at this moment; whether it is."""
+        asked, scope = call.port.now(), self.scope
+        if scope.capabilities.snapshot_range:
+            look = Scan(self._span, limit=1, keys_only=True)
+            revision = (await entries_of(scope, call, look))[0]
+            assert revision is not None  # snapshots have one
+            if revision <= self.revision:
+                self.confirmed = asked
+                return True
+        revision, entries = await entries_of(scope, call, Scan(self._span, keys_only=True))
+        skip = len(self.prefix)
+        there = {entry.key[skip:]: entry.revision for entry in entries}
+        with self._lock:
+            same = there == self._revisions
+            if same:
+                self.confirmed = asked
+                self._seen = max(self._seen, revision or 0)
+        return same
+
+    def end(self) -> None:
+        """Follow it no more."""
+        self._watch.end()
+        for signal in list(self._signals):
+            signal.set()
+
+    # -- kvi.port.Kept ----------------------------------------------------------------------------
+
+    async def step(self, port: Port) -> float | None:
+        """Look whether the copy is the truth, so that it does not grow too old."""
+        assert self.max_age is not None  # else nobody looks
+        again = self.max_age / 3
+        try:
+            if not await self.confirm(Call(port, port.now() + min(again, self.scope.timeout))):
+                again = min(again, _PAUSE)
+        except KviError as error:
+            log().debug("a cache of %s may be old: %s", self.scope.uri, error)
+        return None if self.ended else port.now() + again
+
+    # -- events -----------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event, _: object) -> None:
+        """Apply an event, on a thread for call-backs, one at a time."""
+        with self._lock:
+            if not self.loaded:
+                self._early.append(event)
+                return
+            changes = self._apply(event)
+        for signal in list(self._signals):
+            signal.set()
+        for change in changes:
+            for tell in list(self.told):
+                try:
+                    tell(change)
+                except Exception:  # noqa: BLE001  (whatever a program's function raises)
+                    log().exception("the call-back of a cache failed; the cache goes on")
+
+    def _apply(self, event: Event) -> list[CacheChange]:
+        """What an event changes. Hold the lock."""
+        if event.type is EventType.RESYNC:
+            return self._resync(event)
+        key = event.key[len(self.prefix) :]
+        if event.revision <= self._revisions.get(key, self._seen):
+            return []
+        before = self.values.get(key)
+        if event.type is EventType.DELETE:
+            if before is None:
+                return []
+            self._drop(key)
+            return [CacheChange(key, before, None, event.revision)]
+        assert event.value is not None  # it is a PUT
+        self._sorted = self._sorted if before is not None else None
+        self.values[key], self._revisions[key] = event.value, event.revision
+        return [CacheChange(key, before, event.value, event.revision)]
+
+    def _resync(self, event: Event) -> list[CacheChange]:
+        entries = event.snapshot or []
+        there = {entry.key[len(self.prefix) :] for entry in entries}
+        gone = [key for key in self.values if key not in there]
+        changes = [CacheChange(key, self._drop(key), None, event.revision) for key in gone]
+        for entry in entries:
+            key = entry.key[len(self.prefix) :]
+            before, known = self.values.get(key), self._revisions.get(key, -1)
+            if entry.revision == known:
+                continue
+            if before is not None and entry.create_revision > known:
+                changes.append(CacheChange(key, before, None, entry.create_revision))
+                before = None
+            self._keep(entry)
+            changes.append(CacheChange(key, before, entry.value, entry.revision))
+        self._seen = event.revision  # it may have gone back
+        return changes
+
+    def _keep(self, entry: KeyValue) -> None:
+        key = entry.key[len(self.prefix) :]
+        assert entry.value is not None  # it was asked for
+        self.values[key], self._revisions[key] = entry.value, entry.revision
+        self._sorted = None
+
+    def _drop(self, key: str) -> bytes:
+        del self._revisions[key]
+        self._sorted = None
+        return self.values.pop(key)
+
+
+def check_age(max_age: object) -> float | None:
+    """Return how old a cache may be, in seconds; raises `InvalidArgument`."""
+    if max_age is None:
+        return None
+    number = isinstance(max_age, (int, float)) and not isinstance(max_age, bool)
+    if not number or not 0 < max_age < inf:  # type: ignore[operator]
+        raise InvalidArgument(
+            f"max_age= is a positive number of seconds, or None, not {shown(max_age)}"
+        )
+    return float(max_age)  # type: ignore[arg-type]
+
+
+def check_revision(revision: object) -> int:
+    """Return a revision; raises `InvalidArgument`."""
+    if not isinstance(revision, int) or isinstance(revision, bool) or revision < 0:
+        raise InvalidArgument(f"a revision is a whole number from 0, not {shown(revision)}")
+    return revision
