@@ -88,7 +88,7 @@ class Ledger:
     def __init__(self) -> None:
         self._lock = Mutex()
         self._members: dict[Member, None] = {}  # in the order of their coming
-        self._idle: list[tuple[Held, float, float]] = []  # ttl asked for, and since when
+        self._idle: list[tuple[Held, object, float]] = []  # of which kind, and since when
 
     def add(self, member: Member) -> None:
         """Know it until it is discarded; raises `Closed` if nothing new may begin."""
@@ -101,11 +101,14 @@ class Ledger:
         with self._lock:
             self._members.pop(member, None)
 
-    def take_idle(self, ttl: float, scope: Scope) -> Held | None:
-        """The last idle lease that was asked for with ``ttl``; it hangs on ``scope`` now."""
+    def take_idle(self, kind: object, scope: Scope) -> Held | None:
+        """The last idle lease of a kind; it hangs on ``scope`` now.
+
+        Of one kind are those that were asked for in the same way, with the same ttl.
+        """
         while True:
             with self._lock:
-                fitting = [one for one in self._idle if one[1] == ttl]
+                fitting = [one for one in self._idle if one[1] == kind]
                 if not fitting:
                     return None
                 self._idle.remove(fitting[-1])
@@ -115,13 +118,13 @@ class Ledger:
                     return lease
             lease.abandon()
 
-    def give_idle(self, lease: Held, ttl: float, now: float) -> None:
+    def give_idle(self, lease: Held, kind: object, now: float) -> None:
         """Keep a lease without keys for the next lock."""
         lease.owner = None
         lease.lost.forget()  # else the call-backs of all locks that ever had it pile up
         with self._lock:
             if len(self._idle) < MOST_IDLE and not lease.scope.closed:
-                self._idle.append((lease, ttl, now))
+                self._idle.append((lease, kind, now))
                 return
         lease.abandon()
 

@@ -16,6 +16,7 @@ from kvi.recipes.counter import Counter, Sequence
 from kvi.recipes.election import Election, Leader
 from kvi.recipes.group import Group, Member, MemberEvent, MemberEventType, MemberInfo
 from kvi.recipes.once import Once
+from kvi.recipes.queue import DeadJob, Job, Queue
 from kvi.recipes.rwlock import ReadLock, RWLock, WriteLock
 from kvi.recipes.schedule import Schedule
 from kvi.recipes.semaphore import Semaphore
@@ -26,14 +27,17 @@ __all__ = [
     "Cache",
     "CacheChange",
     "Counter",
+    "DeadJob",
     "Election",
     "Group",
+    "Job",
     "Leader",
     "Member",
     "MemberEvent",
     "MemberEventType",
     "MemberInfo",
     "Once",
+    "Queue",
     "RWLock",
     "ReadLock",
     "Schedule",

@@ -6,6 +6,7 @@ from kvi.aio.recipes.counter import Counter, Sequence
 from kvi.aio.recipes.election import Election, Leader
 from kvi.aio.recipes.group import Group, Member, MemberEvent, MemberEventType, MemberInfo
 from kvi.aio.recipes.once import Once
+from kvi.aio.recipes.queue import DeadJob, Job, Queue
 from kvi.aio.recipes.rwlock import ReadLock, RWLock, WriteLock
 from kvi.aio.recipes.schedule import Schedule
 from kvi.aio.recipes.semaphore import Semaphore
@@ -16,14 +17,17 @@ __all__ = [
     "Cache",
     "CacheChange",
     "Counter",
+    "DeadJob",
     "Election",
     "Group",
+    "Job",
     "Leader",
     "Member",
     "MemberEvent",
     "MemberEventType",
     "MemberInfo",
     "Once",
+    "Queue",
     "RWLock",
     "ReadLock",
     "Schedule",

@@ -1,0 +1,179 @@
+"""`Queue`: jobs that are done at least once; see `kvi.flow.recipes.queue`."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from types import TracebackType
+from typing import Self
+
+from kvi.aio.face import AsyncFace
+from kvi.aio.loss import AsyncLoss
+from kvi.aio.recipes.recipe import ask
+from kvi.errors import KviError
+from kvi.flow.recipes.queue import DeadJob, JobFlow, QueueFlow
+from kvi.model import Compare
+from kvi.policy.lock import check_wait
+
+__all__ = ["DeadJob", "Job", "Queue"]
+
+
+class Queue:
+    """Jobs for whoever comes, each done at least once; as `kvi.recipes.Queue`."""
+
+    def __init__(
+        self, store: AsyncFace, name: str, *, max_attempts: int | None = None, ttl: float = 30
+    ) -> None:
+        self._store = store
+        try:
+            self._flow = QueueFlow(store._scope, name, max_attempts, ttl)
+        except KviError as error:
+            raise store._placed(error, "queue", name)
+
+    @property
+    def name(self) -> str:
+        """The name, relative to the store."""
+        return self._flow.owner.place.name
+
+    async def put(
+        self,
+        value: bytes | str,
+        *,
+        priority: int = 0,
+        delay: float = 0,
+        dedup: str | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """Put a job; returns its id. See `kvi.recipes.Queue.put`."""
+        flow, store = self._flow, self._store
+        try:
+            job = flow.check_put(value, priority, delay, dedup)
+        except KviError as error:
+            raise store._placed(error, "put", self.name)
+        return await ask(
+            store, self.name, "put", lambda scope, call: flow.put(scope, call, job), timeout
+        )
+
+    async def get(self, timeout: float | None = None) -> Job | None:
+        """Get the next job; waits for one, at most ``timeout`` seconds (``None``: without end).
+
+        ``None`` if none came; 0 does not wait. Raises `InvalidArgument` for a negative time-out.
+        """
+        store, flow = self._store, self._flow
+        try:
+            store._enter()
+            wait = check_wait(timeout)
+            found = await store._drive(lambda port: flow.get(port, wait))
+        except KviError as error:
+            raise store._placed(error, "get", self.name)
+        return None if found is None else Job(store, self.name, found)
+
+    async def dead(self, *, timeout: float | None = None) -> list[DeadJob]:
+        """The jobs whose attempts are used up, in the order of their turns."""
+        return await ask(self._store, self.name, "dead", self._flow.dead, timeout)
+
+    async def count(self, *, timeout: float | None = None) -> int:
+        """How many jobs there are: ready, delayed and claimed ones, not the dead."""
+        return await ask(self._store, self.name, "count", self._flow.count, timeout)
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.name!r} {self._store.uri}>"
+
+
+class Job:
+    """A job that is this one's to do; made by `Queue.get`. As a `kvi.recipes.Job`.
+
+    As an ``async with`` block it is acknowledged at the end, or given back if the block raises. One
+    that is dropped is given back, with a `ResourceWarning`.
+    """
+
+    def __init__(self, store: AsyncFace, queue: str, flow: JobFlow) -> None:
+        self._store = store
+        self._queue = queue
+        self._flow = flow
+        flow.lease.owner = weakref.ref(self)
+
+    @property
+    def id(self) -> str:
+        """Unique in the queue."""
+        return self._flow.id
+
+    @property
+    def value(self) -> bytes:
+        """What was put."""
+        return self._flow.value
+
+    @property
+    def attempt(self) -> int:
+        """Which try this is, from 1."""
+        return int(self._flow.head["a"])
+
+    @property
+    def held(self) -> bool:
+        """Whether it surely is this one's, by the clock, at this moment."""
+        return self._flow.held
+
+    @property
+    def lost(self) -> AsyncLoss:
+        """Set once it is lost: another may have it."""
+        return AsyncLoss(self._store, self._flow.lost)
+
+    @property
+    def guard(self) -> Compare:
+        """A condition for ``txn(when=[job.guard, …])``: true as long as it is this one's.
+
+        Raises `NotHeld` once it was given back, `LeaseLost` (a `NotHeld`) if it is lost.
+        """
+        try:
+            return self._flow.guard
+        except KviError as error:
+            raise self._store._placed(error, "guard", self._queue)
+
+    async def ack(self, *, timeout: float | None = None) -> None:
+        """It is done, and gone for good. Again, it does nothing.
+
+        Raises `LeaseLost` if it was lost before: another may do it again.
+        """
+        await ask(self._store, self._queue, "ack", lambda _, call: self._flow.ack(call), timeout)
+
+    async def nack(self, delay: float = 0, *, timeout: float | None = None) -> None:
+        """It is not done: another may have it, after ``delay`` seconds as `Queue.put` has them.
+
+        If its attempts are used up, it is dead. Raises `NotHeld` or `LeaseLost`.
+        """
+        flow = self._flow
+        try:
+            seconds = flow.check_delay(delay)
+        except KviError as error:
+            raise self._store._placed(error, "nack", self._queue)
+        await ask(
+            self._store, self._queue, "nack", lambda _, call: flow.nack(call, seconds), timeout
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            await self.ack()
+        elif isinstance(error, Exception) and self.held:
+            try:
+                await self.nack()
+            except KviError as failure:
+                error.add_note(f"afterwards the job could not be given back: {failure}")
+        else:
+            self._flow.let_go()
+
+    def __del__(self) -> None:
+        if self._store.closed or not self._flow.held:
+            return
+        self._store._runtime.post(self._flow.let_go)
+        warnings.warn(f"{self!r} was dropped while it was held", ResourceWarning, 2, self)
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id!r} {'held' if self.held else 'not held'} {self._queue!r}>"

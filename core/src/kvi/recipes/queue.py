@@ -1,0 +1,188 @@
+"""`Queue`: jobs that are done at least once; see `kvi.flow.recipes.queue`."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Self
+
+from kvi.errors import KviError
+from kvi.flow.recipes.queue import DeadJob, JobFlow, QueueFlow
+from kvi.model import Compare
+from kvi.policy.lock import check_wait
+from kvi.recipes.recipe import ask
+from kvi.sync.face import Face
+from kvi.sync.loss import Loss
+
+__all__ = ["DeadJob", "Job", "Queue"]
+
+
+class Queue:
+    """Jobs for whoever comes, each done at least once: larger priority first, then first in.
+
+    A job is claimed by a lease and gone only by `Job.ack`; it is delivered again only after a lost
+    lease, or `Job.nack`. ``max_attempts`` is after how many tries a job is `dead`; it is stored by
+    the first who uses the name, and must be the same for all. ``ttl`` (seconds) is how long a job
+    outlives the process that has it. ``name`` is relative to the store, which may be a view or a
+    `kvi.Backend`. Safe for threads.
+
+    Raises `InvalidKey` for a bad name, `InvalidArgument` for other values out of range; using it
+    raises `InvalidArgument` if the name is another recipe's, or has other settings.
+    """
+
+    def __init__(
+        self, store: Face, name: str, *, max_attempts: int | None = None, ttl: float = 30
+    ) -> None:
+        self._store = store
+        try:
+            self._flow = QueueFlow(store._scope, name, max_attempts, ttl)
+        except KviError as error:
+            raise store._placed(error, "queue", name)
+
+    @property
+    def name(self) -> str:
+        """The name, relative to the store."""
+        return self._flow.owner.place.name
+
+    def put(
+        self,
+        value: bytes | str,
+        *,
+        priority: int = 0,
+        delay: float = 0,
+        dedup: str | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """Put a job; returns its id.
+
+        A larger ``priority`` comes first. ``delay`` (seconds) is until when nobody gets it, by the
+        store's clock: within the bounds of its leases, and at the latest as much later as those
+        end. With ``dedup``, up to 512 bytes, nothing is put if a job with the same text is there,
+        claimed or not, and its id is returned; a lost answer is settled then. Without it, a lost
+        answer is `OutcomeUnknown`.
+
+        Raises `InvalidArgument`, `InvalidKey` or `ValueTooLarge` (1 KiB under the store's maximum).
+        """
+        flow, store = self._flow, self._store
+        try:
+            job = flow.check_put(value, priority, delay, dedup)
+        except KviError as error:
+            raise store._placed(error, "put", self.name)
+        return ask(store, self.name, "put", lambda scope, call: flow.put(scope, call, job), timeout)
+
+    def get(self, timeout: float | None = None) -> Job | None:
+        """Get the next job; waits for one, at most ``timeout`` seconds (``None``: without end).
+
+        ``None`` if none came; 0 does not wait. Raises `InvalidArgument` for a negative time-out.
+        """
+        store, flow = self._store, self._flow
+        try:
+            store._ensure_open()
+            wait = check_wait(timeout)
+            found = store._drive(lambda port: flow.get(port, wait), undo=_give_up, away=True)
+        except KviError as error:
+            raise store._placed(error, "get", self.name)
+        return None if found is None else Job(store, self.name, found)
+
+    def dead(self, *, timeout: float | None = None) -> list[DeadJob]:
+        """The jobs whose attempts are used up, in the order of their turns."""
+        return ask(self._store, self.name, "dead", self._flow.dead, timeout)
+
+    def count(self, *, timeout: float | None = None) -> int:
+        """How many jobs there are: ready, delayed and claimed ones, not the dead."""
+        return ask(self._store, self.name, "count", self._flow.count, timeout)
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.name!r} {self._store.uri}>"
+
+
+class Job:
+    """A job that is this one's to do; made by `Queue.get`. One that is dropped is given back.
+
+    As a ``with`` block it is acknowledged at the end, or given back if the block raises. Safe for
+    threads.
+    """
+
+    def __init__(self, store: Face, queue: str, flow: JobFlow) -> None:
+        self._store = store
+        self._queue = queue
+        self._flow = flow
+        flow.lease.owner = weakref.ref(self)
+
+    @property
+    def id(self) -> str:
+        """Unique in the queue."""
+        return self._flow.id
+
+    @property
+    def value(self) -> bytes:
+        """What was put."""
+        return self._flow.value
+
+    @property
+    def attempt(self) -> int:
+        """Which try this is, from 1."""
+        return int(self._flow.head["a"])
+
+    @property
+    def held(self) -> bool:
+        """Whether it surely is this one's, by the clock, at this moment."""
+        return self._flow.held
+
+    @property
+    def lost(self) -> Loss:
+        """Set once it is lost: another may have it."""
+        store = self._store
+        return Loss(self._flow.lost, lambda: store.closed)
+
+    @property
+    def guard(self) -> Compare:
+        """A condition for ``txn(when=[job.guard, …])``: true as long as it is this one's.
+
+        Raises `NotHeld` once it was given back, `LeaseLost` (a `NotHeld`) if it is lost.
+        """
+        try:
+            return self._flow.guard
+        except KviError as error:
+            raise self._store._placed(error, "guard", self._queue)
+
+    def ack(self, *, timeout: float | None = None) -> None:
+        """It is done, and gone for good. Again, it does nothing.
+
+        Raises `LeaseLost` if it was lost before: another may do it again.
+        """
+        ask(self._store, self._queue, "ack", lambda _, call: self._flow.ack(call), timeout)
+
+    def nack(self, delay: float = 0, *, timeout: float | None = None) -> None:
+        """It is not done: another may have it, after ``delay`` seconds as `Queue.put` has them.
+
+        If its attempts are used up, it is dead. Raises `NotHeld` or `LeaseLost`.
+        """
+        flow = self._flow
+        try:
+            seconds = flow.check_delay(delay)
+        except KviError as error:
+            raise self._store._placed(error, "nack", self._queue)
+        ask(self._store, self._queue, "nack", lambda _, call: flow.nack(call, seconds), timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.ack()
+        elif isinstance(error, Exception) and self.held:
+            try:
+                self.nack()
+            except KviError as failure:
+                error.add_note(f"afterwards the job could not be given back: {failure}")
+        else:
+            self._store._runtime.post(self._flow.let_go)
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id!r} {'held' if self.held else 'not held'} {self._queue!r}>"
+
+
+def _give_up(found: JobFlow | None) -> None:
+    """Nobody is there to do it."""
+    if found is not None:
+        found.let_go()
