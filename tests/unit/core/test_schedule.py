@@ -51,6 +51,17 @@ def test_years_of_minutes() -> None:
     assert found == Decision(1e9 - 1e9 % 60, True, True)
 
 
+@pytest.mark.parametrize("interval", [0.1, 0.3, 0.001, 7, 1 / 3])
+def test_times_of_an_interval(interval: float) -> None:
+    """Each time is behind the one before, and all are multiples, whatever is rounded."""
+    after, _ = times_of(interval)
+    moment = START * 1.7
+    for _ in range(1000):
+        following = after(moment)
+        assert 0 < following - moment < interval * 1.001
+        moment = following
+
+
 def test_cron_lines_are_in_utc() -> None:
     """A cron line means times in UTC."""
     after, stored = times_of("30 4 * * *")

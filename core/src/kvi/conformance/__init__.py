@@ -70,8 +70,10 @@ __all__ = [
     "TestKeys",
     "TestLeases",
     "TestLocks",
+    "TestMeetings",
     "TestModel",
     "TestNamespaces",
+    "TestNumbers",
     "TestOptions",
     "TestRange",
     "TestReadOnly",
@@ -83,6 +85,7 @@ __all__ = [
     "TestTransactions",
     "TestValues",
     "TestWatches",
+    "TestWork",
 ]
 
 

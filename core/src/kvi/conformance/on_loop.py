@@ -53,7 +53,7 @@ def opening_on_loop() -> Iterator[None]:
         yield
 
 
-async def _on_thread(function: Callable[..., object], *arguments: object) -> object:
+async def on_thread(function: Callable[..., object], *arguments: object) -> object:
     """What a function gives that may block, as those of the suite may."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[object] = loop.create_future()
@@ -106,7 +106,7 @@ class _Loss(_Call):
 
     def add_callback(self, callback: Callable[[], object]) -> None:
         async def add() -> None:
-            self._it.add_callback(lambda: _on_thread(callback))
+            self._it.add_callback(lambda: on_thread(callback))
 
         on_loop(add)
 
@@ -211,7 +211,7 @@ class OnLoop(_Call, kvi.Kvi):
     def watch(self, *arguments: Any, **options: Any) -> kvi.Watch:
         callback = options.get("callback")
         if callable(callback):
-            options["callback"] = lambda event, data: _on_thread(callback, event, data)
+            options["callback"] = lambda event, data: on_thread(callback, event, data)
         return self._keep(_Watch(self._call("watch", *arguments, **options)))
 
     def namespace(self, name: str) -> kvi.Kvi:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import kvi
-from kvi.conformance.on_loop import OnLoop, on_loop
+from kvi.conformance.on_loop import OnLoop, on_loop, on_thread
 from kvi.conformance.trace import plain
 
 __all__ = ["Recipes", "Waiter"]
@@ -48,6 +49,9 @@ class Awaited:
             return self._seen(value)
 
         def call(*arguments: Any, **options: Any) -> Any:
+            # What the suite gives to be called may block, and so runs on a thread.
+            arguments = tuple(partial(on_thread, a) if callable(a) else a for a in arguments)
+
             async def run() -> Any:
                 result = value(*arguments, **options)
                 return await result if inspect.isawaitable(result) else result
@@ -64,7 +68,10 @@ class Awaited:
         self.__getattr__("__aexit__")(*raised)
 
     def __iter__(self) -> Iterator[Any]:
-        return self
+        return self if hasattr(self._it, "__anext__") else iter(list(self._it))
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._it[key]
 
     def __next__(self) -> Any:
         try:

@@ -77,7 +77,14 @@ def times_of(when: object) -> tuple[After, str | float]:
             f"when= is a number of seconds from 0.001, or a cron line, not {shown(when)}"
         )
     interval = float(when)  # type: ignore[arg-type]
-    return (lambda moment: (moment // interval + 1) * interval), interval
+
+    def after(moment: float) -> float:
+        number = int(moment / interval)
+        while number * interval <= moment:  # a quotient may be rounded down
+            number += 1
+        return number * interval
+
+    return after, interval
 
 
 def check_missed(missed: object) -> Missed:

@@ -43,6 +43,15 @@ from kvi.conformance.suite.watches import (
 from kvi.conformance.suite.watches import (
     TestWatches as TestWatches,
 )
+from kvi.conformance.suite.work import (
+    TestMeetings as TestMeetings,
+)
+from kvi.conformance.suite.work import (
+    TestNumbers as TestNumbers,
+)
+from kvi.conformance.suite.work import (
+    TestWork as TestWork,
+)
 from kvi.conformance.suite.writes import (
     TestCas as TestCas,
 )

@@ -41,8 +41,8 @@ def end_lease(store: kvi.Kvi, lease: int) -> None:
     store._scope.primitives._lease_revoke(lease, 5)
 
 
-class TestRecipes(Rules):
-    """What is contended for, and by whom it is had."""
+class RecipeRules(Rules):
+    """The fixtures of recipes."""
 
     @pytest.fixture(autouse=True)
     def _able(self, kvi_uri: str) -> None:
@@ -53,6 +53,10 @@ class TestRecipes(Rules):
                     with pytest.raises(kvi.NotSupported):
                         make(store, "s", 1)
                 pytest.skip("declared: ranges are not of one moment")
+
+
+class TestRecipes(RecipeRules):
+    """What is contended for, and by whom it is had."""
 
     @rule("semaphore.limit")
     def test_no_more_than_the_limit(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
