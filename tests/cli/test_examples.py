@@ -25,6 +25,7 @@ NOT_RUN = {
     "kvi watch --prefix config/ --exec 'systemctl reload myservice'",
     "kvi watch greeting | head -1",
     "kvi temp members/ada here   # until Ctrl-C",
+    "kvi every report '30 4 * * *' --missed skip -- make report   # until Ctrl-C",
     "kvi copy sqlite:app.db etcd://127.0.0.1:2379/app --dry-run",
     "kvi copy sqlite:app.db etcd://127.0.0.1:2379/app --verify",
     "kvi copy etcd://127.0.0.1:2379 consul://127.0.0.1:8500 --prefix config/",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import IO
 
 import click
 
@@ -60,7 +61,12 @@ def words_of(usage: str | None = None) -> list[str]:
 
 
 def run_while(
-    lost: Loss, what: str, words: Sequence[str], env: dict[str, str], grace: float
+    lost: Loss,
+    what: str,
+    words: Sequence[str],
+    env: dict[str, str],
+    grace: float,
+    stdin: IO[bytes] | None = None,
 ) -> int:
     """Run a command until it ends, or what is held is lost; returns the exit code.
 
@@ -75,7 +81,7 @@ def run_while(
             click.echo(f"kvi: {what} was lost; ending {words[0]!r}", err=True)
         return not told
 
-    with Job(words, env) as job:
+    with Job(words, env, stdin=stdin) as job:
         lost.add_callback(job.look)
         code = job.wait(is_held, grace)
     return UNAVAILABLE if told else exit_code(code)
@@ -128,7 +134,7 @@ def lock_(
             raise Failed(f"somebody else holds the lock {name!r}", conflict)
         env = context.named() | {"KVI_LOCK_NAME": name, "KVI_LOCK_FENCE": str(lock.fence)}
         code = run_while(lock.lost, f"the lock {name!r}", words, env, grace)
-        _let_go(lock.release)
+        let_go(lock.release)
         return code
 
 
@@ -150,7 +156,7 @@ def lease_(context: Context, ttl: float, grace: float) -> int:
         lease = store.lease(ttl)
         env = context.named() | {"KVI_LEASE": str(lease.id)}
         code = run_while(lease.lost, "the lease", words, env, grace)
-        _let_go(lease.revoke)
+        let_go(lease.revoke)
         return code
 
 
@@ -181,7 +187,7 @@ def temp_(
             code = run_while(temporary.lost, f"the key {key!r}", words, env, grace)
         else:
             code = _until_lost(temporary, key)
-        _let_go(temporary.close)
+        let_go(temporary.close)
         return code
 
 
@@ -193,7 +199,7 @@ def _until_lost(temporary: kvi.TempKey, key: str) -> int:
     return UNAVAILABLE
 
 
-def _let_go(release: Callable[[], object]) -> None:
+def let_go(release: Callable[[], object]) -> None:
     """Release; a failure is told, and the exit code stays that of the command."""
     try:
         release()

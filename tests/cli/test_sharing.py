@@ -1,0 +1,109 @@
+"""`elect semaphore once every queue locks`, as processes, on every store."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import kvi
+import pytest
+from kvi.recipes import Election, Once, Queue, Semaphore
+
+from tests.cli.conftest import Command
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
+
+
+def test_elect(cli: Command, store: kvi.Kvi) -> None:
+    """One leads, with its value and fence; others wait, or end with 75."""
+    with cli.start("elect", "boss", "--value", "me", "--", "sleep", "1000") as leading:
+        election = Election(store, "boss", "other")
+        until(lambda: election.leader(), within=60)
+        leader = election.leader()
+        assert leader is not None
+        assert leader.value == b"me"
+        cli("elect", "boss", "--wait", "0", "--", "true", code=75)
+        cli("elect", "boss", "--wait", "0", "--conflict-exit-code", "9", "--", "true", code=9)
+        leading.send_signal(signal.SIGTERM)
+        leading.wait(60)
+    assert election.leader() is None
+    assert cli("elect", "boss", "--", "sh", "-c", 'echo "$KVI_LOCK_NAME"') == "boss\n"
+    cli("elect", "boss", "--", "sh", "-c", "exit 7", code=7)
+
+
+def test_semaphore(cli: Command, store: kvi.Kvi) -> None:
+    """At most so many run at once."""
+    with Semaphore(store, "s", 1):
+        cli("semaphore", "s", "--limit", "1", "--wait", "0", "--", "true", code=75)
+    assert cli("semaphore", "s", "--limit", "1", "--", "echo", "one") == "one\n"
+    cli("semaphore", "s", "--limit", "2", "--", "true", code=2)
+    assert "limit=1, not 2" in cli.errors
+
+
+def test_once(cli: Command, store: kvi.Kvi) -> None:
+    """It runs until it has succeeded one time."""
+    cli("once", "m", "--", "sh", "-c", "exit 5", code=5)
+    assert cli("once", "m", "--", "echo", "done") == "done\n"
+    assert cli("once", "m", "--", "echo", "done") == ""
+    assert Once(store, "m").result() is not None
+    cli("once", "m", "--reset")
+    assert cli("once", "m", "--", "echo", "done") == "done\n"
+    cli("once", "m", code=2)
+    cli("once", "m", "--reset", "--", "true", code=2)
+
+
+def test_every(cli: Command) -> None:
+    """It runs at its times, until it has run so often, or is ended."""
+    told = cli("every", "t", "0.2", "--times", "2", "--", "sh", "-c", "echo $KVI_TIME")
+    first, second = told.split()
+    assert first < second
+    cli("every", "t", "7", "--times", "1", "--", "true", code=2)
+    cli("every", "u", "no cron line", "--", "true", code=2)
+    with cli.start("every", "v", "0.2", "--", "echo", "ran") as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ran\n"
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) == 128 + signal.SIGTERM
+
+
+def test_queue(cli: Command, store: kvi.Kvi) -> None:
+    """Jobs are done by commands, given back if they fail, and dead when they fail too often."""
+    first = cli("queue", "put", "q", "a b", "--max-attempts", "2").strip()
+    urgent = cli.json("queue", "put", "q", "urgent", "--priority", "3", "--max-attempts", "2")
+    assert urgent["id"] < first
+    assert cli("queue", "count", "q", "--max-attempts", "2") == "2\n"
+    words = ("queue", "get", "q", "--max-attempts", "2", "--wait", "0", "--")
+    assert cli(*words, "cat") == "urgent"
+    cli(*words, "false", code=1)
+    assert cli(*words, "sh", "-c", 'cat; echo " $KVI_JOB_ATTEMPT"; exit 6', code=6) == "a b 2\n"
+    cli(*words, "cat", code=1)
+    (dead,) = cli.lines("queue", "dead", "q", "--max-attempts", "2")
+    assert dead == {"id": first, "attempts": 2, "value": "a b"}
+    assert Queue(store, "q", max_attempts=2).count() == 0
+    cli("queue", "put", "q", code=2)
+    cli("queue", "get", "q", code=2)
+
+
+def test_locks(cli: Command, store: kvi.Kvi) -> None:
+    """What is held is shown with its kind, holders, waiters and fence."""
+    with (
+        store.lock("jobs/a") as lock,
+        Semaphore(store, "jobs/s", 2) as semaphore,
+        Election(store, "jobs/e", "x") as election,
+    ):
+        found = {one["name"]: one for one in cli.lines("locks", "jobs/")}
+        assert {name: one["kind"] for name, one in found.items()} == {
+            "jobs/a": "lock",
+            "jobs/s": "semaphore",
+            "jobs/e": "election",
+        }
+        assert found["jobs/s"]["fence"] == semaphore.fence
+        assert [one["id"] for one in found["jobs/s"]["holders"]] == semaphore.holders()
+        if store.capabilities.lock_fair:
+            assert found["jobs/a"]["fence"] == lock.fence
+            assert found["jobs/e"]["fence"] == election.fence
+        assert all(one["waiters"] == [] for one in found.values())
+        assert "semaphore jobs/s: " in cli("locks")
+    assert cli("locks") == ""
+    assert json.loads(json.dumps(found)) == found
