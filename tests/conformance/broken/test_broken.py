@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kvi.conformance import session, waiting
-from kvi.conformance.contract import RULES
+from kvi.conformance import recipes, session, waiting
+from kvi.conformance.contract import RULES, SECTIONS
 from kvi.conformance.faults import away, calls, history, holders
 from kvi.conformance.plugin import Findings
 from kvi.conformance.report import Outcome
-from kvi.conformance.suite import leases, locks, watches
+from kvi.conformance.suite import leases, locks, watches, work
+from kvi.conformance.suite import recipes as suite_recipes
 from kvi.flow.watch import Asking, WatchFlow
 
 from tests.conformance.broken import BROKEN, Mutant
@@ -29,6 +30,8 @@ ENDLESS = 6.0
 
 FAULTS = Path(__file__).with_name("faults.py")
 """The rules that need a server which can be away."""
+
+RECIPES = tuple(r.name for section in SECTIONS if section.title == "Recipes" for r in section.rules)
 
 HANGS = 8
 """Seconds after which a test of a mutant counts as failed."""
@@ -66,6 +69,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> Iterator[None]
     """Waiting in vain is short, no test runs once all is seen, and no data stays."""
     monkeypatch.setattr(session, "Findings", Impatient)
     hurry(monkeypatch)
+    for owner, name, wrong in getattr(mutant.store, "plants", ()):
+        monkeypatch.setattr(owner, name, wrong(getattr(owner, name)))
     yield
     forget(f"broken {mutant.name}")
 
@@ -74,7 +79,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test wait for long."""
     monkeypatch.setattr(session, "HANGS", HANGS)
     monkeypatch.setattr(watches, "WAIT", PATIENCE)
-    for module in (leases, locks):
+    for module in (leases, locks, recipes, suite_recipes, work):
         monkeypatch.setattr(module, "WITHIN", PATIENCE)
     monkeypatch.setattr(waiting.until, "__kwdefaults__", {"within": PATIENCE})
     for module in (away, history):
@@ -126,8 +131,9 @@ def test_mutant_is_caught(mutant: Mutant, impatient: None) -> None:
         assert result.outcome is Outcome.FAILED, f"{mutant.store.__doc__} No test of {name} saw it."
         assert result.failed_tests
         assert result.reproduction
-        # Nobody writes down the calls of handles that a test opens itself; a program is its calls.
-        if not name.startswith(("handle.", "program.")) and not also:
+        # Nobody writes down the calls of handles that a test opens itself, nor those of recipes; a
+        # program is its calls.
+        if not name.startswith(("handle.", "program.", *RECIPES)) and not also:
             assert any(test.calls for test in result.tests if test.outcome is Outcome.FAILED)
         assert f"{name} is broken" in report.text()
 
