@@ -14,8 +14,10 @@ at most once (usual)   a time is claimed *before* it runs. Who crashes in betwee
                        next one runs it
 =====================  ===========================================================================
 
-The register begins at the moment of the first run, so nothing is missed before that. A claim whose
-answer is lost is settled by looking: it bears a mark of its own.
+The register begins at the moment of the first run, so nothing is missed before that. A claim bears
+a mark of who made it. So one whose answer is lost, or that arrives late, is found at the next look,
+and runs then; unless another has claimed a later time meanwhile: then it does not run, as after a
+crash.
 
 Clocks may jump, so nobody sleeps for longer than a second without looking at them.
 """
@@ -30,7 +32,7 @@ from kvi.call import Call
 from kvi.errors import Contention, LeaseLost, OutcomeUnknown
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.line import Line
-from kvi.flow.recipes.register import Register, Seen
+from kvi.flow.recipes.register import Register
 from kvi.flow.recipes.state import Owner
 from kvi.flow.scope import PASSING, Scope
 from kvi.log import log
@@ -88,8 +90,8 @@ class ScheduleFlow:
     async def last(self, scope: Scope, call: Call) -> float | None:
         """The last time that was claimed, or recorded; ``None`` before the first."""
         await self.owner.ensure(scope, call)
-        said = (await self._last.read(scope, call)).said
-        return float(said["time"]) if said.get("ran") else None
+        ran = (await self._last.read(scope, call)).said.get("ran")
+        return None if ran is None else float(ran)
 
     async def upcoming(self, scope: Scope, call: Call) -> float:
         """The time that comes next; one in the past is due."""
@@ -103,10 +105,10 @@ class ScheduleFlow:
 
         ``None`` once it is closed. What may pass is waited for.
         """
-        pause = 0.05
+        pause, mark = 0.05, secrets.token_hex(8)
         while not self.closed:
             try:
-                found = await self._try(port)
+                found = await self._try(port, mark)
                 pause = 0.05
             except (*PASSING, Contention, LeaseLost) as error:
                 self._scope.ensure_open()
@@ -120,27 +122,32 @@ class ScheduleFlow:
         return None
 
     async def record(self, call: Call, due: float, lock: LockFlow) -> None:
-        """It has run: record that, under the guard."""
-        scope = self._scope
+        """It has run: record that, under the guard. Raises `LeaseLost` if that is not true."""
+        scope, refused = self._scope, 0
         while True:
             seen = await self._last.read(scope, call)
-            if float(seen.said.get("time", 0.0)) >= due:
-                return
-            said = {"time": due, "ran": True}
+            if seen.said.get("ran", 0.0) >= due:
+                return  # by a try whose answer was lost, or by who came after
+            if seen.revision == refused:
+                raise LeaseLost("it has run, but its turn was over before that was recorded")
+            said = {"time": max(due, seen.said.get("time", 0.0)), "ran": due}
             try:
                 if await self._last.change(scope, call, seen, said, when=[lock.guard]):
                     return
             except OutcomeUnknown:
                 if call.port.now() >= call.deadline:
                     raise
-            _ = lock.guard  # raises if it is not held any more
+            else:
+                refused = seen.revision
 
-    async def _try(self, port: Port) -> tuple[float, LockFlow | None] | float:
+    async def _try(self, port: Port, mark: str) -> tuple[float, LockFlow | None] | float:
         """A time to run, or the seconds until it is worth looking again."""
         scope = self._scope
         call = Call(port, port.now() + scope.timeout)
         await self.owner.ensure(scope, call)
         seen = await self._last.read(scope, call)
+        if seen.said.get("by") == mark:
+            return float(seen.said["ran"]), None
         now = self.wall()
         if not seen.revision:
             await self._last.change(scope, call, seen, {"time": now})
@@ -153,19 +160,9 @@ class ScheduleFlow:
             return 0.0
         if self._again:
             return await self._turn(port, decision)
-        return (decision.time, None) if await self._claim(call, seen, decision) else 0.0
-
-    async def _claim(self, call: Call, seen: Seen, decision: Decision) -> bool:
-        """Claim a time; whether it is this one's."""
-        mark = secrets.token_hex(8)
-        said = {"time": decision.time, "ran": True, "by": mark}
-        while True:
-            try:
-                return await self._last.change(self._scope, call, seen, said)
-            except OutcomeUnknown:
-                found = await self._last.read(self._scope, call)
-                if found.revision != seen.revision:
-                    return found.said.get("by") == mark
+        said = {"time": decision.time, "ran": decision.time, "by": mark}
+        claimed = await self._last.change(scope, call, seen, said)
+        return (decision.time, None) if claimed else 0.0
 
     async def _turn(self, port: Port, decision: Decision) -> tuple[float, LockFlow | None] | float:
         """Be the one who runs it, and look again whether it is still to be done."""
