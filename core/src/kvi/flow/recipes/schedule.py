@@ -10,8 +10,8 @@ mode                   what a crash leaves
 at most once (usual)   a time is claimed *before* it runs. Who crashes in between has claimed it,
                        and it does not run
 ``at_least_once``      a time runs under a lock (`kvi.flow.recipes.line`), and is recorded *after*
-                       that, under the guard. Who crashes in between has not recorded it, and the
-                       next one runs it
+                       that, under the guard, by the transaction that leaves the line. Who crashes
+                       in between has not recorded it, and the next one runs it
 =====================  ===========================================================================
 
 The register begins at the moment of the first run, so nothing is missed before that. A claim bears
@@ -123,7 +123,9 @@ class ScheduleFlow:
 
     async def record(self, call: Call, due: float, lock: LockFlow) -> None:
         """It has run: record that, under the guard. Raises `LeaseLost` if that is not true."""
-        scope, refused = self._scope, 0
+        scope, line, guard, refused = self._scope, lock.contest, lock.guard, 0
+        assert isinstance(line, TurnLine)  # it was made so
+        leaving = line.leaving(guard.key)
         while True:
             seen = await self._last.read(scope, call)
             if seen.said.get("ran", 0.0) >= due:
@@ -132,7 +134,7 @@ class ScheduleFlow:
                 raise LeaseLost("it has run, but its turn was over before that was recorded")
             said = {"time": max(due, seen.said.get("time", 0.0)), "ran": due}
             try:
-                if await self._last.change(scope, call, seen, said, when=[lock.guard]):
+                if await self._last.change(scope, call, seen, said, when=[guard], also=leaving):
                     return
             except OutcomeUnknown:
                 if call.port.now() >= call.deadline:
