@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 import secrets
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import kvi
 import kvi.aio.recipes
 import kvi.recipes
 import pytest
 from kvi.conformance.on_loop import OnLoop, on_loop
+
+T = TypeVar("T")
 
 _ETCD = [pytest.mark.etcd, pytest.mark.xdist_group("etcd")]
 _CONSUL = [pytest.mark.consul, pytest.mark.xdist_group("consul")]
@@ -79,6 +83,19 @@ class Waited:
             return self.__getattr__("__anext__")()
         except StopAsyncIteration:
             raise StopIteration from None
+
+
+def at_once(calls: Iterable[Callable[[], T]]) -> list[T]:
+    """What calls give that are made at the same moment, on threads."""
+    made = list(calls)
+    gate = threading.Barrier(len(made))
+
+    def come(call: Callable[[], T]) -> T:
+        gate.wait(30)
+        return call()
+
+    with ThreadPoolExecutor(len(made)) as pool:
+        return list(pool.map(come, made))
 
 
 def _is_plain(value: object) -> bool:
