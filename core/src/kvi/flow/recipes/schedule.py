@@ -62,6 +62,7 @@ class ScheduleFlow:
     Attributes:
         owner: the right to the name.
         wall: the clock of the machine, in seconds since the epoch.
+        new_mark: what no other claim is known by.
         closed: nothing more is to run.
 
     """
@@ -76,6 +77,7 @@ class ScheduleFlow:
         settings = {"when": stored, "missed": self._missed, "at_least_once": self._again}
         self.owner = Owner(TurnLine.kind, check_recipe(name, scope.capabilities), settings)
         self.wall: Callable[[], float] = time.time
+        self.new_mark: Callable[[], str] = lambda: secrets.token_hex(8)
         self.closed = False
         self._ttl = check_ttl(ttl, scope.capabilities)
         self._last = Register(f"{self.owner.place.root}last", "schedule")
@@ -105,7 +107,7 @@ class ScheduleFlow:
 
         ``None`` once it is closed. What may pass is waited for.
         """
-        pause, mark = 0.05, secrets.token_hex(8)
+        pause, mark = 0.05, self.new_mark()
         while not self.closed:
             try:
                 found = await self._try(port, mark)
