@@ -14,9 +14,14 @@ from kvi.backend.history import HistoryFeed
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lending import Lending
 from kvi.flow.lock import LockFlow, _Attempt
+from kvi.flow.recipes import counter, schedule
+from kvi.flow.recipes.counter import CounterFlow, SequenceFlow
 from kvi.flow.recipes.election import ElectionLine
 from kvi.flow.recipes.line import Line
+from kvi.flow.recipes.once import OnceLine
+from kvi.flow.recipes.register import Register
 from kvi.flow.recipes.rwlock import ReadWriteLine
+from kvi.flow.recipes.schedule import ScheduleFlow
 from kvi.flow.recipes.semaphore import SemaphoreLine
 from kvi.flow.recipes.slots import SlotLine
 from kvi.flow.scope import Ledger, Scope
@@ -26,7 +31,7 @@ from kvi.policy.lease import Term
 from kvi.policy.retry import RetryPolicy
 from kvi.primitives import Primitives
 
-from tests.simulation import line_mistakes, mistakes, network
+from tests.simulation import line_mistakes, mistakes, network, register_mistakes
 from tests.simulation.store import SimChanges
 from tests.simulation.world import Signal
 
@@ -94,6 +99,27 @@ PLANTED: dict[str, Planted] = {
     "campaign leaves its key": Planted("election", ElectionLine, "release", line_mistakes.stays),
     "failed resign forgets": Planted("election", LockFlow, "release", line_mistakes.forgets),
     "dead candidate leads": Planted("election", _Attempt, "_next", line_mistakes.undead),
+    "addition read and written again": Planted(
+        "counter", CounterFlow, "add", register_mistakes.read_and_added_again
+    ),
+    "addition recorded beside": Planted("counter", Register, "change", register_mistakes.beside),
+    "doubt told as sure": Planted("counter", counter, "settled", register_mistakes.sure),
+    "block given in doubt": Planted("sequence", SequenceFlow, "fetch", register_mistakes.hopeful),
+    "block written over another": Planted(
+        "sequence", Register, "change", register_mistakes.overwritten
+    ),
+    "work outlives its lock": Planted("once", OnceLine, "record", register_mistakes.unguarded),
+    "late recording told as lost": Planted("once", OnceLine, "record", register_mistakes.believing),
+    "loser goes on": Planted("once", OnceLine, "verdict", register_mistakes.going_on),
+    "done again": Planted("once", OnceLine, "verdict", register_mistakes.unseen),
+    "time run in doubt": Planted("schedule", ScheduleFlow, "_try", register_mistakes.run_in_doubt),
+    "turn not asked for again": Planted(
+        "schedule", ScheduleFlow, "_turn", register_mistakes.not_asked_again
+    ),
+    "the lost seen anew by each": Planted("schedule", Line, "_noticed", register_mistakes.anew),
+    "time that follows itself": Planted(
+        "schedule", schedule, "times_of", register_mistakes.rounded
+    ),
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import process_time
 from typing import TYPE_CHECKING
 
-from tests.simulation.scenarios import endpoints, leases, lines, locks, watches
+from tests.simulation.scenarios import endpoints, leases, lines, locks, registers, watches
 from tests.simulation.world import Violation, World
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ SCENARIOS: dict[str, Callable[[World], None]] = {
     "slots": lines.slots,
     "rwlock": lines.rwlock,
     "election": lines.election,
+    "counter": registers.counter,
+    "sequence": registers.sequence,
+    "once": registers.done_once,
+    "schedule": registers.schedule,
 }
 
 

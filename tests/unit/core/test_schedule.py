@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import threading
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import kvi
@@ -51,15 +52,14 @@ def test_years_of_minutes() -> None:
     assert found == Decision(1e9 - 1e9 % 60, True, True)
 
 
-@pytest.mark.parametrize("interval", [0.1, 0.3, 0.001, 7, 1 / 3])
-def test_times_of_an_interval(interval: float) -> None:
-    """Each time is behind the one before, and all are multiples, whatever is rounded."""
+@pytest.mark.parametrize("interval", [0.001, 0.1, 0.3, 1 / 3, 0.7, 7, 86400 / 7, 1e9])
+def test_times_grow(interval: float) -> None:
+    """After a time comes a later one, also where products are rounded, and none is left out."""
     after, _ = times_of(interval)
-    moment = START * 1.7
-    for _ in range(1000):
-        following = after(moment)
-        assert 0 < following - moment < interval * 1.001
-        moment = following
+    for number in range(1_700_000_000, 1_700_000_500):
+        time = number * interval
+        assert after(time) == (number + 1) * interval
+        assert after(time - interval / 2) == time
 
 
 def test_cron_lines_are_in_utc() -> None:
@@ -178,6 +178,75 @@ def test_claim_whose_answer_is_lost() -> None:
         assert "schedule" not in store.after
         runner.stop()
         assert runner.ran == [START + 10]
+
+
+def test_claim_that_arrives_late() -> None:
+    """A claim that nobody hears of until it has been sent again is this one's all the same."""
+    clock = [START + 5]
+    with kvi.open(f"mem:{secrets.token_hex(8)}") as inner:
+        store = Faulty(inner)
+        runner = Runner(store).start(clock)
+        until(lambda: inner.get("s/.kvi/last"))
+        late: list[kvi.Txn] = []
+        execute = store._below.execute
+
+        async def hold_back(op: Any, call: Any) -> Any:
+            txn = getattr(op, "txn", None)
+            if txn is not None and any(b'"by"' in getattr(one, "value", b"") for one in txn.then):
+                late.append(txn)
+                if len(late) == 1:
+                    raise kvi.OutcomeUnknown("as the test wants it")
+                inner._scope.primitives._txn(late[0], 5)  # the first comes right before it
+            return await execute(op, call)
+
+        store._below = SimpleNamespace(execute=hold_back)
+        clock[0] += 10
+        until(lambda: runner.ran)
+        runner.stop()
+        assert len(late) == 2
+        assert runner.ran == [START + 10]
+
+
+def test_skipped_times_did_not_run() -> None:
+    """The last time that ran is told, not one that was skipped after it."""
+    clock = [START + 5]
+    with kvi.open(f"mem:{secrets.token_hex(8)}") as store:
+        runner = Runner(store, missed="skip", ttl=6).start(clock)
+        until(lambda: store.get("s/.kvi/last"))
+        clock[0] += 10
+        until(lambda: runner.ran)
+        clock[0] += 1004
+        before = store.get("s/.kvi/last")
+        until(lambda: store.get("s/.kvi/last") != before)
+        last = runner.schedule.last()
+        runner.stop()
+        assert runner.ran == [START + 10]
+        assert last == datetime.fromtimestamp(START + 10, UTC)
+
+
+def test_turn_that_was_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """Who lost its turn while it ran records nothing, and another runs it."""
+    clock = [START + 5]
+    name = f"mem:{secrets.token_hex(8)}"
+    with kvi.open(name) as handle, kvi.open(name) as inner:
+        slow = Runner(handle, at_least_once=True)
+
+        def lose(time: datetime) -> None:
+            slow.ran.append(time.timestamp())
+            slow.schedule.close()
+            (mine,) = (one for one in inner.range(prefix="s/.kvi/") if one.lease is not None)
+            inner.delete(mine.key)
+
+        slow._note = lose  # type: ignore[method-assign]
+        slow.start(clock)
+        until(lambda: inner.get("s/.kvi/last"))
+        clock[0] += 10
+        until(lambda: not slow._thread.is_alive())
+        assert slow.ran == [START + 10]
+        assert "was not recorded" in caplog.text
+        other = Runner(inner, at_least_once=True).start(clock)
+        until(lambda: other.ran == [START + 10])
+        other.stop()
 
 
 def test_crash_before_it_is_recorded() -> None:

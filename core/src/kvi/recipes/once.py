@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from kvi.clock import now
 from kvi.errors import KviError, LockTimeout
-from kvi.flow.recipes.once import Done, OnceLine, attempt, check_result, forget, once, result_of
+from kvi.flow.recipes.once import Done, OnceLine, attempt, forget, once, result_of
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 from kvi.recipes.recipe import Acquired, ask
@@ -69,10 +69,10 @@ class Once:
         except Done as found:
             return found.result
         with held:
-            result = check_result(fn(held), store.capabilities.max_value)
+            returned = fn(held)
             line = flow.contest
             assert isinstance(line, OnceLine)  # it was made so
-            record = lambda _, call: line.record(flow, call, result)  # noqa: E731
+            record = lambda _, call: line.record(flow, call, returned)  # noqa: E731
             recorded = ask(store, self.name, "run", record)
             flow.let_go()  # it has left the line by that
         return recorded

@@ -10,7 +10,7 @@ from kvi.aio.lock import AsyncLock
 from kvi.aio.recipes.recipe import Acquired, ask
 from kvi.clock import now
 from kvi.errors import KviError, LockTimeout
-from kvi.flow.recipes.once import Done, OnceLine, attempt, check_result, forget, once, result_of
+from kvi.flow.recipes.once import Done, OnceLine, attempt, forget, once, result_of
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 
@@ -59,13 +59,12 @@ class Once:
         except Done as found:
             return found.result
         async with held:
-            value = fn(held)
-            if isawaitable(value):
-                value = await value
-            result = check_result(value, store.capabilities.max_value)
+            returned = fn(held)
+            if isawaitable(returned):
+                returned = await returned
             line = flow.contest
             assert isinstance(line, OnceLine)  # it was made so
-            record = lambda _, call: line.record(flow, call, result)  # noqa: E731
+            record = lambda _, call: line.record(flow, call, returned)  # noqa: E731
             recorded = await ask(store, self.name, "run", record)
             flow.let_go()  # it has left the line by that
         return recorded

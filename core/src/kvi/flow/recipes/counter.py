@@ -4,9 +4,9 @@
 (``op``) leaves a record of it, put by the very transaction that changes the total: whoever sends it
 again finds the record, and adds nothing. If the answer is lost, the addition looks again: the
 record tells whether it applied; if it has not, the next try is for the total as it was, so that of
-both at most one can apply. Records are kept by leases that nobody renews, shared by the additions
-of a while: each has at least ``keep`` seconds left when a record is put under it, by the store's
-clock, whoever closes what.
+both at most one can apply. Whatever keeps it from looking, the fate stays unknown. Records are kept
+by leases that nobody renews, shared by the additions of a while: each has at least ``keep`` seconds
+left when a record is put under it, by the store's clock, whoever closes what.
 
 *Sequence.* One register with the next number. A caller takes a block of numbers, and gives them
 out. A block whose taking is in doubt is never used: the next one begins behind it, or is the same
@@ -26,7 +26,7 @@ from __future__ import annotations
 from kvi.call import Call
 from kvi.capabilities import Capabilities
 from kvi.errors import InvalidArgument, LeaseLost, OutcomeUnknown, shown
-from kvi.flow.recipes.register import Register
+from kvi.flow.recipes.register import Register, settled
 from kvi.flow.recipes.state import Owner
 from kvi.flow.scope import Scope
 from kvi.model import Key, KeyValue, Put
@@ -77,7 +77,8 @@ class CounterFlow:
                     return total
         name, keep = op
         key = f"{self._records}{name}"
-        while True:
+
+        async def attempt(_: bool) -> int | None:
             seen = await self._register.read(scope, call, key)
             record = seen.others[0]
             if record is not None:
@@ -85,23 +86,17 @@ class CounterFlow:
             total = int(seen.said.get("total", 0)) + amount
             said = dumps({"n": amount, "total": total})
             lease = await self._lease(scope, call, keep)
+            when, also = [Key(key).absent], [Put(key, said, lease)]
             try:
                 done = await self._register.change(
-                    scope,
-                    call,
-                    seen,
-                    {"total": total},
-                    when=[Key(key).absent],
-                    also=[Put(key, said, lease)],
+                    scope, call, seen, {"total": total}, when=when, also=also
                 )
             except LeaseLost:
                 self._leases.pop(keep, None)
-            except OutcomeUnknown:
-                if call.port.now() >= call.deadline:
-                    raise
-            else:
-                if done:
-                    return total
+                return None
+            return total if done else None
+
+        return await settled(call, attempt)
 
     def _counted(self, record: KeyValue, name: str, amount: int) -> int:
         said = loads(record.value)

@@ -58,7 +58,6 @@ class Line(ABC):
         self.owner = owner
         self.recheck = LOOK_AGAIN
         self._mark: str | None = None  # the key of what it holds
-        self._seen: dict[tuple[str, int], float] = {}  # orphans, and since when
 
     # -- the rule ---------------------------------------------------------------------------------
 
@@ -171,7 +170,7 @@ class Line(ABC):
         now, left = call.port.now(), list[Mark]()
         seen = {}
         for mark in state.orphans:
-            since = self._seen.get((mark.key, mark.revision), now)
+            since = self.owner.orphans.get((mark.key, mark.revision), now)
             if now < since + mark.ttl:
                 seen[mark.key, mark.revision] = since
                 self.recheck = min(self.recheck, max(LOOK_AGAIN_UNFAIR, since + mark.ttl - now))
@@ -179,7 +178,7 @@ class Line(ABC):
                 continue
             await self._take_away(scope, call, mark)
             state.marks.pop(mark.id)
-        self._seen = seen
+        self.owner.orphans = seen
         return left
 
     async def _take_away(self, scope: Scope, call: Call, mark: Mark) -> None:

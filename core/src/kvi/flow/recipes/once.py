@@ -15,15 +15,17 @@ no result      at most one does the work, by guard  it succeeds: *recorded*; it 
 
 A recording whose answer is lost is settled by looking: a result that is there is a success, its own
 or, if the guard had failed, that of whoever came after. If none is there, it is recorded again,
-under the same guard, which only one of the two can pass.
+under the same guard, which only one of the two can pass; if the second cannot, one looks again, for
+the first may have come late. Whatever keeps it from looking, the fate stays unknown.
 """
 
 from __future__ import annotations
 
 from kvi.call import Call
-from kvi.errors import InvalidArgument, KviError, LeaseLost, OutcomeUnknown, shown
+from kvi.errors import InvalidArgument, KviError, LeaseLost, shown
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.line import Line
+from kvi.flow.recipes.register import settled
 from kvi.flow.recipes.state import Owner
 from kvi.flow.scope import Scope
 from kvi.model import Put, Txn
@@ -57,24 +59,28 @@ class OnceLine(Line):
             return state.line[at - 1].key
         return self.owner.place.root if orphans else None
 
-    async def record(self, flow: LockFlow, call: Call, result: bytes) -> bytes:
-        """Record the result; the one that counts. Raises `LeaseLost` if it was not in turn."""
+    async def record(self, flow: LockFlow, call: Call, returned: object) -> bytes:
+        """Record what a function returned; the result that counts.
+
+        Raises `InvalidArgument` for what cannot be one, `LeaseLost` if it was not in turn.
+        """
         scope, key = flow.scope, result_key(self.owner.place)
-        while True:
-            leaving = self.leaving(flow.guard.key)
-            txn = Txn((flow.guard,), (Put(key, result), *leaving), (), "once_record")
-            try:
-                done = await scope.executor.execute(TxnOp(txn), call)
-            except OutcomeUnknown:
-                if call.port.now() >= call.deadline:
-                    raise
+        result = _checked(returned, scope.capabilities.max_value)
+        guard, refused = flow.guard, False
+        txn = Txn((guard,), (Put(key, result), *self.leaving(guard.key)), (), "once_record")
+
+        async def attempt(doubt: bool) -> bytes | None:
+            nonlocal refused
+            if doubt:
                 found = await scope.executor.execute(GetOp(key), call)
                 if found is not None:
                     return found.value or b""
-                continue
-            if not done.succeeded:
+            if refused:
                 raise LeaseLost("it was done, but its turn was over before that was recorded")
-            return result
+            refused = not (await scope.executor.execute(TxnOp(txn), call)).succeeded
+            return None if refused else result
+
+        return await settled(call, attempt)
 
 
 def once(scope: Scope, name: str) -> Owner:
@@ -105,8 +111,7 @@ async def forget(scope: Scope, call: Call, owner: Owner) -> None:
     await scope.executor.execute(DeleteOp(result_key(owner.place)), call)
 
 
-def check_result(result: object, limit: int | None) -> bytes:
-    """What a function returned, as it is recorded. Raises `InvalidArgument`."""
+def _checked(result: object, limit: int | None) -> bytes:
     if result is None:
         return b""
     if not isinstance(result, (bytes, str, bytearray, memoryview)):

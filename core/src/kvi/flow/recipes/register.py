@@ -2,19 +2,23 @@
 
 Whoever changes it says which revision it has seen (compare-and-set), and looks again if that is not
 the present one. So nothing is ever overwritten unseen. A change whose answer is lost is settled by
-who made it, if it can tell its own from others' when it looks again.
+who made it, if it can tell its own from others' when it looks again (`settled`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from kvi.call import Call
+from kvi.errors import KviError, OutcomeUnknown
 from kvi.flow.scope import Scope
 from kvi.model import Compare, Delete, Get, Key, KeyValue, Put, Txn
 from kvi.ops import TxnOp
 from kvi.policy.line import dumps, loads
+from kvi.port import Flow
+
+T = TypeVar("T")
 
 
 class Seen(NamedTuple):
@@ -56,3 +60,24 @@ class Register:
         then = (Put(self.key, dumps(said)), *also)
         txn = Txn((same, *when), then, (), self._operation)
         return (await scope.executor.execute(TxnOp(txn), call)).succeeded
+
+
+async def settled(call: Call, attempt: Callable[[bool], Flow[T | None]]) -> T:
+    """What ``attempt`` decides; ``None`` from it: once more.
+
+    One whose answer is lost is followed by another, which is told of the doubt, and looks what has
+    become of the first. Whatever keeps it from that leaves the fate unknown: `OutcomeUnknown`.
+    """
+    lost: OutcomeUnknown | None = None
+    while True:
+        try:
+            found = await attempt(lost is not None)
+        except OutcomeUnknown as error:
+            lost = error
+        except KviError as error:
+            if lost is not None and error.passing:
+                raise lost from error
+            raise
+        else:
+            if found is not None:
+                return found

@@ -10,12 +10,14 @@ mode                   what a crash leaves
 at most once (usual)   a time is claimed *before* it runs. Who crashes in between has claimed it,
                        and it does not run
 ``at_least_once``      a time runs under a lock (`kvi.flow.recipes.line`), and is recorded *after*
-                       that, under the guard. Who crashes in between has not recorded it, and the
-                       next one runs it
+                       that, under the guard, by the transaction that leaves the line. Who crashes
+                       in between has not recorded it, and the next one runs it
 =====================  ===========================================================================
 
-The register begins at the moment of the first run, so nothing is missed before that. A claim whose
-answer is lost is settled by looking: it bears a mark of its own.
+The register begins at the moment of the first run, so nothing is missed before that. A claim bears
+a mark of who made it. So one whose answer is lost, or that arrives late, is found at the next look,
+and runs then; unless another has claimed a later time meanwhile: then it does not run, as after a
+crash.
 
 Clocks may jump, so nobody sleeps for longer than a second without looking at them.
 """
@@ -30,7 +32,7 @@ from kvi.call import Call
 from kvi.errors import Contention, LeaseLost, OutcomeUnknown
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.line import Line
-from kvi.flow.recipes.register import Register, Seen
+from kvi.flow.recipes.register import Register
 from kvi.flow.recipes.state import Owner
 from kvi.flow.scope import PASSING, Scope
 from kvi.log import log
@@ -60,6 +62,7 @@ class ScheduleFlow:
     Attributes:
         owner: the right to the name.
         wall: the clock of the machine, in seconds since the epoch.
+        new_mark: what no other claim is known by.
         closed: nothing more is to run.
 
     """
@@ -74,6 +77,7 @@ class ScheduleFlow:
         settings = {"when": stored, "missed": self._missed, "at_least_once": self._again}
         self.owner = Owner(TurnLine.kind, check_recipe(name, scope.capabilities), settings)
         self.wall: Callable[[], float] = time.time
+        self.new_mark: Callable[[], str] = lambda: secrets.token_hex(8)
         self.closed = False
         self._ttl = check_ttl(ttl, scope.capabilities)
         self._last = Register(f"{self.owner.place.root}last", "schedule")
@@ -88,8 +92,8 @@ class ScheduleFlow:
     async def last(self, scope: Scope, call: Call) -> float | None:
         """The last time that was claimed, or recorded; ``None`` before the first."""
         await self.owner.ensure(scope, call)
-        said = (await self._last.read(scope, call)).said
-        return float(said["time"]) if said.get("ran") else None
+        ran = (await self._last.read(scope, call)).said.get("ran")
+        return None if ran is None else float(ran)
 
     async def upcoming(self, scope: Scope, call: Call) -> float:
         """The time that comes next; one in the past is due."""
@@ -103,10 +107,10 @@ class ScheduleFlow:
 
         ``None`` once it is closed. What may pass is waited for.
         """
-        pause = 0.05
+        pause, mark = 0.05, self.new_mark()
         while not self.closed:
             try:
-                found = await self._try(port)
+                found = await self._try(port, mark)
                 pause = 0.05
             except (*PASSING, Contention, LeaseLost) as error:
                 self._scope.ensure_open()
@@ -120,27 +124,34 @@ class ScheduleFlow:
         return None
 
     async def record(self, call: Call, due: float, lock: LockFlow) -> None:
-        """It has run: record that, under the guard."""
-        scope = self._scope
+        """It has run: record that, under the guard. Raises `LeaseLost` if that is not true."""
+        scope, line, guard, refused = self._scope, lock.contest, lock.guard, 0
+        assert isinstance(line, TurnLine)  # it was made so
+        leaving = line.leaving(guard.key)
         while True:
             seen = await self._last.read(scope, call)
-            if float(seen.said.get("time", 0.0)) >= due:
-                return
-            said = {"time": due, "ran": True}
+            if seen.said.get("ran", 0.0) >= due:
+                return  # by a try whose answer was lost, or by who came after
+            if seen.revision == refused:
+                raise LeaseLost("it has run, but its turn was over before that was recorded")
+            said = {"time": max(due, seen.said.get("time", 0.0)), "ran": due}
             try:
-                if await self._last.change(scope, call, seen, said, when=[lock.guard]):
+                if await self._last.change(scope, call, seen, said, when=[guard], also=leaving):
                     return
             except OutcomeUnknown:
                 if call.port.now() >= call.deadline:
                     raise
-            _ = lock.guard  # raises if it is not held any more
+            else:
+                refused = seen.revision
 
-    async def _try(self, port: Port) -> tuple[float, LockFlow | None] | float:
+    async def _try(self, port: Port, mark: str) -> tuple[float, LockFlow | None] | float:
         """A time to run, or the seconds until it is worth looking again."""
         scope = self._scope
         call = Call(port, port.now() + scope.timeout)
         await self.owner.ensure(scope, call)
         seen = await self._last.read(scope, call)
+        if seen.said.get("by") == mark:
+            return float(seen.said["ran"]), None
         now = self.wall()
         if not seen.revision:
             await self._last.change(scope, call, seen, {"time": now})
@@ -153,19 +164,9 @@ class ScheduleFlow:
             return 0.0
         if self._again:
             return await self._turn(port, decision)
-        return (decision.time, None) if await self._claim(call, seen, decision) else 0.0
-
-    async def _claim(self, call: Call, seen: Seen, decision: Decision) -> bool:
-        """Claim a time; whether it is this one's."""
-        mark = secrets.token_hex(8)
-        said = {"time": decision.time, "ran": True, "by": mark}
-        while True:
-            try:
-                return await self._last.change(self._scope, call, seen, said)
-            except OutcomeUnknown:
-                found = await self._last.read(self._scope, call)
-                if found.revision != seen.revision:
-                    return found.said.get("by") == mark
+        said = {"time": decision.time, "ran": decision.time, "by": mark}
+        claimed = await self._last.change(scope, call, seen, said)
+        return (decision.time, None) if claimed else 0.0
 
     async def _turn(self, port: Port, decision: Decision) -> tuple[float, LockFlow | None] | float:
         """Be the one who runs it, and look again whether it is still to be done."""
