@@ -59,7 +59,7 @@ from kvi.sync.kvi import Kvi
 from kvi.sync.opening import open
 
 if TYPE_CHECKING:
-    from kvi import aio
+    from kvi import aio, recipes
     from kvi.loader.codecs import BytesCodec, JsonCodec, ProtobufCodec, TextCodec
     from kvi.loader.handle import Handle, commit, lock_many
     from kvi.loader.loader import Loader
@@ -126,6 +126,7 @@ __all__ = [
     "commit",
     "lock_many",
     "open",
+    "recipes",
 ]
 
 
@@ -145,6 +146,7 @@ _LATER = {
     "Watch": "sync.watch",
     "commit": "loader.handle",
     "lock_many": "loader.handle",
+    "recipes": "recipes",
 }
 
 

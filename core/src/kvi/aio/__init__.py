@@ -11,6 +11,8 @@ The flows are those of `kvi`; only the faces here differ. A handle belongs to th
 first use, and its leases are kept alive on threads, however long the loop is blocked.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from kvi.aio.awaited import Beginning
 from kvi.aio.backend import AsyncLivenessChannel, Backend
 from kvi.aio.kvi import AsyncKvi
@@ -20,6 +22,9 @@ from kvi.aio.loss import AsyncLoss
 from kvi.aio.opening import open
 from kvi.aio.ranges import AsyncRange, AsyncRangeResult
 from kvi.aio.watch import AsyncWatch
+
+if TYPE_CHECKING:
+    from kvi.aio import recipes
 
 __all__ = [
     "AsyncKvi",
@@ -34,4 +39,13 @@ __all__ = [
     "Backend",
     "Beginning",
     "open",
+    "recipes",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "recipes":
+        from importlib import import_module
+
+        return import_module("kvi.aio.recipes")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
