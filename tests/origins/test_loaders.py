@@ -153,7 +153,7 @@ def test_failed_create_leaves_no_trace(
     assert caught.value.key == "groups/1"
     assert groups.list() == []
     assert groups.peek(1) is None
-    until(lambda: not groups._records.cache._slots)
+    until(lambda: not groups._flow.records.cache._slots)
     assert groups.lock(1, 0) is None
     handle, created = groups.lock_or_create(group(1))
     assert created
@@ -185,7 +185,7 @@ def test_lock_of_nothing(store: kvi.Kvi) -> None:
     groups = loader(store)
     assert groups.lock(1) is None
     assert groups.list() == []
-    until(lambda: not groups._records.cache._slots)
+    until(lambda: not groups._flow.records.cache._slots)
 
 
 def test_one_holder_at_a_time(store: kvi.Kvi) -> None:
@@ -243,7 +243,7 @@ def test_waiters_get_none_after_a_delete(store: kvi.Kvi) -> None:
         assert [waiter.result(60) for waiter in waiters] == [None] * 3
     assert groups.list() == []
     assert stored(store, 1) is None
-    until(lambda: not groups._records.cache._slots)
+    until(lambda: not groups._flow.records.cache._slots)
 
 
 def test_lock_gives_up_at_its_deadline(store: kvi.Kvi) -> None:

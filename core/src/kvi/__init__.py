@@ -60,11 +60,11 @@ from kvi.sync.opening import open
 
 if TYPE_CHECKING:
     from kvi import aio, recipes
-    from kvi.loader.codecs import BytesCodec, JsonCodec, ProtobufCodec, TextCodec
-    from kvi.loader.handle import Handle, commit, lock_many
-    from kvi.loader.loader import Loader
+    from kvi.entities.codecs import BytesCodec, JsonCodec, ProtobufCodec, TextCodec
     from kvi.sync.backend import Backend
+    from kvi.sync.handle import Handle, commit, lock_many
     from kvi.sync.lease import Lease
+    from kvi.sync.loader import Loader
     from kvi.sync.lock import Lock
     from kvi.sync.temp_key import TempKey
     from kvi.sync.watch import Watch
@@ -134,18 +134,18 @@ __all__ = [
 _LATER = {
     "aio": "aio",
     "Backend": "sync.backend",
-    "BytesCodec": "loader.codecs",
-    "Handle": "loader.handle",
-    "JsonCodec": "loader.codecs",
+    "BytesCodec": "entities.codecs",
+    "Handle": "sync.handle",
+    "JsonCodec": "entities.codecs",
     "Lease": "sync.lease",
-    "Loader": "loader.loader",
+    "Loader": "sync.loader",
     "Lock": "sync.lock",
-    "ProtobufCodec": "loader.codecs",
+    "ProtobufCodec": "entities.codecs",
     "TempKey": "sync.temp_key",
-    "TextCodec": "loader.codecs",
+    "TextCodec": "entities.codecs",
     "Watch": "sync.watch",
-    "commit": "loader.handle",
-    "lock_many": "loader.handle",
+    "commit": "sync.handle",
+    "lock_many": "sync.handle",
     "recipes": "recipes",
 }
 

@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from kvi.policy.retry import Effect
     from kvi.primitives import Primitives
 
 T = TypeVar("T")
@@ -41,6 +42,10 @@ class Performable(Protocol[T_co]):
     @property
     def called(self) -> str:
         """Its name, as `Primitives.in_place` has it."""
+
+    @property
+    def effect(self) -> Effect:
+        """What doing it twice does."""
 
     def run(self, primitives: Primitives, timeout: float) -> T_co:
         """Let a store do it."""

@@ -15,8 +15,9 @@ from typing import Any
 import kvi
 import pytest
 from kvi.driver.threads import ThreadPort
+from kvi.entities.cache import Known
+from kvi.entities.loader import LoaderFlow
 from kvi.loader import Handle, Loader
-from kvi.loader.cache import Known
 from kvi.model import Event, EventType, KeyValue
 from kvi.port import run
 
@@ -24,6 +25,7 @@ from tests.support.faulty import Faulty
 from tests.support.waiting import until
 
 Entity = dict[str, Any]
+Flow = LoaderFlow[int, Entity]
 
 
 def entity(id: int, **members: Any) -> Entity:
@@ -245,7 +247,7 @@ def test_lock_many_takes_each_once(scripted: Faulty) -> None:
         assert len(handles) == 2
     with entities.lock_many([]) as handles, kvi.lock_many() as none:
         assert (len(handles), none) == (0, ())
-    until(lambda: not entities._records.cache._slots)
+    until(lambda: not entities._flow.records.cache._slots)
 
 
 def test_lock_many_that_fails_holds_nothing(scripted: Faulty) -> None:
@@ -254,11 +256,11 @@ def test_lock_many_that_fails_holds_nothing(scripted: Faulty) -> None:
     scripted.fails("get", None, kvi.Unavailable("away"))
     with pytest.raises(kvi.Unavailable):
         entities.lock_many([1, 2])
-    until(lambda: not entities._records.cache._slots)
+    until(lambda: not entities._flow.records.cache._slots)
     scripted.store("e/2", b"{")
     with pytest.raises(kvi.BadRecord):
         entities.lock_many([1, 2])
-    until(lambda: not entities._records.cache._slots)
+    until(lambda: not entities._flow.records.cache._slots)
 
 
 def test_block_that_fails_unlocks(scripted: Faulty) -> None:
@@ -296,7 +298,7 @@ def test_older_never_replaces_newer(scripted: Faulty) -> None:
     handle.update(entity(1, n=1))
     now = handle.revision
     for event in (put(1, now - 1, n=-1), gone(1, now - 1), put(1, now, n=-1)):
-        entities._on_event(event, None)
+        entities._flow.on_event(event, None)
         assert entities.peek(1) == handle.value == entity(1, n=1)
 
 
@@ -306,13 +308,13 @@ def test_event_from_before_a_delete_raises_no_dead(scripted: Faulty) -> None:
     entities.load()
     handle, _ = entities.lock_or_create(entity(1))
     revision = handle.revision
-    assert entities._watch is not None
-    entities._watch.cancel()  # its own events come no more, those of the test do
-    entities._records.cache._following = lambda: True
+    assert entities._flow.watch is not None
+    entities._flow.watch.end()  # its own events come no more, those of the test do
+    entities._flow.records.cache._following = lambda: True
     handle.delete()
-    entities._on_event(put(1, revision), None)
+    entities._flow.on_event(put(1, revision), None)
     assert entities.peek(1) is None
-    entities._on_event(put(1, revision + 2, anew=True), None)
+    entities._flow.on_event(put(1, revision + 2, anew=True), None)
     assert entities.peek(1) == entity(1, anew=True)
 
 
@@ -324,17 +326,19 @@ def test_page_from_before_a_delete_raises_no_dead(
         scripted.store(f"e/{number}", encoded(entity(number)))
     entities = loader(scripted)
     entities.load()
-    real = Loader._learn
+    real = LoaderFlow.learn
 
-    def late(self: Loader[int, Entity], entry: KeyValue, **options: Any) -> kvi.BadRecord | None:
+    def late(
+        self: LoaderFlow[int, Entity], entry: KeyValue, **options: Any
+    ) -> kvi.BadRecord | None:
         if entry.key == "e/1":  # the page is read; now the others go
             held(entities, 2).delete()
-            self._on_event(gone(3, entry.revision + 100), None)
+            self.on_event(gone(3, entry.revision + 100), None)
             with held(entities, 4) as handle:
                 handle.update(entity(4, new=True))
         return real(self, entry, **options)
 
-    monkeypatch.setattr(Loader, "_learn", late)
+    monkeypatch.setattr(LoaderFlow, "learn", late)
     entities.load()
     assert dict(entities.items()) == {1: entity(1), 4: entity(4, new=True)}
 
@@ -344,19 +348,19 @@ def test_entity_deleted_while_it_is_read(scripted: Faulty) -> None:
     entities = loader(scripted, follow=True)
     entities.load()
     entities.close()
-    entities._records.closed = False
+    entities._flow.records.closed = False
     revision = scripted.store("e/1", encoded(entity(1)))
     overtaken: list[bool] = []
 
     def overtake() -> None:
         if not overtaken:
             overtaken.append(scripted.delete("e/1"))
-            entities._on_event(gone(1, revision + 1), None)
+            entities._flow.on_event(gone(1, revision + 1), None)
 
     scripted.after["get"] = overtake
     assert entities.lock(1) is None
     assert overtaken == [True]
-    until(lambda: not entities._records.cache._slots)
+    until(lambda: not entities._flow.records.cache._slots)
 
 
 def test_resync_is_the_whole_truth(scripted: Faulty) -> None:
@@ -367,13 +371,13 @@ def test_resync_is_the_whole_truth(scripted: Faulty) -> None:
     entities.load()
     with held(entities, 2) as handle:
         snapshot = [KeyValue("e/3", encoded(entity(3)), 50, 50), KeyValue("e/4", b"{", 51, 51)]
-        entities._on_event(Event(EventType.RESYNC, "", None, 60, snapshot=snapshot), None)
+        entities._flow.on_event(Event(EventType.RESYNC, "", None, 60, snapshot=snapshot), None)
         assert entities.list() == [3]
         assert list(entities.bad) == ["e/4"]
         assert handle.value == entity(2), "what the holder has seen stays as it is"
         handle.refresh()
         assert handle.exists
-    entities._on_event(Event(EventType.RESYNC, "", None, 70, snapshot=[]), None)
+    entities._flow.on_event(Event(EventType.RESYNC, "", None, 70, snapshot=[]), None)
     assert entities.list() == []
     assert entities.bad == {}
 
@@ -416,8 +420,8 @@ def test_tombstones_are_cleared(scripted: Faulty) -> None:
     for number in range(400):
         entities.lock_or_create(entity(number))[0].delete()
     entities.lock_or_create(entity(1000))
-    until(lambda: not entities._records.cache._tombstones)
-    until(lambda: list(entities._records.cache._slots) == ["1000"])
+    until(lambda: not entities._flow.records.cache._tombstones)
+    until(lambda: list(entities._flow.records.cache._slots) == ["1000"])
 
 
 @pytest.mark.parametrize("revision", [0, 2, 10_000])
@@ -428,10 +432,10 @@ def test_resync_counts_whatever_its_revision(scripted: Faulty, revision: int) ->
         scripted.store(f"e/{number % 3}", encoded(entity(number % 3, n=number)))
     entities.load()
     snapshot = [KeyValue("e/0", encoded(entity(0, n=4)), 1, 1)]
-    entities._on_event(Event(EventType.RESYNC, "", None, revision, snapshot=snapshot), None)
+    entities._flow.on_event(Event(EventType.RESYNC, "", None, revision, snapshot=snapshot), None)
     assert dict(entities.items()) == {0: entity(0, n=4)}
-    entities._on_event(put(1, 3, n=77), None)
-    entities._on_event(put(0, 4, n=78), None)
+    entities._flow.on_event(put(1, 3, n=77), None)
+    entities._flow.on_event(put(0, 4, n=78), None)
     assert dict(entities.items()) == {0: entity(0, n=78), 1: entity(1, n=77)}
 
 
@@ -440,17 +444,19 @@ def test_resync_amid_loading(scripted: Faulty, monkeypatch: pytest.MonkeyPatch) 
     for number in (1, 2):
         scripted.store(f"e/{number}", encoded(entity(number)))
     entities = loader(scripted)
-    real = Loader._learn
+    real = LoaderFlow.learn
     came: list[bool] = []
 
-    def late(self: Loader[int, Entity], entry: KeyValue, **options: Any) -> kvi.BadRecord | None:
+    def late(
+        self: LoaderFlow[int, Entity], entry: KeyValue, **options: Any
+    ) -> kvi.BadRecord | None:
         if not came:
             came.append(True)
             scripted.delete_range(prefix="")
-            self._on_event(Event(EventType.RESYNC, "", None, 50, snapshot=[]), None)
+            self.on_event(Event(EventType.RESYNC, "", None, 50, snapshot=[]), None)
         return real(self, entry, **options)
 
-    monkeypatch.setattr(Loader, "_learn", late)
+    monkeypatch.setattr(LoaderFlow, "learn", late)
     told: list[int] = []
     entities.load(told.append)
     assert came
@@ -461,7 +467,7 @@ def test_resync_amid_loading(scripted: Faulty, monkeypatch: pytest.MonkeyPatch) 
 def test_restored_store_is_loaded_again(scripted: Faulty) -> None:
     """Loading believes the store, also if it counts from lower numbers than before."""
     entities = loader(scripted)
-    entities._records.cache.learn("1", 1, Known(entity(1, n=1), 1000))
+    entities._flow.records.cache.learn("1", 1, Known(entity(1, n=1), 1000))
     scripted.store("e/1", encoded(entity(1, n=2)))
     entities.load()
     assert entities.peek(1) == entity(1, n=2)
@@ -475,16 +481,16 @@ def test_write_that_is_overtaken_by_its_end(scripted: Faulty, what: str) -> None
     handle, _ = entities.lock_or_create(entity(1, n=0))
     if what == "lock_or_create":
         handle.delete()
-        until(lambda: ((entities._watch and entities._watch.revision) or 0) >= 2)
-        until(lambda: not entities._records.cache._slots)
-    told = entities._records.cache._slots["1"].told if what == "update" else 0
+        until(lambda: ((entities._flow.watch and entities._flow.watch.revision) or 0) >= 2)
+        until(lambda: not entities._flow.records.cache._slots)
+    told = entities._flow.records.cache._slots["1"].told if what == "update" else 0
 
     def overtaken() -> None:
         scripted.delete("e/1")
         until(lambda: entities.peek(1) is None and slot().told > told)
 
     def slot() -> Any:
-        return entities._records.cache._slots["1"]
+        return entities._flow.records.cache._slots["1"]
 
     scripted.after[what] = overtaken
     if what == "update":
@@ -498,7 +504,7 @@ def test_write_that_is_overtaken_by_its_end(scripted: Faulty, what: str) -> None
     with pytest.raises(kvi.Conflict):
         handle.update(entity(1, n=2))
     handle.unlock()
-    until(lambda: not entities._records.cache._slots)
+    until(lambda: not entities._flow.records.cache._slots)
 
 
 def test_lock_or_create_never_gives_nothing(
@@ -511,7 +517,7 @@ def test_lock_or_create_never_gives_nothing(
     real = Handle.__init__
 
     def late(self: Handle[Entity], *args: Any) -> None:
-        entities._on_event(gone(1, 10_000), None)
+        entities._flow.on_event(gone(1, 10_000), None)
         real(self, *args)
 
     monkeypatch.setattr(Handle, "__init__", late)
@@ -552,7 +558,7 @@ def test_finalizers_may_unlock_anywhere(scripted: Faulty, main: bool) -> None:
     def collect() -> None:
         block = kvi.lock_many(entities.at(1), entities.at(100))
         block.__enter__()
-        with entities._records.cache._mutex:  # as if the collector ran within
+        with entities._flow.records.cache._mutex:  # as if the collector ran within
             del block
             gc.collect()
 
@@ -565,7 +571,7 @@ def test_finalizers_may_unlock_anywhere(scripted: Faulty, main: bool) -> None:
         assert not thread.is_alive()
     with held(entities, 1):
         pass
-    until(lambda: "100" not in entities._records.cache._slots)
+    until(lambda: "100" not in entities._flow.records.cache._slots)
 
 
 def test_bad_is_what_is_bad_now(scripted: Faulty, peer: kvi.Kvi) -> None:
@@ -585,10 +591,10 @@ def test_bad_is_what_is_bad_now(scripted: Faulty, peer: kvi.Kvi) -> None:
     assert entities.peek(1) is None
     assert entities.list() == []
     error = entities.bad["e/1"]
-    entities._records.cache.learn("1", 1, Known(entity(1), 10_000))
-    entities._records.cache.spoil("1", error, 9_000)
+    entities._flow.records.cache.learn("1", 1, Known(entity(1), 10_000))
+    entities._flow.records.cache.spoil("1", error, 9_000)
     assert entities.bad == {}
-    entities._records.cache.spoil("1", error, 11_000)
+    entities._flow.records.cache.spoil("1", error, 11_000)
 
     def stop(count: int) -> None:
         raise RuntimeError("enough")
@@ -615,7 +621,7 @@ def test_ids_are_those_of_the_entities(scripted: Faulty) -> None:
 
 def test_later_tombstones_are_not_dug_up(scripted: Faulty) -> None:
     """While loading, an own delete does not undo what was learnt of a later one."""
-    cache = loader(scripted)._records.cache
+    cache = loader(scripted)._flow.records.cache
     with cache.loading():
         taken = run(cache.take(ThreadPort(), "owner", 1, "1", 0))
         assert taken is not None
@@ -631,11 +637,11 @@ def test_events_that_end_leave_no_tombstones(scripted: Faulty) -> None:
     """After the watch has ended, deleting keeps nothing for events that never come."""
     entities = loader(scripted, follow=True)
     entities.load()
-    assert entities._watch is not None
-    entities._watch.cancel()
+    assert entities._flow.watch is not None
+    entities._flow.watch.end()
     for number in range(100):
         entities.lock_or_create(entity(number))[0].delete()
-    assert not entities._records.cache._tombstones
+    assert not entities._flow.records.cache._tombstones
 
 
 # -- loading -------------------------------------------------------------------------------------
@@ -723,7 +729,7 @@ def test_hundred_thousand_entities(tmp_path: Any) -> None:
         assert store.times("range") == 1
         assert len(entities) == 100_000
         assert peak - kept < 8 * 2**20, f"{(peak - kept) / 2**20:.1f} MiB beside the entities"
-        entities._records.cache.take = None  # type: ignore[method-assign, assignment]
+        entities._flow.records.cache.take = None  # type: ignore[method-assign, assignment]
         assert len(entities.list()) == 100_000
         assert sum(1 for _ in entities) == 100_000
         assert sum(id for id, _ in entities.items()) == sum(range(100_000))
@@ -776,7 +782,7 @@ def test_pack_that_fails_sends_nothing(scripted: Faulty) -> None:
         assert handle.value == entity(1)
     with pytest.raises(ZeroDivisionError):
         entities.lock_or_create(entity(2, bad=True))
-    assert list(entities._records.cache._slots) == ["1"]
+    assert list(entities._flow.records.cache._slots) == ["1"]
 
 
 # -- arguments and the end -----------------------------------------------------------------------
@@ -829,7 +835,7 @@ def test_bad_timeouts(scripted: Faulty, timeout: Any) -> None:
     for call in calls:
         with pytest.raises(kvi.InvalidArgument):
             call()
-    until(lambda: not entities._records.cache._slots)
+    until(lambda: not entities._flow.records.cache._slots)
 
 
 def test_before_loading(scripted: Faulty) -> None:
@@ -883,7 +889,7 @@ def test_child_of_a_fork_waits_for_nobody(scripted: Faulty) -> None:
     entities = loader(scripted)
     with ThreadPoolExecutor(1) as pool:
         handle = pool.submit(entities.lock_or_create, entity(1)).result()[0]
-        with entities._records.cache._mutex:  # as another thread may at that moment
+        with entities._flow.records.cache._mutex:  # as another thread may at that moment
             child = os.fork()
         if child == 0:
             status = 1
@@ -915,6 +921,9 @@ def test_starting_up_imports_no_loader() -> None:
     """Programs that only read and write do not pay for it."""
     import subprocess
 
-    code = "import kvi, sys; kvi.open('mem:'); print([m for m in sys.modules if 'loader' in m])"
+    code = (
+        "import kvi, sys; kvi.open('mem:'); "
+        "print([m for m in sys.modules if m.startswith(('kvi.loader', 'kvi.entities'))])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "kvi.loader" not in done.stdout
+    assert done.stdout == "[]\n"

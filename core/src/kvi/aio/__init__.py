@@ -15,29 +15,48 @@ from typing import TYPE_CHECKING, Any
 
 from kvi.aio.awaited import Beginning
 from kvi.aio.backend import AsyncLivenessChannel, Backend
+from kvi.aio.handle import AsyncHandle, AsyncHandles, AsyncLocking, AsyncRef, commit, lock_many
 from kvi.aio.kvi import AsyncKvi
 from kvi.aio.lease import AsyncLease, AsyncTempKey
+from kvi.aio.loader import Loader
 from kvi.aio.lock import AsyncLock
 from kvi.aio.loss import AsyncLoss
 from kvi.aio.opening import open
 from kvi.aio.ranges import AsyncRange, AsyncRangeResult
+from kvi.aio.typed import (
+    AsyncTypedRange,
+    AsyncTypedRangeResult,
+    AsyncTypedWatch,
+    TypedView,
+)
 from kvi.aio.watch import AsyncWatch
 
 if TYPE_CHECKING:
     from kvi.aio import recipes
 
 __all__ = [
+    "AsyncHandle",
+    "AsyncHandles",
     "AsyncKvi",
     "AsyncLease",
     "AsyncLivenessChannel",
     "AsyncLock",
+    "AsyncLocking",
     "AsyncLoss",
     "AsyncRange",
     "AsyncRangeResult",
+    "AsyncRef",
     "AsyncTempKey",
+    "AsyncTypedRange",
+    "AsyncTypedRangeResult",
+    "AsyncTypedWatch",
     "AsyncWatch",
     "Backend",
     "Beginning",
+    "Loader",
+    "TypedView",
+    "commit",
+    "lock_many",
     "open",
     "recipes",
 ]

@@ -13,12 +13,9 @@ from kvi.errors import KviError
 from kvi.flow.scope import Scope
 from kvi.ops import Direct, Op
 from kvi.options import check_timeout
-from kvi.policy.retry import Effect
 from kvi.port import Flow
 
 T = TypeVar("T")
-
-_WRITES = (Effect.WRITE, Effect.DECIDING)
 
 
 class AsyncFace:
@@ -59,23 +56,31 @@ class AsyncFace:
         if op.called in self._in_place:
             await runtime.breathe()
             return op.run(scope.primitives, seconds)
-
-        async def flow(port: LoopPort) -> T:
-            try:
-                return await scope.execute(port, op, seconds)
-            except CancelledError as error:
-                if port.sent and op.effect in _WRITES:
-                    error.add_note(
-                        f"kvi: the {op.name} of {op.key!r} had been sent; it may have applied, "
-                        "or may still apply"
-                    )
-                raise
-
-        return await runtime.drive_in_loop(flow, scope)
+        return await self._drive_write(
+            lambda port: scope.execute(port, op, seconds), op.name, op.key
+        )
 
     async def _drive(self, flow: Callable[[LoopPort], Flow[T]], *, lasting: bool = False) -> T:
         """Run a flow; see `Loop.drive_in_loop`."""
         return await self._runtime.drive_in_loop(flow, self._scope, lasting=lasting)
+
+    async def _drive_write(
+        self, flow: Callable[[LoopPort], Flow[T]], name: str, key: str | None
+    ) -> T:
+        """Run a flow. If it is cancelled at a write that was sent, the exception says so."""
+
+        async def noting(port: LoopPort) -> T:
+            try:
+                return await flow(port)
+            except CancelledError as error:
+                if port.sent:
+                    error.add_note(
+                        f"kvi: the {name} of {key!r} had been sent; it may have applied, "
+                        "or may still apply"
+                    )
+                raise
+
+        return await self._runtime.drive_in_loop(noting, self._scope)
 
     def _enter(self) -> None:
         """Every call begins here. Raises `Closed`, `UsedAfterFork` or `WrongLoop`."""

@@ -41,6 +41,7 @@ from kvi.feed import Feed
 from kvi.log import log
 from kvi.model import Grant
 from kvi.mutex import Mutex
+from kvi.policy.retry import Effect
 from kvi.port import Flow, Performable, Port, run
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ T = TypeVar("T")
 
 SLICE = 10.0  # seconds after which a waiting flow looks at the clock
 THREADS = 32  # for primitives, of one handle
+_WRITES = (Effect.WRITE, Effect.DECIDING)
 _PATIENCE = 1.0  # seconds for revoking a lease that nobody has got
 _TURN = 0.001  # seconds after which who never waits gives the other tasks a turn
 
@@ -89,7 +91,7 @@ class LoopPort:
 
     Attributes:
         cancelled: its task was cancelled.
-        sent: that was while the store was doing something, which it may have done.
+        sent: that was while the store was at a write, which it may have done.
 
     """
 
@@ -131,7 +133,7 @@ class LoopPort:
         try:
             return await job.future  # type: ignore[no-any-return]
         except (asyncio.CancelledError, GeneratorExit):
-            self.sent = job.leave(self._loop)
+            self.sent = job.leave(self._loop) and op.effect in _WRITES
             raise
         finally:
             self._job = None

@@ -1,20 +1,14 @@
 """Typed values and entities on any store: codecs, typed views, and the cached, locked `Loader`.
 
-=============  ================================================================================
-module         holds
-=============  ================================================================================
-``codecs``     values as bytes and back; ``pydantic`` the same for its models (an extra)
-``typed``      `TypedView`: a store that reads and writes values of one type, nothing cached
-``loader``     `Loader`: the entities under a path in memory, each behind its own lock
-``handle``     `Handle`, through which entities are changed, and `commit` of several at once
-``cache``      what a loader knows, without I/O
-=============  ================================================================================
+The names for threads; `kvi.aio` has those for asyncio. What both are made of is in `kvi.entities`,
+the faces are in `kvi.sync` and `kvi.aio`; ``pydantic`` is a codec for its models (an extra).
 """
 
-from kvi.loader.codecs import BytesCodec, Codec, JsonCodec, ProtobufCodec, TextCodec
-from kvi.loader.handle import Handle, Handles, Ref, commit, lock_many
-from kvi.loader.loader import Loader
-from kvi.loader.typed import Entry, TypedEvent, TypedRange, TypedView, TypedWatch
+from kvi.entities.codecs import BytesCodec, Codec, JsonCodec, ProtobufCodec, TextCodec
+from kvi.entities.typed import Entry, TypedEvent
+from kvi.sync.handle import Handle, Handles, Ref, commit, lock_many
+from kvi.sync.loader import Loader
+from kvi.sync.typed import TypedRange, TypedView, TypedWatch
 
 __all__ = [
     "BytesCodec",

@@ -1,56 +1,25 @@
-"""`TypedView`: a store that reads and writes values of one type.
-
-A view keeps nothing and locks nothing: every call is one of the store's, with the value encoded on
-the way in and decoded on the way out. What is stored and cannot be decoded is a `BadRecord` with
-its key.
-"""
+"""`TypedView`: a store that reads and writes values of one type; see `kvi.entities.typed`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from kvi.errors import BadRecord, KviError
-from kvi.loader.codecs import Codec
-from kvi.model import Compare, Event, EventType, Key, KeyValue, LeaseRef, Put, RangeResult
+from kvi.entities.codecs import Codec
+from kvi.entities.typed import Coding, Entry, TypedEvent
+from kvi.errors import BadRecord
+from kvi.model import Event, EventType, KeyValue, LeaseRef, RangeResult
 from kvi.sync.kvi import Kvi
 
 if TYPE_CHECKING:
     from kvi.sync.watch import Watch
 
-__all__ = ["Entry", "TypedEvent", "TypedRange", "TypedView", "TypedWatch"]
+__all__ = ["TypedRange", "TypedView", "TypedWatch"]
 
 V = TypeVar("V")
 
 
-class Entry(NamedTuple, Generic[V]):
-    """One entry with its value decoded; otherwise as `kvi.KeyValue`."""
-
-    key: str
-    value: V
-    revision: int
-    create_revision: int
-    version: int | None = None
-    lease: int | None = None
-
-
-class TypedEvent(NamedTuple, Generic[V]):
-    """One change with its value decoded; otherwise as `kvi.Event`.
-
-    ``value`` is ``None`` unless ``type`` is ``PUT``. ``previous`` is not told. ``bad`` are the
-    records that are missing in the ``snapshot`` of a ``RESYNC``, because they are none.
-    """
-
-    type: EventType
-    key: str
-    value: V | None
-    revision: int
-    initial: bool = False
-    snapshot: list[Entry[V]] | None = None
-    bad: tuple[BadRecord, ...] = ()
-
-
-class TypedView(Generic[V]):
+class TypedView(Coding[V]):
     """A view of ``store`` whose values are of the type of ``codec``. Safe for threads.
 
     What has no value in it (deleting, counting, locks, leases) is asked of ``.store`` itself, which
@@ -58,9 +27,9 @@ class TypedView(Generic[V]):
     """
 
     def __init__(self, store: Kvi, codec: Codec[V]) -> None:
+        super().__init__(codec, store.uri)
         self.store = store
         """The store underneath."""
-        self._codec = codec
 
     def get(self, key: str, *, timeout: float | None = None) -> Entry[V] | None:
         """Read one entry; ``None`` if it is not there. Raises `BadRecord`; else as `Kvi.get`."""
@@ -145,54 +114,6 @@ class TypedView(Generic[V]):
             timeout=timeout,
         )
         return TypedWatch(watch, self._event)
-
-    def put_op(self, key: str, value: V, *, lease: int | LeaseRef | None = None) -> Put:
-        """The same as `put`, as an operation for `Kvi.txn`."""
-        return Put(key, self._encode(key, value), lease)
-
-    def equals(self, key: str, value: V) -> Compare:
-        """The condition that the key has this value, for `Kvi.txn`; compares bytes, see `tas`."""
-        return Key(key).value == self._encode(key, value)
-
-    def decode(self, entry: KeyValue) -> Entry[V]:
-        """An entry that was read from the store itself, as by `Kvi.txn`. Raises `BadRecord`."""
-        return self._entry(entry)
-
-    def __repr__(self) -> str:
-        return f"<TypedView {self._codec!r} {self.store.uri}>"
-
-    def _encode(self, key: str, value: V) -> bytes:
-        try:
-            return self._codec.encode(value)
-        except KviError as error:
-            error.located("encode", key, self.store.uri)
-            raise
-
-    def _value(self, key: str, data: bytes) -> V:
-        try:
-            return self._codec.decode(data)
-        except BadRecord as error:
-            error.located("decode", key, self.store.uri)
-            raise
-
-    def _entry(self, entry: KeyValue) -> Entry[V]:
-        value = self._value(entry.key, entry._bytes())
-        return Entry(entry.key, value, *entry[2:])
-
-    def _event(self, event: Event) -> TypedEvent[V]:
-        value = None if event.value is None else self._value(event.key, event.value)
-        snapshot: list[Entry[V]] | None = None
-        bad: list[BadRecord] = []
-        if event.snapshot is not None:
-            snapshot = []
-            for entry in event.snapshot:
-                try:
-                    snapshot.append(self._entry(entry))
-                except BadRecord as error:
-                    bad.append(error)
-        return TypedEvent(
-            event.type, event.key, value, event.revision, event.initial, snapshot, tuple(bad)
-        )
 
 
 class TypedRange(Iterable[Entry[V]]):

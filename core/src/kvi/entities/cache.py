@@ -7,7 +7,9 @@ replaced as a whole, so that a reader needs no lock.
 
 *Holding* an entity is having a `Hold`. The slot has only a weak reference to it: the hold ends with
 `release`, or with the object itself, so that whatever unwinds the frames of its holder lets the
-entity go. Who waits is told of a release, and looks by itself for holds that ended otherwise.
+entity go. Those who wait stand in a queue: who never waits, as a task may, would else always be
+faster than they. The first is told of a release, and looks by itself for a hold that ended
+otherwise; whoever leaves the queue tells the next.
 
 *One lock*, ``_mutex``, guards the map and every change of a slot, for a few instructions. Taking a
 hold needs it; giving one back is one assignment, which may happen at any moment, in a finalizer or
@@ -74,10 +76,11 @@ class Slot(Generic[K, V]):
         id: the id of the entity.
         name: the id as it stands in the key.
         known: what is known of it; ``None`` if it is not there, or nothing is known.
-        doubt: a write whose fate is unknown may have changed it: read it before it is used.
+        doubt: a write that is under way, or whose fate is unknown, may have changed it: read it
+            before it is used.
         told: how often something was learnt of it.
         held: the hold on it; it may have ended.
-        waiting: those who want it.
+        waiting: those who want it, the first of them first.
 
     """
 
@@ -102,11 +105,13 @@ class Slot(Generic[K, V]):
 class Cache(Generic[K, V]):
     """What is known of the entities of one loader. Safe for threads.
 
-    ``following`` tells whether the events of all changes come, also of our own.
+    ``following`` tells whether the events of all changes come, also of our own; ``among`` is what
+    the holders are, for messages.
     """
 
-    def __init__(self, following: Callable[[], bool]) -> None:
+    def __init__(self, following: Callable[[], bool], among: str) -> None:
         self._following = following
+        self._among = among
         self._mutex = Mutex()
         self._slots: dict[str, Slot[K, V]] = {}
         self._bad: dict[str, BadRecord] = {}
@@ -123,36 +128,43 @@ class Cache(Generic[K, V]):
         ``deadline`` is a moment of the port's clock; what is past tries once.
         """
         signal = port.signal()
-        while True:
-            with self._mutex:
-                slot = self._slots.get(name)
-                if slot is None:
-                    slot = self._slots[name] = Slot(id, name)
-                other = slot.hold
-                if other is None:
-                    hold = Hold(owner)
-                    slot.held = weakref.ref(hold)
-                    return slot, hold
-                if other.owner == owner:
-                    raise AlreadyHeld(
-                        "this thread holds the entity already: use that handle, or unlock it first"
-                    )
-                del other  # else it would live for as long as this waits for its end
+        queued: Slot[K, V] | None = None
+        try:
+            while True:
+                with self._mutex:
+                    slot = self._slots.get(name)
+                    if slot is None:
+                        slot = self._slots[name] = Slot(id, name)
+                    other = slot.hold
+                    if other is None and slot.waiting[:1] in ([], [signal]):
+                        hold = Hold(owner)
+                        slot.held = weakref.ref(hold)
+                        return slot, hold
+                    if other is not None and other.owner == owner:
+                        raise AlreadyHeld(
+                            f"this {self._among} holds the entity already: use that handle, "
+                            "or unlock it first"
+                        )
+                    del other  # else it would live for as long as this waits for its end
                 left = deadline - port.now()
                 if left <= 0:
                     return None
-                slot.waiting.append(signal)
-            try:
-                await signal.wait(min(left, _SLICE))
-            finally:
-                slot.waiting.remove(signal)
+                if queued is not slot:  # the slot that it waited at may have gone off the map
+                    if queued is not None:
+                        _leave(queued, signal)
+                    queued = slot
+                    slot.waiting.append(signal)
+                    continue  # it may have been released before
+                await signal.wait(min(left, _SLICE) if slot.waiting[0] is signal else left)
+        finally:
+            if queued is not None:
+                _leave(queued, signal)
 
     def release(self, slot: Slot[K, V], hold: Hold) -> None:
         """End a hold, wherever this is called from; again, it does nothing."""
         if slot.hold is hold:
             slot.held = None
-            for signal in tuple(slot.waiting):
-                signal.set()
+            _tell_first(slot)
 
     def tidy(self, slot: Slot[K, V]) -> None:
         """Take a slot off the map if it is vacant and free."""
@@ -198,10 +210,10 @@ class Cache(Generic[K, V]):
             if self._pass is not None or self._following():
                 self._bury(slot.name, revision)
 
-    def doubted(self, slot: Slot[K, V]) -> None:
-        """Its holder does not know what became of a write."""
+    def doubt(self, slot: Slot[K, V], doubt: bool) -> None:
+        """Whether its holder does not know what becomes, or became, of a write."""
         with self._mutex:
-            slot.doubt = True
+            slot.doubt = doubt
 
     # -- for loading and following ----------------------------------------------------------------
 
@@ -358,6 +370,16 @@ class Cache(Generic[K, V]):
     def _drop(self, slot: Slot[K, V]) -> None:
         if self._slots.get(slot.name) is slot:
             del self._slots[slot.name]
+
+
+def _tell_first(slot: Slot[K, V]) -> None:
+    for signal in slot.waiting[:1]:
+        signal.set()
+
+
+def _leave(slot: Slot[K, V], signal: Signal) -> None:
+    slot.waiting.remove(signal)
+    _tell_first(slot)  # which looks for a hold that ends without a word from now on
 
 
 class _Pass(Generic[V]):

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from itertools import count
 from math import inf
-from threading import get_ident
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from kvi.errors import BadRecord, Closed, InvalidArgument, KviError, LockTimeout, shown
-from kvi.loader.cache import Cache, Hold, Known, Slot
-from kvi.loader.codecs import Codec
+from kvi.entities.cache import Cache, Hold, Known, Slot
+from kvi.entities.codecs import Codec
+from kvi.errors import BadRecord, Closed, InvalidArgument, KviError, LockTimeout, NotFound, shown
+from kvi.flow.scope import Scope
 from kvi.model import Get, Key, KeyValue, Put
 from kvi.ops import GetOp, TxnOp
 from kvi.policy.lock import check_wait
 from kvi.policy.txn import check_txn
 from kvi.port import Port
-from kvi.sync.kvi import Kvi
 from kvi.text import check_bound
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 _numbers = count()
+
+
+class Owners(NamedTuple):
+    """Who holds entities, on one of the faces.
+
+    Attributes:
+        are: what one of them is, for messages.
+        me: tells the one that calls.
+
+    """
+
+    are: str
+    me: Callable[[], object]
 
 
 class Wanted(NamedTuple, Generic[K, V]):
@@ -32,7 +44,7 @@ class Wanted(NamedTuple, Generic[K, V]):
         records: what it is, or may be, one of.
         id: the id of the entity.
         name: the id as it stands in the key.
-        owner: the thread that wants it.
+        owner: who wants it.
         wait: what the caller gave: seconds, or ``None`` for no end.
         deadline: when the time is up, on the runtime's clock.
 
@@ -55,9 +67,10 @@ class Records(Generic[K, V]):
     """The entities of one loader. Safe for threads.
 
     Attributes:
-        store: the handle that they are in.
+        scope: the handle that they are in.
         prefix: what their keys begin with.
         cache: what is known of them.
+        owners: who holds them.
         id_of: tells the id of an entity.
         number: the place of the loader in the order of all, in which entities are locked.
         closed: no more entities are given out.
@@ -66,7 +79,8 @@ class Records(Generic[K, V]):
 
     def __init__(
         self,
-        store: Kvi,
+        scope: Scope,
+        owners: Owners,
         prefix: str,
         codec: Codec[Any],
         key: Callable[[V], K],
@@ -75,10 +89,11 @@ class Records(Generic[K, V]):
         unpack: Callable[[Any], V] | None,
         following: Callable[[], bool],
     ) -> None:
-        self.store = store
+        self.scope = scope
+        self.owners = owners
         self.prefix = prefix
         self.id_of = key
-        self.cache: Cache[K, V] = Cache(following)
+        self.cache: Cache[K, V] = Cache(following, owners.are)
         self.number = next(_numbers)
         self.closed = False
         self._codec = codec
@@ -88,7 +103,7 @@ class Records(Generic[K, V]):
 
     def ensure_open(self) -> None:
         """Raise `Closed` if the store or the loader is."""
-        self.store._ensure_open()
+        self.scope.ensure_open()
         if self.closed:
             raise Closed("the loader is closed; make another one")
 
@@ -120,7 +135,7 @@ class Records(Generic[K, V]):
         try:
             data = self._codec.encode(record)
         except KviError as error:
-            error.located("encode", key, self.store.uri)
+            error.located("encode", key, self.scope.uri)
             raise
         return data
 
@@ -140,7 +155,7 @@ class Records(Generic[K, V]):
             if own != entry.key:
                 raise BadRecord(f"it says that it belongs under {own!r}")
         except BadRecord as error:
-            error.located("decode", entry.key, self.store.uri)
+            error.located("decode", entry.key, self.scope.uri)
             raise
         return id, Known(entity, entry.revision)
 
@@ -155,10 +170,20 @@ class Records(Generic[K, V]):
             raise
 
     def want(self, id: K, timeout: float | None) -> Wanted[K, V]:
-        """What the calling thread wants to hold, from now on for ``timeout`` seconds."""
+        """What the caller wants to hold, from now on for ``timeout`` seconds."""
         name, wait = self.name_of(id), check_wait(timeout)
-        deadline = inf if wait is None else self.store._runtime.now() + wait
-        return Wanted(self, id, name, get_ident(), wait, deadline)
+        deadline = inf if wait is None else self.scope.runtime.now() + wait
+        return Wanted(self, id, name, self.owners.me(), wait, deadline)
+
+    def want_each(self, ids: Iterable[K], timeout: float | None) -> list[Wanted[K, V]]:
+        """What the caller wants to hold together; an id given twice counts once."""
+        by_name = {self.name_of(id): id for id in ids}
+        return [self.want(id, timeout) for id in by_name.values()]
+
+    def missing(self, id: K) -> NotFound:
+        """The error of whoever needs an entity that is not there."""
+        error = NotFound("the entity is not there; lock_or_create() makes one")
+        return error.located("lock", self.key_of(self.name_of(id)), self.scope.uri)
 
     async def take(self, port: Port, wanted: Wanted[K, V]) -> tuple[Slot[K, V], Hold]:
         """Hold an entity, there or not."""
@@ -167,9 +192,9 @@ class Records(Generic[K, V]):
             self.ensure_open()
             taken = await self.cache.take(port, owner, id, name, deadline)
             if taken is None:
-                raise LockTimeout(f"another thread held the entity for {wait:g} seconds")
+                raise LockTimeout(f"another {self.owners.are} held the entity for {wait:g} seconds")
         except KviError as error:
-            error.located("lock", self.key_of(name), self.store.uri)
+            error.located("lock", self.key_of(name), self.scope.uri)
             raise
         return taken
 
@@ -180,7 +205,7 @@ class Records(Generic[K, V]):
 
     async def read(self, port: Port, slot: Slot[K, V], timeout: float) -> Known[V] | None:
         """Read a slot that is held from the store."""
-        scope, key = self.store._scope, self.key_of(slot.name)
+        scope, key = self.scope, self.key_of(slot.name)
         while True:
             told = slot.told
             try:
@@ -199,7 +224,7 @@ class Records(Generic[K, V]):
         The answer may be overtaken by news of its end; then the holder has what was true before,
         and the next write finds out.
         """
-        scope, key = self.store._scope, self.key_of(slot.name)
+        scope, key = self.scope, self.key_of(slot.name)
         data = self.encode(slot.name, entity)
         txn = check_txn(
             [Key(key).absent], [Put(key, data)], [Get(key)], scope.capabilities, "lock_or_create"
