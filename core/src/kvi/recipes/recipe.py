@@ -48,6 +48,7 @@ class Observation(Generic[E, T]):
         self._flow = flow
         self._known: list[T] = []  # what was seen last
         self._pending: deque[E] = deque()
+        self._given = False  # the first of them: it counts as had once the next is asked for
 
     def _events(self, known: list[T], found: T) -> Iterable[E]:
         """What is to be told of what was found, if ``known`` was seen before."""
@@ -58,6 +59,9 @@ class Observation(Generic[E, T]):
 
     def __next__(self) -> E:
         store, flow = self._store, self._flow
+        if self._given:
+            self._given = False
+            self._pending.popleft()
         while not self._pending:
             try:
                 store._ensure_open()
@@ -69,7 +73,9 @@ class Observation(Generic[E, T]):
             events = deque(self._events(self._known, found))
             self._pending, self._known = events, [found]  # nothing can come between the two
             flow.told(found)
-        return self._pending.popleft()
+        event = self._pending[0]
+        self._given = True  # nothing can come between this and the return
+        return event
 
     def close(self) -> None:
         """End it. Again, it does nothing."""
