@@ -83,11 +83,18 @@ class Held(Protocol):
 
 
 class Ledger:
-    """What hangs on a handle and its views: leases, idle leases, watches. Safe for threads."""
+    """What hangs on a handle and its views: leases, idle leases, watches. Safe for threads.
+
+    Attributes:
+        orphans: marks of recipes whose holder is gone, and since when that is known; see
+            `kvi.policy.line`.
+
+    """
 
     def __init__(self) -> None:
         self._lock = Mutex()
         self._members: dict[Member, None] = {}  # in the order of their coming
+        self.orphans: dict[tuple[str, int], float] = {}
         self._idle: list[tuple[Held, object, float]] = []  # of which kind, and since when
 
     def add(self, member: Member) -> None:

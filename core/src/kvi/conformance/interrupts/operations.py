@@ -548,6 +548,65 @@ class Close(Open):
         self.world.free(self._name)
 
 
+class Permit(Operation):
+    """The permit of a semaphore is taken and given back."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._permit: kvi.Lock = self._semaphore(world.store)
+
+    def _semaphore(self, store: kvi.Kvi) -> kvi.recipes.Semaphore:
+        return kvi.recipes.Semaphore(store, "permits", 1, ttl=self.world.ttl)
+
+    def call(self) -> None:
+        """Take it and give it back."""
+        self._permit = self._semaphore(self.world.store)
+        must(self._permit.acquire(2 * LIMIT), "nobody holds the permit, and it cannot be had")
+        self._permit.release()
+
+    def struck(self) -> None:
+        """If it is held it can be given back; in any case it will be free."""
+        permit = self._permit
+        with suppress(kvi.NotHeld):  # lost, or not held any more
+            if permit.held:
+                in_time("release()", permit.release)
+        must(not permit.held, "the permit is held after its release")
+        self.world.eventually("nobody gets the permit", self._is_free)
+
+    def _is_free(self) -> bool:
+        other = self._semaphore(self.world.peer)
+        if not other.acquire(0):
+            return False
+        other.release()
+        return True
+
+
+class Work(Operation):
+    """A job is put into a queue, got and acknowledged."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._queue = kvi.recipes.Queue(world.store, "jobs", ttl=world.ttl)
+        self._other = kvi.recipes.Queue(world.peer, "jobs", ttl=world.ttl)
+
+    def call(self) -> None:
+        """Put it, get one, acknowledge that."""
+        self._queue.put(str(self.world.number()))
+        job = self._queue.get(2 * LIMIT)
+        must(job is not None, "what was put cannot be had")
+        assert job is not None
+        job.ack()
+
+    def struck(self) -> None:
+        """Whatever is left can be had by another, and done."""
+        self.world.eventually("a job stays in the queue, and nobody gets it", self._is_done)
+
+    def _is_done(self) -> bool:
+        while (job := self._other.get(0)) is not None:
+            job.ack()
+        return self._other.count() == 0
+
+
 def _text(event: kvi.Event) -> str:
     return (event.value or b"").decode()
 
@@ -577,6 +636,8 @@ OPERATIONS: dict[str, type[Operation]] = {
     "loader-commit": LoaderCommit,
     "backend": Backend,
     "channel": Channel,
+    "permit": Permit,
+    "work": Work,
     "open": Open,
     "close": Close,
 }

@@ -168,17 +168,21 @@ class Line(ABC):
         """The orphans that still stand for their holders; the others are taken away."""
         self.recheck = LOOK_AGAIN
         now, left = call.port.now(), list[Mark]()
-        seen = {}
-        for mark in state.orphans:
-            since = self.owner.orphans.get((mark.key, mark.revision), now)
-            if now < since + mark.ttl:
-                seen[mark.key, mark.revision] = since
-                self.recheck = min(self.recheck, max(LOOK_AGAIN_UNFAIR, since + mark.ttl - now))
+        # What one object has seen counts for all of the handle: who only tries, again and again,
+        # would else begin anew each time.
+        known = scope.ledger.orphans
+        root = scope.prefix + self.owner.place.mark("")
+        found = {(scope.prefix + mark.key, mark.revision): mark for mark in state.orphans}
+        for seen in [one for one in list(known) if one[0].startswith(root) and one not in found]:
+            known.pop(seen, None)
+        for seen, mark in found.items():
+            until = known.setdefault(seen, now) + mark.ttl
+            if now < until:
+                self.recheck = min(self.recheck, max(LOOK_AGAIN_UNFAIR, until - now))
                 left.append(mark)
                 continue
             await self._take_away(scope, call, mark)
             state.marks.pop(mark.id)
-        self.owner.orphans = seen
         return left
 
     async def _take_away(self, scope: Scope, call: Call, mark: Mark) -> None:

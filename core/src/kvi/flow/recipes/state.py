@@ -41,7 +41,6 @@ class Owner:
 
     Attributes:
         place: where its keys are.
-        orphans: marks whose contender was gone, by key and revision, and since when that is known.
 
     """
 
@@ -50,7 +49,6 @@ class Owner:
         self._kind = kind
         self._fixed = settings  # that all must agree on; None: the recipe stores none
         self._sure = False
-        self.orphans: dict[tuple[str, int], float] = {}
 
     async def ensure(self, scope: Scope, call: Call) -> None:
         """Raise `InvalidArgument` if the name is another's; store the settings if none are."""
