@@ -188,7 +188,7 @@ def anew(real: Any) -> Any:
 
     async def noticed(line: Line, scope: Scope, call: Call, state: State) -> list[Mark]:
         found: list[Mark] = await real(line, scope, call, state)
-        line.owner.orphans = {}
+        scope.ledger.orphans.clear()
         return found
 
     return noticed
