@@ -28,7 +28,7 @@ WORKERS = 3
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 _ETCD = [pytest.mark.etcd, pytest.mark.xdist_group("etcd")]
-_CONSUL = [pytest.mark.consul, pytest.mark.xdist_group("consul")]
+_CONSUL = [pytest.mark.consul, pytest.mark.xdist_group("consul"), pytest.mark.soak]
 
 
 def work(uri: str, ttl: float, notes: str) -> None:

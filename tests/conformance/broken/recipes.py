@@ -178,19 +178,25 @@ class AgainAndAgain(_Planted):
     )
 
 
-def _mine(real: Any) -> Any:
-    async def claim(flow: ScheduleFlow, *given: Any) -> bool:
-        await real(flow, *given)
-        return True
+def _alone(real: Any) -> Any:
+    mine: dict[ScheduleFlow, float] = {}
 
-    return claim
+    async def tried(flow: ScheduleFlow, *given: Any) -> Any:
+        now = flow.wall()
+        decision = flow._decide(mine.setdefault(flow, now), now)
+        if not decision.due:
+            return decision.time - now
+        mine[flow] = decision.time
+        return decision.time, None
+
+    return tried
 
 
 @broken("schedule.once")
 class EverybodysTime(_Planted):
-    """Whoever wants to claim a time has it."""
+    """Each process runs every time, and asks nobody."""
 
-    plants = ((ScheduleFlow, "_claim", _mine),)
+    plants = ((ScheduleFlow, "_try", _alone),)
 
 
 def _plain(real: Any) -> Any:
