@@ -16,6 +16,7 @@ from typing import Any, Self
 import grpc
 import kvi
 import pytest
+from kvi.coroutine import run
 from kvi.feed import Batch, Feed, WatchSpec
 from kvi.model import Event, EventType, Span
 from kvi_etcd import cursor, driver, hub, watches, wire
@@ -667,7 +668,7 @@ def test_token_expiry(guarded: EtcdServer) -> None:
         def expired() -> bool:
             time.sleep(2.5)  # asking keeps it alive
             try:
-                link.range(pb.RangeRequest(key=b"app/"), 5, token)
+                run(link.unary("range", pb.RangeRequest(key=b"app/"), 5, token))
             except grpc.RpcError as error:
                 return "invalid auth token" in str(error)
             return False
@@ -1026,12 +1027,12 @@ def test_lock_and_unlock_take_two_calls(store: kvi.Kvi, monkeypatch: pytest.Monk
     grant = inmost(store)._lease_grant(10, 5)
     calls: list[str] = []
     connection = inmost(store)._connection
-    call = connection.call
+    ask = connection.ask
 
-    def counted(method: str, *arguments: object, **options: object) -> object:
+    async def counted(method: str, *arguments: object, **options: object) -> object:
         calls.append(method)
-        return call(method, *arguments, **options)
+        return await ask(method, *arguments, **options)
 
-    monkeypatch.setattr(connection, "call", counted)
+    monkeypatch.setattr(connection, "ask", counted)
     assert inmost(store)._lock_release(inmost(store)._lock_claim("L", grant.id, 5), 5)
     assert calls == ["txn", "txn"]

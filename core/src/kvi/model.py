@@ -6,10 +6,10 @@ All of them are immutable and safe to share between threads.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 from kvi.errors import InvalidArgument, shown
 from kvi.text import check_value, prefix_end
@@ -232,6 +232,9 @@ class Scan:
     keys_only: bool = False
 
 
+Page = Iterable[KeyValue]
+
+
 class RangeResult(Iterable[KeyValue]):
     """The entries of a range, read page by page while they are iterated.
 
@@ -254,9 +257,12 @@ class RangeResult(Iterable[KeyValue]):
     def __init__(
         self,
         revision: int | None,
-        pages: Callable[[], Iterable[Iterable[KeyValue]]],
+        pages: Callable[[], Iterable[Page] | AsyncIterable[Page]],
     ) -> None:
-        """For backends: ``pages`` starts one pass over the entries, in order, page by page."""
+        """For backends: ``pages`` starts one pass over the entries, in order, page by page.
+
+        That of a `kvi.async_primitives.AsyncPrimitives` is iterated with ``async for``.
+        """
         self.revision = revision
         self._pages = pages
 
@@ -264,14 +270,55 @@ class RangeResult(Iterable[KeyValue]):
         return f"<RangeResult at revision {self.revision}>"
 
     def __iter__(self) -> Iterator[KeyValue]:
-        return chain.from_iterable(self._pages())
+        return chain.from_iterable(cast("Iterable[Page]", self._pages()))
 
-    def map_pages(
-        self, change: Callable[[Iterable[Iterable[KeyValue]]], Iterable[Iterable[KeyValue]]]
-    ) -> RangeResult:
-        """For wrappers: the same result with each pass over its pages sent through ``change``."""
+    def map_pages(self, change: Callable[[Page], Page]) -> RangeResult:
+        """For wrappers: the same result with each of its pages sent through ``change``."""
+
+        def changed() -> Iterable[Page] | AsyncIterable[Page]:
+            found = pages()
+            if isinstance(found, AsyncIterable):
+                return _Changed(aiter(found), change)
+            return map(change, found)
+
         pages = self._pages
-        return RangeResult(self.revision, lambda: change(pages()))
+        return RangeResult(self.revision, changed)
+
+
+class _Changed(AsyncIterator[Page]):
+    """As ``map``; no generator, so that one that is dropped ends what is below it at once."""
+
+    __slots__ = ("_change", "_pages")
+
+    def __init__(self, pages: AsyncIterator[Page], change: Callable[[Page], Page]) -> None:
+        self._pages = pages
+        self._change = change
+
+    async def __anext__(self) -> Page:
+        return self._change(await anext(self._pages))
+
+
+class Pass:
+    """One pass over the pages of a range, of a store of either kind. For one reader at a time."""
+
+    __slots__ = ("_pages",)
+
+    def __init__(self, found: RangeResult) -> None:
+        pages = found._pages()
+        self._pages = aiter(pages) if isinstance(pages, AsyncIterable) else iter(pages)
+
+    async def next(self) -> Page | None:
+        """The next page, ``None`` after the last. Suspends only where the store is asked so."""
+        pages = self._pages
+        if isinstance(pages, AsyncIterator):
+            return await anext(pages, None)
+        return next(pages, None)
+
+    def close(self) -> None:
+        """End it. What an event loop iterates ends there, once it is dropped."""
+        close = getattr(self._pages, "close", None)
+        if close is not None:
+            close()
 
 
 class Operator(enum.StrEnum):

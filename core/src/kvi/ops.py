@@ -7,12 +7,25 @@ handle and its store is one method, ``execute(op, call)``, and not one for each 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable
 from typing import ClassVar, Generic, Protocol, TypeVar
 
+from kvi.async_primitives import AsyncPrimitives
 from kvi.call import Call
+from kvi.coroutine import run
 from kvi.feed import Batch, Feed, Wake, WatchSpec
-from kvi.model import Claim, Get, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import (
+    Claim,
+    Get,
+    Grant,
+    KeyValue,
+    Pass,
+    RangeResult,
+    Scan,
+    Span,
+    Txn,
+    TxnResult,
+)
 from kvi.policy.retry import Effect
 from kvi.primitives import Primitives
 
@@ -26,6 +39,7 @@ class Op(Generic[T]):
         called: its name; ``""``: observers do not see it.
         effect: what doing it twice does.
         proves: whether its success proves that the store is alive.
+        awaited: whether `ask` can do it.
         key: the key, or the lower bound, that it is about.
 
     """
@@ -34,6 +48,7 @@ class Op(Generic[T]):
 
     called: ClassVar[str] = ""
     proves: ClassVar[bool] = True
+    awaited: ClassVar[bool] = True
     effect: Effect = Effect.READ
     key: str | None
 
@@ -45,6 +60,10 @@ class Op(Generic[T]):
     def run(self, primitives: Primitives, timeout: float) -> T:
         """Let a store do it."""
         raise NotImplementedError
+
+    def ask(self, primitives: AsyncPrimitives, timeout: float) -> Awaitable[T]:
+        """Let the asyncio form of a store do it: its methods have the same names and arguments."""
+        return self.run(primitives, timeout)  # type: ignore[arg-type, return-value]
 
 
 class _Keyless(Op[T]):
@@ -169,14 +188,14 @@ class PageOp(Op["list[KeyValue] | None"]):
     the store has snapshots) and skips what was read.
     """
 
-    __slots__ = ("_found", "_last", "_pages", "_scan", "_skip", "key")
+    __slots__ = ("_found", "_last", "_pass", "_scan", "_skip", "key")
     called = "range_page"
 
     def __init__(self, found: RangeResult, scan: Scan, last: str | None = None) -> None:
         self._found = found
         self._scan = scan
         self.key = scan.span.start
-        self._pages: Iterator[Iterable[KeyValue]] | None = None
+        self._pass: Pass | None = None
         self._last = last  # the last key that was read
         self._skip: str | None = None  # up to here this pass repeats an earlier one
 
@@ -185,10 +204,16 @@ class PageOp(Op["list[KeyValue] | None"]):
         return "" if self._last is None else self.called  # the first came with the range
 
     def run(self, primitives: Primitives, timeout: float) -> list[KeyValue] | None:
+        return run(self._next())
+
+    def ask(self, primitives: AsyncPrimitives, timeout: float) -> Awaitable[list[KeyValue] | None]:
+        return self._next()
+
+    async def _next(self) -> list[KeyValue] | None:
         try:
-            if self._pages is None:
-                self._pages, self._skip = iter(self._found._pages()), self._last
-            for page in self._pages:
+            if self._pass is None:
+                self._pass, self._skip = Pass(self._found), self._last
+            while (page := await self._pass.next()) is not None:
                 entries = list(page)
                 if self._skip is not None:
                     entries = self._behind(entries, self._skip)
@@ -196,22 +221,21 @@ class PageOp(Op["list[KeyValue] | None"]):
                     self._last = entries[-1].key
                     return entries
         except BaseException:
-            self._pages = None
+            self._pass = None
             raise
-        self._pages = None
+        self._pass = None
         return None
 
     @property
     def open(self) -> bool:
         """Whether a pass is under way."""
-        return self._pages is not None
+        return self._pass is not None
 
     def close(self) -> None:
         """End the pass that is under way."""
-        close = getattr(self._pages, "close", None)
-        self._pages = None
-        if close is not None:
-            close()
+        begun, self._pass = self._pass, None
+        if begun is not None:
+            begun.close()
 
     def _behind(self, entries: list[KeyValue], last: str) -> list[KeyValue]:
         # Text sorts by code point, as UTF-8 does by byte.
@@ -255,7 +279,7 @@ class WatchOp(_Spanning[Feed]):
     """Begin to watch."""
 
     __slots__ = ("spec", "wake")
-    called, proves = "watch", False
+    called, proves, awaited = "watch", False, False
 
     def __init__(self, spec: WatchSpec, wake: Wake) -> None:
         super().__init__(spec.span)
@@ -270,7 +294,7 @@ class PollOp(_Keyless["Batch | None"]):
     """Ask a feed for what comes next. It is asked again by itself, so that nobody else tries."""
 
     __slots__ = ("feed",)
-    effect, proves = Effect.ASKING, False
+    effect, proves, awaited = Effect.ASKING, False, False
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
@@ -322,6 +346,9 @@ class RevokeOp(_OfLease[None]):
     def run(self, primitives: Primitives, timeout: float) -> None:
         primitives._lease_revoke(self.lease, timeout)
 
+    def ask(self, primitives: AsyncPrimitives, timeout: float) -> Awaitable[None]:
+        return primitives._lease_revoke(self.lease, timeout)
+
 
 class ClaimOp(_Keyed[Claim]):
     """Claim the lock ``key``, or look where the claim stands: one that stands keeps its place."""
@@ -359,3 +386,6 @@ class PingOp(_Keyless[None]):
 
     def run(self, primitives: Primitives, timeout: float) -> None:
         primitives._ping(timeout)
+
+    def ask(self, primitives: AsyncPrimitives, timeout: float) -> Awaitable[None]:
+        return primitives._ping(timeout)

@@ -6,8 +6,8 @@ nobody but its `Port`. Three drivers implement it:
 ==========  ==================================================================================
 driver      how it waits
 ==========  ==================================================================================
-threads     blocks the thread. Nothing ever suspends, so `run` brings a flow to its end in one
-            step (`kvi.driver.threads`)
+threads     blocks the thread. Nothing ever suspends, so a flow comes to its end in one step
+            (`kvi.driver.threads`, `kvi.coroutine`)
 loop        awaits in an asyncio event loop (`kvi.driver.loop`)
 simulation  a virtual clock and one seeded scheduler, in the tests
 ==========  ==================================================================================
@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from kvi.async_primitives import AsyncPrimitives
     from kvi.policy.retry import Effect
     from kvi.primitives import Primitives
 
@@ -47,8 +48,15 @@ class Performable(Protocol[T_co]):
     def effect(self) -> Effect:
         """What doing it twice does."""
 
+    @property
+    def awaited(self) -> bool:
+        """Whether `ask` can do it."""
+
     def run(self, primitives: Primitives, timeout: float) -> T_co:
         """Let a store do it."""
+
+    def ask(self, primitives: AsyncPrimitives, timeout: float) -> Awaitable[T_co]:
+        """Let the asyncio form of a store do it."""
 
 
 class Signal(Protocol):
@@ -136,16 +144,3 @@ class Runtime(Protocol):
 
     def stop(self) -> None:
         """End what goes on, without waiting: the handle is closed and settled."""
-
-
-def run(flow: Awaitable[T]) -> T:
-    """Bring a flow that never suspends to its end, and return its result."""
-    step = flow.__await__()
-    try:
-        next(step)
-    except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
-    close = getattr(flow, "close", None)
-    if close is not None:
-        close()
-    raise RuntimeError("a flow suspended under the thread driver")

@@ -32,30 +32,17 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kvi import derived
 from kvi.capabilities import Capabilities
-from kvi.clock import now
-from kvi.errors import KviError, OutcomeUnknown, Timeout
+from kvi.coroutine import run
+from kvi.errors import KviError
 from kvi.living import Living
-from kvi.model import (
-    Claim,
-    Delete,
-    Get,
-    Grant,
-    Key,
-    KeyValue,
-    Put,
-    RangeResult,
-    Scan,
-    Span,
-    Txn,
-    TxnResult,
-)
-from kvi.policy.lock import CLAIM, place, queue_key, queue_span, single_key
+from kvi.model import Claim, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 
 if TYPE_CHECKING:
+    from kvi.async_primitives import AsyncPrimitives
     from kvi.feed import Feed, Wake, WatchSpec
 
 __all__ = ["Primitives"]
@@ -151,39 +138,19 @@ class Primitives(ABC):
 
     def _count(self, span: Span, timeout: float) -> int:
         """Count the keys of ``span``."""
-        return sum(1 for _ in self._range(Scan(span, keys_only=True), timeout))
+        return run(derived.count(_Blocking(self), span, timeout))
 
     def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
         """Write one entry; the new revision."""
-        revision = self._txn(Txn(then=(Put(key, value, lease),)), timeout).revision
-        assert revision is not None  # a transaction that puts has one
-        return revision
+        return run(derived.put(_Blocking(self), key, value, lease, timeout))
 
     def _delete(self, key: str, timeout: float) -> bool:
         """Delete one entry; whether it was there."""
-        return bool(self._txn(Txn(then=(Delete(key),)), timeout).results[0])
+        return run(derived.delete(_Blocking(self), key, timeout))
 
     def _delete_range(self, span: Span, timeout: float) -> int:
         """Delete the entries of ``span``, in as few transactions as the store's limit allows."""
-        deadline = now() + timeout
-        size = (self.capabilities.max_txn_ops or 1000) // self.capabilities.txn_delete_ops
-        entries = iter(self._range(Scan(span, keys_only=True), timeout))
-        deleted = 0
-        try:
-            while batch := tuple(Delete(entry.key) for entry in islice(entries, size)):
-                left = deadline - now()
-                if left <= 0:
-                    raise Timeout("the time was up before all of the range was deleted")
-                deleted += sum(map(bool, self._txn(Txn(then=batch), left).results))
-        except OutcomeUnknown:
-            raise
-        except KviError as error:
-            if not deleted:
-                raise
-            raise OutcomeUnknown(
-                f"{deleted} keys of the range were deleted before this: {error.message}"
-            ) from error
-        return deleted
+        return run(derived.delete_range(_Blocking(self), span, timeout))
 
     def _lock_lease(self, ttl: float, timeout: float) -> Grant:
         """Grant a lease for claims, as `_lease_grant`.
@@ -204,46 +171,20 @@ class Primitives(ABC):
         there. They need not be atomic. Whoever comes later has a larger create revision, and those
         before can only vanish meanwhile: a claim that the list shows to be first is first.
         """
-        if not self.capabilities.lock_fair:
-            return self._claim_single(name, lease, timeout)
-        deadline = now() + timeout
-        key = queue_key(name, lease)
-        mine = Txn((Key(key).absent,), (Put(key, CLAIM, lease),), (Get(key),))
-        done = self._txn(mine, timeout)
-        if done.succeeded:
-            assert done.revision is not None  # it has written
-            created = done.revision
-        else:
-            (found,) = done.results
-            assert isinstance(found, KeyValue)  # it is not absent
-            created = found.create_revision
-        left = deadline - now()
-        if left <= 0:
-            raise Timeout("the time was up before the queue of the lock was read")
-        listing = self._range(Scan(queue_span(name), keys_only=True), left)
-        assert listing.revision is not None  # stores with a queue have snapshots
-        return place(name, lease, created, listing, listing.revision)
-
-    def _claim_single(self, name: str, lease: int, timeout: float) -> Claim:
-        key = single_key(name)
-        done = self._txn(Txn((Key(key).lease == 0,), (Put(key, b"", lease),), (Get(key),)), timeout)
-        if done.succeeded:
-            revision = done.revision
-            assert revision is not None  # it has written
-            return Claim(key, revision, Key(key).revision == revision, None, revision)
-        (found,) = done.results
-        assert isinstance(found, KeyValue)  # a lease holds it
-        ahead = None if found.lease == lease else key
-        guard = Key(key).revision == found.revision
-        return Claim(key, found.revision, guard, ahead, found.revision)
+        return run(derived.claim(_Blocking(self), name, lease, timeout))
 
     def _lock_release(self, claim: Claim, timeout: float) -> bool:
         """Take back a claim that is held or waits; whether it still stood."""
-        if claim.ahead is not None and not self.capabilities.lock_fair:
-            return True  # who waits for a single key leaves nothing behind
-        return self._txn(Txn((claim.guard,), (Delete(claim.key),)), timeout).succeeded
+        return run(derived.release(_Blocking(self), claim, timeout))
 
     # -- the object -------------------------------------------------------------------------------
+
+    def _async_form(self) -> AsyncPrimitives | None:
+        """The same store for the tasks of the running event loop, or ``None``: threads serve them.
+
+        Called at most once, at the first call of a `kvi.aio` handle; see `kvi.async_primitives`.
+        """
+        return None
 
     def _native(self) -> Any:
         """The native client, or ``None``."""
@@ -283,6 +224,22 @@ class Primitives(ABC):
         """For core: let `_report` call this bound method, as long as its object lives."""
         alive = (one for one in self._listeners if one() is not None)
         self._listeners = (*alive, weakref.WeakMethod(listener))
+
+
+class _Blocking:
+    """A store as the flows of `kvi.derived` ask it; nothing suspends."""
+
+    __slots__ = ("_primitives", "capabilities")
+
+    def __init__(self, primitives: Primitives) -> None:
+        self._primitives = primitives
+        self.capabilities = primitives.capabilities
+
+    async def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        return self._primitives._range(scan, timeout)
+
+    async def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        return self._primitives._txn(txn, timeout)
 
 
 def _after_fork_in_child() -> None:

@@ -180,7 +180,7 @@ class Correct(Planted, MemoryKvi):
 
     def _range(self, scan: Scan, timeout: float) -> RangeResult:
         found = super()._range(scan, timeout)
-        return found.map_pages(lambda pages: (map(self.show, page) for page in pages))
+        return found.map_pages(lambda page: map(self.show, page))
 
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
         txn = Txn(

@@ -9,9 +9,10 @@ import kvi
 import kvi_memory.state
 import pytest
 from kvi import clock as real
+from kvi.coroutine import run
 from kvi.driver.threads import ThreadPort, Threads
 from kvi.flow.lease import LeaseFlow
-from kvi.port import Kept, run
+from kvi.port import Kept
 
 from tests.support.faulty import Faulty
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import kvi
 import pytest
+from kvi.coroutine import run
 from kvi.driver.threads import ThreadPort
 from kvi.entities.cache import Known
 from kvi.entities.loader import LoaderFlow
 from kvi.loader import Handle, Loader
 from kvi.model import Event, EventType, KeyValue
-from kvi.port import run
 
 from tests.support.faulty import Faulty
 from tests.support.waiting import until

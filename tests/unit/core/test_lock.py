@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import kvi
 import pytest
+from kvi.coroutine import run
 from kvi.driver.threads import ThreadPort
 from kvi.flow import lock as module
 from kvi.flow.lease import LeaseFlow
 from kvi.middleware.retry import Retrying
 from kvi.policy.retry import RetryPolicy
-from kvi.port import Cancelled, run
+from kvi.port import Cancelled
 from kvi.sync.lock import Lock
 from kvi.sync.loss import Loss
 

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from kvi.driver.loop import Loop, LoopSignal
+from kvi.driver.loop import Loop, LoopPort, LoopSignal
 from kvi.errors import Closed, KviError, LeaseLost, Timeout, Unavailable
 from kvi.flow.contest import StoreLock
 from kvi.flow.lease import LeaseFlow
@@ -69,7 +69,8 @@ class Handle:
 
     async def run(self, flow: Callable[[Port], Flow[Any]], *, lasting: bool = False) -> Any:
         """Run a flow."""
-        return await self.loop.drive_in_loop(flow, self.scope, lasting=lasting)
+        port = LoopPort(self.loop, self.scope, lasting=lasting)
+        return await self.loop.drive_in_loop(flow, port)
 
     def keys(self) -> list[str]:
         """All keys of the store."""

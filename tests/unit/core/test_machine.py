@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -97,9 +97,8 @@ class VersionGoesOn(Over):
     def _range(self, scan: Scan, timeout: float) -> RangeResult:
         return super()._range(scan, timeout).map_pages(self._aged)
 
-    def _aged(self, pages: Iterable[Iterable[KeyValue]]) -> Iterator[Iterable[KeyValue]]:
-        for page in pages:
-            yield [e._replace(version=(e.version or 0) + self.former[e.key]) for e in page]
+    def _aged(self, page: Iterable[KeyValue]) -> Iterable[KeyValue]:
+        return [e._replace(version=(e.version or 0) + self.former[e.key]) for e in page]
 
 
 class EarlyGet(Over):

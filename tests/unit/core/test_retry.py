@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import kvi
 import pytest
 from kvi.call import Call
+from kvi.coroutine import run
 from kvi.driver.threads import ThreadPort
 from kvi.middleware.retry import Retrying
 from kvi.model import Get, KeyValue, RangeResult, Txn
 from kvi.ops import GetOp, GrantOp, Op, PutOp, RangeOp, TxnOp
 from kvi.policy.retry import Effect, RetryPolicy
-from kvi.port import run
 
 from tests.support.faulty import Faulty, kvi_over
 from tests.support.waiting import until

@@ -14,11 +14,12 @@ from typing import Any
 import kvi
 import pytest
 from kvi.clock import now
+from kvi.coroutine import run
 from kvi.driver import threads as module
 from kvi.driver.threads import Errand, ThreadPort, Threads, ThreadSignal, is_main
 from kvi.model import KeyValue, RangeResult, Scan, Txn, TxnResult
 from kvi.ops import GetOp
-from kvi.port import Cancelled, Flow, Port, run
+from kvi.port import Cancelled, Flow, Port
 
 from tests.support.backends import Smallest, opened
 from tests.support.waiting import until

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from kvi.coroutine import run
 from kvi_etcd import driver, forks
 
 from tests.support.waiting import until
@@ -148,4 +149,4 @@ def test_nobody_waits_for_a_fork_under_the_lock() -> None:
     for thread in (forker, caller):
         thread.join(10)
     assert len(clients) == 1
-    connection.close()
+    run(connection.close())

@@ -62,25 +62,23 @@ class AsyncFace:
 
     async def _drive(self, flow: Callable[[LoopPort], Flow[T]], *, lasting: bool = False) -> T:
         """Run a flow; see `Loop.drive_in_loop`."""
-        return await self._runtime.drive_in_loop(flow, self._scope, lasting=lasting)
+        port = LoopPort(self._runtime, self._scope, lasting=lasting)
+        return await self._runtime.drive_in_loop(flow, port)
 
     async def _drive_write(
         self, flow: Callable[[LoopPort], Flow[T]], name: str, key: str | None
     ) -> T:
         """Run a flow. If it is cancelled at a write that was sent, the exception says so."""
-
-        async def noting(port: LoopPort) -> T:
-            try:
-                return await flow(port)
-            except CancelledError as error:
-                if port.sent:
-                    error.add_note(
-                        f"kvi: the {name} of {key!r} had been sent; it may have applied, "
-                        "or may still apply"
-                    )
-                raise
-
-        return await self._runtime.drive_in_loop(noting, self._scope)
+        port = LoopPort(self._runtime, self._scope)
+        try:
+            return await self._runtime.drive_in_loop(flow, port)
+        except CancelledError as error:
+            if port.sent:
+                error.add_note(
+                    f"kvi: the {name} of {key!r} had been sent; it may have applied, "
+                    "or may still apply"
+                )
+            raise
 
     def _enter(self) -> None:
         """Every call begins here. Raises `Closed`, `UsedAfterFork` or `WrongLoop`."""

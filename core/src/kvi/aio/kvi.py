@@ -450,6 +450,7 @@ class AsyncKvi(AsyncFace):
                     runtime.join()
 
         await runtime.drive_apart(end)
+        await runtime.form_closed()
 
     @property
     def client(self) -> Any:

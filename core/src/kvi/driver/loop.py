@@ -4,8 +4,10 @@
 what           where it runs
 =============  ===================================================================================
 flows          in the task that awaits them: a cancelled task is a cancelled flow
-primitives     on a bounded pool of threads; each is a `_Job`. Those that their backend names in
-               `Primitives.in_place` cost less than the way to a thread, and run in the loop
+primitives     awaited in the task, if their backend has a form for that
+               (`Primitives._async_form`). Else on a bounded pool of threads; each is a `_Job`.
+               Those that their backend names in `Primitives.in_place` cost less than the way to a
+               thread, and run in the loop
 closing        on a thread, to its end, whoever waits
 all else       on the threads of `kvi.driver.threads`: leases are renewed and feeds polled however
                long the loop is blocked
@@ -35,6 +37,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kvi.clock import now
+from kvi.coroutine import run
 from kvi.driver.threads import Closing, ThreadPort, Threads, _Pool
 from kvi.errors import Timeout, WrongLoop
 from kvi.feed import Feed
@@ -42,9 +45,10 @@ from kvi.log import log
 from kvi.model import Grant
 from kvi.mutex import Mutex
 from kvi.policy.retry import Effect
-from kvi.port import Flow, Performable, Port, run
+from kvi.port import Flow, Performable, Port
 
 if TYPE_CHECKING:
+    from kvi.async_primitives import AsyncPrimitives
     from kvi.primitives import Primitives
 
 T = TypeVar("T")
@@ -95,14 +99,15 @@ class LoopPort:
 
     """
 
-    __slots__ = ("_job", "_lasting", "_loop", "_scope", "_waits", "cancelled", "sent")
+    __slots__ = ("_asks", "_job", "_lasting", "_loop", "_scope", "_waits", "cancelled", "sent")
 
-    def __init__(self, loop: Loop, scope: Closing, *, lasting: bool) -> None:
+    def __init__(self, loop: Loop, scope: Closing, *, lasting: bool = False) -> None:
         self._loop = loop
         self._scope = scope
         self._lasting = lasting  # the end of the handle does not end it
         self.cancelled = self.sent = False
         self._job: _Job[Any] | None = None
+        self._asks: asyncio.Timeout | None = None  # ends what the store is asked, at a close
         self._waits: list[LoopSignal] = []
 
     now = staticmethod(now)
@@ -123,10 +128,22 @@ class LoopPort:
             self._waits.remove(signal)
 
     async def perform(self, op: Performable[T], primitives: Primitives, timeout: float) -> T:
-        """Let a thread do it, unless that costs more than the thing itself."""
+        """Await it, or let a thread do it, unless that costs more than the thing itself."""
         if op.called in primitives.in_place:
             await self._loop.breathe()
             return op.run(primitives, timeout)
+        if op.awaited and (form := self._loop.form_of(primitives)) is not None:
+            self._asks = asyncio.timeout(None)
+            try:
+                async with self._asks:
+                    return await op.ask(form, timeout)
+            except TimeoutError:  # the store raises errors of kvi only
+                raise self._scope.refusal() from None
+            except (asyncio.CancelledError, GeneratorExit):
+                self.sent = op.effect in _WRITES
+                raise
+            finally:
+                self._asks = None
         job = self._job = _Job(op, primitives, now() + timeout)
         late = job.loop.call_later(timeout, job.expire)
         self._loop.jobs.submit(job)
@@ -141,10 +158,13 @@ class LoopPort:
 
     def wake(self) -> None:
         """In the loop: the handle may be closed, look around."""
-        job = self._job
-        if job is not None and self._scope.closed and not self._lasting:
-            job.leave(self._loop)
-            job.settle(self._scope.refusal())
+        job, asks = self._job, self._asks
+        if self._scope.closed and not self._lasting:
+            if job is not None:
+                job.leave(self._loop)
+                job.settle(self._scope.refusal())
+            if asks is not None and asks.when() is None:
+                asks.reschedule(0)
         for signal in self._waits:
             signal.set()
 
@@ -254,6 +274,9 @@ class Loop(Threads):
         self.loop: asyncio.AbstractEventLoop | None = None
         self.turn = 0.0
         self._binding = Mutex()
+        self._form: AsyncPrimitives | None = None
+        self._form_asked = False
+        self._form_closes: asyncio.Future[None] | None = None
         self._awaited: dict[LoopPort, asyncio.AbstractEventLoop] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
 
@@ -273,17 +296,21 @@ class Loop(Threads):
             )
         return running
 
+    def form_of(self, primitives: Primitives) -> AsyncPrimitives | None:
+        """In the loop: the asyncio form of the handle's store, if it has one."""
+        if not self._form_asked:
+            self._form_asked = True
+            self._form = primitives._async_form()
+        return self._form
+
     async def breathe(self) -> None:
         """Give the other tasks a turn, if it is time for that."""
         if (moment := monotonic()) >= self.turn:
             self.turn = moment + _TURN
             await asyncio.sleep(0)
 
-    async def drive_in_loop(
-        self, flow: Callable[[LoopPort], Flow[T]], scope: Closing, *, lasting: bool = False
-    ) -> T:
+    async def drive_in_loop(self, flow: Callable[[LoopPort], Flow[T]], port: LoopPort) -> T:
         """Run a flow in the task that calls, and return its result."""
-        port = LoopPort(self, scope, lasting=lasting)
         self._awaited[port] = asyncio.get_running_loop()
         try:
             return await flow(port)
@@ -344,7 +371,21 @@ class Loop(Threads):
     def stop(self) -> None:
         """End all threads, without waiting."""
         self.jobs.stop()
+        if self._form is not None and self.loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(self._close_form)
         super().stop()
+
+    async def form_closed(self) -> None:
+        """In the loop, once the handle has ended: wait until its asyncio form has, too."""
+        if self._form_closes is not None:
+            await asyncio.wait((self._form_closes,))
+
+    def _close_form(self) -> None:
+        if (form := self._form) is not None:
+            self._form = None
+            self._form_closes = asyncio.ensure_future(form._close())
+            self.hold(self._form_closes)
 
     def _threads(self) -> list[threading.Thread]:
         return [*super()._threads(), *list(self.jobs.threads)]

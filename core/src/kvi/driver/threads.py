@@ -48,9 +48,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from kvi.clock import now
+from kvi.coroutine import run
 from kvi.log import log
 from kvi.mutex import Mutex
-from kvi.port import Cancelled, Flow, Kept, Performable, Port, run
+from kvi.port import Cancelled, Flow, Kept, Performable, Port
 
 if TYPE_CHECKING:
     from kvi.primitives import Primitives

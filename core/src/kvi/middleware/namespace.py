@@ -7,7 +7,6 @@ namespace, so that no span can reach outside of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -107,7 +106,7 @@ def outward(result: T, skip: int) -> T:
         case KeyValue():
             out = _entry_out(result, skip)
         case RangeResult():
-            out = result.map_pages(lambda pages: _pages_out(pages, skip))
+            out = result.map_pages(lambda page: (_entry_out(entry, skip) for entry in page))
         case TxnResult():
             results = tuple(
                 _entry_out(one, skip) if isinstance(one, KeyValue) else one
@@ -183,11 +182,6 @@ def _claim(claim: Claim, change: Any) -> Claim:
 
 def _entry_out(entry: KeyValue, skip: int) -> KeyValue:
     return KeyValue(entry.key[skip:], *entry[1:])
-
-
-def _pages_out(pages: Iterable[Iterable[KeyValue]], skip: int) -> Iterator[Iterable[KeyValue]]:
-    for page in pages:
-        yield (KeyValue(entry.key[skip:], *entry[1:]) for entry in page)
 
 
 def _event_out(event: Event, skip: int) -> Event:

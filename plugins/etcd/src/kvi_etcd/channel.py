@@ -13,6 +13,10 @@ lets go of it. So nobody's call is ended by another's time-out.
                 that callers of little patience find it done the next time
 ==============  =================================================================================
 
+*Two kinds.* `BlockingEndpoint` calls over a channel that blocks the caller's thread, and has the
+streams; `LoopEndpoint` over one of `grpc.aio`. What follows from an answer is the same for both,
+and is in `kvi_etcd.driver`.
+
 *Leaders.* Every call says that it wants a leader (``hasleader``, as etcd's own client can): a
 member that knows of none refuses at once, before it does anything, instead of keeping a write whose
 fate nobody will know.
@@ -20,8 +24,9 @@ fate nobody will know.
 
 from __future__ import annotations
 
-import sys
+import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -30,7 +35,7 @@ import grpc
 from kvi.errors import Unavailable
 
 from kvi_etcd import wire_pb2 as pb
-from kvi_etcd.client import STUBS, Pems
+from kvi_etcd.client import Pems, calls
 from kvi_etcd.errors import translate
 
 Method = Callable[..., Any]
@@ -39,27 +44,24 @@ Token = tuple[tuple[str, str], ...]  # as metadata of a call
 WITH_LEADER: Token = (("hasleader", "true"),)
 
 
-class Channel(Protocol):
-    """What the driver asks of an endpoint; errors are gRPC's own."""
+class Begun(Protocol):
+    """A call that is under way. Errors are gRPC's; `grpc.FutureCancelledError`: it was ended."""
 
-    async def unary(self, method: str, request: object, seconds: float, token: Token) -> Any:
-        """Send a request to the method of that name and return the answer."""
+    async def result(self, seconds: float | None = None) -> Any:
+        """The answer; raises `grpc.FutureTimeoutError` after so many seconds."""
 
-    async def result(self, future: Any, seconds: float) -> Any:
-        """The answer of a call under way; raises `grpc.FutureTimeoutError`."""
-
-
-def _sized(raw: bytes) -> tuple[pb.WatchResponse, int]:
-    """A message of a watch, and the bytes it came in: asking it for its size encodes it again."""
-    return pb.WatchResponse.FromString(raw), len(raw)
+    def cancel(self) -> None:
+        """Let go of it; does nothing once it is answered."""
 
 
-class Endpoint:
-    """A client of one endpoint, and the methods that the store calls; see the module's table.
+class Endpoint(ABC):
+    """The calls to one endpoint, and what it has told; see the module's table.
+
+    Errors of calls are gRPC's own; a `ValueError` says that the channel is closed.
 
     Attributes:
         at: which of the endpoints.
-        client: the ``etcd3`` client.
+        channel: what is to be closed at the end: the ``etcd3`` client, or the channel.
         pems: the files for TLS that it was made with.
         made: when, by the monotonic clock.
         token: of the latest login; ``None`` before one.
@@ -67,76 +69,46 @@ class Endpoint:
     """
 
     __slots__ = (
+        "_calls",
         "_unused",
         "at",
-        "authenticate",
-        "client",
-        "delete",
-        "grant",
-        "keep_alive",
+        "channel",
         "login",
         "made",
         "metadata",
         "pems",
         "proven",
-        "put",
-        "range",
-        "revoke",
-        "status",
         "token",
-        "txn",
-        "watch",
     )
 
     def __init__(
         self,
-        client: Any,
+        channel: Any,
+        made_of: Any,
         at: int,
         token: Token | None,
         pems: Pems | None,
         unused: SimpleQueue[Any],
     ) -> None:
-        """``unused`` gets the client once nobody uses the endpoint any more."""
-        self.client = client
+        """``unused`` gets ``channel`` once nobody uses the endpoint any more."""
+        self.channel = channel
         self.pems = pems
         self.made = time.monotonic()
         self._unused = unused
+        self._calls: dict[str, Method] = calls(made_of)
         self.at = at
-        stub = client.kvstub
-        self.range: Method = stub.Range
-        self.put: Method = stub.Put
-        self.delete: Method = stub.DeleteRange
-        self.txn: Method = stub.Txn
-        stubs, channel = sys.modules[STUBS], client.channel
-        self.authenticate: Any = stubs.AuthStub(channel).Authenticate
-        self.status: Method = stubs.MaintenanceStub(channel).Status
-        lease = stubs.LeaseStub(channel)
-        self.grant: Method = lease.LeaseGrant
-        self.revoke: Method = lease.LeaseRevoke
-        # A stream with one request and one answer is, on the wire, a plain call; as such it needs
-        # no thread and has a deadline.
-        self.keep_alive: Method = channel.unary_unary(
-            "/etcdserverpb.Lease/LeaseKeepAlive",
-            request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
-            response_deserializer=pb.LeaseKeepAliveResponse.FromString,
-        )
-        self.watch: Method = channel.stream_stream(
-            "/etcdserverpb.Watch/Watch",
-            request_serializer=pb.WatchRequest.SerializeToString,
-            response_deserializer=_sized,
-        )
         self.proven = False
         self.metadata: Token | None = None
         self.token = token
-        self.login: Any = None
+        self.login: Begun | None = None
 
+    @abstractmethod
     async def unary(self, method: str, request: object, seconds: float, token: Token) -> Any:
-        """As `Channel.unary`; blocks."""
-        return getattr(self, method)(request, seconds, token)
+        """Send a request to the method of that name (`kvi_etcd.client`) and return the answer."""
 
-    async def result(self, future: Any, seconds: float) -> Any:
-        """As `Channel.result`; blocks."""
-        return future.result(seconds)
+    @abstractmethod
+    def begin(self, method: str, request: object, seconds: float, token: Token) -> Begun:
+        """Send a request and go on; the answer is asked for later."""
 
     def prove(self) -> None:
         """It has answered."""
@@ -153,9 +125,130 @@ class Endpoint:
         if self.token is refused:
             self.token = self.metadata = self.login = None
 
+    def log_in(self, token: Token) -> None:
+        """It goes by this token from now on."""
+        self.token = token
+
     def __del__(self) -> None:
         # not closed here: a finalizer may come at any point, also amid a fork
-        self._unused.put(self.client)
+        self._unused.put(self.channel)
+
+
+class BlockingEndpoint(Endpoint):
+    """Calls that block the caller's thread, over the channel of an ``etcd3`` client."""
+
+    __slots__ = ("watch",)
+
+    def __init__(
+        self,
+        client: Any,
+        at: int,
+        token: Token | None,
+        pems: Pems | None,
+        unused: SimpleQueue[Any],
+    ) -> None:
+        super().__init__(client, client.channel, at, token, pems, unused)
+        self.watch: Method = client.channel.stream_stream(
+            "/etcdserverpb.Watch/Watch",
+            request_serializer=pb.WatchRequest.SerializeToString,
+            response_deserializer=_sized,
+        )
+
+    async def unary(self, method: str, request: object, seconds: float, token: Token) -> Any:
+        """As `Endpoint.unary`; blocks."""
+        return self._calls[method](request, seconds, token)
+
+    def begin(self, method: str, request: object, seconds: float, token: Token) -> Begun:
+        """As `Endpoint.begin`; raises `RuntimeError` where no thread can be started."""
+        return _Future(self._calls[method].future(request, seconds, token))  # type: ignore[attr-defined]
+
+    def log_in(self, token: Token) -> None:
+        """As `Endpoint.log_in`; so does what the program does with the client."""
+        self.channel.metadata = token[len(WITH_LEADER) :]
+        self.token = token
+
+
+class _Future(Begun):
+    """A call that is waited for by blocking."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: grpc.Future) -> None:
+        self._future = future
+
+    async def result(self, seconds: float | None = None) -> Any:
+        return self._future.result(seconds)
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+
+class LoopEndpoint(Endpoint):
+    """Calls that are awaited, over a channel of `grpc.aio`; for the loop that it was made in."""
+
+    __slots__ = ("_metadata", "_of")
+
+    def __init__(
+        self,
+        channel: Any,
+        at: int,
+        token: Token | None,
+        pems: Pems | None,
+        unused: SimpleQueue[Any],
+    ) -> None:
+        super().__init__(channel, channel, at, token, pems, unused)
+        self._of: Token = ()
+        self._metadata = grpc.aio.Metadata()  # of that token; `grpc.aio` makes it for each call
+
+    async def unary(self, method: str, request: object, seconds: float, token: Token) -> Any:
+        """As `Endpoint.unary`."""
+        if token is not self._of:
+            self._of, self._metadata = token, grpc.aio.Metadata(*token)
+        try:
+            return await self._calls[method](request, timeout=seconds, metadata=self._metadata)
+        except grpc.aio.UsageError as error:
+            raise ValueError("the channel is closed") from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise ValueError("the channel was closed") from None  # which cancels its calls
+
+    def begin(self, method: str, request: object, seconds: float, token: Token) -> Begun:
+        """As `Endpoint.begin`."""
+        return _Task(asyncio.ensure_future(self.unary(method, request, seconds, token)))
+
+
+class _Task(Begun):
+    """A call that is awaited; any number of tasks may, and one that gives up leaves it going."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: asyncio.Future[Any]) -> None:
+        self._task = task
+        task.add_done_callback(_look_at)
+
+    async def result(self, seconds: float | None = None) -> Any:
+        done, _ = await asyncio.wait((self._task,), timeout=seconds)
+        if not done:
+            raise grpc.FutureTimeoutError
+        if self._task.cancelled():
+            raise grpc.FutureCancelledError
+        return self._task.result()
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+
+def _look_at(task: asyncio.Future[Any]) -> None:
+    """Or asyncio would complain of an error that nobody has asked for."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _sized(raw: bytes) -> tuple[pb.WatchResponse, int]:
+    """A message of a watch, and the bytes it came in: asking it for its size encodes it again."""
+    return pb.WatchResponse.FromString(raw), len(raw)
 
 
 class Stream:
@@ -171,7 +264,7 @@ class Stream:
 
     __slots__ = ("_call", "_requests", "endpoint", "token")
 
-    def __init__(self, endpoint: Endpoint, token: Token) -> None:
+    def __init__(self, endpoint: BlockingEndpoint, token: Token) -> None:
         self.endpoint = endpoint
         self.token = token
         self._requests: SimpleQueue[object] = SimpleQueue()

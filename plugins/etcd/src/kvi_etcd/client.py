@@ -107,6 +107,35 @@ def _stub_class(service: str) -> type:
     return type(f"{service}Stub", (), {"__init__": init})
 
 
+# What the store calls, by the name that it has here.
+_CALLS = {
+    "range": ("KV", "Range"),
+    "put": ("KV", "Put"),
+    "delete": ("KV", "DeleteRange"),
+    "txn": ("KV", "Txn"),
+    "grant": ("Lease", "LeaseGrant"),
+    "revoke": ("Lease", "LeaseRevoke"),
+    # A stream with one request and one answer is, on the wire, a plain call; as such it needs no
+    # thread and has a deadline.
+    "keep_alive": ("Lease", "LeaseKeepAlive"),
+    "status": ("Maintenance", "Status"),
+    "authenticate": ("Auth", "Authenticate"),
+}
+
+
+def calls(channel: Any) -> dict[str, Any]:
+    """The plain calls that the store makes over a channel of gRPC, blocking or of asyncio."""
+    made = {}
+    for name, (service, method) in _CALLS.items():
+        request, response = (one.lstrip("~") for one in _SERVICES[service][method])
+        made[name] = channel.unary_unary(
+            f"/etcdserverpb.{service}/{method}",
+            request_serializer=getattr(pb, request).SerializeToString,
+            response_deserializer=getattr(pb, response).FromString,
+        )
+    return made
+
+
 def _import_etcd3() -> ModuleType:
     if STUBS not in sys.modules:
         stubs = ModuleType(STUBS, "Stubs for etcd3, made from kvi_etcd/wire.proto.")
@@ -149,6 +178,14 @@ def _pem(option: str, path: str | None) -> bytes | None:
     return text
 
 
+def open_channel(host: str, port: int, pems: Pems | None) -> Any:
+    """A channel for the running event loop, that connects at its first call; not etcd3's."""
+    target = f"{_bracketed(host)}:{port}"
+    if pems is None:
+        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+    return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(*pems), options=_OPTIONS)
+
+
 def connect(host: str, port: int, pems: Pems | None) -> Any:
     """A client of one endpoint, with a channel that connects at its first call."""
     etcd3 = _import_etcd3()
@@ -161,8 +198,12 @@ def connect(host: str, port: int, pems: Pems | None) -> Any:
             return grpc.ssl_channel_credentials(*pems)
 
     return Client(
-        f"[{host}]" if ":" in host else host,
+        _bracketed(host),
         port,
         ca_cert=None if pems is None else "",  # not None switches TLS on; the bytes are ours
         grpc_options=_OPTIONS,
     )
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,9 +1,9 @@
 """Calls to one cluster over one of its endpoints.
 
-A `Connection` makes an `Endpoint` at its first use. One is the current one. A call goes there by a
-straight path; when that fails, or the endpoint has proven nothing yet, `Connection.execute` goes on
-and does what `kvi.policy.failover` decides. It is written as ``async def`` over the small protocol
-of `kvi_etcd.channel.Channel`, of which nothing suspends here.
+`Calls` makes an `Endpoint` at its first use. One is the current one. A call goes there by a
+straight path; when that fails, or the endpoint has proven nothing yet, `Calls.execute` goes on and
+does what `kvi.policy.failover` decides. It is written once, as ``async def``: a `Connection` has
+endpoints that block, so that nothing of it suspends; those of `LoopCalls` are awaited.
 
 *Before a write*, an endpoint that has proven nothing is asked for its status: any member answers
 that, whoever asks, and it changes nothing. So a write that leaves is known to have a peer, and one
@@ -19,29 +19,40 @@ they are others now, the call goes on over channels made with them.
 grow, up to minutes, and keeps to an old one for long. So one that reaches nothing is replaced once
 it is `STALE` seconds old: the new one asks at once.
 
-*Threads.* A call runs on the caller's thread. One lock guards which endpoints there are and which
-is the current one, and nothing waits under it. Making a channel, its first call and its end are
-kept apart from forks; see `kvi_etcd.forks`.
+*Threads.* A call over a `Connection` runs on the caller's thread; one over `LoopCalls` in a task of
+its loop. One lock guards which endpoints there are and which is the current one, and nothing waits
+under it. Making a channel, its first call and its end are kept apart from forks; see
+`kvi_etcd.forks`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Self
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import grpc
+from kvi.coroutine import run
 from kvi.errors import InvalidOption, KviError, Timeout, Unavailable
 from kvi.policy.failover import PATIENCE, Failover, Happened, Step, share
-from kvi.port import run
 
 from kvi_etcd import wire_pb2 as pb
-from kvi_etcd.channel import WITH_LEADER, Endpoint, Stream, Token
-from kvi_etcd.client import Tls, connect
+from kvi_etcd.channel import (
+    WITH_LEADER,
+    Begun,
+    BlockingEndpoint,
+    Endpoint,
+    LoopEndpoint,
+    Stream,
+    Token,
+)
+from kvi_etcd.client import Pems, Tls, connect, open_channel
 from kvi_etcd.errors import classify, translate
 from kvi_etcd.forks import ForkGate
 
@@ -52,6 +63,8 @@ _SHORTEST = 0.001  # seconds: gRPC takes no less
 _UNANSWERED = frozenset({Happened.UNREACHED, Happened.SILENT, Happened.LOST})
 
 _gate = ForkGate()
+
+E = TypeVar("E", bound=Endpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,37 +93,40 @@ class Request(NamedTuple):
 class Pending:
     """A request whose answer is still to be taken, or not wanted any more."""
 
-    __slots__ = ("_future", "_go_on", "_timeout")
+    __slots__ = ("_begun", "_go_on", "_timeout")
 
     def __init__(
-        self, future: Any, go_on: Callable[[grpc.RpcError | None, float], Any], timeout: float
+        self,
+        begun: Begun | None,
+        go_on: Callable[[Exception | None, float], Coroutine[Any, Any, Any]],
+        timeout: float,
     ) -> None:
-        self._future = future  # None: it could not be sent ahead
+        self._begun = begun  # None: it could not be sent ahead
         self._go_on = go_on
         self._timeout = timeout
 
-    def answer(self) -> Any:
+    async def answer(self) -> Any:
         """Wait for the answer, as long as the request's time-out says, from now on."""
         deadline = time.monotonic() + self._timeout
-        if self._future is None:
-            return self._go_on(None, deadline)
+        if self._begun is None:
+            return await self._go_on(None, deadline)
         try:
-            return self._future.result()
-        except grpc.FutureCancelledError as error:
+            return await self._begun.result()
+        except (grpc.FutureCancelledError, ValueError) as error:
             raise Unavailable("the connection is closed") from error
         except grpc.RpcError as error:
-            return self._go_on(error, deadline)
+            return await self._go_on(error, deadline)
 
     def cancel(self) -> None:
         """Let go of it; does nothing once it is answered."""
-        if self._future is not None:
-            self._future.cancel()
+        if self._begun is not None:
+            self._begun.cancel()
 
 
-class Connection:
-    """Calls to one cluster; see the module's theory.
+class Calls(ABC, Generic[E]):
+    """Calls to one cluster, over endpoints of one kind; see the module's theory.
 
-    Safe for threads. Calls raise errors of kvi.
+    Calls raise errors of kvi.
     """
 
     def __init__(
@@ -118,17 +134,19 @@ class Connection:
         endpoints: Sequence[tuple[str, int]],
         tls: Tls | None,
         credentials: Credentials | None,
+        pems: Pems | None = None,
     ) -> None:
+        """``pems``: the files for TLS, if they have been read already."""
         self._places = list(endpoints)
         self._others = len(self._places) - 1
         self._tls = tls
-        self._pems = None if tls is None else tls.read()
+        self._pems = pems if pems is not None or tls is None else tls.read()
         self._credentials = credentials
         self._lock = threading.Lock()
-        self._endpoints: dict[int, Endpoint] = {}
+        self._endpoints: dict[int, E] = {}
         self._at = 0  # the index of the current endpoint
-        self._endpoint: Endpoint | None = None
-        self._clients: set[Any] = set()  # all whose channels are open
+        self._endpoint: E | None = None
+        self._channels: set[Any] = set()  # all that are open
         self._unused: SimpleQueue[Any] = SimpleQueue()  # those whose endpoint is gone
         self._closed = False
 
@@ -142,115 +160,69 @@ class Connection:
         """Whether there are credentials."""
         return self._credentials is not None
 
-    def call(self, method: str, message: object, timeout: float, *, write: bool) -> Any:
-        """Send ``message`` to the method of `Endpoint` of that name and return the answer."""
+    async def ask(self, method: str, message: object, timeout: float, *, write: bool) -> Any:
+        """Send ``message`` to the method of that name (`kvi_etcd.client`); returns the answer."""
         deadline = time.monotonic() + timeout
         endpoint = self._endpoint or self._current()
-        token = endpoint.metadata
-        if token is None:
-            return self._go_on(endpoint, Request(method, message, timeout, deadline, write))
-        seconds = timeout if write or not self._others else self._share(timeout)
-        try:
-            return getattr(endpoint, method)(message, seconds, token)
-        except grpc.RpcError as error:
-            request = Request(method, message, timeout, deadline, write)
-            return self._go_on(endpoint, request, error, token)
-        except ValueError as error:
-            raise self._shut(error) from error
+        token, failure = endpoint.metadata, None
+        if token is not None:
+            seconds = timeout if write or not self._others else self._share(timeout)
+            try:
+                return await endpoint.unary(method, message, seconds, token)
+            except grpc.RpcError as error:
+                failure = error
+            except ValueError as error:
+                raise self._shut(error) from error
+        request = Request(method, message, timeout, deadline, write)
+        return await self.execute(endpoint, request, failure, token)
 
     def begin(self, method: str, message: object, timeout: float) -> Pending:
         """Send a request that only reads, and go on; the answer is asked for later."""
         endpoint = self._endpoint or self._current()
-        future, token = None, endpoint.metadata
+        begun, token = None, endpoint.metadata
         if token is not None:
             try:
-                future = getattr(endpoint, method).future(message, self._share(timeout), token)
+                begun = endpoint.begin(method, message, self._share(timeout), token)
             except RuntimeError as error:
                 raise self._no_thread(endpoint, error) from error
             except ValueError as error:
                 raise self._shut(error) from error
 
-        def go_on(error: grpc.RpcError | None, deadline: float) -> Any:
+        def go_on(error: Exception | None, deadline: float) -> Coroutine[Any, Any, Any]:
             request = Request(method, message, timeout, deadline, False)
-            return self._go_on(endpoint, request, error, token)
+            return self.execute(endpoint, request, error, token)
 
-        return Pending(future, go_on, timeout)
+        return Pending(begun, go_on, timeout)
 
-    def stream(self, timeout: float) -> Stream:
-        """Open a stream of watches at the current endpoint; a login before it is bounded.
+    @abstractmethod
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
 
-        If that cannot be, the next one is tried at another endpoint.
-        """
-        endpoint = self._endpoint or self._current()
-        try:
-            token = endpoint.metadata
-            if token is None:
-                way = self._way(Request("watch", None, timeout, time.monotonic() + timeout, False))
-                with _gate:
-                    token = run(self._ready(endpoint, way, ask=True))
-            return Stream(endpoint, token)
-        except RuntimeError as error:
-            raise self._no_thread(endpoint, error) from error
-        except (grpc.RpcError, grpc.FutureTimeoutError) as error:
-            happened = self._noted(endpoint, error)
-            if happened is Happened.SILENT:
-                self._replace(endpoint)
-            if happened is not Happened.UNREACHED or not self._renew_files(endpoint):
-                self._move_on(endpoint)
-            raise _told(error, happened, Step.NEXT, write=False) from error
-        except ValueError as error:
-            raise self._shut(error) from error
+    @abstractmethod
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have what nobody waits for done soon."""
 
-    def take(self, stream: Stream) -> None:
-        """Wait until the server has taken ``stream``, or its answers have an error to tell."""
-        with _gate, suppress(grpc.RpcError):
-            stream.first()
-
-    def leave(self, stream: Stream) -> None:
-        """The endpoint of ``stream`` failed it: use the next one, unless that happened already."""
-        stream.endpoint.doubt()
-        with suppress(Unavailable):  # closed
-            self._move_on(stream.endpoint)
-
-    def renew_login(self, stream: Stream) -> None:
-        """Let the next stream have a new token."""
-        stream.endpoint.forget(stream.token)
-
-    @property
-    def client(self) -> Any:
-        """The ``etcd3`` client of the current endpoint."""
-        return (self._endpoint or self._current()).client
-
-    def close(self) -> None:
+    @abstractmethod
+    async def close(self) -> None:
         """End all calls and connections."""
-        with self._lock:
-            self._closed = True
-            clients, self._clients = self._clients, set()
-        with _gate:
-            for client in clients:
-                client.close()
 
-    def abandon(self) -> tuple[object, ...]:
-        """In a forked child: forget the parent's channels; returns them, never to be freed."""
-        abandoned = self._endpoints, self._endpoint, self._clients, self._unused
-        self._endpoints, self._endpoint, self._clients = {}, None, set()
-        self._lock, self._unused = threading.Lock(), SimpleQueue()
-        return abandoned
+    @abstractmethod
+    def _make(self, at: int, token: Token | None) -> E:
+        """A new endpoint."""
+
+    @abstractmethod
+    def _end(self, channel: Any) -> None:
+        """Close the channel of an endpoint that nobody uses any more."""
+
+    @abstractmethod
+    async def _read_files(self, tls: Tls) -> Pems:
+        """Read the files for TLS."""
 
     # -- the way round the endpoints --------------------------------------------------------------
 
-    def _go_on(
-        self,
-        endpoint: Endpoint,
-        request: Request,
-        error: grpc.RpcError | None = None,
-        token: Token | None = None,
-    ) -> Any:
-        return run(self.execute(endpoint, request, error, token))
-
     async def execute(
         self,
-        endpoint: Endpoint,
+        endpoint: E,
         request: Request,
         error: Exception | None,
         token: Token | None,
@@ -279,7 +251,7 @@ class Connection:
                     raise self._shut(closed) from closed
             sent = way.sent
             happened = self._noted(endpoint, error)
-            if happened is Happened.UNREACHED and self._renew_files(endpoint):
+            if happened is Happened.UNREACHED and await self._renew_files(endpoint):
                 endpoint, error = self._current(), None
                 continue
             decision = way.decide(happened, time.monotonic())
@@ -303,7 +275,7 @@ class Connection:
                 endpoint.forget(token)
             error = None
 
-    async def _ready(self, endpoint: Endpoint, way: Failover, *, ask: bool) -> Token:
+    async def _ready(self, endpoint: E, way: Failover, *, ask: bool) -> Token:
         """What goes with a call to ``endpoint``, which has answered, if ``ask``, or is logged in.
 
         Raises gRPC's errors.
@@ -319,7 +291,7 @@ class Connection:
         token = endpoint.token
         return token if token is not None else await self._log_in(endpoint, way)
 
-    async def _log_in(self, endpoint: Endpoint, way: Failover) -> Token:
+    async def _log_in(self, endpoint: E, way: Failover) -> Token:
         credentials = self._credentials
         assert credentials is not None
         message = pb.AuthenticateRequest(name=credentials.name, password=credentials.password)
@@ -327,13 +299,13 @@ class Connection:
             with self._lock:
                 login = endpoint.login
                 if login is None:
-                    login = endpoint.authenticate.future(message, LOGIN_TIME, WITH_LEADER)
+                    login = endpoint.begin("authenticate", message, LOGIN_TIME, WITH_LEADER)
                     endpoint.login = login
         except RuntimeError as error:
             raise self._no_thread(endpoint, error) from error
         token: Token
         try:
-            answer = await endpoint.result(login, max(_SHORTEST, way.rest(time.monotonic())))
+            answer = await login.result(max(_SHORTEST, way.rest(time.monotonic())))
             token = (*WITH_LEADER, ("token", answer.token))
         except grpc.FutureCancelledError as error:
             raise Unavailable("the connection is closed") from error
@@ -346,8 +318,7 @@ class Connection:
             return WITH_LEADER
         with self._lock:
             if endpoint.login is login and endpoint.token is None:
-                endpoint.client.metadata = token[len(WITH_LEADER) :]
-                endpoint.token = token
+                endpoint.log_in(token)
                 endpoint.prove()
         return token
 
@@ -361,7 +332,7 @@ class Connection:
             sent=sent,
         )
 
-    def _noted(self, endpoint: Endpoint, error: Exception) -> Happened:
+    def _noted(self, endpoint: E, error: Exception) -> Happened:
         """What ``error`` means, and for what ``endpoint`` has proven."""
         if not isinstance(error, grpc.RpcError):
             return Happened.LOGIN_WAITING
@@ -378,18 +349,18 @@ class Connection:
 
     # -- which endpoints there are ----------------------------------------------------------------
 
-    def _current(self) -> Endpoint:
+    def _current(self) -> E:
         with _gate, self._lock:
             return self._use(self._at)
 
-    def _move_on(self, failed: Endpoint) -> Endpoint:
+    def _move_on(self, failed: E) -> E:
         """The next endpoint, or the current one if another thread moved already."""
         with _gate, self._lock:
             if self._at == failed.at and self._endpoint in (failed, None):
                 self._at = (self._at + 1) % len(self._places)
             return self._use(self._at)
 
-    def _replace(self, suspicious: Endpoint) -> None:
+    def _replace(self, suspicious: E) -> None:
         """Have the next call make a new channel; the old one ends with the calls over it."""
         with self._lock:
             suspicious.doubt()
@@ -398,7 +369,7 @@ class Connection:
             if self._endpoint is suspicious:
                 self._endpoint = None
 
-    def _renew_files(self, failed: Endpoint) -> bool:
+    async def _renew_files(self, failed: E) -> bool:
         """Read the files for TLS again; whether ``failed`` was made with others than there are now.
 
         If they were renewed, all channels are made anew.
@@ -406,7 +377,7 @@ class Connection:
         if self._tls is None:
             return False
         try:
-            pems = self._tls.read()
+            pems = await self._read_files(self._tls)
         except InvalidOption:  # being written: those that were read before may do
             return False
         with self._lock:
@@ -418,32 +389,168 @@ class Connection:
             self._replace(endpoint)
         return True
 
-    def _no_thread(self, endpoint: Endpoint, error: RuntimeError) -> Unavailable:
+    def _no_thread(self, endpoint: E, error: RuntimeError) -> Unavailable:
         """No thread could be started: the channel then counts on one that does not run."""
         self._replace(endpoint)
         return Unavailable(f"no thread can be started for etcd: {error}")
 
-    def _use(self, at: int) -> Endpoint:
+    def _use(self, at: int) -> E:
         """Endpoint ``at``, now the current one; under the lock, behind the gate."""
         if self._closed:
             raise Unavailable("the connection is closed")
         with suppress(Empty):
             while True:
-                client = self._unused.get_nowait()
-                self._clients.discard(client)
-                client.close()
+                channel = self._unused.get_nowait()
+                self._channels.discard(channel)
+                self._end(channel)
         endpoint = self._endpoints.get(at)
         if endpoint is None:
-            client = connect(*self._places[at], self._pems)
             token = WITH_LEADER if self._credentials is None else None
-            endpoint = self._endpoints[at] = Endpoint(client, at, token, self._pems, self._unused)
-            self._clients.add(client)
+            endpoint = self._endpoints[at] = self._make(at, token)
+            self._channels.add(endpoint.channel)
         self._endpoint = endpoint
         return endpoint
+
+    def _shut_off(self) -> set[Any]:
+        """No call begins from now on; the channels that are still to be closed."""
+        with self._lock:
+            self._closed = True
+            channels, self._channels = self._channels, set()
+        return channels
 
     def _shut(self, error: ValueError) -> Exception:
         """GRPC raises ValueError on a closed channel; any other one is a fault of ours."""
         return Unavailable("the connection is closed") if self._closed else error
+
+
+class Connection(Calls[BlockingEndpoint]):
+    """Calls that block, and the streams of the watches. Safe for threads."""
+
+    def in_loop(self) -> LoopCalls:
+        """Calls to the same cluster that are awaited in the running loop."""
+        return LoopCalls(self._places, self._tls, self._credentials, self._pems)
+
+    def call(self, method: str, message: object, timeout: float, *, write: bool) -> Any:
+        """As `Calls.ask`; blocks."""
+        return run(self.ask(method, message, timeout, write=write))
+
+    def stream(self, timeout: float) -> Stream:
+        """Open a stream of watches at the current endpoint; a login before it is bounded.
+
+        If that cannot be, the next one is tried at another endpoint.
+        """
+        endpoint = self._endpoint or self._current()
+        try:
+            token = endpoint.metadata
+            if token is None:
+                way = self._way(Request("watch", None, timeout, time.monotonic() + timeout, False))
+                with _gate:
+                    token = run(self._ready(endpoint, way, ask=True))
+            return Stream(endpoint, token)
+        except RuntimeError as error:
+            raise self._no_thread(endpoint, error) from error
+        except (grpc.RpcError, grpc.FutureTimeoutError) as error:
+            happened = self._noted(endpoint, error)
+            if happened is Happened.SILENT:
+                self._replace(endpoint)
+            if happened is not Happened.UNREACHED or not run(self._renew_files(endpoint)):
+                self._move_on(endpoint)
+            raise _told(error, happened, Step.NEXT, write=False) from error
+        except ValueError as error:
+            raise self._shut(error) from error
+
+    def take(self, stream: Stream) -> None:
+        """Wait until the server has taken ``stream``, or its answers have an error to tell."""
+        with _gate, suppress(grpc.RpcError):
+            stream.first()
+
+    def leave(self, stream: Stream) -> None:
+        """The endpoint of ``stream`` failed it: use the next one, unless that happened already."""
+        stream.endpoint.doubt()
+        with suppress(Unavailable):  # closed
+            self._move_on(stream.endpoint)
+
+    def renew_login(self, stream: Stream) -> None:
+        """Let the next stream have a new token."""
+        stream.endpoint.forget(stream.token)
+
+    @property
+    def client(self) -> Any:
+        """The ``etcd3`` client of the current endpoint."""
+        return (self._endpoint or self._current()).channel
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait; blocks."""
+        time.sleep(seconds)
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it now; blocks."""
+        run(work)
+
+    async def close(self) -> None:
+        """End all calls and connections; blocks."""
+        channels = self._shut_off()
+        with _gate:
+            for channel in channels:
+                channel.close()
+
+    def forked(self) -> tuple[object, ...]:
+        """In a forked child: forget the parent's channels; returns them, never to be freed."""
+        left = self._endpoints, self._endpoint, self._channels, self._unused
+        self._endpoints, self._endpoint, self._channels = {}, None, set()
+        self._lock, self._unused = threading.Lock(), SimpleQueue()
+        return left
+
+    def _make(self, at: int, token: Token | None) -> BlockingEndpoint:
+        client = connect(*self._places[at], self._pems)
+        return BlockingEndpoint(client, at, token, self._pems, self._unused)
+
+    def _end(self, channel: Any) -> None:
+        channel.close()
+
+    async def _read_files(self, tls: Tls) -> Pems:
+        return tls.read()
+
+
+class LoopCalls(Calls[LoopEndpoint]):
+    """Calls that tasks of one event loop await."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[tuple[str, int]],
+        tls: Tls | None,
+        credentials: Credentials | None,
+        pems: Pems | None = None,
+    ) -> None:
+        super().__init__(endpoints, tls, credentials, pems)
+        self._tasks: set[asyncio.Future[Any]] = set()  # or they could be freed amid their work
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have it done soon; what it raises would be lost."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """End all calls and connections."""
+        channels = self._shut_off()
+        with _gate:
+            for channel in channels:
+                await channel.close()
+
+    def _make(self, at: int, token: Token | None) -> LoopEndpoint:
+        channel = open_channel(*self._places[at], self._pems)
+        return LoopEndpoint(channel, at, token, self._pems, self._unused)
+
+    def _end(self, channel: Any) -> None:
+        self.later(channel.close())
+
+    async def _read_files(self, tls: Tls) -> Pems:
+        return await asyncio.to_thread(tls.read)
 
 
 def _told(error: Exception, happened: Happened, step: Step, *, write: bool) -> KviError:

@@ -2,7 +2,8 @@
 
 *Granting.* An id of our own makes a grant recognisable: sent again after a lost answer, "already
 exists" means that it had worked. So a grant is sent again, within its deadline, until its fate is
-known. What is left of one whose fate stays unknown is a lease that nobody renews.
+known. What is left of one whose fate stays unknown is a lease that nobody renews. One whose task
+was cancelled is revoked in the background.
 
 *Renewing.* etcd has a stream for it, of any number of requests and answers. A stream with one of
 each is a plain call on the wire (`kvi_etcd.channel.Endpoint`), and as such has all that calls have:
@@ -11,17 +12,19 @@ a deadline, a login, another endpoint, and nothing that a restart of the server 
 
 from __future__ import annotations
 
+import asyncio
 import math
 import secrets
 import time
 from contextlib import suppress
+from typing import Any
 
 import grpc
-from kvi.errors import LeaseLost, OutcomeUnknown, Timeout, Unavailable
+from kvi.errors import KviError, LeaseLost, OutcomeUnknown, Timeout, Unavailable
 from kvi.model import MAX_NUMBER, Grant
 
 from kvi_etcd import wire_pb2 as pb
-from kvi_etcd.driver import Connection
+from kvi_etcd.driver import Calls
 from kvi_etcd.errors import PROXY, LeaseExists
 from kvi_etcd.wire import lease_id
 
@@ -29,9 +32,10 @@ MIN_TTL = 2  # seconds: what etcd, with its default election time-out, grants at
 MAX_TTL = 9_000_000_000  # seconds: etcd takes no more
 _UNKNOWN = grpc.StatusCode.UNKNOWN
 PAUSE = 0.05  # seconds between a grant whose answer was lost and the next
+PATIENCE = 1.0  # seconds for revoking a lease that nobody has got
 
 
-def grant(connection: Connection, ttl: float, timeout: float) -> Grant:
+async def grant(calls: Calls[Any], ttl: float, timeout: float) -> Grant:
     """Grant a lease of at least ``ttl`` seconds."""
     deadline = time.monotonic() + timeout
     seconds = max(MIN_TTL, math.ceil(ttl))
@@ -43,27 +47,30 @@ def grant(connection: Connection, ttl: float, timeout: float) -> Grant:
             raise lost or Timeout("the lease could not be granted in time")
         request = pb.LeaseGrantRequest(TTL=seconds, ID=lease)
         try:
-            answer = connection.call("grant", request, left, write=True)
+            answer = await calls.ask("grant", request, left, write=True)
             return Grant(answer.ID, float(answer.TTL))
         except LeaseExists:
             if lost is None:  # another's
                 lease = _new_id()
                 continue
             with suppress(LeaseLost, Unavailable, Timeout):  # it tells what was granted
-                return Grant(lease, renew(connection, lease, max(0.001, left)))
+                return Grant(lease, await renew(calls, lease, max(0.001, left)))
         except OutcomeUnknown as error:
             lost = error
         except (Unavailable, Timeout):
             if lost is None:
                 raise
-        time.sleep(max(0.0, min(PAUSE, deadline - time.monotonic())))
+        except asyncio.CancelledError:
+            calls.later(_give_up(calls, lease))
+            raise
+        await calls.sleep(max(0.0, min(PAUSE, deadline - time.monotonic())))
 
 
-def renew(connection: Connection, lease: int, timeout: float) -> float:
+async def renew(calls: Calls[Any], lease: int, timeout: float) -> float:
     """Let the time of ``lease`` begin anew; its ttl in seconds."""
     request = pb.LeaseKeepAliveRequest(ID=lease_id(lease))
     try:
-        answer = connection.call("keep_alive", request, timeout, write=False)
+        answer = await calls.ask("keep_alive", request, timeout, write=False)
     except Unavailable as error:
         # Who ended it was not this client.
         if isinstance(error.__cause__, grpc.RpcError) and error.__cause__.code() is _UNKNOWN:
@@ -74,11 +81,17 @@ def renew(connection: Connection, lease: int, timeout: float) -> float:
     return float(answer.TTL)
 
 
-def revoke(connection: Connection, lease: int, timeout: float) -> None:
+async def revoke(calls: Calls[Any], lease: int, timeout: float) -> None:
     """End ``lease``, if it has not ended."""
     with suppress(LeaseLost):
         request = pb.LeaseRevokeRequest(ID=lease_id(lease))
-        connection.call("revoke", request, timeout, write=True)
+        await calls.ask("revoke", request, timeout, write=True)
+
+
+async def _give_up(calls: Calls[Any], lease: int) -> None:
+    """End a lease that nobody has got, if it was granted; or it ends by itself."""
+    with suppress(KviError):
+        await revoke(calls, lease, PATIENCE)
 
 
 def _new_id() -> int:
