@@ -6,6 +6,10 @@ Calls over channels that stand are no trouble. So a fork first waits, for at mos
 no thread is at one of these, and those that come meanwhile wait until the fork is over.
 
 The handlers must be registered after gRPC's, for the last registered runs first before a fork.
+
+`grpc.aio` has a poller of its own for the whole process, and does not survive a fork: whatever a
+child does with it ends the child. So one whose parent had used it does not (`Awaiting`), and has
+its calls done on threads.
 """
 
 from __future__ import annotations
@@ -17,6 +21,24 @@ from types import TracebackType
 import grpc  # noqa: F401  (registers its handlers)
 
 PATIENCE = 1.0  # seconds: a call that connects to a dead server must not hold a fork for long
+
+
+class Awaiting:
+    """Whether this process may use `grpc.aio`."""
+
+    def __init__(self) -> None:
+        self._begun = False
+        self._possible = True
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._in_child)
+
+    def begin(self) -> bool:
+        """It is about to be used, if it may be; whether it may."""
+        self._begun = self._begun or self._possible
+        return self._possible
+
+    def _in_child(self) -> None:
+        self._possible = not self._begun
 
 
 class ForkGate:

@@ -16,6 +16,7 @@ from kvi.primitives import Primitives
 from kvi_etcd.client import Tls
 from kvi_etcd.driver import Connection, Credentials
 from kvi_etcd.flows import EtcdFlows
+from kvi_etcd.forks import Awaiting
 from kvi_etcd.leases import MAX_TTL, MIN_TTL
 from kvi_etcd.watches import Watches
 
@@ -38,6 +39,7 @@ CAPABILITIES = Capabilities(
 JOIN_TIMEOUT = 5.0  # seconds; the reader of the watches has nothing left to wait for
 
 _abandoned: list[object] = []
+_awaiting = Awaiting()
 
 
 class EtcdKvi(Primitives):
@@ -58,7 +60,9 @@ class EtcdKvi(Primitives):
         self._watches = Watches(self._connection, self._reporter())
         self._in_loop: EtcdFlows | None = None
 
-    def _async_form(self) -> AsyncPrimitives:
+    def _async_form(self) -> AsyncPrimitives | None:
+        if not _awaiting.begin():
+            return None
         self._in_loop = EtcdFlows(CAPABILITIES, self._connection.in_loop())
         return self._in_loop
 
