@@ -85,6 +85,7 @@ async def test_next_endpoint(server: EtcdServer) -> None:
                     await until_so(works)
                     await store.store("k", "1")
                 gone.refuse(False)
+            await until_so(lambda: reads(store, "k"))  # what refused just now is in a pause
             entry = await store.get("k")
             assert entry is not None
             assert entry.text == "1"
@@ -92,14 +93,19 @@ async def test_next_endpoint(server: EtcdServer) -> None:
 
 @in_loop
 async def test_lost_answer_of_a_write(server: EtcdServer) -> None:
-    """A write whose connection ends amid its answer is `OutcomeUnknown`, and has applied."""
+    """A write that has applied, and whose connection ends before the answer, is `OutcomeUnknown`."""
     with TcpProxy(server.port) as proxy:
-        async with aio.open(f"etcd://127.0.0.1:{proxy.port}", retry=ONCE) as store:
+        async with (
+            aio.open(server.uri) as other,
+            aio.open(f"etcd://127.0.0.1:{proxy.port}", retry=ONCE) as store,
+        ):
             await store.get("k")
-            proxy.cut_amid_an_answer()
+            proxy.delay = 1.0
+            write = asyncio.create_task(store.store("lost", "v"))
+            await until_so(lambda: reads(other, "lost"))
+            proxy.cut()
             with pytest.raises(kvi.OutcomeUnknown):
-                await store.store("lost", "v")
-            await until_so(lambda: reads(store, "lost"))
+                await write
 
 
 async def reads(store: aio.AsyncKvi, key: str) -> bool:
