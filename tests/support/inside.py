@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import kvi
+from kvi import aio
 
 
-def inmost(store: kvi.Kvi) -> Any:
+def inmost(store: kvi.Kvi | aio.AsyncKvi) -> Any:
     """The backend's own object below ``store``."""
     return store._scope.primitives
 
