@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+
 import kvi
+from kvi.async_primitives import AsyncPrimitives
 from kvi.capabilities import Capabilities
 from kvi.driver.threads import Threads
 from kvi.feed import Feed, Wake, WatchSpec
@@ -50,6 +54,71 @@ class Smallest(Primitives):
 
     def _close(self) -> None:
         self.store.close()
+
+
+class Awaited(Smallest):
+    """The smallest that is asked by tasks: eight primitives are awaited, the rest is derived."""
+
+    def _async_form(self) -> AsyncPrimitives:
+        return AwaitedForm(self)
+
+
+class AwaitedForm(AsyncPrimitives):
+    """Each primitive suspends before it asks, and again before it tells."""
+
+    def __init__(self, store: Awaited) -> None:
+        super().__init__(store.capabilities)
+        self.inner = store.inner
+        self.closed = 0
+
+    async def _get(self, key: str, timeout: float) -> KeyValue | None:
+        await asyncio.sleep(0)
+        found = self.inner._get(key, timeout)
+        await asyncio.sleep(0)
+        return found
+
+    async def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        await asyncio.sleep(0)
+        found = self.inner._range(scan, timeout)
+
+        async def pages() -> AsyncIterator[list[KeyValue]]:
+            for entry in found:
+                await asyncio.sleep(0)
+                yield [entry]
+
+        return RangeResult(found.revision, pages)
+
+    async def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        await asyncio.sleep(0)
+        done = self.inner._txn(txn, timeout)
+        await asyncio.sleep(0)
+        return done
+
+    async def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        await asyncio.sleep(0)
+        grant = self.inner._lease_grant(ttl, timeout)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.inner._lease_revoke(grant.id, timeout)
+            raise
+        return grant
+
+    async def _lease_renew(self, lease: int, timeout: float) -> float:
+        await asyncio.sleep(0)
+        return self.inner._lease_renew(lease, timeout)
+
+    async def _lease_revoke(self, lease: int, timeout: float) -> None:
+        await asyncio.sleep(0)
+        self.inner._lease_revoke(lease, timeout)
+
+    async def _ping(self, timeout: float) -> None:
+        await asyncio.sleep(0)
+        self.inner._ping(timeout)
+
+    async def _close(self) -> None:
+        await asyncio.sleep(0)
+        self.closed += 1
 
 
 class Over(Smallest):

@@ -442,9 +442,12 @@ class AsyncKvi(AsyncFace):
         if scope.closed:
             return
         runtime.bind(ending=True)
+        scopes = self._scopes()
+        for mine in scopes:
+            mine.shut()  # now: the thread comes later, and a cancellation before it
 
         async def end(port: Port) -> None:
-            for mine in self._scopes():
+            for mine in scopes:
                 await mine.end(port)
                 if mine.outer is None:
                     runtime.join()
