@@ -21,12 +21,12 @@ from benchmarks import machine
 from benchmarks.measure import QUICK, THOROUGH, Effort
 from benchmarks.report import Report, Row, show
 
-PARTS = ("start", "memory", "sqlite", "etcd", "consul", "locks", "watches")
+PARTS = ("start", "memory", "sqlite", "etcd", "consul", "locks", "watches", "aio")
 _SERVERS: dict[str, Callable[[str], str]] = {
     "etcd": machine.etcd_version,
     "consul": machine.consul_version,
 }
-_ON_ALL = ("locks", "watches")  # they take all the servers there are
+_ON_ALL = ("locks", "watches", "aio")  # they take all the servers there are
 
 
 def main(argv: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -31,6 +32,11 @@ def installed(module: str) -> ModuleType | None:
         return importlib.import_module(module)
     except ImportError:
         return None
+
+
+def has(module: str) -> bool:
+    """Whether a peer is installed, without importing it."""
+    return importlib.util.find_spec(module) is not None
 
 
 def versions() -> list[str]:
