@@ -1,8 +1,8 @@
 """Another client of asyncio, measured in a process of its own: two of them cannot share one.
 
 ``python -m benchmarks.aio_peer NAME URI KEY VALUE`` answers each line ``CASE TASKS NUMBER`` with
-the seconds that so many calls took. ``etcetra`` wants one grpcio alone, and so is measured only where
-somebody has installed it, ``pip install --no-deps etcetra``.
+the seconds that so many calls took. ``etcetra`` wants one grpcio alone, and so is measured only
+where somebody has installed it, ``pip install --no-deps etcetra``.
 """
 
 from __future__ import annotations
