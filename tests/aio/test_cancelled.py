@@ -15,12 +15,23 @@ from kvi.model import Grant
 
 from tests.support.looping import held, in_loop, until, until_so
 
-VICTIMS = 300
+FEW, MANY = 300, 10_000
 
 
 @in_loop
 async def test_storm(uri: str, ttl: float) -> None:
     """Hundreds of cancellations among healthy calls: no mixed answers, and nothing is left."""
+    await storm(uri, ttl, FEW)
+
+
+@pytest.mark.soak
+def test_long_storm(uri: str, ttl: float) -> None:
+    """Ten thousand of them."""
+    asyncio.run(storm(uri, ttl, MANY))
+
+
+async def storm(uri: str, ttl: float, count: int) -> None:
+    """Cancel ``count`` calls of all kinds at random moments."""
     ttl = max(ttl, 5.0)  # a busy machine is no loss
     seed = random.SystemRandom().randrange(2**32)
     choice = random.Random(seed)
@@ -76,7 +87,7 @@ async def test_storm(uri: str, ttl: float) -> None:
         ]
         workers = [asyncio.create_task(healthy(number)) for number in range(4)]
         victims = []
-        for number in range(VICTIMS):
+        for number in range(count):
             victim = asyncio.create_task(choice.choice(kinds)(number))
             victims.append(victim)
             await asyncio.sleep(choice.random() / 200)
@@ -93,7 +104,7 @@ async def test_storm(uri: str, ttl: float) -> None:
             and not isinstance(result, asyncio.CancelledError | kvi.LockTimeout)
         ]
         assert not strange, seed
-        assert sum(isinstance(result, asyncio.CancelledError) for result in results) > VICTIMS / 10
+        assert sum(isinstance(result, asyncio.CancelledError) for result in results) > count / 10
 
         async def is_clean() -> bool:
             """Of those that were cancelled neither claim nor key nor watch is left."""

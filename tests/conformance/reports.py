@@ -1,8 +1,8 @@
 """The reports of the four stores, and the page that leads from each rule to its tests.
 
-`python -m tests.conformance.reports` runs the suite, faults included, on all four, and writes
-`docs/conformance/` and `docs/rules.md`; with names of stores as arguments only on those. It is run
-through `python -m tests.servers`, as the tests are (`make reports`).
+`python -m tests.conformance.reports` runs the suite, faults included, on all four, on both faces,
+and writes `docs/conformance/` and `docs/rules.md`; with names of reports as arguments only those.
+It is run through `python -m tests.servers`, as the tests are (`make reports`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 FOLDER = DOCS / "conformance"
 PAGE = DOCS / "rules.md"
 STORES = ("memory", "sqlite", "etcd", "consul")
+AIO = "-aio"
+REPORTS = tuple(store + face for store in STORES for face in ("", AIO))
 
 MARKS = {
     Outcome.PASSED: "yes",
@@ -134,8 +136,8 @@ def groups() -> Iterator[type]:
 def page(reports: dict[str, dict[str, Any]]) -> str:
     """`docs/rules.md`, from the reports as JSON has them."""
     outcomes = {
-        store: {rule["name"]: Outcome(rule["outcome"]) for rule in report["rules"]}
-        for store, report in reports.items()
+        name: {rule["name"]: Outcome(rule["outcome"]) for rule in report["rules"]}
+        for name, report in reports.items()
     }
     tests = tests_by_rule()
     lines = [
@@ -144,19 +146,23 @@ def page(reports: dict[str, dict[str, Any]]) -> str:
         "Made by `make reports`, from the suite and a run of it on each store. Whole reports, also",
         "as text and JSON:",
         ", ".join(
-            f"[{report['backend'].split()[0]} on {report['store']}](conformance/{store}.html)"
-            for store, report in reports.items()
+            f"[{report['backend'].split()[0]} on {report['store']}](conformance/{name}.html)"
+            for name, report in reports.items()
         ),
         "",
         "*declared*: the store's capabilities deny it, and the tests have seen the refusal, or the",
-        "behaviour, that is declared. *–*: the store has no server that could fail so.",
+        "behaviour, that is declared. *–*: the store has no server that could fail so. One word is",
+        "for both faces; of two, the second is for `kvi.aio`.",
     ]
     for section in SECTIONS:
         lines += ["", f"## {section.title}", ""]
-        lines.append(f"| rule | promise | {' | '.join(reports)} | tests |")
-        lines.append(f"|---|---|{'---|' * len(reports)}---|")
+        lines.append(f"| rule | promise | {' | '.join(STORES)} | tests |")
+        lines.append(f"|---|---|{'---|' * len(STORES)}---|")
         for rule in section.rules:
-            cells = [MARKS[outcomes[store][rule.name]] for store in reports]
+            faces = [
+                [MARKS[outcomes[store + face][rule.name]] for face in ("", AIO)] for store in STORES
+            ]
+            cells = [first if first == second else f"{first}, {second}" for first, second in faces]
             shown = "<br>".join(f"`{name}`" for name in tests[rule.name])
             lines.append(f"| {rule.name} | {rule.text} | {' | '.join(cells)} | {shown} |")
     lines += [
@@ -175,8 +181,7 @@ def page(reports: dict[str, dict[str, Any]]) -> str:
 def read() -> dict[str, dict[str, Any]]:
     """The reports that the documentation has."""
     return {
-        store: json.loads((FOLDER / f"{store}.json").read_text(encoding="utf-8"))
-        for store in STORES
+        name: json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in REPORTS
     }
 
 
@@ -191,23 +196,26 @@ def _where(store: str, folder: str) -> tuple[str, str]:
     return os.environ["KVI_TEST_CONSUL"], f"Consul {find_consul().version}"
 
 
-def _write(store: str, uri: str, shown: str) -> bool:
-    print(f"{store} …", file=sys.stderr, flush=True)
+def _write(name: str, folder: str) -> bool:
+    print(f"{name} …", file=sys.stderr, flush=True)
+    store, aio = name.removesuffix(AIO), name.endswith(AIO)
+    uri, shown = _where(store, folder)
     also = [Path(__file__).parent / "faults" / f"test_{store}.py"]
-    report = dataclasses.replace(run(uri, erase=True, also=also), store=shown)
+    report = run(uri, erase=True, also=also, aio=aio)
+    report = dataclasses.replace(report, store=f"{shown}, by kvi.aio" if aio else shown)
     if not report.passed:
         print(report.text())
         return False
     for kind, content in (("txt", report.text()), ("json", report.json()), ("html", report.html())):
-        (FOLDER / f"{store}.{kind}").write_text(content, encoding="utf-8")
+        (FOLDER / f"{name}.{kind}").write_text(content, encoding="utf-8")
     return True
 
 
-def main(stores: list[str]) -> int:
-    """Run the suite on these stores, or all, and write what it found if nothing failed."""
+def main(names: list[str]) -> int:
+    """Make these reports, or all, and write what was found if nothing failed."""
     FOLDER.mkdir(exist_ok=True)
     with TemporaryDirectory() as folder:
-        written = [_write(store, *_where(store, folder)) for store in stores or STORES]
+        written = [_write(name, folder) for name in names or REPORTS]
     if not all(written):
         return 1
     PAGE.write_text(page(read()), encoding="utf-8")
