@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import kvi
 import pytest
@@ -298,6 +300,28 @@ def test_paused_server(kind: type[EtcdServer | ConsulServer]) -> None:
 
     with kind() as server:
         asyncio.run(main(server))
+
+
+@in_loop
+async def test_locked_file(sqlite_uri: str) -> None:
+    """While another program has the file locked, calls end in their time and the loop goes on."""
+    async with aio.open(sqlite_uri, timeout=0.5) as store:
+        await store.store("k", "v")
+        path = sqlite_uri.removeprefix("sqlite:")
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            async with ticking() as ticks:
+                with stalls.watched() as machine:
+                    calls = (
+                        *(store.store("k", str(n)) for n in range(10)),
+                        store.lease(10),
+                        store.lock("jobs").acquire(),
+                    )
+                    results = await asyncio.gather(*calls, return_exceptions=True)
+                    assert await store.get("k")  # readers do not wait for writers
+            assert ticks.longest < 0.05 + machine.longest
+            assert all(isinstance(result, kvi.KviError) for result in results)
+        await store.store("k", "w", timeout=20)
 
 
 @in_loop

@@ -12,7 +12,7 @@ from typing import Any
 import kvi
 import pytest
 from kvi import aio
-from kvi.driver.loop import Loop
+from kvi.driver.loop import THREADS, Loop
 from kvi.flow.scope import Scope
 from kvi.model import KeyValue, RangeResult, Scan
 from kvi_memory.store import MemoryKvi
@@ -202,3 +202,27 @@ async def test_range_that_is_left() -> None:
         await until(lambda: not primitives.open_passes)
         with pytest.raises(kvi.InvalidArgument):
             await store.range(limit=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1_000, pytest.param(10_000, marks=pytest.mark.soak)])
+@in_loop
+async def test_thousands_on_one_handle(uri: str, number: int) -> None:
+    """They are begun at once, share threads and connections, and each gets what is its own."""
+    if number > 1_000 and not uri.startswith("etcd"):
+        pytest.skip("that many are for etcd")
+    before = threading.active_count()
+    async with aio.open(uri, timeout=60) as store:
+        watches = await asyncio.gather(*(store.watch(f"w/{n}") for n in range(number)))
+        chosen = range(0, number, number // 50)
+        waiting = [asyncio.create_task(watches[n].next(60)) for n in range(number)]
+        await asyncio.gather(*(store.store(f"w/{n}", str(n)) for n in chosen))
+        events = await asyncio.gather(*(waiting[n] for n in chosen))
+        assert [event.value for event in events] == [str(n).encode() for n in chosen]
+        await until(lambda: threading.active_count() - before <= THREADS + 10)
+        for task in waiting:
+            task.cancel()
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert sum(isinstance(one, asyncio.CancelledError) for one in ended) == number - 50
+        await asyncio.gather(*(watch.cancel() for watch in watches))
+    await until(lambda: threading.active_count() <= before + 1)
