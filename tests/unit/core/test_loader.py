@@ -279,6 +279,27 @@ def test_block_that_fails_unlocks(scripted: Faulty) -> None:
     assert scripted.count() == 0
 
 
+def test_handle_outlives_its_thread(scripted: Faulty) -> None:
+    """What a thread holds that has ended is not held by the next thread, which gets its ident."""
+    entities = loader(scripted)
+    entities.load()
+    handles: list[Handle[Entity]] = []
+    told: list[BaseException] = []
+
+    def lock() -> None:
+        try:
+            handles.append(entities.lock_or_create(entity(1), 0)[0])
+        except kvi.KviError as error:
+            told.append(error)
+
+    for _ in range(3):
+        thread = threading.Thread(target=lock)
+        thread.start()
+        thread.join(20)
+    assert [type(error) for error in told] == [kvi.LockTimeout] * 2
+    handles[0].unlock()
+
+
 # -- late news -----------------------------------------------------------------------------------
 
 
@@ -623,7 +644,7 @@ def test_later_tombstones_are_not_dug_up(scripted: Faulty) -> None:
     """While loading, an own delete does not undo what was learnt of a later one."""
     cache = loader(scripted)._flow.records.cache
     with cache.loading():
-        taken = run(cache.take(ThreadPort(), "owner", 1, "1", 0))
+        taken = run(cache.take(ThreadPort(), "owner", 1, "1", 0, lambda: None))
         assert taken is not None
         slot, hold = taken
         cache.forget("1", 62)
