@@ -11,9 +11,9 @@ from typing import Any
 import kvi
 import pytest
 from kvi import aio
+from kvi.conformance.cancelling import cancelled_at
 from kvi.driver import loop
 
-from tests.support.cancelling import cancelled_at
 from tests.support.looping import held, in_loop, until
 
 Entity = dict[str, Any]
