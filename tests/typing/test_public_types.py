@@ -132,3 +132,59 @@ def test_types_of_entities() -> None:
         assert_type(view.get("k"), Entry[str] | None)
         assert_type([entry.value for entry in view.range()], list[str])
         assert_type(view.put("k", "text"), int)
+
+
+def test_types_of_entities_of_aio() -> None:
+    """Loaders, handles and views of asyncio keep the types as those of `kvi` do."""
+    asyncio.run(_entities_of_aio())
+
+
+async def _entities_of_aio() -> None:
+    async with kvi.aio.open("mem:typing-aio-entities") as store:
+        meters = aio.Loader(store, "meters", kvi.ProtobufCodec(Meter), lambda meter: meter.id)
+        assert_type(meters, aio.Loader[int, Meter])
+        assert_type(await meters.load(), tuple[kvi.BadRecord, ...])
+        handle, created = await meters.lock_or_create(Meter(id=1))
+        assert_type(handle, aio.AsyncHandle[Meter])
+        assert_type(created, bool)
+        assert_type(handle.value, Meter)
+        assert_type(handle.revision, int)
+        handle.unlock()
+        found = await meters.lock(1)
+        assert_type(found, aio.AsyncHandle[Meter] | None)
+        assert found is not None
+        found.unlock()
+        async with meters.lock(1) as locked:
+            assert_type(locked, aio.AsyncHandle[Meter])
+        assert_type(meters.list(), list[int])
+        assert_type(list(meters), list[Meter])
+        assert_type(meters.peek(1), Meter | None)
+        assert_type(meters.at(1), aio.AsyncRef[Meter])
+
+        def pack(profile: Profile) -> ResourceRecord:
+            return ResourceRecord(subscriber=profile.subscriber)
+
+        def unpack(record: ResourceRecord) -> Profile:
+            return Profile(subscriber=record.subscriber)
+
+        def subscriber(profile: Profile) -> int:
+            return profile.subscriber
+
+        codec = kvi.ProtobufCodec(ResourceRecord)
+        profiles = aio.Loader(store, "profiles", codec, subscriber, pack=pack, unpack=unpack)
+        assert_type(profiles, aio.Loader[int, Profile])
+        names = aio.Loader(store, "names", kvi.TextCodec(), lambda name: name)
+        assert_type(names, aio.Loader[str, str])
+        async with aio.lock_many(meters.at(1), names.at("a")) as (meter, name):
+            assert_type(meter, aio.AsyncHandle[Meter])
+            assert_type(name, aio.AsyncHandle[str])
+        async with names.lock_many(["a", "b"]) as handles:
+            assert_type(handles, aio.AsyncHandles[str, str])
+            assert_type(handles["a"], aio.AsyncHandle[str])
+        view = aio.TypedView(store, kvi.TextCodec())
+        assert_type(view, aio.TypedView[str])
+        assert_type(await view.put("k", "text"), int)
+        assert_type(await view.get("k"), Entry[str] | None)
+        assert_type([entry.value async for entry in view.range(prefix="k")], list[str])
+        async with view.watch("k", initial=True) as watch:
+            assert_type((await watch.next(20)).value, str | None)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kvi.conformance import recipes, session, waiting
+from kvi.conformance import cancelling, recipes, session, waiting
 from kvi.conformance.contract import RULES, SECTIONS
 from kvi.conformance.faults import away, calls, history, holders
 from kvi.conformance.plugin import Findings
 from kvi.conformance.report import Outcome
-from kvi.conformance.suite import leases, locks, watches, work
+from kvi.conformance.suite import leases, locks, tasks, watches, work
 from kvi.conformance.suite import recipes as suite_recipes
 from kvi.flow.watch import Asking, WatchFlow
 
@@ -79,12 +79,13 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test wait for long."""
     monkeypatch.setattr(session, "HANGS", HANGS)
     monkeypatch.setattr(watches, "WAIT", PATIENCE)
-    for module in (leases, locks, recipes, suite_recipes, work):
+    for module in (cancelling, leases, locks, recipes, suite_recipes, work):
         monkeypatch.setattr(module, "WITHIN", PATIENCE)
     monkeypatch.setattr(waiting.until, "__kwdefaults__", {"within": PATIENCE})
+    monkeypatch.setattr(tasks, "TRIES", 1)  # what holds the loop does so each time
     for module in (away, history):
         monkeypatch.setattr(module, "BACK", PATIENCE)
-    for module in (calls, holders):
+    for module in (calls, cancelling, holders):
         monkeypatch.setattr(module, "MARGIN", PATIENCE)
     ask = WatchFlow.ask
 
@@ -131,9 +132,9 @@ def test_mutant_is_caught(mutant: Mutant, impatient: None) -> None:
         assert result.outcome is Outcome.FAILED, f"{mutant.store.__doc__} No test of {name} saw it."
         assert result.failed_tests
         assert result.reproduction
-        # Nobody writes down the calls of handles that a test opens itself, nor those of recipes; a
-        # program is its calls.
-        if not name.startswith(("handle.", "program.", *RECIPES)) and not also:
+        # Nobody writes down the calls of handles that a test opens itself, nor those of recipes and
+        # of tasks; a program is its calls.
+        if not name.startswith(("handle.", "program.", "asyncio.", *RECIPES)) and not also:
             assert any(test.calls for test in result.tests if test.outcome is Outcome.FAILED)
         assert f"{name} is broken" in report.text()
 

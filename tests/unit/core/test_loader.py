@@ -279,6 +279,32 @@ def test_block_that_fails_unlocks(scripted: Faulty) -> None:
     assert scripted.count() == 0
 
 
+def test_handle_outlives_its_thread(scripted: Faulty) -> None:
+    """What a thread holds that has ended is not held by a later thread that gets its ident."""
+    entities = loader(scripted)
+    entities.load()
+    handles: list[Handle[Entity]] = []
+    holders: list[int] = []
+    told: dict[int, BaseException] = {}
+
+    def lock() -> None:
+        try:
+            handles.append(entities.lock_or_create(entity(1), 0)[0])
+        except kvi.KviError as error:
+            told.setdefault(threading.get_ident(), error)
+        else:
+            holders.append(threading.get_ident())
+
+    for _ in range(1000):
+        thread = threading.Thread(target=lock)
+        thread.start()
+        thread.join(20)
+        if told.keys() & holders:
+            break
+    assert {type(error) for error in told.values()} == {kvi.LockTimeout}
+    handles[0].unlock()
+
+
 # -- late news -----------------------------------------------------------------------------------
 
 
@@ -623,7 +649,7 @@ def test_later_tombstones_are_not_dug_up(scripted: Faulty) -> None:
     """While loading, an own delete does not undo what was learnt of a later one."""
     cache = loader(scripted)._flow.records.cache
     with cache.loading():
-        taken = run(cache.take(ThreadPort(), "owner", 1, "1", 0))
+        taken = run(cache.take(ThreadPort(), "owner", 1, "1", 0, lambda: None))
         assert taken is not None
         slot, hold = taken
         cache.forget("1", 62)

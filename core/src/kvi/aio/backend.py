@@ -50,7 +50,7 @@ class AsyncLivenessChannel:
         deadline = deadline_of(wait, now())
         try:
             while not isinstance(found := news.look(deadline, now(), main=False), bool):
-                await signal.wait(min(found, 1.0))  # a close of the store below tells nobody here
+                await signal.wait(found)
             return found
         finally:
             news.unwant(signal)

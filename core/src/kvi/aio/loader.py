@@ -142,9 +142,9 @@ class Loader(LoaderFace[AsyncKvi, K, V], Generic[K, V]):
     async def close(self) -> None:
         """Follow no more, and give out no more entities; the store stays open. Again: nothing.
 
-        Handles that are held can be ended in good order.
+        Whoever waits for an entity gets `Closed`; handles that are held can be ended in good order.
         """
-        self._flow.records.closed = True
+        self._flow.records.close()
         watch = self._flow.watch
         if watch is not None and not self._store.closed:
             self._store._enter()

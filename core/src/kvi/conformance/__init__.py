@@ -53,7 +53,7 @@ except ModuleNotFoundError as error:
 # what is imported after this. So the names below are looked up when they are asked for.
 REWRITTEN = tuple(
     f"{__name__}.{part}"
-    for part in ("clients", "faults", "processes", "recipes", "suite", "waiting")
+    for part in ("cancelling", "clients", "faults", "processes", "recipes", "suite", "waiting")
 )
 pytest.register_assert_rewrite(*REWRITTEN)
 
@@ -81,6 +81,7 @@ __all__ = [
     "TestRevisions",
     "TestStore",
     "TestTas",
+    "TestTasks",
     "TestTempKeys",
     "TestTransactions",
     "TestValues",

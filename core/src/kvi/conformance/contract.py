@@ -226,6 +226,14 @@ SECTIONS = (
         ),
     ),
     Section(
+        "asyncio",
+        (
+            Rule("asyncio.cancelled", "A task that is cancelled at any `await` of any call ends with `CancelledError`; no answer goes to another call, no event is lost, and nothing of it stays taken."),
+            Rule("asyncio.blocked-loop", "A loop that is blocked for three times the ttl loses no lock, lease or temporary key."),
+            Rule("asyncio.free-loop", "No call holds the loop for more than 50 ms."),
+        ),
+    ),
+    Section(
         "As a whole",
         (
             Rule("program.model", "Any program of these operations, through any handles, gives what the contract says."),
@@ -265,7 +273,7 @@ _FOUNDATIONS = (
     *("temp-key", "watch.callback", "namespace", "handle"),
     *("recipe", "semaphore", "rwlock", "slots", "election", "group", "barrier"),
     *("counter", "sequence", "once", "schedule", "queue", "cache"),
-    *("error", "program"),
+    *("error", "asyncio", "program"),
 )
 
 

@@ -19,8 +19,14 @@ import inspect
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from typing import Any, NamedTuple, Protocol
 
 import pytest
@@ -69,8 +75,9 @@ def side_by_side(test: Callable[..., None]) -> Callable[..., None]:
     """Let a test wait at once with the others of its file that are marked so.
 
     The test may take `store` and `peer`, two handles on one namespace that is its own, `reopen`, a
-    `Reopen` for a third (`with reopen(timeout=1) as store`), and `brief`: seconds which the store
-    grants a lease for, and in which a few calls fit.
+    `Reopen` for a third (`with reopen(timeout=1) as store`), `looped`, the same for `kvi.aio`
+    (`async with looped() as store`), and `brief`: seconds which the store grants a lease for, and
+    in which a few calls fit.
     """
 
     @functools.wraps(test)
@@ -188,8 +195,16 @@ def _call(test: Callable[..., None], uri: str, namespace: str, brief: float, tra
         given: dict[str, Any] = {
             name: stack.enter_context(opened(name)) for name in ("store", "peer") if name in wanted
         }
+        if "looped" in wanted:
+            given["looped"] = functools.partial(_looped, uri, namespace)
         if "reopen" in wanted:
             given["reopen"] = functools.partial(opened, "reopened")
         if "brief" in wanted:
             given["brief"] = brief
         test(**given)
+
+
+@asynccontextmanager
+async def _looped(uri: str, namespace: str, **options: Any) -> AsyncIterator[kvi.aio.AsyncKvi]:
+    async with kvi.aio.open(uri, **options) as handle:
+        yield handle.namespace(namespace)

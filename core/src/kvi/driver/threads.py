@@ -92,6 +92,8 @@ class ThreadSignal:
             return self.wait_here(timeout)
         port.waits = self
         port.look()
+        if port.woken:
+            timeout, port.woken = 0.0, False
         done = self.wait_here(timeout)
         port.waits = None
         port.look()
@@ -113,12 +115,13 @@ class ThreadSignal:
 class ThreadPort:
     """The world of one flow on a thread."""
 
-    __slots__ = ("cancelled", "ended", "lasting", "performs", "waits")
+    __slots__ = ("cancelled", "ended", "lasting", "performs", "waits", "woken")
 
     def __init__(self, *, lasting: bool = False) -> None:
         self.lasting = lasting  # it goes on to its end, whoever waits
         self.cancelled = False
         self.ended = False
+        self.woken = False  # while it did not wait, perhaps right before it does
         self.waits: ThreadSignal | None = None
         self.performs: tuple[Primitives, int] | None = None  # on which thread
 
@@ -152,7 +155,8 @@ class ThreadPort:
             raise Cancelled
 
     def wake(self) -> None:
-        """Let the flow look around, if it waits."""
+        """Let the flow look around, now or at its next wait."""
+        self.woken = True
         waits = self.waits
         if waits is not None:
             waits.set()

@@ -121,16 +121,24 @@ class Cache(Generic[K, V]):
     # -- for holders ------------------------------------------------------------------------------
 
     async def take(
-        self, port: Port, owner: object, id: K, name: str, deadline: float
+        self,
+        port: Port,
+        owner: object,
+        id: K,
+        name: str,
+        deadline: float,
+        ensure_open: Callable[[], object],
     ) -> tuple[Slot[K, V], Hold] | None:
         """Hold an entity, a vacant slot if there was none; ``None`` if others held it too long.
 
-        ``deadline`` is a moment of the port's clock; what is past tries once.
+        ``deadline`` is a moment of the port's clock; what is past tries once. ``ensure_open``
+        raises once nothing is given out any more: closing the store, or `wake`, ends a wait.
         """
         signal = port.signal()
         queued: Slot[K, V] | None = None
         try:
             while True:
+                ensure_open()
                 with self._mutex:
                     slot = self._slots.get(name)
                     if slot is None:
@@ -165,6 +173,14 @@ class Cache(Generic[K, V]):
         if slot.hold is hold:
             slot.held = None
             _tell_first(slot)
+
+    def wake(self) -> None:
+        """Let all who wait look around: the loader was closed."""
+        with self._mutex:
+            slots = list(self._slots.values())
+        for slot in slots:
+            for signal in list(slot.waiting):
+                signal.set()
 
     def tidy(self, slot: Slot[K, V]) -> None:
         """Take a slot off the map if it is vacant and free."""

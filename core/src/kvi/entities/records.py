@@ -107,6 +107,12 @@ class Records(Generic[K, V]):
         if self.closed:
             raise Closed("the loader is closed; make another one")
 
+    def close(self) -> None:
+        """Give out no more; wakes who waits for an entity. Any thread, at any moment."""
+        self.closed = True
+        if not self.scope.closed:  # else they were woken by that
+            self.scope.runtime.post(self.cache.wake)
+
     def name_of(self, id: K) -> str:
         """The id as it stands in the key."""
         name = self._written(id)
@@ -189,8 +195,7 @@ class Records(Generic[K, V]):
         """Hold an entity, there or not."""
         _, id, name, owner, wait, deadline = wanted
         try:
-            self.ensure_open()
-            taken = await self.cache.take(port, owner, id, name, deadline)
+            taken = await self.cache.take(port, owner, id, name, deadline, self.ensure_open)
             if taken is None:
                 raise LockTimeout(f"another {self.owners.are} held the entity for {wait:g} seconds")
         except KviError as error:

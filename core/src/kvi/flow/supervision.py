@@ -17,6 +17,7 @@ it took.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from math import inf
 
 from kvi.errors import Closed, InvalidArgument, Timeout, shown
@@ -74,13 +75,16 @@ class Supervision:
 class News:
     """What a liveness channel holds: the last `SIZE` items, and who waits. Safe for threads.
 
+    It hangs on its scope while somebody waits, so that closing the store below wakes them.
+
     Attributes:
+        scope: that of the `Backend`.
         lending: the item on its way to the main thread.
 
     """
 
     def __init__(self, scope: Scope) -> None:
-        self._scope = scope
+        self.scope = scope
         self._lock = Mutex()
         self._items: deque[bool] = deque(maxlen=SIZE)
         self._readers: list[Signal] = []
@@ -112,7 +116,7 @@ class News:
         if item is not None:
             return item
         left = deadline - moment
-        if self._scope.closed:
+        if self.scope.closed:
             raise Closed("the store of this channel is closed")
         if left <= 0:
             raise Timeout("no news of the store's liveness in time")
@@ -121,11 +125,24 @@ class News:
     def want(self, signal: Signal) -> None:
         """Set ``signal`` when it is time to look; `unwant` undoes it."""
         self._readers.append(signal)
+        self._hang()
 
     def unwant(self, signal: Signal) -> None:
         """Undo `want`."""
         self._readers.remove(signal)
+        if not self._readers:
+            self.scope.ledger.discard(self)
+            if self._readers:  # somebody came meanwhile
+                self._hang()
         self.rouse()  # an item may have come for this one
+
+    def shut(self) -> None:
+        """The store is closed: let all who wait look."""
+        self.rouse()
+
+    def _hang(self) -> None:
+        with suppress(Closed):  # which the next look tells
+            self.scope.ledger.add(self)
 
     def rouse(self) -> None:
         """Let all who wait look."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from threading import get_ident
+from threading import local
 from typing import Generic, Self, TypeVar
 
 from kvi.entities.handle import hold, hold_many, hold_or_create
@@ -19,6 +19,19 @@ __all__ = ["Loader"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+
+class _Thread(local):
+    """The thread that calls, as the holder of entities.
+
+    Its ident would not do: once it has ended another gets that, and a handle may live on.
+    """
+
+    def __init__(self) -> None:
+        self.me = object()
+
+
+_thread = _Thread()
 
 
 class Loader(LoaderFace[Kvi, K, V], Generic[K, V]):
@@ -40,7 +53,7 @@ class Loader(LoaderFace[Kvi, K, V], Generic[K, V]):
     """
 
     _takes = Kvi, "kvi.open"
-    _owners = Owners("thread", get_ident)
+    _owners = Owners("thread", lambda: _thread.me)
 
     # -- loading ----------------------------------------------------------------------------------
 
@@ -134,9 +147,9 @@ class Loader(LoaderFace[Kvi, K, V], Generic[K, V]):
     def close(self) -> None:
         """Follow no more, and give out no more entities; the store stays open. Again: nothing.
 
-        Handles that are held can be ended in good order.
+        Whoever waits for an entity gets `Closed`; handles that are held can be ended in good order.
         """
-        self._flow.records.closed = True
+        self._flow.records.close()
         watch = self._flow.watch
         if watch is not None:
             Watch(self._store, watch).cancel()
