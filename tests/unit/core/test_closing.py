@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import kvi
 import pytest
 from kvi import recipes
+from kvi.coroutine import run
 from kvi.driver import threads
 from kvi.driver.threads import ThreadPort
 from kvi.entities import cache
-from kvi.port import run
 
 from tests.support.waiting import until
 from tests.support.waits import WAITS, World, is_waiting
