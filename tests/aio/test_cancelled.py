@@ -92,6 +92,8 @@ async def storm(uri: str, ttl: float, count: int) -> None:
             victims.append(victim)
             await asyncio.sleep(choice.random() / 200)
             choice.choice(victims[-8:]).cancel()
+            if number >= 50:
+                victims[number - 50].cancel()  # else those that only watch grow more and more
         for victim in victims:
             victim.cancel()
         results = await asyncio.gather(*victims, return_exceptions=True)

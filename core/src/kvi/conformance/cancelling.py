@@ -299,6 +299,8 @@ async def storm(uri: str, *, seed: int, hits: int = HITS) -> None:
 
     Everything in the store is deleted.
     """
+    async with aio.open(uri, timeout=WITHIN) as store:
+        await store.ping()  # a library may keep a thread for the process
     threads = set(threading.enumerate())
     with mock.patch.object(loop, "_TURN", 0.0):  # what never waits has an await all the same
         await _run(uri, seed, hits)
