@@ -14,11 +14,14 @@ from kvi.backend.history import HistoryFeed
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lending import Lending
 from kvi.flow.lock import LockFlow, _Attempt
-from kvi.flow.recipes import counter, schedule
+from kvi.flow.recipes import counter, job, schedule
 from kvi.flow.recipes.counter import CounterFlow, SequenceFlow
 from kvi.flow.recipes.election import ElectionLine
+from kvi.flow.recipes.job import JobFlow
 from kvi.flow.recipes.line import Line
+from kvi.flow.recipes.observing import Notice
 from kvi.flow.recipes.once import OnceLine
+from kvi.flow.recipes.queue import GetterLine, QueueFlow
 from kvi.flow.recipes.register import Register
 from kvi.flow.recipes.rwlock import ReadWriteLine
 from kvi.flow.recipes.schedule import ScheduleFlow
@@ -28,10 +31,11 @@ from kvi.flow.scope import Ledger, Scope
 from kvi.flow.watch import WatchFlow
 from kvi.policy.failover import Failover
 from kvi.policy.lease import Term
+from kvi.policy.queue import Layout
 from kvi.policy.retry import RetryPolicy
 from kvi.primitives import Primitives
 
-from tests.simulation import line_mistakes, mistakes, network, register_mistakes
+from tests.simulation import line_mistakes, mistakes, network, queue_mistakes, register_mistakes
 from tests.simulation.store import SimChanges
 from tests.simulation.world import Signal
 
@@ -120,6 +124,23 @@ PLANTED: dict[str, Planted] = {
     "time that follows itself": Planted(
         "schedule", schedule, "times_of", register_mistakes.rounded
     ),
+    "job gone before it is done": Planted("queue", Layout, "claim", queue_mistakes.deleted_first),
+    "job taken twice": Planted("queue", Layout, "claim", queue_mistakes.not_atomic),
+    "attempt not counted": Planted("queue", Layout, "claim", queue_mistakes.not_counted),
+    "job done by who has lost it": Planted("queue", Layout, "ack", queue_mistakes.unguarded),
+    "job given back, and kept": Planted("queue", Layout, "nack", queue_mistakes.in_two_places),
+    "lost job told as done": Planted("queue", Layout, "has_acked", queue_mistakes.sure),
+    "job that is done told as lost": Planted("queue", Layout, "has_acked", queue_mistakes.unsure),
+    "lease of a job ended once more": Planted(
+        "queue", JobFlow, "let_go", queue_mistakes.let_go_twice
+    ),
+    "job passed over": Planted("queue", QueueFlow, "_answer", queue_mistakes.passed_over),
+    "job put again": Planted("queue", QueueFlow, "put", queue_mistakes.put_again),
+    "two jobs of one number": Planted("queue", Layout, "put", queue_mistakes.unchecked_number),
+    "getter is not woken": Planted("queue", Notice, "wait", queue_mistakes.deaf),
+    "getter stays in line": Planted("queue", GetterLine, "release", queue_mistakes.stays),
+    "getter looks once": Planted("queue", QueueFlow, "_patiently", queue_mistakes.looked_once),
+    "delay ends with its handle": Planted("queue", job, "lasting", queue_mistakes.bound),
 }
 
 

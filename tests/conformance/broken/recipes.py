@@ -18,15 +18,17 @@ import kvi.recipes.group as group_face
 import kvi.recipes.once as once_face
 from kvi.flow.recipes.barrier import _Party
 from kvi.flow.recipes.cache import CacheFlow
+from kvi.flow.recipes.job import JobFlow
 from kvi.flow.recipes.line import Line
 from kvi.flow.recipes.once import OnceLine
-from kvi.flow.recipes.queue import JobFlow, NewJob, QueueFlow
+from kvi.flow.recipes.queue import QueueFlow
 from kvi.flow.recipes.register import Register
 from kvi.flow.recipes.rwlock import Holders, ReadWriteLine
 from kvi.flow.recipes.schedule import ScheduleFlow
 from kvi.flow.recipes.semaphore import SemaphoreLine
 from kvi.flow.recipes.state import Owner
 from kvi.model import Claim, Key, KeyValue, RangeResult, Scan
+from kvi.policy.queue import Layout, NewJob
 
 from tests.conformance.broken.correct import Correct, broken
 from tests.simulation import line_mistakes
@@ -200,18 +202,18 @@ class EverybodysTime(_Planted):
 
 
 def _plain(real: Any) -> Any:
-    def check_put(flow: QueueFlow, *given: Any) -> NewJob:
-        job: NewJob = real(flow, *given)
-        return NewJob(job.value, 0, 0.0, None)
+    def check(layout: Layout, *given: Any) -> NewJob:
+        job: NewJob = real(layout, *given)
+        return NewJob(job.value)
 
-    return check_put
+    return check
 
 
 @broken("queue.order", "queue.dedup", "queue.delay")
 class PlainQueue(_Planted):
     """Priority, delay and dedup are left aside."""
 
-    plants = ((QueueFlow, "check_put", _plain),)
+    plants = ((Layout, "check", _plain),)
 
 
 def _done(real: Any) -> Any:

@@ -114,8 +114,8 @@ class Term:
         self.due = sent + ttl / 3
 
 
-def check_ttl(ttl: object, limits: Capabilities) -> float:
-    """Return a time to live in seconds, raised to the store's minimum.
+def check_ttl(ttl: object, limits: Capabilities, name: str = "ttl") -> float:
+    """Return a time to live in seconds, raised to the store's minimum; ``name`` is the argument's.
 
     Raises `InvalidArgument` for what is no number, not positive or above the store's maximum.
     """
@@ -124,7 +124,7 @@ def check_ttl(ttl: object, limits: Capabilities) -> float:
         or isinstance(ttl, bool)
         or not 0 < ttl <= sys.float_info.max
     ):
-        raise InvalidArgument(f"ttl= is a positive number of seconds, not {shown(ttl)}")
+        raise InvalidArgument(f"{name}= is a positive number of seconds, not {shown(ttl)}")
     longest = limits.lease_max_ttl
     if longest is not None and ttl > longest:
         raise InvalidArgument(

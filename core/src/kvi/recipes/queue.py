@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Self
 
 from kvi.errors import KviError
-from kvi.flow.recipes.queue import DeadJob, JobFlow, QueueFlow
+from kvi.flow.recipes.job import JobFlow
+from kvi.flow.recipes.queue import QueueFlow
 from kvi.model import Compare
 from kvi.policy.lock import check_wait
+from kvi.policy.queue import DeadJob
 from kvi.recipes.recipe import ask
 from kvi.sync.face import Face
 from kvi.sync.loss import Loss
@@ -64,7 +65,7 @@ class Queue:
         """
         flow, store = self._flow, self._store
         try:
-            job = flow.check_put(value, priority, delay, dedup)
+            job = flow.layout.check(value, priority, delay, dedup)
         except KviError as error:
             raise store._placed(error, "put", self.name)
         return ask(store, self.name, "put", lambda scope, call: flow.put(scope, call, job), timeout)
@@ -106,22 +107,21 @@ class Job:
         self._store = store
         self._queue = queue
         self._flow = flow
-        flow.lease.owner = weakref.ref(self)
 
     @property
     def id(self) -> str:
         """Unique in the queue."""
-        return self._flow.id
+        return self._flow.item.id
 
     @property
     def value(self) -> bytes:
         """What was put."""
-        return self._flow.value
+        return self._flow.item.value
 
     @property
     def attempt(self) -> int:
         """Which try this is, from 1."""
-        return int(self._flow.head["a"])
+        return self._flow.item.attempts
 
     @property
     def held(self) -> bool:
@@ -148,18 +148,21 @@ class Job:
     def ack(self, *, timeout: float | None = None) -> None:
         """It is done, and gone for good. Again, it does nothing.
 
-        Raises `LeaseLost` if it was lost before: another may do it again.
+        Raises `LeaseLost` if it was lost before: another may do it again; `NotHeld` if it was given
+        back. After an `OutcomeUnknown` it may be done, and is not held any more; to ask again tells
+        the truth.
         """
         ask(self._store, self._queue, "ack", lambda _, call: self._flow.ack(call), timeout)
 
     def nack(self, delay: float = 0, *, timeout: float | None = None) -> None:
         """It is not done: another may have it, after ``delay`` seconds as `Queue.put` has them.
 
-        If its attempts are used up, it is dead. Raises `NotHeld` or `LeaseLost`.
+        If its attempts are used up, it is dead. Raises `NotHeld` if it was done or given back
+        before, else as `ack`.
         """
         flow = self._flow
         try:
-            seconds = flow.check_delay(delay)
+            seconds = flow.layout.check_delay(delay)
         except KviError as error:
             raise self._store._placed(error, "nack", self._queue)
         ask(self._store, self._queue, "nack", lambda _, call: flow.nack(call, seconds), timeout)
@@ -168,15 +171,19 @@ class Job:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            self.ack()
-        elif isinstance(error, Exception) and self.held:
-            try:
+        flow = self._flow
+        try:
+            if error is None and not flow.ended:
+                self.ack()
+            elif isinstance(error, Exception) and flow.held:
                 self.nack()
-            except KviError as failure:
-                error.add_note(f"afterwards the job could not be given back: {failure}")
-        else:
-            self._store._runtime.post(self._flow.let_go)
+        except KviError as failure:
+            if error is None:
+                raise
+            error.add_note(f"afterwards the job could not be given back: {failure}")
+        finally:
+            if not flow.ended:  # nobody asks again
+                self._store._runtime.post(flow.let_go)
 
     def __repr__(self) -> str:
         return f"<Job {self.id!r} {'held' if self.held else 'not held'} {self._queue!r}>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from types import TracebackType
 from typing import Self
 
@@ -11,9 +10,11 @@ from kvi.aio.face import AsyncFace
 from kvi.aio.loss import AsyncLoss
 from kvi.aio.recipes.recipe import ask
 from kvi.errors import KviError
-from kvi.flow.recipes.queue import DeadJob, JobFlow, QueueFlow
+from kvi.flow.recipes.job import JobFlow
+from kvi.flow.recipes.queue import QueueFlow
 from kvi.model import Compare
 from kvi.policy.lock import check_wait
+from kvi.policy.queue import DeadJob
 
 __all__ = ["DeadJob", "Job", "Queue"]
 
@@ -47,7 +48,7 @@ class Queue:
         """Put a job; returns its id. See `kvi.recipes.Queue.put`."""
         flow, store = self._flow, self._store
         try:
-            job = flow.check_put(value, priority, delay, dedup)
+            job = flow.layout.check(value, priority, delay, dedup)
         except KviError as error:
             raise store._placed(error, "put", self.name)
         return await ask(
@@ -91,22 +92,21 @@ class Job:
         self._store = store
         self._queue = queue
         self._flow = flow
-        flow.lease.owner = weakref.ref(self)
 
     @property
     def id(self) -> str:
         """Unique in the queue."""
-        return self._flow.id
+        return self._flow.item.id
 
     @property
     def value(self) -> bytes:
         """What was put."""
-        return self._flow.value
+        return self._flow.item.value
 
     @property
     def attempt(self) -> int:
         """Which try this is, from 1."""
-        return int(self._flow.head["a"])
+        return self._flow.item.attempts
 
     @property
     def held(self) -> bool:
@@ -132,18 +132,21 @@ class Job:
     async def ack(self, *, timeout: float | None = None) -> None:
         """It is done, and gone for good. Again, it does nothing.
 
-        Raises `LeaseLost` if it was lost before: another may do it again.
+        Raises `LeaseLost` if it was lost before: another may do it again; `NotHeld` if it was given
+        back. After an `OutcomeUnknown` it may be done, and is not held any more; to ask again tells
+        the truth.
         """
         await ask(self._store, self._queue, "ack", lambda _, call: self._flow.ack(call), timeout)
 
     async def nack(self, delay: float = 0, *, timeout: float | None = None) -> None:
         """It is not done: another may have it, after ``delay`` seconds as `Queue.put` has them.
 
-        If its attempts are used up, it is dead. Raises `NotHeld` or `LeaseLost`.
+        If its attempts are used up, it is dead. Raises `NotHeld` if it was done or given back
+        before, else as `ack`.
         """
         flow = self._flow
         try:
-            seconds = flow.check_delay(delay)
+            seconds = flow.layout.check_delay(delay)
         except KviError as error:
             raise self._store._placed(error, "nack", self._queue)
         await ask(
@@ -159,15 +162,18 @@ class Job:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            await self.ack()
-        elif isinstance(error, Exception) and self.held:
-            try:
+        flow = self._flow
+        try:
+            if error is None and not flow.ended:
+                await self.ack()
+            elif isinstance(error, Exception) and flow.held:
                 await self.nack()
-            except KviError as failure:
-                error.add_note(f"afterwards the job could not be given back: {failure}")
-        else:
-            self._flow.let_go()
+        except KviError as failure:
+            if error is None:
+                raise
+            error.add_note(f"afterwards the job could not be given back: {failure}")
+        finally:
+            flow.let_go()  # nobody asks again, if it is to be asked
 
     def __del__(self) -> None:
         if self._store.closed or not self._flow.held:

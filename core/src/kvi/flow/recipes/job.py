@@ -1,0 +1,254 @@
+"""`JobFlow`: a job of a queue that somebody has, until it is done or another may have it.
+
+===========  ==========================================  =======================================
+state        guarantee                                   left by
+===========  ==========================================  =======================================
+``HELD``     nobody was asked to end it; `held` says     `ack`: DONE; `nack`, `leave`, `let_go`:
+             whether its lease still is alive            BACK; the claim is gone: LOST; an answer
+                                                         that is lost: ASKED
+``ASKED``    it may have ended, and is not held any      to ask again tells what it is: DONE,
+             more; the lease is kept until `let_go`      BACK or LOST
+``DONE``     it is gone for good                         final
+``BACK``     another may have it, as was asked for       its end applied after all: DONE
+``LOST``     its claim ended before it did               final
+===========  ==========================================  =======================================
+
+Whatever ends a job is one transaction under the guard of its claim. If the guard fails, the claim
+is lost, or an earlier try has applied: what has become of the job tells which (`kvi.policy.queue`).
+"""
+
+from __future__ import annotations
+
+import enum
+import weakref
+from collections.abc import Callable
+
+from kvi.call import Call
+from kvi.errors import KviError, LeaseLost, NotHeld, OutcomeUnknown, Unavailable
+from kvi.flow.lease import LeaseFlow
+from kvi.flow.loss import LossState
+from kvi.flow.scope import Scope
+from kvi.model import Compare, KeyValue, Txn, TxnResult
+from kvi.mutex import Mutex
+from kvi.ops import GrantOp, TxnOp
+from kvi.policy.queue import Item, Layout
+
+HasApplied = Callable[[TxnResult], bool]
+
+
+class JobState(enum.Enum):
+    """Of one job, with what is told to who takes it for held; see the module's table."""
+
+    HELD = "the job is lost: its lease was not renewed in time"
+    ASKED = "whether the job was ended is not known; ask again"
+    DONE = "the job is done already"
+    BACK = "the job was given back already"
+    LOST = "the job was lost before it was ended: another may have it"
+
+
+async def lasting(scope: Scope, call: Call, seconds: float) -> LeaseFlow:
+    """A lease that nobody renews, and that outlives the handle."""
+    sent = call.port.now()
+    try:
+        grant = await scope.executor.execute(GrantOp(seconds), call)
+    except OutcomeUnknown as error:
+        raise Unavailable("the store granted no lease; nothing was changed") from error
+    return LeaseFlow(scope, grant.id, grant.ttl, sent, keep_alive=False)
+
+
+class JobFlow:
+    """A job that is claimed; given back if it is dropped. Safe for threads.
+
+    Attributes:
+        item: the job.
+        layout: of its queue.
+        lease: that the claim stands on.
+        lost: set once the claim is lost.
+
+    """
+
+    def __init__(
+        self, scope: Scope, layout: Layout, kind: object, lease: LeaseFlow, item: Item, claim: int
+    ) -> None:
+        """``claim`` is its revision; of a ``kind`` are leases that may serve the next job."""
+        self.item = item
+        self.lease = lease
+        self._scope = scope
+        self.layout = layout
+        self._kind = kind
+        self._claim = claim
+        self._lock = Mutex()  # guards the next two
+        self._state = JobState.HELD
+        self._asking = 0  # how many are about to end it
+        self._guard = layout.guard(item.id, claim)
+        self.lost = LossState(scope.runtime, lambda: not lease.alive and not scope.closed)
+        lease.owner = weakref.ref(self)
+        lease.proof = self._guard
+        lease.lost.add(self.lost.is_set, own=True)
+
+    @property
+    def held(self) -> bool:
+        """Whether it surely is this one's, by the clock, at this moment."""
+        return self._state is JobState.HELD and self.lease.alive
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was ended, as somebody wanted."""
+        return self._state in (JobState.DONE, JobState.BACK)
+
+    @property
+    def guard(self) -> Compare:
+        """True as long as the claim stands. Raises `NotHeld`."""
+        if not self.held:
+            raise self._refusal()
+        return self._guard
+
+    async def ack(self, call: Call) -> None:
+        """It is done: it is gone for good. Again, it does nothing."""
+        if self._state is JobState.DONE:
+            return
+        layout = self.layout
+        step = layout.ack(self.item, self._claim)
+        await self._end(call, [step], JobState.DONE, lambda found: layout.has_acked(found.results))
+
+    async def nack(self, call: Call, delay: float) -> None:
+        """It is not done: let another have it, perhaps after a while."""
+        layout, item, claim = self.layout, self.item, self._claim
+        self._ensure_asked()
+        later = None
+        if delay and not layout.is_last(item):
+            later = await lasting(self._scope, call, delay)
+        # The second one, at once, is for a delay that is over before the first is there.
+        untils = [None] if later is None else [later.id, None]
+        await self._end(
+            call,
+            [layout.nack(item, claim, until) for until in untils],
+            JobState.BACK,
+            lambda found: layout.has_nacked(found.results, claim),
+            later,
+        )
+
+    async def leave(self, call: Call, seconds: float) -> int:
+        """Leave it to who knows the claim that is returned, and after so long to anybody."""
+        self._ensure_asked()
+        later = await lasting(self._scope, call, seconds)
+        step = self.layout.keep(self.item.id, self._claim, later.id, "queue_leave")
+        found = await self._end(
+            call, [step], JobState.BACK, lambda found: _claimed_by(later, found) > 0, later
+        )
+        return (found.revision or 0) if found.succeeded else _claimed_by(later, found)
+
+    def let_go(self) -> None:
+        """Give it back without waiting."""
+        with self._lock:
+            if self._state not in (JobState.HELD, JobState.ASKED):
+                return  # its lease may serve another by now
+            if self._state is JobState.HELD:
+                self._state = JobState.BACK
+            self.lease.proof = None
+        self.lost.end()
+        self.lease.abandon()
+
+    # -- its end ----------------------------------------------------------------------------------
+
+    async def _end(
+        self,
+        call: Call,
+        steps: list[Txn],
+        end: JobState,
+        has_applied: HasApplied,
+        later: LeaseFlow | None = None,
+    ) -> TxnResult:
+        """Take a step that ends it; ``has_applied`` judges one whose guard fails."""
+        self._begin()
+        try:
+            found = await self._answer(call, steps)
+        except BaseException as error:
+            with self._lock:
+                self._asking -= 1
+                if self._state is JobState.HELD:  # it surely is as it was
+                    self.lease.proof = self._guard
+            if later is not None and _surely_failed(error):
+                later.abandon()
+            raise
+        with self._lock:
+            self._asking -= 1
+            before = self._state
+            applied = found.succeeded or (before is JobState.ASKED and has_applied(found))
+            first = before in (JobState.HELD, JobState.ASKED)  # to know
+            if applied or first:
+                self._state = end if applied else JobState.LOST
+        if first:
+            if not applied:
+                self.lost.set()
+            self.lost.end()
+            if applied and before is JobState.HELD and not call.doubt:
+                self._scope.ledger.give_idle(self.lease, self._kind, call.port.now())
+            else:
+                self.lease.abandon()
+        if self._state is not end:
+            raise self._refusal()
+        return found
+
+    def _begin(self) -> None:
+        """Somebody is about to end it. Raises `NotHeld`."""
+        self._scope.ensure_open()
+        self._ensure_asked()
+        with self._lock:
+            if self._asking:
+                self._state = JobState.ASKED  # the other one's may apply before this
+            self._asking += 1
+            self.lease.proof = None  # it may end before the answer is here, and that is no loss
+
+    async def _answer(self, call: Call, steps: list[Txn]) -> TxnResult:
+        """The answer to the first step whose lease is there; a lost one is asked for again."""
+        while True:
+            try:
+                return await self._scope.executor.execute(TxnOp(steps[0]), call)
+            except OutcomeUnknown:
+                self._doubt()
+            except LeaseLost:
+                self._scope.ensure_open()
+                if not steps[1:]:
+                    raise
+                steps = steps[1:]
+            except KviError as error:
+                if self._state is JobState.ASKED and error.passing:
+                    raise OutcomeUnknown("an earlier try may have ended the job") from error
+                raise
+            except BaseException:  # nobody asks again
+                self._doubt()
+                self.let_go()
+                raise
+
+    def _doubt(self) -> None:
+        """It may have been ended."""
+        with self._lock:
+            if self._state is JobState.HELD:
+                self._state = JobState.ASKED
+        self.lost.end()
+
+    def _ensure_asked(self) -> None:
+        """Raise `NotHeld` if there is nothing to be ended any more."""
+        if self._state is JobState.HELD and not self.lease.alive and not self._scope.closed:
+            self.lost.set()
+            self.let_go()
+            self._state = JobState.LOST
+        if self._state not in (JobState.HELD, JobState.ASKED):
+            raise self._refusal()
+
+    def _refusal(self) -> NotHeld:
+        state = self._state
+        lost = state in (JobState.HELD, JobState.LOST)
+        return (LeaseLost if lost else NotHeld)(state.value)
+
+
+def _claimed_by(lease: LeaseFlow, found: TxnResult) -> int:
+    """The claim that stands on a lease, by what has been seen; 0: there is none."""
+    (entry,) = found.results
+    mine = isinstance(entry, KeyValue) and entry.lease == lease.id
+    return entry.revision if mine else 0  # type: ignore[union-attr]
+
+
+def _surely_failed(error: BaseException) -> bool:
+    return isinstance(error, KviError) and not isinstance(error, OutcomeUnknown)
