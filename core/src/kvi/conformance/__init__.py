@@ -58,6 +58,7 @@ REWRITTEN = tuple(
 pytest.register_assert_rewrite(*REWRITTEN)
 
 __all__ = [
+    "TestAsyncio",
     "TestCas",
     "TestCompares",
     "TestConcurrency",
@@ -81,7 +82,6 @@ __all__ = [
     "TestRevisions",
     "TestStore",
     "TestTas",
-    "TestTasks",
     "TestTempKeys",
     "TestTransactions",
     "TestValues",

@@ -11,6 +11,7 @@ What waits for others is also cancelled after a while.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import random
@@ -460,3 +461,20 @@ async def _until(condition: Callable[[], object], what: str, within: float) -> N
     while not condition():
         assert monotonic() < deadline, what
         await asyncio.sleep(0.01)
+
+
+def main() -> None:
+    """The run as a command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kvi.conformance.cancelling",
+        description="Cancel every kind of call of kvi.aio on a store, and delete all in it.",
+    )
+    parser.add_argument("uri")
+    parser.add_argument("--seed", type=int, default=1, help="chooses what is cancelled, and where")
+    parser.add_argument("--hits", type=int, default=HITS, help="how often each kind of call is")
+    given = parser.parse_args()
+    asyncio.run(storm(given.uri, seed=given.seed, hits=given.hits))
+
+
+if __name__ == "__main__":
+    main()

@@ -28,7 +28,7 @@ from kvi.conformance.suite.machine import TestModel as TestModel
 from kvi.conformance.suite.ranges import TestRange as TestRange
 from kvi.conformance.suite.read_only import TestReadOnly as TestReadOnly
 from kvi.conformance.suite.recipes import TestRecipes as TestRecipes
-from kvi.conformance.suite.tasks import TestTasks as TestTasks
+from kvi.conformance.suite.tasks import TestAsyncio as TestAsyncio
 from kvi.conformance.suite.txns import (
     TestCompares as TestCompares,
 )

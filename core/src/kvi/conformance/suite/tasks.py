@@ -17,6 +17,7 @@ from kvi.conformance.contract import rule
 from kvi.conformance.holding import longest_step
 from kvi.conformance.rules import Rules
 from kvi.conformance.waiting import side_by_side
+from kvi.uri import StoreUri
 
 HELD = 0.05
 """Seconds that a call may hold the loop."""
@@ -35,7 +36,7 @@ class Looped(Protocol):
         """A handle on the namespace of the test, for an ``async with``."""
 
 
-class TestTasks(Rules):
+class TestAsyncio(Rules):
     """What cancelling, and a loop that is blocked, do to handles of `kvi.aio`, and they to it."""
 
     @rule("asyncio.cancelled")
@@ -51,7 +52,9 @@ class TestTasks(Rules):
         try:
             asyncio.run(bounded())
         except* AssertionError as errors:
-            raise AssertionError(f"{_first(errors)}\n(seed {seed})") from None
+            shown = StoreUri.parse(str(kvi_uri)).redacted
+            again = f"python -m kvi.conformance.cancelling {shown} --seed {seed}"
+            raise AssertionError(f"{_first(errors)}\nsee it again: {again}") from None
 
     @rule("asyncio.blocked-loop")
     @side_by_side
