@@ -16,7 +16,7 @@ def main() -> int:
     """Run them; 1 if a total was wrong or a promise broken."""
     print("Processes share settings: reads, test-and-set, transactions\n", flush=True)
     first = shared_settings.main([])
-    print("\n\nProcesses share work: temporary keys, locks, watches\n", flush=True)
+    print("\n\nProcesses share work, some by asyncio: temporary keys, locks, watches\n", flush=True)
     second = shared_work.main([])
     print("\n\nAgents share typed entities: loaders, commits, pack and unpack\n", flush=True)
     return max(first, second, device_agent.main([]))

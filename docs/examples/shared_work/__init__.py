@@ -5,6 +5,7 @@
 ============  ====================================================================================
 `plan`        where things lie in the store, and what the processes tell each other
 `worker`      one process: a member while it lives, counting under its crew's lock
+`aio_worker`  the same as an asyncio program; crew b is of these
 `watcher`     one process: notes every change that it sees
 `program`     starts them all, and strikes two of those who hold a lock
 `account`     what happened, and whether every promise was kept

@@ -21,7 +21,7 @@ from rich.table import Table
 from docs.examples.stores import found, names_a_store
 
 PROGRAM = "docs.examples.shared_work"
-CODE = ("plan.py", "worker.py", "watcher.py", "program.py", "account.py")
+CODE = ("plan.py", "worker.py", "aio_worker.py", "watcher.py", "program.py", "account.py")
 
 
 def main(options: list[str]) -> int:

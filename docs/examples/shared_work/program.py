@@ -1,7 +1,8 @@
 """The whole run: start everybody, strike two of those who hold a lock, see what comes of it.
 
 Each crew counts to its target. Who comes to the middle first is struck while it holds the lock: in
-crew a it is killed, in crew b it is stopped until another one has the lock.
+crew a it is killed, in crew b it is stopped until another one has the lock. The processes of crew b
+are asyncio programs.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 
 import kvi
 
+from docs.examples.shared_work import aio_worker, worker
 from docs.examples.shared_work.account import Account, Strike
 from docs.examples.shared_work.plan import CREWS, END, MEMBER, NAMES, Job, Note
 from docs.examples.shared_work.watcher import watch
-from docs.examples.shared_work.worker import work
 
+WORK = {"a": worker.work, "b": aio_worker.work}
 FATES = {"a": ("killed", signal.SIGKILL), "b": ("stopped", signal.SIGSTOP)}
 TTL = 3.0  # seconds; a store may want more
 PATIENCE = 60.0  # seconds without any news
@@ -56,7 +58,7 @@ def lead(store: kvi.Kvi, account: Account, names: tuple[str, ...]) -> None:
         workers = {}
         for number, name in enumerate(names):
             crew = CREWS[number % len(CREWS)]
-            process, pipe = stack.enter_context(started(work, account.job, crew, name))
+            process, pipe = stack.enter_context(started(WORK[crew], account.job, crew, name))
             workers[pipe] = process
             account.workers.append(name)
         for pipe in workers:
