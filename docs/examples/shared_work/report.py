@@ -13,7 +13,8 @@ def show(account: Account) -> None:
     console.print(
         f"store    {account.uri}, leases of {account.job.ttl:g} s\n"
         f"did      {len(account.counted)} increments under two locks by {len(account.workers)} "
-        f"processes, {len(account.workers) // 2} of them with asyncio, in {account.seconds:.1f} s\n",
+        f"processes, {len(account.workers) // 2} of them with asyncio, "
+        f"in {account.seconds:.1f} s\n",
         soft_wrap=True,
     )
     for check in account.checks():
