@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import grpc
 import kvi
 import pytest
 from kvi import aio
@@ -140,6 +143,30 @@ async def answers(store: aio.AsyncKvi) -> bool:
     except kvi.KviError:
         return False
     return True
+
+
+@in_loop
+async def test_name_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the name server says nothing, calls end in their time and the loop goes on."""
+    real = grpc.aio.insecure_channel
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        port = silent.getsockname()[1]
+
+        def by_name(target: str, **options: Any) -> Any:
+            return real(f"dns://127.0.0.1:{port}/{target}", **options)
+
+        monkeypatch.setattr(grpc.aio, "insecure_channel", by_name)
+        async with aio.open("etcd://etcd.test:2379", retry=ONCE) as store:
+            async with ticking() as ticks:
+                with stalls.watched() as machine:
+                    began = time.monotonic()
+                    calls = (store.get("k", timeout=1), store.store("k", "v", timeout=1))
+                    results = await asyncio.gather(*calls, return_exceptions=True)
+                    took = time.monotonic() - began
+            assert took < 1 + 1 + machine.longest
+            assert all(isinstance(one, kvi.Unavailable | kvi.Timeout) for one in results)
+            assert ticks.longest < 0.05 + machine.longest
 
 
 @in_loop
