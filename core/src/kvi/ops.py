@@ -337,6 +337,16 @@ class RenewOp(_OfLease[float]):
         return primitives._lease_renew(self.lease, timeout)
 
 
+class LeftOp(_OfLease["float | None"]):
+    """Ask how many seconds a lease has left."""
+
+    __slots__ = ()
+    effect, proves, awaited = Effect.ASKING, False, False
+
+    def run(self, primitives: Primitives, timeout: float) -> float | None:
+        return primitives._lease_left(self.lease, timeout)
+
+
 class RevokeOp(_OfLease[None]):
     """End a lease, and its keys."""
 

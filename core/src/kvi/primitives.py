@@ -186,6 +186,13 @@ class Primitives(ABC):
         """
         return None
 
+    def _lease_left(self, lease: int, timeout: float) -> float | None:
+        """For people to look at: the seconds that a lease still has, unless it is renewed.
+
+        ``None`` where the store does not tell, and of a lease that has ended.
+        """
+        return None
+
     def _native(self) -> Any:
         """The native client, or ``None``."""
         return None

@@ -17,6 +17,7 @@ from kvi.cli.app import CONFLICT, NOT_FOUND, Context, Ended, Failed, command
 from kvi.cli.jobs import Job, grace_option
 from kvi.cli.output import encoding_option, given
 from kvi.cli.running import WithCommand, exit_code, let_go, run_while, words_of
+from kvi.ops import LeftOp
 from kvi.policy.line import DIRECTORY, Place, State, loads
 from kvi.policy.lock import CLAIM
 from kvi.recipes import Election, Once, Queue, Schedule, Semaphore
@@ -316,20 +317,28 @@ def _do(
 def locks_(context: Context, prefix: str) -> int:
     """Show what is held, and who waits: locks, and recipes of any kind, with names below PREFIX.
 
-    A line has the kind, the name, the holders' ids and fences, and how many wait. With --json each
-    is an object with kind, name, holders, waiters and fence.
+    A line has the kind, the name, the holders' ids and fences, the seconds that each has left if it
+    does not go on (where the store tells), and how many wait. A fence is the revision since when it
+    is held. With --json each is an object with kind, name, holders, waiters and fence.
     """
     with context.store() as store:
         for found in _found(store, prefix):
+            for one in found["holders"]:
+                one["left"] = store._do(LeftOp(int(one["id"], 16)), None)
             if context.json:
                 click.echo(json.dumps(found))
                 continue
-            holders = ", ".join(f"{one['id']} (fence {one['fence']})" for one in found["holders"])
+            holders = ", ".join(map(_holder, found["holders"]))
             click.echo(
                 f"{found['kind']} {_shown(found['name'].encode())}: {holders or 'nobody'}, "
                 f"{len(found['waiters'])} waiting"
             )
     return 0
+
+
+def _holder(one: dict[str, Any]) -> str:
+    left = "" if one["left"] is None else f", {one['left']:.0f} s left"
+    return f"{one['id']} (fence {one['fence']}{left})"
 
 
 def _found(store: kvi.Kvi, prefix: str) -> Iterator[dict[str, Any]]:

@@ -118,6 +118,7 @@ _CALLS = {
     # A stream with one request and one answer is, on the wire, a plain call; as such it needs no
     # thread and has a deadline.
     "keep_alive": ("Lease", "LeaseKeepAlive"),
+    "left": ("Lease", "LeaseTimeToLive"),
     "status": ("Maintenance", "Status"),
     "authenticate": ("Auth", "Authenticate"),
 }

@@ -24,7 +24,7 @@ from kvi.errors import KviError, LeaseLost, OutcomeUnknown, Timeout, Unavailable
 from kvi.model import MAX_NUMBER, Grant
 
 from kvi_etcd import wire_pb2 as pb
-from kvi_etcd.driver import Calls
+from kvi_etcd.driver import Calls, Connection
 from kvi_etcd.errors import PROXY, LeaseExists
 from kvi_etcd.wire import lease_id
 
@@ -79,6 +79,13 @@ async def renew(calls: Calls[Any], lease: int, timeout: float) -> float:
     if answer.TTL <= 0:
         raise LeaseLost("the lease has ended; grant a new one")
     return float(answer.TTL)
+
+
+def left(connection: Connection, lease: int, timeout: float) -> float | None:
+    """The seconds until ``lease`` ends, in whole ones; ``None`` if it has."""
+    request = pb.LeaseTimeToLiveRequest(ID=lease_id(lease))
+    answer = connection.call("left", request, timeout, write=False)
+    return float(answer.TTL) if answer.TTL > 0 else None
 
 
 async def revoke(calls: Calls[Any], lease: int, timeout: float) -> None:

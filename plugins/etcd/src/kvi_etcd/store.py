@@ -13,6 +13,7 @@ from kvi.feed import Feed, Wake, WatchSpec
 from kvi.model import Claim, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.primitives import Primitives
 
+from kvi_etcd import leases
 from kvi_etcd.client import Tls
 from kvi_etcd.driver import Connection, Credentials
 from kvi_etcd.flows import EtcdFlows
@@ -103,6 +104,9 @@ class EtcdKvi(Primitives):
 
     def _lease_renew(self, lease: int, timeout: float) -> float:
         return run(self._flows._lease_renew(lease, timeout))
+
+    def _lease_left(self, lease: int, timeout: float) -> float | None:
+        return leases.left(self._connection, lease, timeout)
 
     def _lease_revoke(self, lease: int, timeout: float) -> None:
         run(self._flows._lease_revoke(lease, timeout))

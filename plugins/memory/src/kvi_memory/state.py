@@ -273,6 +273,12 @@ class MemoryState:
         found.deadline = now() + found.ttl
         return found.ttl
 
+    def left(self, lease: int) -> float | None:
+        """The seconds until it ends; ``None`` if it has."""
+        found = self._leases.get(lease)
+        left = 0.0 if found is None else found.deadline - now()
+        return left if left > 0 else None
+
     def end(self, lease: int) -> None:
         """End a lease, if it has not, and delete its keys."""
         found = self._leases.get(lease)

@@ -128,6 +128,11 @@ class MemoryKvi(Primitives):
             self._state.finish()
             return self._state.renew(lease)
 
+    def _lease_left(self, lease: int, timeout: float) -> float | None:
+        with self._state.lock:
+            self._state.finish()
+            return self._state.left(lease)
+
     def _lease_revoke(self, lease: int, timeout: float) -> None:
         with self._state.lock:
             self._state.finish()

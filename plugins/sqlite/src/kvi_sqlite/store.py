@@ -21,6 +21,7 @@ from typing import Any
 
 from kvi.backend.history import HistoryFeed
 from kvi.capabilities import Capabilities
+from kvi.clock import now
 from kvi.errors import LeaseLost, OutcomeUnknown, Unavailable
 from kvi.feed import Feed, Wake, WatchSpec
 from kvi.model import (
@@ -246,6 +247,13 @@ class SqliteKvi(Primitives):
             return leases.grant(connection, ttl), True
 
         return Grant(self._pool.write(work, monotonic() + timeout), ttl)
+
+    def _lease_left(self, lease: int, timeout: float) -> float | None:
+        def work(connection: Connection) -> Any:
+            return connection.execute(schema.LEFT, (now(), lease)).fetchone()
+
+        row = self._pool.read(work, monotonic() + timeout) if lease <= MAX_NUMBER else None
+        return float(row[0]) if row is not None and row[0] > 0 else None
 
     def _lease_renew(self, lease: int, timeout: float) -> float:
         def work(connection: Connection) -> tuple[float | None, bool]:
