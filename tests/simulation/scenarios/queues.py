@@ -104,7 +104,7 @@ class Jobs(Sharing):
         random = self.world.random
         flow = self._flow(client)
         try:
-            for _ in range(random.randint(2, 5)):
+            for _ in range(random.randint(2, 4)):
                 if random.random() < 0.4:
                     dedup = random.choice((None, None, "x", "y"))
                     delay = random.choice((0.0, 0.0, 0.5, 3.0))
@@ -176,7 +176,7 @@ class Jobs(Sharing):
                 if await (self._ack(client, job) if done else self._nack(client, job, delay)):
                     break
                 await client.port.sleep(0.2 * random.random())
-            await client.port.sleep(random.choice((0.0, 0.1)))
+            await client.port.sleep(random.choice((0.0, 0.2, 0.7)))
         finally:
             if not self.world.over:
                 client.runtime.post(job.let_go)
@@ -240,7 +240,7 @@ class Jobs(Sharing):
         for number in range(waiters):
             client.program(f"waiter {number}", self._wait(client))
         for _ in range(waiters):
-            await client.port.sleep(random.random() * random.choice((0.5, 4.0)))
+            await client.port.sleep(random.random() * random.choice((0.2, 1.0)))
             await self._put(client, flow, NewJob(b""))
 
     async def _wait(self, client: Client) -> None:
