@@ -262,12 +262,11 @@ class QueueFlow:
         self._looked = call.port.now()
         return found
 
-    async def resume(self, port: Port, id: str, claim: int) -> JobFlow:
+    async def resume(self, scope: Scope, call: Call, id: str, claim: int) -> JobFlow:
         """Go on with a job that was left to who knows its claim. Raises `LeaseLost`."""
-        scope, layout = self._scope, self.layout
-        call = Call(port, port.now() + scope.timeout)
+        layout = self.layout
         await self.owner.ensure(scope, call)
-        lease = await LeaseFlow.grant(port, scope, self._ttl, scope.timeout, keep_alive=True)
+        lease = await LeaseFlow.grant(call.port, scope, self._ttl, scope.timeout, keep_alive=True)
         try:
             done = await self._execute(call, layout.keep(id, claim, lease.id, "queue_resume"))
             entry = await scope.executor.execute(GetOp(f"{layout.claimed.start}{id}"), call)
