@@ -14,17 +14,13 @@ from typing import Any
 import click
 
 import kvi
-from kvi.call import Call
 from kvi.cli.app import CONFLICT, NOT_FOUND, Context, Ended, Failed, command
 from kvi.cli.jobs import Job, grace_option
 from kvi.cli.output import encoding_option, given, line_of, value_members, written
 from kvi.cli.running import WithCommand, exit_code, let_go, run_while, words_of
-from kvi.flow.recipes.job import JobFlow
-from kvi.flow.scope import Scope
 from kvi.policy.lease import check_ttl
 from kvi.policy.line import DIRECTORY, Place, State, loads
 from kvi.policy.lock import CLAIM
-from kvi.port import Flow
 from kvi.recipes import Election, Once, Queue, Schedule, Semaphore
 from kvi.recipes import Job as QueueJob
 from kvi.recipes.recipe import ask
@@ -360,10 +356,10 @@ def _held(store: kvi.Kvi, queue: Queue, claim: str) -> QueueJob:
         )
     id, _, revision = claim.rpartition("-")
 
-    def resume(scope: Scope, call: Call) -> Flow[JobFlow]:
-        return queue._flow.resume(scope, call, id, int(revision, 16))
-
-    return QueueJob(store, queue.name, ask(store, queue.name, "ack", resume))
+    queue.count()  # which tells if it is another recipe's, or has other settings
+    claims = queue._flow.claims
+    flow = ask(store, queue.name, "ack", lambda _, call: claims.resume(call, id, int(revision, 16)))
+    return QueueJob(store, queue.name, flow)
 
 
 def _tell_job(context: Context, told: dict[str, Any], value: bytes, encoding: str) -> None:
