@@ -129,6 +129,7 @@ PLANTED: dict[str, Planted] = {
     "job taken twice": Planted("queue", Layout, "claim", queue_mistakes.not_atomic),
     "attempt not counted": Planted("queue", Layout, "claim", queue_mistakes.not_counted),
     "job done by who has lost it": Planted("queue", Layout, "ack", queue_mistakes.unguarded),
+    "job taken from another": Planted("queue", Layout, "keep", queue_mistakes.taken_back),
     "job given back, and kept": Planted("queue", Layout, "nack", queue_mistakes.in_two_places),
     "lost job told as done": Planted("queue", Layout, "has_acked", queue_mistakes.sure),
     "job that is done told as lost": Planted("queue", Layout, "has_acked", queue_mistakes.unsure),

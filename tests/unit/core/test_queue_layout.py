@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import kvi
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kvi.errors import InvalidArgument
 from kvi.model import KeyValue, Put
@@ -28,6 +28,7 @@ def entry(key: str, value: bytes | str) -> KeyValue:
     return KeyValue(key, value, 1, 1, 1, None)
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=50),
     st.none() | st.text(min_size=1, max_size=50).filter(str.isprintable),
@@ -40,6 +41,7 @@ def test_item_comes_back(value: bytes, dedup: str | None, attempts: int, back: i
     assert Item.of(entry(f"q/.kvi.items/r/{item.id}", item.dumps())) == item
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(2**31) + 1, 2**31 - 1), min_size=2, max_size=5))
 def test_order_of_ids(priorities: list[int]) -> None:
     """Ids are in the order of the turns: larger priority first, then first in."""
