@@ -80,9 +80,65 @@ def test_queue(cli: Command, store: kvi.Kvi) -> None:
     cli(*words, "cat", code=1)
     (dead,) = cli.lines("queue", "dead", "q", "--max-attempts", "2")
     assert dead == {"id": first, "attempts": 2, "value": "a b"}
+    assert cli("queue", "dead", "q", "--max-attempts", "2") == f"{first}\t2\ta b\n"
     assert Queue(store, "q", max_attempts=2).count() == 0
     cli("queue", "put", "q", code=2)
     cli("queue", "get", "q", code=2)
+
+
+def test_job_that_is_held(cli: Command, store: kvi.Kvi) -> None:
+    """A job that nobody runs a command for is done, or given back, by who has its claim."""
+    queue = Queue(store, "q")
+    queue.put("a b\n")
+    assert cli("queue", "get", "q", "--hold", "1000", "--as", "hex").split("\t")[1:] == [
+        "1", "6120620a\n"
+    ]  # fmt: skip
+    assert (queue.get(0), queue.count()) == (None, 1), "it outlives the process that took it"
+    cli("queue", "get", "q", "--hold", "1000", "--wait", "0", code=1)
+    queue.put(b"\xff")
+    held = cli.json("queue", "get", "q", "--hold", "1000")
+    assert held == {"claim": held["claim"], "attempt": 1, "value_base64": "/w=="}
+    cli("queue", "nack", "q", held["claim"])
+    cli("queue", "ack", "q", held["claim"], code=3)
+    assert "done or given back already" in cli.errors
+    again = cli.json("queue", "get", "q", "--hold", "1000")
+    assert again == {"claim": again["claim"], "attempt": 2, "value_base64": "/w=="}
+    cli("queue", "ack", "q", held["claim"], code=3)
+    assert queue.count() == 2
+    cli("queue", "ack", "q", again["claim"])
+    cli("queue", "nack", "q", again["claim"], code=3)
+    assert queue.count() == 1
+
+
+def test_job_that_is_held_too_long(cli: Command, store: kvi.Kvi) -> None:
+    """Once the time is up another gets it, and the claim is nobody's."""
+    queue = Queue(store, "q")
+    queue.put("a")
+    held = cli.json("queue", "get", "q", "--hold", "0.1")
+    job = queue.get(60)
+    assert job is not None
+    assert job.attempt == 2
+    cli("queue", "ack", "q", held["claim"], code=3)
+    cli("queue", "nack", "q", held["claim"], code=3)
+    assert job.held
+    job.ack()
+    assert queue.count() == 0
+
+
+def test_words_of_a_queue(local: Command) -> None:
+    """What makes no sense together is refused, and changes nothing."""
+    for words in (
+        ("ack", "q"),
+        ("ack", "q", "7fffffff-000000000001"),
+        ("get", "q"),
+        ("get", "q", "--hold", "0"),
+        ("get", "q", "--hold", "5", "--", "true"),
+        ("put", "q", "a", "--hold", "5"),
+        ("count", "q", "--", "true"),
+    ):
+        local("queue", *words, code=2)
+    with kvi.open(local.uri) as store:
+        assert list(store.range()) == []
 
 
 def test_locks(cli: Command, store: kvi.Kvi) -> None:

@@ -15,6 +15,7 @@ from kvi.flow.lease import LeaseFlow
 from kvi.flow.lending import Lending
 from kvi.flow.lock import LockFlow, _Attempt
 from kvi.flow.recipes import counter, job, schedule
+from kvi.flow.recipes.claims import Claims
 from kvi.flow.recipes.counter import CounterFlow, SequenceFlow
 from kvi.flow.recipes.election import ElectionLine
 from kvi.flow.recipes.job import JobFlow
@@ -128,13 +129,14 @@ PLANTED: dict[str, Planted] = {
     "job taken twice": Planted("queue", Layout, "claim", queue_mistakes.not_atomic),
     "attempt not counted": Planted("queue", Layout, "claim", queue_mistakes.not_counted),
     "job done by who has lost it": Planted("queue", Layout, "ack", queue_mistakes.unguarded),
+    "job taken from another": Planted("queue", Layout, "keep", queue_mistakes.taken_back),
     "job given back, and kept": Planted("queue", Layout, "nack", queue_mistakes.in_two_places),
     "lost job told as done": Planted("queue", Layout, "has_acked", queue_mistakes.sure),
     "job that is done told as lost": Planted("queue", Layout, "has_acked", queue_mistakes.unsure),
     "lease of a job ended once more": Planted(
         "queue", JobFlow, "let_go", queue_mistakes.let_go_twice
     ),
-    "job passed over": Planted("queue", QueueFlow, "_answer", queue_mistakes.passed_over),
+    "job passed over": Planted("queue", Claims, "_answer", queue_mistakes.passed_over),
     "job put again": Planted("queue", QueueFlow, "put", queue_mistakes.put_again),
     "two jobs of one number": Planted("queue", Layout, "put", queue_mistakes.unchecked_number),
     "getter is not woken": Planted("queue", Notice, "wait", queue_mistakes.deaf),

@@ -15,6 +15,7 @@ from kvi.call import Call
 from kvi.errors import KviError, OutcomeUnknown
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.loss import LossState
+from kvi.flow.recipes.claims import Claims
 from kvi.flow.recipes.job import JobFlow
 from kvi.flow.recipes.observing import Notice
 from kvi.flow.recipes.queue import GetterLine, QueueFlow
@@ -70,6 +71,16 @@ def unguarded(real: Any) -> Any:
     return ack
 
 
+def taken_back(real: Any) -> Any:
+    """Whoever knows a claim goes on with the job, also when another has it by now."""
+
+    def keep(layout: Layout, id: str, claim: int, lease: int, operation: str) -> Txn:
+        txn: Txn = real(layout, id, claim, lease, operation)
+        return replace(txn, when=())
+
+    return keep
+
+
 def in_two_places(real: Any) -> Any:
     """A job is given back, and stays claimed."""
 
@@ -112,9 +123,9 @@ def let_go_twice(real: Any) -> Any:
 def passed_over(real: Any) -> Any:
     """A claim whose answer is lost is left alone, and the next job is taken."""
 
-    async def answer(flow: QueueFlow, call: Call, claim: Txn, item: Item, lease: LeaseFlow) -> int:
+    async def answer(claims: Claims, call: Call, claim: Txn, item: Item, lease: LeaseFlow) -> int:
         try:
-            return int(await real(flow, call, claim, item, lease))
+            return int(await real(claims, call, claim, item, lease))
         except KviError:
             if call.port.now() >= call.deadline:
                 raise

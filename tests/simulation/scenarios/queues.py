@@ -81,6 +81,7 @@ class Jobs(Sharing):
         self.back_due: dict[int, float] = {}  # by claim
         self.refused: set[bytes] = set()  # as those who put them were told
         self.acking: set[int] = set()  # claims
+        self.leaving: set[int] = set()
         self.nacking: set[int] = set()
         self.over: set[int] = set()  # claims that end nothing any more, as was told
         self.backed: set[int] = set()
@@ -104,7 +105,7 @@ class Jobs(Sharing):
         random = self.world.random
         flow = self._flow(client)
         try:
-            for _ in range(random.randint(2, 5)):
+            for _ in range(random.randint(2, 4)):
                 if random.random() < 0.4:
                     dedup = random.choice((None, None, "x", "y"))
                     delay = random.choice((0.0, 0.0, 0.5, 3.0))
@@ -171,15 +172,38 @@ class Jobs(Sharing):
         random = self.world.random
         try:
             await client.port.sleep(random.random() * (4.0 if self.stormy else 0.3))
+            if random.random() < 0.2:
+                job = await self._hand_over(client, job)
             done, delay = random.random() < 0.7, random.choice((0.0, 0.0, 1.0))
             for _ in range(4):
                 if await (self._ack(client, job) if done else self._nack(client, job, delay)):
                     break
                 await client.port.sleep(0.2 * random.random())
-            await client.port.sleep(random.choice((0.0, 0.1)))
+            await client.port.sleep(random.choice((0.0, 0.2, 0.7)))
         finally:
             if not self.world.over:
                 client.runtime.post(job.let_go)
+
+    async def _hand_over(self, client: Client, job: JobFlow) -> JobFlow:
+        """Leave it, and go on with it, as two processes do; itself if that fails."""
+        flow, id = self._flow(client), job.item.id
+        self.leaving.add(job._claim)
+        self._tell(client, f"leaves {id}")
+        try:
+            left = await client.call(lambda port: job.leave(self._call(port), 2.0))
+            self.leaving.add(left)
+            await client.port.sleep(self.world.random.random())
+            again = await client.call(
+                lambda port: flow.claims.resume(self._call(port), id, left), undo=_give_up
+            )
+        except (Closed, Cancelled):
+            raise
+        except KviError as error:
+            self._tell(client, f"does not go on with {id}: {error!r}")
+            return job
+        self._tell(client, f"GOES ON with {id}")
+        self.holders[again._claim] = again
+        return again
 
     async def _ack(self, client: Client, job: JobFlow) -> bool:
         """Whether it is over."""
@@ -240,7 +264,7 @@ class Jobs(Sharing):
         for number in range(waiters):
             client.program(f"waiter {number}", self._wait(client))
         for _ in range(waiters):
-            await client.port.sleep(random.random() * random.choice((0.5, 4.0)))
+            await client.port.sleep(random.random() * random.choice((0.2, 1.0)))
             await self._put(client, flow, NewJob(b""))
 
     async def _wait(self, client: Client) -> None:
@@ -306,9 +330,11 @@ class Jobs(Sharing):
             known.delayed = False
         elif where == known.where:
             holder = self.holders.get(claim)
-            if by is not None or where != _CLAIMED:
-                fail(f"{known} is claimed again")
-            if not known.delayed and (self.fine or (holder and holder.held and not self.early)):
+            if by is not None:
+                if claim not in self.leaving:
+                    fail(f"{known} is claimed again")
+                known.delayed = not known.delayed  # it was left, or is gone on with
+            elif not known.delayed and (self.fine or (holder and holder.held and not self.early)):
                 fail(f"the claim of {known} has ended")
             return
         elif before is not None or where == _CLAIMED:

@@ -143,6 +143,22 @@ def test_applied_and_the_lease_lost_in_doubt(store: Faulty, end: str) -> None:
     assert queue.count() == (end == "nack")
 
 
+@pytest.mark.parametrize(("end", "other"), [("ack", "nack"), ("nack", "ack")])
+def test_other_end_after_a_doubt(store: Faulty, end: str, other: str) -> None:
+    """Who tries the other way after a lost answer is told what has become of the job."""
+    queue = Queue(store, "q")
+    queue.put("a")
+    job = got(queue)
+    store.loses(f"queue_{end}", LOST)
+    store.fails(f"queue_{end}", None, AWAY)
+    with pytest.raises(kvi.OutcomeUnknown):
+        getattr(job, end)()
+    with pytest.raises(kvi.NotHeld, match="already") as caught:
+        getattr(job, other)()
+    assert not isinstance(caught.value, kvi.LeaseLost)
+    assert queue.count() == (end == "nack")
+
+
 def test_truth_is_told_again(store: Faulty) -> None:
     """What was told of a job's end is told to whoever asks again."""
     queue = Queue(store, "q")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,15 @@ import click
 import kvi
 from kvi.cli.app import CONFLICT, NOT_FOUND, Context, Ended, Failed, command
 from kvi.cli.jobs import Job, grace_option
-from kvi.cli.output import encoding_option, given
+from kvi.cli.output import encoding_option, given, line_of, value_members, written
 from kvi.cli.running import WithCommand, exit_code, let_go, run_while, words_of
 from kvi.ops import LeftOp
+from kvi.policy.lease import check_ttl
 from kvi.policy.line import DIRECTORY, Place, State, loads
 from kvi.policy.lock import CLAIM
 from kvi.recipes import Election, Once, Queue, Schedule, Semaphore
+from kvi.recipes import Job as QueueJob
+from kvi.recipes.recipe import ask
 
 _grace = grace_option("After a loss, how long the command may take to end.")
 _ttl = click.option(
@@ -234,13 +238,15 @@ def every_(
     "queue",
     "kvi queue put mails 'to: ada' --priority 5\n"
     "kvi queue count mails\n"
-    "kvi queue get mails --wait 0 -- cat   # acknowledged if CMD succeeds\n"
-    "kvi queue dead mails",
+    "kvi queue get mails --wait 0 -- cat   # done if CMD succeeds\n"
+    "kvi queue dead mails\n"
+    "kvi queue put mails 'to: bob' && kvi queue get mails --hold 60 >job\n"
+    "kvi queue ack mails $(cut -f 1 job)",
     cls=WithCommand,
 )
-@click.argument("action", type=click.Choice(["put", "get", "count", "dead"]))
+@click.argument("action", type=click.Choice(["put", "get", "ack", "nack", "count", "dead"]))
 @click.argument("name")
-@click.argument("value", required=False)
+@click.argument("value", required=False, metavar="[VALUE|CLAIM]")
 @click.option("--priority", type=int, default=0, show_default=True, help="Larger comes first.")
 @click.option("--delay", type=click.FloatRange(0), default=0.0, metavar="SECONDS",
               help="Until when nobody gets it.")  # fmt: skip
@@ -248,6 +254,8 @@ def every_(
 @click.option("--max-attempts", type=click.IntRange(1), metavar="N",
               help="After how many tries a job is dead; the same for all.")  # fmt: skip
 @_wait
+@click.option("--hold", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+              help="Run nothing: print the job, which nobody else gets for so long.")  # fmt: skip
 @click.option("--ttl", type=float, default=30.0, show_default=True, metavar="SECONDS",
               help="How soon another gets the job of a process that has crashed.")  # fmt: skip
 @_grace
@@ -262,6 +270,7 @@ def queue_(
     dedup: str | None,
     max_attempts: int | None,
     wait: float | None,
+    hold: float | None,
     ttl: float,
     grace: float,
     encoding: str,
@@ -271,15 +280,26 @@ def queue_(
     `get` runs CMD with the job on its standard input, and KVI_JOB_ID and KVI_JOB_ATTEMPT in its
     environment. If CMD ends with 0 the job is done; else it is given back. The exit code is that of
     CMD, 1 if there was no job in time, 3 if the job was lost, for which CMD is ended.
+
+    `get --hold` prints a line: the claim, the attempt and the value. `ack NAME CLAIM` says that the
+    job is done, `nack NAME CLAIM` gives it back; the exit code is 3 if its time was up before.
     """
-    words = words_of("queue get NAME" if action == "get" else None)
-    if (value is None) is (action == "put") or (words and action != "get"):
-        raise click.UsageError("kvi queue put NAME VALUE, or get NAME -- CMD, or count|dead NAME")
+    runs = action == "get" and hold is None
+    words = words_of("queue get NAME" if runs else None)
+    wants = action in ("put", "ack", "nack")
+    if (value is None) is wants or (words and not runs) or (hold is not None and action != "get"):
+        raise click.UsageError(
+            "kvi queue put NAME VALUE, or get NAME -- CMD, or get NAME --hold SECONDS, "
+            "or ack|nack NAME CLAIM, or count|dead NAME"
+        )
     with context.store() as store:
         queue = Queue(store, name, max_attempts=max_attempts, ttl=ttl)
+        if runs:
+            return _do(context, queue, wait, words, grace)
+        if hold is not None:
+            return _hold(context, store, queue, wait, hold, encoding)
         if action == "put":
-            assert value is not None
-            data = given(value, encoding)
+            data = given(value or "", encoding)
             id = queue.put(data, priority=priority, delay=delay, dedup=dedup)
             click.echo(json.dumps({"id": id}) if context.json else id)
         elif action == "count":
@@ -287,10 +307,11 @@ def queue_(
             click.echo(json.dumps({"count": count}) if context.json else count)
         elif action == "dead":
             for dead in queue.dead():
-                told = {"id": dead.id, "attempts": dead.attempts, "value": _shown(dead.value)}
-                click.echo(json.dumps(told) if context.json else f"{dead.id} {told['value']}")
+                told = {"id": dead.id, "attempts": dead.attempts}
+                _tell_job(context, told, dead.value, encoding)
         else:
-            return _do(context, queue, wait, words, grace)
+            job = _held(store, queue, value or "")
+            job.ack() if action == "ack" else job.nack(delay)
         return 0
 
 
@@ -307,6 +328,46 @@ def _do(
         code = run_while(job.lost, f"the job {job.id}", words, env, grace, stdin)
     let_go(job.nack if code else job.ack)
     return code
+
+
+def _hold(
+    context: Context,
+    store: kvi.Kvi,
+    queue: Queue,
+    wait: float | None,
+    hold: float,
+    encoding: str,
+) -> int:
+    """Take a job, and leave it to whoever has read its claim."""
+    seconds = check_ttl(hold, store.capabilities, "hold")
+    job = queue.get(wait)
+    if job is None:
+        return NOT_FOUND
+    claim = ask(store, queue.name, "get", lambda _, call: job._flow.leave(call, seconds))
+    told = {"claim": f"{job.id}-{claim:x}", "attempt": job.attempt}
+    _tell_job(context, told, job.value, encoding)
+    return 0
+
+
+def _held(store: kvi.Kvi, queue: Queue, claim: str) -> QueueJob:
+    """The job that was left so."""
+    if re.fullmatch("[0-9a-f]{8}-[0-9a-f]{12}-[0-9a-f]{1,16}", claim) is None:
+        raise click.UsageError(
+            f"{claim!r} is no claim; `kvi queue get NAME --hold` prints it first."
+        )
+    id, _, revision = claim.rpartition("-")
+
+    queue.count()  # which tells if it is another recipe's, or has other settings
+    claims = queue._flow.claims
+    flow = ask(store, queue.name, "ack", lambda _, call: claims.resume(call, id, int(revision, 16)))
+    return QueueJob(store, queue.name, flow)
+
+
+def _tell_job(context: Context, told: dict[str, Any], value: bytes, encoding: str) -> None:
+    if context.json:
+        click.echo(json.dumps(told | value_members(value)))
+    else:
+        click.echo(line_of("\t".join([*map(str, told.values()), written(value, encoding)]), "\t"))
 
 
 @command(

@@ -178,22 +178,21 @@ class Layout:
 
     def keep(self, id: str, claim: int, lease: int, operation: str) -> Txn:
         """Let a claim stand on another lease; it is another claim then."""
-        key = f"{self.by}{id}"
-        return _txn(operation, [self.guard(id, claim)], [Put(key, b"", lease)], [Get(key)])
+        return self._end(operation, id, claim, [Put(f"{self.by}{id}", b"", lease)])
 
     def ack(self, item: Item, claim: int) -> Txn:
         """A job is done."""
         then: list[Operation] = [Delete(f"{self.claimed.start}{item.id}")]
         then += [Delete(f"{self.by}{item.id}"), *self._forget(item)]
-        return self._end("queue_ack", item, claim, then)
+        return self._end("queue_ack", item.id, claim, then)
 
     def nack(self, item: Item, claim: int, until: int | None) -> Txn:
         """A job is given back: it is ready, or delayed until a lease ends, or dead."""
         item = item._replace(back=claim)
         if until is not None:
-            return self._end("queue_nack", item, claim, self._waiting(item, until))
+            return self._end("queue_nack", item.id, claim, self._waiting(item, until))
         then = [Delete(f"{self.by}{item.id}"), *self._again(item)]
-        return self._end("queue_nack", item, claim, then)
+        return self._end("queue_nack", item.id, claim, then)
 
     def recover(self, entry: KeyValue) -> tuple[bool, Txn]:
         """Make an orphan ready, or bury it; whether it is ready then, and how."""
@@ -217,10 +216,9 @@ class Layout:
 
     # -- parts ------------------------------------------------------------------------------------
 
-    def _end(self, operation: str, item: Item, claim: int, then: Sequence[Operation]) -> Txn:
-        places = (self.ready.start, self.claimed.start, self.dead)
-        look = [Get(f"{place}{item.id}") for place in places]
-        return _txn(operation, [self.guard(item.id, claim)], then, look)
+    def _end(self, operation: str, id: str, claim: int, then: Sequence[Operation]) -> Txn:
+        look = [Get(f"{place}{id}") for place in (self.ready.start, self.claimed.start, self.dead)]
+        return _txn(operation, [self.guard(id, claim)], then, look)
 
     def _waiting(self, item: Item, until: int | None) -> list[Operation]:
         if until is None:

@@ -9,7 +9,8 @@ The handlers must be registered after gRPC's, for the last registered runs first
 
 `grpc.aio` has a poller of its own for the whole process, and does not survive a fork: whatever a
 child does with it ends the child. So one whose parent had used it does not (`Awaiting`), and has
-its calls done on threads.
+its calls done on threads. Before gRPC `SINCE` such a child could not even do that: there nobody
+uses `grpc.aio`.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ import os
 import threading
 from types import TracebackType
 
-import grpc  # noqa: F401  (registers its handlers)
+import grpc
 
+SINCE = 1, 80
 PATIENCE = 1.0  # seconds: a call that connects to a dead server must not hold a fork for long
 
 
 class Awaiting:
     """Whether this process may use `grpc.aio`."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str = grpc.__version__) -> None:
         self._begun = False
-        self._possible = True
+        self._possible = tuple(map(int, version.split(".")[:2])) >= SINCE
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._in_child)
 
@@ -38,7 +40,7 @@ class Awaiting:
         return self._possible
 
     def _in_child(self) -> None:
-        self._possible = not self._begun
+        self._possible = self._possible and not self._begun
 
 
 class ForkGate:

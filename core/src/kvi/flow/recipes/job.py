@@ -21,19 +21,16 @@ from __future__ import annotations
 
 import enum
 import weakref
-from collections.abc import Callable
 
 from kvi.call import Call
 from kvi.errors import KviError, LeaseLost, NotHeld, OutcomeUnknown, Unavailable
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.loss import LossState
 from kvi.flow.scope import Scope
-from kvi.model import Compare, KeyValue, Txn, TxnResult
+from kvi.model import Compare, Txn, TxnResult
 from kvi.mutex import Mutex
 from kvi.ops import GrantOp, TxnOp
 from kvi.policy.queue import Item, Layout
-
-HasApplied = Callable[[TxnResult], bool]
 
 
 class JobState(enum.Enum):
@@ -105,38 +102,25 @@ class JobFlow:
 
     async def ack(self, call: Call) -> None:
         """It is done: it is gone for good. Again, it does nothing."""
-        if self._state is JobState.DONE:
-            return
-        layout = self.layout
-        step = layout.ack(self.item, self._claim)
-        await self._end(call, [step], JobState.DONE, lambda found: layout.has_acked(found.results))
+        if self._state is not JobState.DONE:
+            await self._end(call, JobState.DONE, [self.layout.ack(self.item, self._claim)])
 
     async def nack(self, call: Call, delay: float) -> None:
         """It is not done: let another have it, perhaps after a while."""
         layout, item, claim = self.layout, self.item, self._claim
         self._ensure_asked()
-        later = None
+        steps, later = [layout.nack(item, claim, None)], None
         if delay and not layout.is_last(item):
             later = await lasting(self._scope, call, delay)
-        # The second one, at once, is for a delay that is over before the first is there.
-        untils = [None] if later is None else [later.id, None]
-        await self._end(
-            call,
-            [layout.nack(item, claim, until) for until in untils],
-            JobState.BACK,
-            lambda found: layout.has_nacked(found.results, claim),
-            later,
-        )
+            steps.insert(0, layout.nack(item, claim, later.id))
+        await self._end(call, JobState.BACK, steps, later)
 
     async def leave(self, call: Call, seconds: float) -> int:
         """Leave it to who knows the claim that is returned, and after so long to anybody."""
         self._ensure_asked()
         later = await lasting(self._scope, call, seconds)
         step = self.layout.keep(self.item.id, self._claim, later.id, "queue_leave")
-        found = await self._end(
-            call, [step], JobState.BACK, lambda found: _claimed_by(later, found) > 0, later
-        )
-        return (found.revision or 0) if found.succeeded else _claimed_by(later, found)
+        return await self._end(call, JobState.BACK, [step], later)
 
     def let_go(self) -> None:
         """Give it back without waiting."""
@@ -152,53 +136,54 @@ class JobFlow:
     # -- its end ----------------------------------------------------------------------------------
 
     async def _end(
-        self,
-        call: Call,
-        steps: list[Txn],
-        end: JobState,
-        has_applied: HasApplied,
-        later: LeaseFlow | None = None,
-    ) -> TxnResult:
-        """Take a step that ends it; ``has_applied`` judges one whose guard fails."""
-        self._begin()
-        try:
-            found = await self._answer(call, steps)
-        except BaseException as error:
-            with self._lock:
-                self._asking -= 1
-                if self._state is JobState.HELD:  # it surely is as it was
-                    self.lease.proof = self._guard
-            if later is not None and _surely_failed(error):
-                later.abandon()
-            raise
-        with self._lock:
-            self._asking -= 1
-            before = self._state
-            applied = found.succeeded or (before is JobState.ASKED and has_applied(found))
-            first = before in (JobState.HELD, JobState.ASKED)  # to know
-            if applied or first:
-                self._state = end if applied else JobState.LOST
-        if first:
-            if not applied:
-                self.lost.set()
-            self.lost.end()
-            if applied and before is JobState.HELD and not call.doubt:
-                self._scope.ledger.give_idle(self.lease, self._kind, call.port.now())
-            else:
-                self.lease.abandon()
-        if self._state is not end:
-            raise self._refusal()
-        return found
-
-    def _begin(self) -> None:
-        """Somebody is about to end it. Raises `NotHeld`."""
+        self, call: Call, end: JobState, steps: list[Txn], later: LeaseFlow | None = None
+    ) -> int:
+        """Take the first step whose lease, ``later``, has not ended; its revision."""
         self._scope.ensure_open()
         self._ensure_asked()
         with self._lock:
             if self._asking:
                 self._state = JobState.ASKED  # the other one's may apply before this
             self._asking += 1
-            self.lease.proof = None  # it may end before the answer is here, and that is no loss
+            self.lease.proof = None  # the claim may go before the answer is here; that is no loss
+        try:
+            found = await self._answer(call, steps)
+        except BaseException:
+            with self._lock:
+                self._asking -= 1
+                if self._state is JobState.HELD:  # surely nothing has changed
+                    self.lease.proof = self._guard
+            if later is not None and self._state is JobState.HELD:
+                later.abandon()
+            raise
+        with self._lock:
+            self._asking -= 1
+            before, fate = self._state, JobState.LOST
+            if found.succeeded:
+                fate = end
+            elif before is JobState.ASKED:
+                fate = self._fate(found)
+            first = before in (JobState.HELD, JobState.ASKED)  # to know
+            if first or found.succeeded:
+                self._state = fate
+        if first:
+            if fate is JobState.LOST:
+                self.lost.set()
+            self.lost.end()
+            if before is JobState.HELD and fate is end:
+                self._scope.ledger.give_idle(self.lease, self._kind, call.port.now())
+            else:
+                self.lease.abandon()
+        if self._state is not end:
+            raise self._refusal()
+        return found.revision or 0
+
+    def _fate(self, found: TxnResult) -> JobState:
+        """What has become of it, by a step that was refused."""
+        if self.layout.has_acked(found.results):
+            return JobState.DONE
+        back = self.layout.has_nacked(found.results, self._claim)
+        return JobState.BACK if back else JobState.LOST
 
     async def _answer(self, call: Call, steps: list[Txn]) -> TxnResult:
         """The answer to the first step whose lease is there; a lost one is asked for again."""
@@ -241,14 +226,3 @@ class JobFlow:
         state = self._state
         lost = state in (JobState.HELD, JobState.LOST)
         return (LeaseLost if lost else NotHeld)(state.value)
-
-
-def _claimed_by(lease: LeaseFlow, found: TxnResult) -> int:
-    """The claim that stands on a lease, by what has been seen; 0: there is none."""
-    (entry,) = found.results
-    mine = isinstance(entry, KeyValue) and entry.lease == lease.id
-    return entry.revision if mine else 0  # type: ignore[union-attr]
-
-
-def _surely_failed(error: BaseException) -> bool:
-    return isinstance(error, KviError) and not isinstance(error, OutcomeUnknown)

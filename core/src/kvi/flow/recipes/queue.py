@@ -1,12 +1,8 @@
 """The queue: jobs that are done at least once, larger priority first, then first in, first out.
 
 Where the jobs are, and which steps lead from one state to the next, is in `kvi.policy.queue`; what
-may become of one that somebody has, in `kvi.flow.recipes.job`. This is how one comes to have it.
-
-*Who has a job?* Whoever took it, by one transaction, for a lease. A claim whose answer is lost is
-settled by looking whose the job is; if it is nobody's, the lease is given up, so that no claim
-comes late, and the same job is claimed by another. So nobody passes over one that is ready, and a
-`get` that fails has taken none.
+becomes of one that somebody has, in `kvi.flow.recipes.job`; how one comes to have it, in
+`kvi.flow.recipes.claims`. This is how to put jobs, and to wait for them.
 
 *No herd.* Who finds nothing stands in the recipe's line (`kvi.flow.recipes.line`), and only the
 first of it watches the jobs: one `put` wakes one. It looks until it was answered after the last
@@ -22,6 +18,7 @@ from kvi.call import Call
 from kvi.errors import Contention, KviError, LeaseLost, OutcomeUnknown, Unavailable
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
+from kvi.flow.recipes.claims import Claims
 from kvi.flow.recipes.job import JobFlow, lasting
 from kvi.flow.recipes.line import Line
 from kvi.flow.recipes.observing import Notice
@@ -29,13 +26,12 @@ from kvi.flow.recipes.state import Owner, entries_of
 from kvi.flow.scope import PASSING, Scope
 from kvi.log import log
 from kvi.model import KeyValue, Scan, Span, Txn, TxnResult
-from kvi.ops import CountOp, GetOp, TxnOp
+from kvi.ops import CountOp, TxnOp
 from kvi.policy.lease import check_ttl
 from kvi.policy.line import Mark, State, check_recipe, loads
 from kvi.policy.queue import DeadJob, Item, Layout, NewJob, check_whole
 from kvi.port import Port
 
-_PAGE = 10  # jobs that are looked at at once
 _LOOK = 30.0  # seconds after which a waiter looks again without having been told
 _PAUSE = 0.1  # seconds between looks at a store that cannot be reached
 
@@ -60,6 +56,7 @@ class QueueFlow:
     Attributes:
         owner: the right to the name.
         layout: its keys and steps.
+        claims: how to have a job.
 
     """
 
@@ -70,10 +67,9 @@ class QueueFlow:
         self._scope = scope
         self.layout = Layout(self.owner.place, most, limits)
         self._ttl = check_ttl(ttl, limits)
-        self._kind = ("queue", self._ttl)  # leases for locks are of another kind
+        self.claims = Claims(scope, self.layout, self._ttl)
         self._all = Span.of_prefix(f"{self.owner.place.name}/.kvi.")
         self._known = (0, 0)  # the next number and its revision, as seen last
-        self._looked = -inf  # for orphans
 
     # -- putting ----------------------------------------------------------------------------------
 
@@ -180,105 +176,9 @@ class QueueFlow:
         call = Call(port, port.now() + self._scope.timeout)
         try:
             await self.owner.ensure(self._scope, call)
-            if port.now() - self._looked > self._ttl / 3:
-                await self._recover(call)
-            while True:
-                job = await self._first(call)
-                if job is not None or not await self._recover(call):
-                    return job
+            return await self.claims.next(call)
         except OutcomeUnknown as error:
             raise Unavailable("the store did not answer; no job was taken") from error
-
-    async def _first(self, call: Call) -> JobFlow | None:
-        span = self.layout.ready
-        while True:
-            _, page = await entries_of(self._scope, call, Scan(span, limit=_PAGE))
-            for entry in page:
-                job = await self._claim(call, entry)
-                if job is not None:
-                    return job
-            if len(page) < _PAGE:
-                return None
-            span = Span(page[-1].key + "\0", span.end)
-
-    async def _claim(self, call: Call, entry: KeyValue) -> JobFlow | None:
-        """Take a job that is ready; ``None`` if another was first."""
-        scope, port = self._scope, call.port
-        while True:
-            idle = scope.ledger.take_idle(self._kind, scope)
-            assert idle is None or isinstance(idle, LeaseFlow)  # what was given
-            lease = idle or await LeaseFlow.grant(
-                port, scope, self._ttl, scope.timeout, keep_alive=True
-            )
-            item, claim = self.layout.claim(entry, lease.id)
-            try:
-                revision = await self._answer(call, claim, item, lease)
-            except LeaseLost:  # an idle one may have been ended by somebody else
-                lease.abandon()
-                scope.ensure_open()
-                continue
-            except BaseException:
-                lease.abandon()
-                raise
-            if revision:
-                return JobFlow(scope, self.layout, self._kind, lease, item, revision)
-            scope.ledger.give_idle(lease, self._kind, port.now())
-            return None
-
-    async def _answer(self, call: Call, claim: Txn, item: Item, lease: LeaseFlow) -> int:
-        """The revision of a claim that stands; 0 if another was first.
-
-        Raises `LeaseLost` if it does not stand, and cannot on this lease.
-        """
-        try:
-            done = await self._execute(call, claim)
-            revision = (done.revision or 0) if done.succeeded else 0
-        except OutcomeUnknown:
-            found = await self._scope.executor.execute(GetOp(f"{self.layout.by}{item.id}"), call)
-            if found is None or found.lease != lease.id:
-                raise LeaseLost("what comes late is to find no lease") from None
-            revision = found.revision
-        if not lease.alive:
-            raise LeaseLost("the store was slow to answer")
-        return revision
-
-    async def _recover(self, call: Call) -> bool:
-        """Make orphans ready again; whether there were any."""
-        scope, layout, found = self._scope, self.layout, False
-        _, claimed = await entries_of(scope, call, Scan(layout.claimed, keys_only=True))
-        kept = set[str]()
-        if claimed:
-            span = Span.of_prefix(layout.by)
-            _, claims = await entries_of(scope, call, Scan(span, keys_only=True))
-            kept = {one.key.rpartition("/")[2] for one in claims}
-        for entry in claimed:
-            if entry.key.rpartition("/")[2] in kept:
-                continue
-            orphan = await scope.executor.execute(GetOp(entry.key), call)
-            if orphan is not None:
-                ready, step = layout.recover(orphan)
-                await self._execute(call, step)
-                found = found or ready
-        self._looked = call.port.now()
-        return found
-
-    async def resume(self, port: Port, id: str, claim: int) -> JobFlow:
-        """Go on with a job that was left to who knows its claim. Raises `LeaseLost`."""
-        scope, layout = self._scope, self.layout
-        call = Call(port, port.now() + scope.timeout)
-        await self.owner.ensure(scope, call)
-        lease = await LeaseFlow.grant(port, scope, self._ttl, scope.timeout, keep_alive=True)
-        try:
-            done = await self._execute(call, layout.keep(id, claim, lease.id, "queue_resume"))
-            entry = await scope.executor.execute(GetOp(f"{layout.claimed.start}{id}"), call)
-        except BaseException:
-            lease.abandon()
-            raise
-        if not done.succeeded or entry is None:
-            lease.abandon()
-            raise LeaseLost("the job is done or given back already, or its time was up")
-        assert done.revision is not None  # it has written
-        return JobFlow(scope, layout, self._kind, lease, Item.of(entry), done.revision)
 
     # -- for those who look -----------------------------------------------------------------------
 
