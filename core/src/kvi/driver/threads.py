@@ -49,6 +49,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from kvi.clock import now
 from kvi.coroutine import run
+from kvi.errors import KviError
 from kvi.log import log
 from kvi.mutex import Mutex
 from kvi.port import Cancelled, Flow, Kept, Performable, Port
@@ -115,9 +116,20 @@ class ThreadSignal:
 class ThreadPort:
     """The world of one flow on a thread."""
 
-    __slots__ = ("cancelled", "ended", "lasting", "performs", "waits", "woken")
+    __slots__ = (
+        "_lock",
+        "_scope",
+        "cancelled",
+        "ended",
+        "lasting",
+        "performs",
+        "waits",
+        "woken",
+    )
 
-    def __init__(self, *, lasting: bool = False) -> None:
+    def __init__(self, scope: Closing | None = None, *, lasting: bool = False) -> None:
+        self._scope = scope  # whose end also ends a primitive under way
+        self._lock = Mutex()  # so that only that is ended, and not what the thread does next
         self.lasting = lasting  # it goes on to its end, whoever waits
         self.cancelled = False
         self.ended = False
@@ -146,8 +158,14 @@ class ThreadPort:
         self.performs = primitives, get_ident()
         try:
             return op.run(primitives, timeout)
+        except KviError as error:
+            scope = self._scope
+            if scope is not None and scope.closed:  # perhaps that ended it: not to be tried again
+                raise scope.refusal() from error
+            raise
         finally:
-            self.performs = None
+            with self._lock:
+                self.performs = None
 
     def look(self) -> None:
         """Raise `Cancelled` if nobody waits for the flow any more."""
@@ -160,6 +178,9 @@ class ThreadPort:
         waits = self.waits
         if waits is not None:
             waits.set()
+        if self._scope is not None and self._scope.closed:
+            with self._lock:
+                self._end_primitive()
 
     def cancel(self) -> None:
         """Nobody waits for the flow any more."""
@@ -167,6 +188,9 @@ class ThreadPort:
         if self.lasting:
             return
         self.wake()
+        self._end_primitive()
+
+    def _end_primitive(self) -> None:
         performs = self.performs
         if performs is not None:
             primitives, thread = performs
@@ -426,9 +450,9 @@ class Threads:
 
     # -- for faces --------------------------------------------------------------------------------
 
-    def drive_here(self, flow: Callable[[Port], Flow[T]]) -> T:
-        """Run a flow on this thread, and return its result."""
-        port = ThreadPort()
+    def drive_here(self, flow: Callable[[Port], Flow[T]], scope: Closing | None) -> T:
+        """Run a flow on this thread, and return its result. The end of ``scope`` is its end too."""
+        port = ThreadPort(scope)
         self._ports.add(port)
         try:
             return run(flow(port))

@@ -68,7 +68,7 @@ class Face:
         """Run a flow; see `Threads.drive`."""
         scope = self._scope
         if here or not (away or is_main()):
-            return self._runtime.drive_here(flow)
+            return self._runtime.drive_here(flow, None if lasting else scope)
         errand = Errand(flow, undo, scope, lasting=lasting)
         return self._runtime.drive(errand)
 

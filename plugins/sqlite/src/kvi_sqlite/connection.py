@@ -296,10 +296,15 @@ class Pool:
         return rows
 
     def cancel(self, thread: int) -> None:
-        """End the statement that this thread runs: nobody waits for it."""
+        """End the statement that this thread runs, or its wait to write: nobody waits for it."""
         connection = self._running.get(thread)
         if connection is not None:
             connection.deadline.left = thread
+        # Not in the main thread: an exception of a signal handler must not come amid of it.
+        elif (
+            self._writers is not None and threading.current_thread() is not threading.main_thread()
+        ):
+            self._writers.call_off(self, thread)
 
     def read(self, work: Callable[[Connection], T], deadline: float) -> T:
         """Run ``work`` on a connection; again if the file was locked. It must not write.

@@ -30,12 +30,13 @@ class Place:
     Entering waits until it is the head; raises `Timeout`, or `Unavailable` after `call_off`.
     """
 
-    __slots__ = ("_deadline", "_queue", "called_off", "owner", "sleep")
+    __slots__ = ("_deadline", "_queue", "called_off", "owner", "sleep", "thread")
 
     def __init__(self, queue: WriterQueue, owner: object, deadline: float) -> None:
         self._queue = queue
         self._deadline = deadline
         self.owner = owner
+        self.thread = threading.get_ident()
         self.called_off = False
         self.sleep = threading.Lock()
         self.sleep.acquire()
@@ -90,11 +91,11 @@ class WriterQueue:
             if was_head and self._places:
                 self._places[0].sleep.release()
 
-    def call_off(self, owner: object) -> None:
-        """Wake those who wait for ``owner``: they are not to write any more."""
+    def call_off(self, owner: object, thread: int | None = None) -> None:
+        """Wake those who wait for ``owner``, or one of them: they are not to write any more."""
         with self._lock:
             for place in list(self._places)[1:]:
-                if place.owner is owner:
+                if place.owner is owner and thread in (None, place.thread):
                     self._places.remove(place)
                     place.called_off = True
                     place.sleep.release()
