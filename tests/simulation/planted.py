@@ -15,6 +15,7 @@ from kvi.flow.lease import LeaseFlow
 from kvi.flow.lending import Lending
 from kvi.flow.lock import LockFlow, _Attempt
 from kvi.flow.recipes import counter, schedule
+from kvi.flow.recipes.barrier import _Party
 from kvi.flow.recipes.counter import CounterFlow, SequenceFlow
 from kvi.flow.recipes.election import ElectionLine
 from kvi.flow.recipes.line import Line
@@ -31,7 +32,13 @@ from kvi.policy.lease import Term
 from kvi.policy.retry import RetryPolicy
 from kvi.primitives import Primitives
 
-from tests.simulation import line_mistakes, mistakes, network, register_mistakes
+from tests.simulation import (
+    gathering_mistakes,
+    line_mistakes,
+    mistakes,
+    network,
+    register_mistakes,
+)
 from tests.simulation.store import SimChanges
 from tests.simulation.world import Signal
 
@@ -120,6 +127,13 @@ PLANTED: dict[str, Planted] = {
     "time that follows itself": Planted(
         "schedule", schedule, "times_of", register_mistakes.rounded
     ),
+    "passed on a wake-up": Planted("barrier", _Party, "look", gathering_mistakes.woken),
+    "broken one goes on": Planted("barrier", _Party, "look", gathering_mistakes.swallowed),
+    "lost one waits on": Planted("barrier", _Party, "look", gathering_mistakes.waiting_on),
+    "generation written over": Planted("barrier", _Party, "_change", gathering_mistakes.forgetting),
+    "party of two generations": Planted("barrier", _Party, "_read", gathering_mistakes.mixed),
+    "left without a word": Planted("barrier", _Party, "give_up", gathering_mistakes.silent),
+    "lost party counts": Planted("barrier", _Party, "_read", gathering_mistakes.trusting),
 }
 
 
