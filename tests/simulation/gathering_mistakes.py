@@ -1,7 +1,7 @@
-"""Mistakes that one could make in barriers, each a function from the right to the wrong.
+"""Mistakes that one could make in barriers and groups, each a function from the right to the wrong.
 
-Those that others have made are named in the trackers of Curator (1290) and etcd (16223), and found
-in the source of kazoo's barrier. `planted` puts them in.
+Those that others have made are named in the trackers of Curator (685, 702, 1134, 1290) and etcd
+(16223), and found in the source of kazoo's barrier. `planted` puts them in.
 """
 
 from __future__ import annotations
@@ -9,12 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 from kvi.call import Call
-from kvi.errors import BrokenBarrier, LockTimeout
+from kvi.errors import AlreadyHeld, BrokenBarrier, KviError, LockTimeout, OutcomeUnknown
+from kvi.flow.lease import LeaseFlow
+from kvi.flow.loss import LossState
 from kvi.flow.recipes.barrier import _Gate, _Party
+from kvi.flow.recipes.group import MemberFlow
+from kvi.flow.recipes.observing import Notice
 from kvi.flow.recipes.register import Seen
 from kvi.flow.recipes.state import state_of
-from kvi.model import Delete, Put
+from kvi.model import Delete, Event, EventType, Get, Key, KeyValue, Put, Txn
+from kvi.ops import TxnOp
 from kvi.policy.line import loads
+from kvi.port import Port
 
 
 def woken(real: Any) -> Any:
@@ -113,3 +119,127 @@ def trusting(real: Any) -> Any:
         return _Gate([*said.get("waiting", ())], {**said.get("outcomes", {})}, alive, seen)
 
     return read
+
+
+def outdated(real: Any) -> Any:
+    """Whoever joins again says what it said when it joined first."""
+    first: dict[MemberFlow, bytes] = {}
+
+    async def enter(flow: MemberFlow, call: Call) -> None:
+        present, flow._value = flow._value, first.setdefault(flow, flow._value)
+        try:
+            await real(flow, call)
+        finally:
+            flow._value = present
+
+    return enter
+
+
+def left_behind(real: Any) -> Any:
+    """Leaving ends what the member stands on, and does not look at a joining under way."""
+
+    async def leave(flow: MemberFlow, port: Port, timeout: float) -> None:
+        flow._standing = {flow.lease.id: flow.lease}
+        await real(flow, port, timeout)
+
+    return leave
+
+
+def left_later(real: Any) -> Any:
+    """Who leaves counts as left only once the store has answered, and joins again before."""
+
+    async def leave(flow: MemberFlow, port: Port, timeout: float) -> None:
+        await flow.lease.revoke(port, timeout, anyway=True)
+        flow._left = True
+
+    return leave
+
+
+def left_once(real: Any) -> Any:
+    """Leaving again does nothing, though the first answer was lost."""
+
+    async def leave(flow: MemberFlow, port: Port, timeout: float) -> None:
+        if not flow._left:
+            await real(flow, port, timeout)
+
+    return leave
+
+
+def believed_lost(real: Any) -> Any:
+    """A lease that is lost by the clock is taken to be gone at the store."""
+
+    async def end(flow: MemberFlow, lease: LeaseFlow, call: Call) -> None:
+        await lease.revoke(call.port, call.left())
+
+    return end
+
+
+def overtaken(real: Any) -> Any:
+    """Whoever has the lease puts the key, whatever was put before."""
+
+    async def put(flow: MemberFlow, call: Call, lease: LeaseFlow, operation: str) -> bool:
+        if operation == "group_join":
+            done: bool = await real(flow, call, lease, operation)
+            return done
+        entry, guard = Put(flow._key, flow._said(), lease.id), Key(flow._key).lease == lease.id
+        found = await flow._scope.executor.execute(TxnOp(Txn((guard,), (entry,))), call)
+        return found.succeeded
+
+    return put
+
+
+def taken_over(real: Any) -> Any:
+    """Whoever joins again takes its id back, whoever has it by now."""
+
+    async def put(flow: MemberFlow, call: Call, lease: LeaseFlow, operation: str) -> bool:
+        try:
+            done: bool = await real(flow, call, lease, operation)
+        except AlreadyHeld:
+            if not flow.joined:
+                raise
+            txn = Txn((), (Put(flow._key, flow._said(), lease.id), Get(flow._key)))
+            found = (await flow._scope.executor.execute(TxnOp(txn), call)).results[1]
+            assert isinstance(found, KeyValue)  # it was put
+            flow._seen, flow._created, done = found.revision, found.create_revision, True
+        return done
+
+    return put
+
+
+def kept_in_mind(real: Any) -> Any:
+    """What an update that failed was to say is said later."""
+
+    async def update(flow: MemberFlow, port: Port, value: bytes) -> None:
+        try:
+            await real(flow, port, value)
+        except OutcomeUnknown:
+            raise
+        except KviError:
+            flow._value = value
+            raise
+
+    return update
+
+
+def deaf(real: Any) -> Any:
+    """That changes were missed is not taken for a change."""
+
+    async def wait(
+        notice: Notice, port: Port, seconds: float, loss: LossState | None = None
+    ) -> None:
+        take, heard = notice.watch.take, list[EventType]()
+
+        def listen(*, main: bool) -> Event | None:
+            event = take(main=main)
+            heard.extend([] if event is None else [event.type])
+            return event
+
+        notice.watch.take = listen  # type: ignore[method-assign]
+        try:
+            await real(notice, port, seconds, loss)
+            while set(heard) <= {EventType.RESYNC}:
+                await real(notice, port, seconds, loss)
+        finally:
+            notice.watch.take = take  # type: ignore[method-assign]
+
+    return wait

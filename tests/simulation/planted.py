@@ -18,7 +18,9 @@ from kvi.flow.recipes import counter, schedule
 from kvi.flow.recipes.barrier import _Party
 from kvi.flow.recipes.counter import CounterFlow, SequenceFlow
 from kvi.flow.recipes.election import ElectionLine
+from kvi.flow.recipes.group import MemberFlow
 from kvi.flow.recipes.line import Line
+from kvi.flow.recipes.observing import Notice
 from kvi.flow.recipes.once import OnceLine
 from kvi.flow.recipes.register import Register
 from kvi.flow.recipes.rwlock import ReadWriteLine
@@ -134,6 +136,25 @@ PLANTED: dict[str, Planted] = {
     "party of two generations": Planted("barrier", _Party, "_read", gathering_mistakes.mixed),
     "left without a word": Planted("barrier", _Party, "give_up", gathering_mistakes.silent),
     "lost party counts": Planted("barrier", _Party, "_read", gathering_mistakes.trusting),
+    "joins again with an old value": Planted(
+        "group", MemberFlow, "_enter", gathering_mistakes.outdated
+    ),
+    "joins again after leaving": Planted(
+        "group", MemberFlow, "leave", gathering_mistakes.left_later
+    ),
+    "joining under way outlives leaving": Planted(
+        "group", MemberFlow, "leave", gathering_mistakes.left_behind
+    ),
+    "leaving cannot be repeated": Planted(
+        "group", MemberFlow, "leave", gathering_mistakes.left_once
+    ),
+    "lost lease goes on": Planted("group", MemberFlow, "_end", gathering_mistakes.believed_lost),
+    "late update overtakes": Planted("group", MemberFlow, "_put", gathering_mistakes.overtaken),
+    "id of another": Planted("group", MemberFlow, "_put", gathering_mistakes.taken_over),
+    "refused value is said": Planted(
+        "group", MemberFlow, "update", gathering_mistakes.kept_in_mind
+    ),
+    "watch deaf to what it missed": Planted("group", Notice, "wait", gathering_mistakes.deaf),
 }
 
 

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from time import process_time
 from typing import TYPE_CHECKING
 
-from tests.simulation.scenarios import endpoints, leases, lines, locks, meetings, registers, watches
+from tests.simulation.scenarios import (
+    endpoints,
+    groups,
+    leases,
+    lines,
+    locks,
+    meetings,
+    registers,
+    watches,
+)
 from tests.simulation.world import Violation, World
 
 if TYPE_CHECKING:
@@ -33,6 +42,7 @@ SCENARIOS: dict[str, Callable[[World], None]] = {
     "once": registers.done_once,
     "schedule": registers.schedule,
     "barrier": meetings.barrier,
+    "group": groups.gathering,
 }
 
 
