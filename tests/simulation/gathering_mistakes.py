@@ -1,7 +1,7 @@
-"""Mistakes that one could make in barriers and groups, each a function from the right to the wrong.
+"""Mistakes that one could make in barriers, groups and caches; each makes the wrong from the right.
 
-Those that others have made are named in the trackers of Curator (685, 702, 1134, 1290) and etcd
-(16223), and found in the source of kazoo's barrier. `planted` puts them in.
+Those that others have made are named in the trackers of Curator (685, 702, 911, 1134, 1290) and
+etcd (16223), and found in the source of kazoo's barrier. `planted` puts them in.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from kvi.errors import AlreadyHeld, BrokenBarrier, KviError, LockTimeout, Outcom
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.loss import LossState
 from kvi.flow.recipes.barrier import _Gate, _Party
+from kvi.flow.recipes.cache import CacheChange, CacheFlow
 from kvi.flow.recipes.group import MemberFlow
 from kvi.flow.recipes.observing import Notice
 from kvi.flow.recipes.register import Seen
-from kvi.flow.recipes.state import state_of
-from kvi.model import Delete, Event, EventType, Get, Key, KeyValue, Put, Txn
+from kvi.flow.recipes.state import entries_of, state_of
+from kvi.model import Delete, Event, EventType, Get, Key, KeyValue, Put, Scan, Txn
 from kvi.ops import TxnOp
 from kvi.policy.line import loads
 from kvi.port import Port
@@ -243,3 +244,77 @@ def deaf(real: Any) -> Any:
             notice.watch.take = take  # type: ignore[method-assign]
 
     return wait
+
+
+def newest_only(real: Any) -> Any:
+    """A key that was deleted and created anew is told as one that has changed."""
+
+    def apply(flow: CacheFlow, event: Event) -> list[CacheChange]:
+        changes: list[CacheChange] = real(flow, event)
+        if len(changes) == 2 and changes[0].key == changes[1].key:
+            changes = [changes[1]._replace(before=changes[0].before)]
+        return changes
+
+    return apply
+
+
+def undeleted(real: Any) -> Any:
+    """After missed changes what is there is told, and not what is gone."""
+
+    def resync(flow: CacheFlow, event: Event) -> list[CacheChange]:
+        changes: list[CacheChange] = real(flow, event)
+        return [change for change in changes if change.value is not None]
+
+    return resync
+
+
+def unapplied(real: Any) -> Any:
+    """After missed changes what is gone stays in the copy."""
+
+    def resync(flow: CacheFlow, event: Event) -> list[CacheChange]:
+        snapshot = list(event.snapshot or ())
+        there = {entry.key for entry in snapshot}
+        for key, value in flow.values.items():
+            if flow.prefix + key not in there:
+                revision = flow._revisions[key]
+                snapshot.append(KeyValue(flow.prefix + key, value, revision, revision))
+        found: list[CacheChange] = real(flow, event._replace(snapshot=snapshot))
+        return found
+
+    return resync
+
+
+def believed(real: Any) -> Any:
+    """The store's present revision is taken for that of the copy."""
+
+    async def confirm(flow: CacheFlow, call: Call) -> bool:
+        asked = call.port.now()
+        revision = (await entries_of(flow.scope, call, Scan(flow._span, limit=1)))[0]
+        flow._seen, flow.confirmed = max(flow._seen, revision or 0), asked
+        return True
+
+    return confirm
+
+
+def hasty(real: Any) -> Any:
+    """What changes while all keys are read is forgotten."""
+
+    def load(flow: CacheFlow, asked: float, revision: int | None, entries: list[KeyValue]) -> None:
+        flow._early.clear()
+        real(flow, asked, revision, entries)
+
+    return load
+
+
+def backwards(real: Any) -> Any:
+    """A change is applied though the copy has a newer one."""
+
+    def apply(flow: CacheFlow, event: Event) -> list[CacheChange]:
+        key = event.key.removeprefix(flow.prefix)
+        flow._seen = 0
+        if event.type is EventType.PUT and key in flow._revisions:
+            flow._revisions[key] = 0
+        changes: list[CacheChange] = real(flow, event)
+        return changes
+
+    return apply

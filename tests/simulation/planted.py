@@ -16,6 +16,7 @@ from kvi.flow.lending import Lending
 from kvi.flow.lock import LockFlow, _Attempt
 from kvi.flow.recipes import counter, schedule
 from kvi.flow.recipes.barrier import _Party
+from kvi.flow.recipes.cache import CacheFlow
 from kvi.flow.recipes.counter import CounterFlow, SequenceFlow
 from kvi.flow.recipes.election import ElectionLine
 from kvi.flow.recipes.group import MemberFlow
@@ -154,6 +155,16 @@ PLANTED: dict[str, Planted] = {
     "refused value is said": Planted(
         "group", MemberFlow, "update", gathering_mistakes.kept_in_mind
     ),
+    "deletion swallowed": Planted("cache", CacheFlow, "_apply", gathering_mistakes.newest_only),
+    "missed deletion not told": Planted(
+        "cache", CacheFlow, "_resync", gathering_mistakes.undeleted
+    ),
+    "missed deletion not made": Planted(
+        "cache", CacheFlow, "_resync", gathering_mistakes.unapplied
+    ),
+    "copy as new as the store": Planted("cache", CacheFlow, "confirm", gathering_mistakes.believed),
+    "early change forgotten": Planted("cache", CacheFlow, "_load", gathering_mistakes.hasty),
+    "copy goes back": Planted("cache", CacheFlow, "_apply", gathering_mistakes.backwards),
     "watch deaf to what it missed": Planted("group", Notice, "wait", gathering_mistakes.deaf),
 }
 

@@ -10,6 +10,7 @@ from time import process_time
 from typing import TYPE_CHECKING
 
 from tests.simulation.scenarios import (
+    copies,
     endpoints,
     groups,
     leases,
@@ -43,6 +44,7 @@ SCENARIOS: dict[str, Callable[[World], None]] = {
     "schedule": registers.schedule,
     "barrier": meetings.barrier,
     "group": groups.gathering,
+    "cache": copies.cache,
 }
 
 
