@@ -122,6 +122,8 @@ class Meetings(Sharing):
             gone = _PLACE.contender(visit.lease) not in self.model.entries
             if not gone or self.passes == visit.passes:
                 self.world.fail(f"the others went on, and it is told of a broken one: {visit}")
+        if isinstance(error, BrokenBarrier) and visit.fate == "left":
+            self.world.fail(f"it has left, and is told of a broken one: {visit}")
         if isinstance(error, LockTimeout) and visit.fate not in ("left", "lost"):
             self.world.fail(f"its time is up, and it counts: {visit}")
 
@@ -201,8 +203,8 @@ class Meetings(Sharing):
         if len(gone) > 1 and (untold := set(gone) - set(broken) - set(lost)):
             self.world.fail(f"it is broken, and {untold} are not told")
         for one in gone:
-            alone = len(gone) == 1 and not broken
-            self._decide(one, "broken" if one in broken else "left" if alone else "lost")
+            left = len(gone) == 1 and now and not broken
+            self._decide(one, "broken" if one in broken else "left" if left else "lost")
 
     def _passed(self, before: list[str], now: list[str], passed: dict[str, int]) -> None:
         order = sorted(passed, key=lambda one: passed[one])

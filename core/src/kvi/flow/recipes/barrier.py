@@ -200,14 +200,13 @@ class _Party:
                     assert order is not None  # it does not wait
                     return order
                 gate.waiting.remove(self._me)
-                left = True
                 if await self._change(
                     call, gate.seen, gate.waiting, gate.outcomes, Delete(self._key)
                 ):
                     break
-                left = False
             except PASSING as error:
                 self._scope.ensure_open()
+                left = left or isinstance(error, OutcomeUnknown)
                 if port.now() + _PAUSE >= call.deadline:
                     raise OutcomeUnknown(
                         "the time was up, and the store did not say whether all had come"
