@@ -71,6 +71,7 @@ class Copies(Sharing):
         self.values = count(1)
         self.lives = count(1)
         self.copies: list[Copy] = []
+        self.failed = False
         self.saved = self.model.snapshot()
         self.restores = self.capabilities.watch_history and random.random() < 0.3
         self.max_age = random.choice((None, None, 1.0))
@@ -149,6 +150,9 @@ class Copies(Sharing):
     def _told(self, copy: Copy, change: CacheChange) -> None:
         told = copy.told
         assert told is not None  # it is loaded
+        if self.failed:
+            return  # the cache has caught that, as what any call-back raises
+        self.failed = True
         self._tell(copy.client, f"is told {change}")
         if copy.closed:
             self.world.fail(f"it is closed, and is told {change}")
@@ -156,12 +160,13 @@ class Copies(Sharing):
             self.world.fail(f"there was {told}, and this is told: {change}")
         if change.value is None:
             del told[change.key]
-            return
-        told[change.key] = change.value
-        if change.before is not None and not self.restores:
+        else:
+            told[change.key] = change.value
+        if change.before is not None and change.value is not None and not self.restores:
             lives = {self.born[value] for value in (change.before, change.value)}
             if len(lives) > 1:
                 self.world.fail(f"a deletion was not told: {change}")
+        self.failed = False
 
     # -- what is claimed --------------------------------------------------------------------------
 
