@@ -15,9 +15,12 @@ from kvi.flow.lease import LeaseFlow
 from kvi.flow.lending import Lending
 from kvi.flow.lock import LockFlow, _Attempt
 from kvi.flow.recipes import counter, job, schedule
+from kvi.flow.recipes.barrier import _Party
+from kvi.flow.recipes.cache import CacheFlow
 from kvi.flow.recipes.claims import Claims
 from kvi.flow.recipes.counter import CounterFlow, SequenceFlow
 from kvi.flow.recipes.election import ElectionLine
+from kvi.flow.recipes.group import MemberFlow
 from kvi.flow.recipes.job import JobFlow
 from kvi.flow.recipes.line import Line
 from kvi.flow.recipes.observing import Notice
@@ -36,7 +39,14 @@ from kvi.policy.queue import Layout
 from kvi.policy.retry import RetryPolicy
 from kvi.primitives import Primitives
 
-from tests.simulation import line_mistakes, mistakes, network, queue_mistakes, register_mistakes
+from tests.simulation import (
+    gathering_mistakes,
+    line_mistakes,
+    mistakes,
+    network,
+    queue_mistakes,
+    register_mistakes,
+)
 from tests.simulation.store import SimChanges
 from tests.simulation.world import Signal
 
@@ -143,6 +153,42 @@ PLANTED: dict[str, Planted] = {
     "getter stays in line": Planted("queue", GetterLine, "release", queue_mistakes.stays),
     "getter looks once": Planted("queue", QueueFlow, "_patiently", queue_mistakes.looked_once),
     "delay ends with its handle": Planted("queue", job, "lasting", queue_mistakes.bound),
+    "passed on a wake-up": Planted("barrier", _Party, "look", gathering_mistakes.woken),
+    "broken one goes on": Planted("barrier", _Party, "look", gathering_mistakes.swallowed),
+    "lost one waits on": Planted("barrier", _Party, "look", gathering_mistakes.waiting_on),
+    "generation written over": Planted("barrier", _Party, "_change", gathering_mistakes.forgetting),
+    "party of two generations": Planted("barrier", _Party, "_read", gathering_mistakes.mixed),
+    "left without a word": Planted("barrier", _Party, "give_up", gathering_mistakes.silent),
+    "lost party counts": Planted("barrier", _Party, "_read", gathering_mistakes.trusting),
+    "joins again with an old value": Planted(
+        "group", MemberFlow, "_enter", gathering_mistakes.outdated
+    ),
+    "joins again after leaving": Planted(
+        "group", MemberFlow, "leave", gathering_mistakes.left_later
+    ),
+    "joining under way outlives leaving": Planted(
+        "group", MemberFlow, "leave", gathering_mistakes.left_behind
+    ),
+    "leaving cannot be repeated": Planted(
+        "group", MemberFlow, "leave", gathering_mistakes.left_once
+    ),
+    "lost lease goes on": Planted("group", MemberFlow, "_end", gathering_mistakes.believed_lost),
+    "late update overtakes": Planted("group", MemberFlow, "_put", gathering_mistakes.overtaken),
+    "id of another": Planted("group", MemberFlow, "_put", gathering_mistakes.taken_over),
+    "refused value is said": Planted(
+        "group", MemberFlow, "update", gathering_mistakes.kept_in_mind
+    ),
+    "deletion swallowed": Planted("cache", CacheFlow, "_apply", gathering_mistakes.newest_only),
+    "missed deletion not told": Planted(
+        "cache", CacheFlow, "_resync", gathering_mistakes.undeleted
+    ),
+    "missed deletion not made": Planted(
+        "cache", CacheFlow, "_resync", gathering_mistakes.unapplied
+    ),
+    "copy as new as the store": Planted("cache", CacheFlow, "confirm", gathering_mistakes.believed),
+    "early change forgotten": Planted("cache", CacheFlow, "_load", gathering_mistakes.hasty),
+    "copy goes back": Planted("cache", CacheFlow, "_apply", gathering_mistakes.backwards),
+    "watch deaf to what it missed": Planted("group", Notice, "wait", gathering_mistakes.deaf),
 }
 
 

@@ -10,10 +10,13 @@ from time import process_time
 from typing import TYPE_CHECKING
 
 from tests.simulation.scenarios import (
+    copies,
     endpoints,
+    groups,
     leases,
     lines,
     locks,
+    meetings,
     queues,
     registers,
     watches,
@@ -41,6 +44,9 @@ SCENARIOS: dict[str, Callable[[World], None]] = {
     "once": registers.done_once,
     "schedule": registers.schedule,
     "queue": queues.queue,
+    "barrier": meetings.barrier,
+    "group": groups.gathering,
+    "cache": copies.cache,
 }
 
 

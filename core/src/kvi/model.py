@@ -138,6 +138,9 @@ class Event(NamedTuple):
         previous: the entry before the change, where the store knows it.
         initial: part of the state at the beginning (``initial=True``), not a change.
         snapshot: for ``RESYNC``: the entries of all watched keys, in key order; else ``None``.
+        created: for ``PUT`` where ``capabilities.watch_history`` is false: the revision at which
+            the key was created, if the store tells; else ``None``. If that is after the state that
+            was known, the key was deleted in between.
 
     """
 
@@ -148,6 +151,7 @@ class Event(NamedTuple):
     previous: KeyValue | None = None
     initial: bool = False
     snapshot: list[KeyValue] | None = None
+    created: int | None = None
 
 
 class Claim(NamedTuple):

@@ -65,6 +65,7 @@ class Sharing:
         world.run(self._quiet, START + self.storm)
         self.stormy = False
         self.nemesis.calm()
+        self._ease()
         bound = self.timeout + 4.0 * (self.ttl + 2.0) + 10.0
         if not world.run(self._quiet, world.time + bound):
             world.fail(f"somebody still waits {bound:.1f} s after all is well")
@@ -94,6 +95,9 @@ class Sharing:
 
     async def _work(self, client: Client) -> None:
         raise NotImplementedError
+
+    def _ease(self) -> None:
+        """All is well from now on: what this needs so that everybody comes to an end."""
 
     async def _probe(self, client: Client) -> None:
         raise NotImplementedError

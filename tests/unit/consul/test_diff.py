@@ -117,13 +117,20 @@ def test_who_joins_is_told_what_it_does_not_know() -> None:
     }
 
 
+def test_deleted_and_written_again() -> None:
+    """It is told as its newest state, which says when the key was created."""
+    snapshot = shown({"a": at(5, 5)}, {"a": at(8, 9)}, 9, 7)
+    (event,) = (change.event() for change in snapshot.changes)
+    assert (event.type, event.revision, event.created) == (PUT, 9, 8)
+
+
 def test_values_that_nobody_wants_are_not_kept() -> None:
     """A key that nobody follows is compared, and no more; an empty value is a value."""
     snapshot: Snapshot[str] = Snapshot({}, None, {}, lambda key: key == "b")
     for key in "abc":
         snapshot.see({**entry(Value=None), "Key": key})
     snapshot.finish(5)
-    assert snapshot.changes == [Change("b", False, b"", 3)]
+    assert snapshot.changes == [Change("b", False, b"", 3, 2)]
     assert list(snapshot.stamps) == ["a", "b", "c"]
 
 

@@ -16,7 +16,7 @@ def entry(key: str, revision: int, created: int | None = None) -> KeyValue:
 
 
 def put(new: KeyValue, old: KeyValue | None = None) -> Event:
-    return Event(PUT, new.key, new.value, new.revision, old)
+    return Event(PUT, new.key, new.value, new.revision, old, created=new.create_revision)
 
 
 def delete(old: KeyValue, revision: int) -> Event:

@@ -9,6 +9,7 @@ from typing import Any
 import kvi
 import pytest
 from kvi.recipes import (
+    Barrier,
     Counter,
     Election,
     Group,
@@ -49,6 +50,11 @@ USED: dict[str, tuple[Callable[[kvi.Kvi], Any], Callable[[Any], Any], set[str]]]
     ),
     "election": (lambda store: Election(store, "n", "me"), _held, set()),
     "group": (lambda store: Group(store, "n"), lambda group: _held(group.join("me")), set()),
+    "barrier": (
+        lambda store: Barrier(store, "n", 1),
+        lambda barrier: (barrier.wait(), barrier.leave()),
+        {"settings", "wait", "leave"},
+    ),
     "counter": (
         lambda store: Counter(store, "n"),
         lambda counter: counter.add(),

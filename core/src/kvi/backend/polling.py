@@ -29,14 +29,15 @@ def changes_between(
     """What makes one state out of another, in the order of revisions.
 
     ``revision`` is that of the later state, and so of what was deleted. A key that was deleted and
-    created again between the two is told as its newest state.
+    created again between the two is told as its newest state, which says when it was created.
     """
     left = dict(before)
     events = []
     for entry in after:
         old = left.pop(entry.key, None)
         if old is None or old.revision != entry.revision:
-            event = Event(EventType.PUT, entry.key, entry.value, entry.revision, old)
+            put, created = EventType.PUT, entry.create_revision
+            event = Event(put, entry.key, entry.value, entry.revision, old, created=created)
             events.append(event)
     events += (Event(EventType.DELETE, old.key, None, revision, old) for old in left.values())
     return sorted(events, key=lambda event: event.revision)

@@ -126,20 +126,22 @@ class LeaseFlow:
             )
         return self.term.ttl
 
-    async def revoke(self, port: Port, timeout: float) -> None:
-        """End it now, and its keys. It counts as ended from the beginning of the call."""
-        if self._end() is not LeaseState.ALIVE:
+    async def revoke(self, port: Port, timeout: float, *, anyway: bool = False) -> None:
+        """End it now, and its keys. It counts as ended from the beginning of the call.
+
+        ``anyway``: the store is told also if the lease is lost, or has ended before: it may have it
+        still.
+        """
+        before = self._end()
+        if before is not LeaseState.ALIVE and not anyway:
             return
         try:
             await self.scope.execute(port, RevokeOp(self.id), timeout)
-        except PASSING:
-            self._tell_later()
-            raise
-        except Exception:
-            self.scope.ledger.discard(self)
-            raise
-        except BaseException:
-            self._tell_later()
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, PASSING):
+                self.scope.ledger.discard(self)
+            elif before is not LeaseState.ENDED:  # else the runtime is at it already
+                self._tell_later()
             raise
         self.scope.ledger.discard(self)
 

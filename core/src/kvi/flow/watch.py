@@ -225,6 +225,14 @@ class WatchFlow:
         with self._lock:
             return self._complete()
 
+    @property
+    def delivered(self) -> int | None:
+        """As `revision`, of what the call-back has come back from; ``None`` while it runs."""
+        if self.scope.primitives.forked:
+            return self._before
+        with self._lock:
+            return None if self._delivers else self._complete()
+
     def _complete(self) -> int | None:
         """`revision`. Hold the lock."""
         following, last = self.lending.item, self._last

@@ -185,9 +185,9 @@ def _entry_out(entry: KeyValue, skip: int) -> KeyValue:
 
 
 def _event_out(event: Event, skip: int) -> Event:
-    kind, key, value, revision, previous, initial, snapshot = event
+    kind, key, value, revision, previous, initial, snapshot, created = event
     if previous is not None:
         previous = _entry_out(previous, skip)
     if snapshot is not None:
         snapshot = [_entry_out(entry, skip) for entry in snapshot]
-    return Event(kind, key[skip:], value, revision, previous, initial, snapshot)
+    return Event(kind, key[skip:], value, revision, previous, initial, snapshot, created)

@@ -40,7 +40,8 @@ class Barrier:
         At most ``timeout`` seconds (``None``: without end). Raises `LockTimeout` if not all came in
         time: this party has left then, and the others wait on. Raises `BrokenBarrier` if a party
         was lost while it waited, which is so for all that wait: its process died, its handle was
-        closed, its call was interrupted, or failed.
+        closed, its call was interrupted, or failed. Raises `OutcomeUnknown` if the time was up
+        while the store could not be reached: all may have come meanwhile.
         """
         return self._meet("wait", WAIT, timeout)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from math import inf
 from typing import Self
 
@@ -53,6 +53,16 @@ class Cache(Mapping[str, bytes]):
         self._look()
         return key in self._flow.values
 
+    def items(self) -> ItemsView[str, bytes]:
+        """All as of one moment, sorted; what changes later is not in it."""
+        self._look()
+        return self._flow.copy().items()
+
+    def values(self) -> ValuesView[bytes]:
+        """The values of all as of one moment, in the order of their keys."""
+        self._look()
+        return self._flow.copy().values()
+
     @property
     def revision(self) -> int:
         """Every change up to this revision is in it. Where ``watch_history`` is false: about."""
@@ -94,6 +104,7 @@ class Cache(Mapping[str, bytes]):
     def close(self) -> None:
         """Follow it no more; what it has can still be read. Again, it does nothing."""
         if not self._store.closed:
+            self._flow.closed = True  # from here on nothing more is told
             self._store._runtime.post(self._flow.end)
 
     def __enter__(self) -> Self:

@@ -10,7 +10,8 @@ it.
 between two snapshots a key              is told as
 =======================================  =======================================================
 appeared, or has another stamp           its new state, at its ModifyIndex
-was deleted and written again            its new state only: a newer state, as any other
+was deleted and written again            its new state only: a newer state, as any other, which
+                                         says when the key was created
 is gone                                  a deletion, at the index of the one that misses it
 was written and deleted again            nothing: no snapshot has it
 =======================================  =======================================================
@@ -61,6 +62,7 @@ class Change(NamedTuple):
         existed: whether it was there before.
         value: the new value, or ``None`` if the key is gone.
         revision: see the module's table.
+        created: when the key was created, if it is there.
 
     """
 
@@ -68,11 +70,12 @@ class Change(NamedTuple):
     existed: bool
     value: bytes | None
     revision: int
+    created: int | None = None
 
     def event(self) -> Event:
         """The event that tells of it."""
         kind = EventType.DELETE if self.value is None else EventType.PUT
-        return Event(kind, self.key, self.value, self.revision)
+        return Event(kind, self.key, self.value, self.revision, created=self.created)
 
 
 class Snapshot(Generic[T]):
@@ -206,4 +209,4 @@ def _revision(change: Change) -> int:
 
 def _change(kv: dict[str, Any], existed: bool) -> Change:
     entry = wire.entry_of(kv)
-    return Change(entry.key, existed, entry.value, entry.revision)
+    return Change(entry.key, existed, entry.value, entry.revision, entry.create_revision)

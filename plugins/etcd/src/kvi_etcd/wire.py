@@ -264,5 +264,5 @@ def events(changes: Iterable[pb.Event], skip: Callable[[bytes], object]) -> list
                 previous = new(KeyValue, of_old)
         # a delete is the one change that leaves no version
         fields = (put, key, kv.value) if version else (delete, key, None)
-        found.append(new(Event, (*fields, kv.mod_revision, previous, False, None)))
+        found.append(new(Event, (*fields, kv.mod_revision, previous, False, None, None)))
     return found

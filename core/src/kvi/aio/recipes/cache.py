@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, ItemsView, Iterator, Mapping, ValuesView
 from math import inf
 from typing import Any, Self
 
@@ -58,6 +58,16 @@ class Cache(Mapping[str, bytes]):
     def __contains__(self, key: object) -> bool:
         self._look()
         return key in self._flow.values
+
+    def items(self) -> ItemsView[str, bytes]:
+        """All as of one moment, sorted; what changes later is not in it."""
+        self._look()
+        return self._flow.copy().items()
+
+    def values(self) -> ValuesView[bytes]:
+        """The values of all as of one moment, in the order of their keys."""
+        self._look()
+        return self._flow.copy().values()
 
     @property
     def revision(self) -> int:

@@ -116,20 +116,21 @@ class Member:
     async def update(self, value: bytes | str, *, timeout: float | None = None) -> None:
         """Say something else. A member that is lost joins again with it.
 
-        Raises `NotHeld` if it has left, `LeaseLost` (a `NotHeld`) if it is lost for good.
+        Raises as `kvi.recipes.Member.update`.
         """
         store, flow = self._store, self._flow
         try:
             store._enter()
-            data = flow.check(value)
-            await store._drive(lambda port: flow.update(port, data))
+            data, seconds = flow.check(value), store._seconds(timeout)
+            await store._drive(lambda port: flow.update(port, data, seconds))
         except KviError as error:
             raise store._placed(error, "update", self._name)
 
     async def leave(self, *, timeout: float | None = None) -> None:
         """Leave for good. Leaving again, or after `Kvi.close`, does nothing.
 
-        If this raises, the member is gone once its ttl has passed.
+        If this raises, nothing of the member comes back, and it is gone once its ttl has passed;
+        leaving again makes sure at once.
         """
         store, flow = self._store, self._flow
         if store.closed:

@@ -13,24 +13,32 @@ a party is   guarantee                                          left by
                                                                 *have passed*, in one change; one
                                                                 of them is gone: all *are broken*;
                                                                 its time is up: it leaves
-*passed*,    its outcome is in the register                     it has seen it, and takes it away;
-*broken*                                                        or its key is gone
+*passed*     its outcome is in the register, also if its key    it has seen it, and takes it away;
+             is gone                                            or its key is gone, and the next
+                                                                pass
+*broken*     its outcome is in the register, or nothing of it   it has seen it, and takes it away;
+             and its key is gone                                or its key is gone
 ===========  =================================================  ===================================
 
-So the register is never larger than the parties that are there. A change whose answer is lost is
-settled by looking: a party finds itself among those that wait, or its outcome, or neither. Then it
-has not come, and comes again.
+So the register is never larger than the parties that are there, and those that passed last. Who is
+lost once all have passed is told so when it wakes up: the others have gone on, and so does it. Who
+is lost by its own clock while it waits breaks the gate itself.
+
+A change whose answer is lost is settled by looking: a party finds itself among those that wait, or
+its outcome, or neither. Then it has not come, and comes again; or it has left. Whose time is up
+while the store cannot be reached does not know whether it counts, and says so: `OutcomeUnknown`.
 """
 
 from __future__ import annotations
 
 from math import inf
+from typing import NamedTuple
 
 from kvi.call import Call
-from kvi.errors import BrokenBarrier, LockTimeout, OutcomeUnknown
+from kvi.errors import BrokenBarrier, LeaseLost, LockTimeout, OutcomeUnknown
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.recipes.observing import Notice
-from kvi.flow.recipes.register import Register, Seen
+from kvi.flow.recipes.register import Register, Seen, settled
 from kvi.flow.recipes.semaphore import check_count
 from kvi.flow.recipes.state import Owner, state_of
 from kvi.flow.scope import PASSING, Scope
@@ -43,6 +51,8 @@ from kvi.port import Port
 WAIT, LEAVE = "wait", "leave"
 _BROKEN = -1
 _WITHDRAWAL = 1.0  # seconds: who waited in vain does not wait long for saying so
+_LEAST = 0.05  # seconds for a look, also of one who does not want to wait
+_PAUSE = 0.1  # seconds between tries to reach the store
 
 
 class BarrierFlow:
@@ -75,26 +85,40 @@ class BarrierFlow:
         try:
             await notice.begin(port)
             await party.come(self._call(port))
+            left = deadline - port.now()
             while True:
                 try:
-                    order = await party.look(self._call(port))
+                    order = await party.look(self._call(port, max(left, _LEAST)))
+                    unanswered = False
                 except PASSING as error:
                     scope.ensure_open()
                     log().debug("a party of the barrier %r looks again: %s", party.name, error)
-                    await port.sleep(0.1)
-                    continue
+                    unanswered, order = True, None
                 if order is not None:
                     return order
                 left = deadline - port.now()
                 if left <= 0:
                     return await party.give_up(self._call(port, _WITHDRAWAL))
-                await notice.wait(port, left, party.lease.lost)
+                if unanswered:
+                    await port.sleep(min(_PAUSE, left))
+                else:
+                    await notice.wait(port, left, party.lease.lost)
+                left = deadline - port.now()
         finally:
             notice.end()
 
     def _call(self, port: Port, seconds: float | None = None) -> Call:
         timeout = self._scope.timeout
         return Call(port, port.now() + (timeout if seconds is None else min(seconds, timeout)))
+
+
+class _Gate(NamedTuple):
+    """A gate at one moment; nobody who waits there is lost."""
+
+    waiting: list[str]  # in the order of arrival
+    outcomes: dict[str, int]  # with which order it has passed, or `_BROKEN`
+    alive: set[str]  # who is there, at either gate
+    seen: Seen
 
 
 class _Party:
@@ -119,58 +143,78 @@ class _Party:
         return self._owner.place.contender(self.lease.id)
 
     async def come(self, call: Call) -> None:
-        """Arrive; the last one lets all pass."""
+        """Arrive; the last one lets all pass. Raises `BrokenBarrier` if it is lost before that."""
         put = Put(self._key, dumps({"recipe": "barrier", "gate": self._at}), self.lease.id)
-        while True:
-            waiting, outcomes, seen = await self._read(call)
-            if self._me in waiting or self._me in outcomes:
-                return
-            waiting = [*waiting, self._me]
+
+        async def attempt(doubt: bool) -> bool | None:
+            gate = await self._read(call)
+            if self._me in gate.waiting or self._me in gate.outcomes:
+                return True
+            waiting, outcomes = [*gate.waiting, self._me], gate.outcomes
             if len(waiting) == self._parties:
-                outcomes |= {one: number for number, one in enumerate(waiting)}
+                known = {one: what for one, what in outcomes.items() if one in gate.alive}
+                outcomes = known | {one: number for number, one in enumerate(waiting)}
                 waiting = []
-            try:
-                if await self._change(call, seen, waiting, outcomes, put):
-                    return
-            except OutcomeUnknown:
-                if call.port.now() >= call.deadline:
-                    raise
+            return await self._change(call, gate.seen, waiting, outcomes, put) or None
+
+        try:
+            await settled(call, attempt)
+        except LeaseLost as error:
+            raise BrokenBarrier("this party was lost before all had come") from error
 
     async def look(self, call: Call) -> int | None:
         """Its order, once all have come. Raises `BrokenBarrier`."""
         while True:
-            waiting, outcomes, seen = await self._read(call)
-            if self._me in waiting:
+            gate = await self._read(call)
+            waiting, outcomes, counts = gate.waiting, gate.outcomes, self._me in gate.waiting
+            if counts and self.lease.alive:
                 return None
+            if counts:  # by its own clock it is lost, and nobody may count on it
+                waiting.remove(self._me)
+                outcomes, waiting = outcomes | dict.fromkeys(waiting, _BROKEN), []
             outcome = outcomes.pop(self._me, _BROKEN)
             try:
-                if await self._change(call, seen, waiting, outcomes, Delete(self._key)):
+                if await self._change(call, gate.seen, waiting, outcomes, Delete(self._key)):
                     break
             except OutcomeUnknown:
+                if counts:
+                    raise
                 break  # what it has seen counts; the rest goes with its lease
         if outcome == _BROKEN:
             raise BrokenBarrier("a party was lost before all had come")
         return outcome
 
     async def give_up(self, call: Call) -> int:
-        """Its time is up: leave, unless all have come. Raises `LockTimeout`."""
-        while True:
-            waiting, outcomes, seen = await self._read(call)
-            if self._me in outcomes:
-                order = await self.look(call)
-                assert order is not None  # it does not wait
-                return order
-            if self._me in waiting:
-                waiting.remove(self._me)
-                try:
-                    if not await self._change(call, seen, waiting, outcomes, Delete(self._key)):
-                        continue
-                except OutcomeUnknown:
-                    if call.port.now() < call.deadline:
-                        continue
-            raise LockTimeout("not all parties came in time")
+        """Its time is up: leave, unless all have come. Raises `LockTimeout`.
 
-    async def _read(self, call: Call) -> tuple[list[str], dict[str, int], Seen]:
+        Raises `OutcomeUnknown` if the store does not say whether it still counts.
+        """
+        port, left = call.port, False  # it may have left already
+        while True:
+            try:
+                gate = await self._read(call)
+                if self._me not in gate.waiting:
+                    if left and self._me not in gate.outcomes:
+                        break
+                    order = await self.look(call)
+                    assert order is not None  # it does not wait
+                    return order
+                gate.waiting.remove(self._me)
+                if await self._change(
+                    call, gate.seen, gate.waiting, gate.outcomes, Delete(self._key)
+                ):
+                    break
+            except PASSING as error:
+                self._scope.ensure_open()
+                left = left or isinstance(error, OutcomeUnknown)
+                if port.now() + _PAUSE >= call.deadline:
+                    raise OutcomeUnknown(
+                        "the time was up, and the store did not say whether all had come"
+                    ) from error
+                await port.sleep(_PAUSE)
+        raise LockTimeout("not all parties came in time")
+
+    async def _read(self, call: Call) -> _Gate:
         """Who waits, and what has become of whom; after breaking what a lost party breaks."""
         while True:
             state = await state_of(self._scope, call, self._owner.place)
@@ -179,11 +223,18 @@ class _Party:
             seen = Seen(said, 0 if entry is None else entry.revision, ())
             alive = {f"{one.lease:x}" for one in state.line}
             waiting: list[str] = list(said.get("waiting", ()))
-            outcomes = {k: v for k, v in said.get("outcomes", {}).items() if k in alive}
+            outcomes: dict[str, int] = {
+                one: what
+                for one, what in said.get("outcomes", {}).items()
+                if what != _BROKEN or one in alive
+            }
             if alive.issuperset(waiting):
-                return waiting, outcomes, seen
+                return _Gate(waiting, outcomes, alive, seen)
             outcomes |= dict.fromkeys(alive.intersection(waiting), _BROKEN)
-            await self._change(call, seen, [], outcomes)
+            try:
+                await self._change(call, seen, [], outcomes)
+            except OutcomeUnknown:
+                continue
 
     async def _change(
         self,

@@ -1,14 +1,19 @@
 """The cache: a live copy of the keys below a prefix.
 
 A watch is begun first, then all keys are read as of one moment; what the watch told meanwhile is
-applied after that. From then on each event changes the copy, if it is newer than what the copy has
-of that key. A ``RESYNC`` brings all keys, and what differs is told as changes.
+applied to that. From then on each event changes the copy, if it is newer than what the copy has
+of that key. A ``RESYNC`` brings all keys, and what differs is told as changes. One that comes while
+all keys are read may be newer or older than they are, so that they are read again.
 
 *How far it is.* The watch tells up to which revision it has told everything, but not that nothing
 has happened since. So whoever must know that (`wait`, and ``max_age``) compares: the present
 revision of the store, asked for anew, with that of the watch; and where something was written
 elsewhere meanwhile, the keys and their revisions with those of the copy. If they are the same, the
 copy is the truth as of that moment.
+
+An event counts once it is in the copy, not when the watch hands it out. A store that was restored
+to an older state may have a revision below that of the copy: then only the keys tell. It is the
+watch that tells of the restore, soon.
 
 *Two changes.* A key that was deleted and created anew between two looks has been created after its
 revision in the copy. Both are told.
@@ -21,7 +26,7 @@ from math import inf
 from typing import NamedTuple
 
 from kvi.call import Call
-from kvi.errors import InvalidArgument, KviError, NotSupported, Unavailable, shown
+from kvi.errors import Closed, InvalidArgument, KviError, NotSupported, Unavailable, shown
 from kvi.feed import WatchSpec
 from kvi.flow.recipes.state import entries_of
 from kvi.flow.scope import PASSING, Scope
@@ -33,7 +38,7 @@ from kvi.port import Port, Signal
 from kvi.text import check_bound
 
 _PATIENCE = 0.05  # seconds that an event may take before somebody asks whether it will come
-_PAUSE = 0.1  # seconds between questions
+_PAUSE, _LONGEST = 0.1, 1.0  # seconds between questions
 
 
 class CacheChange(NamedTuple):
@@ -60,8 +65,11 @@ class CacheFlow:
         values: by key, without the prefix.
         told: what is called with each change, by one thread at a time.
         confirmed: when the copy was the truth, the last time that this was known.
+        closed: it was asked to end; nothing more is told.
 
     """
+
+    closed = False
 
     def __init__(self, scope: Scope, prefix: object, max_age: object) -> None:
         limits = scope.capabilities
@@ -80,6 +88,7 @@ class CacheFlow:
         self._lock = Mutex()  # guards the copy
         self._early: list[Event] = []  # told before all was read
         self._seen = 0  # the revision as of which the copy was found to be the truth
+        self._reached = 0  # the watch's, after the last event
         self._signals: list[Signal] = []
         self._sorted: tuple[str, ...] | None = None
 
@@ -96,7 +105,7 @@ class CacheFlow:
     @property
     def revision(self) -> int:
         """Every change up to this revision is in the copy."""
-        return max(self._seen, self._watch.revision or 0)
+        return max(self._seen, self._reached, self._watch.delivered or 0)
 
     @property
     def age(self) -> float:
@@ -118,27 +127,30 @@ class CacheFlow:
         found = self._sorted
         if found is None:
             with self._lock:
-                found = self._sorted = tuple(sorted(self.values))
+                found = self._in_order()
         return found
+
+    def copy(self) -> dict[str, bytes]:
+        """All of it as of one moment, in the order of the keys."""
+        with self._lock:
+            return {key: self.values[key] for key in self._in_order()}
 
     async def load(self, port: Port) -> None:
         """Read everything, and follow it from then on."""
         scope = self.scope
+        if self.closed:
+            raise Closed("the cache was closed; make another one")
         spec = WatchSpec(self._span, None, False)
         await self._watch.begin(port, spec, scope.timeout)
         try:
-            asked = port.now()
-            call = Call(port, asked + scope.timeout)
-            revision, entries = await entries_of(scope, call, Scan(self._span))
-            with self._lock:
-                for entry in entries:
-                    self._keep(entry)
-                early, self._early = self._early, []
-                self._seen, self.confirmed, self.loaded = revision or 0, asked, True
-            for event in early:
-                self._on_event(event, None)
+            call = Call(port, port.now() + scope.timeout)
+            while not self.loaded:
+                asked = port.now()
+                self._load(asked, *await entries_of(scope, call, Scan(self._span)))
         except BaseException:
             self._watch.end()
+            if not self.closed:  # it may be tried again, with another watch
+                self._watch, self._early = WatchFlow(scope, None, self._on_event, None), []
             raise
         if self.max_age is not None:
             scope.runtime.keep(self, port.now() + self.max_age / 3)
@@ -156,7 +168,7 @@ class CacheFlow:
                     return False
                 if await signal.wait(min(pause, left)) or self.revision >= revision:
                     continue
-                pause = _PAUSE
+                pause = min(2 * max(pause, _PAUSE / 2), _LONGEST)
                 try:
                     await self.confirm(Call(port, port.now() + min(left, self.scope.timeout)))
                 except PASSING as error:
@@ -167,13 +179,13 @@ class CacheFlow:
 
     async def confirm(self, call: Call) -> bool:
         """Ask whether the copy is the truth at this moment; whether it is."""
-        asked, scope = call.port.now(), self.scope
+        asked, scope, known = call.port.now(), self.scope, self.revision
         if scope.capabilities.snapshot_range:
             look = Scan(self._span, limit=1, keys_only=True)
             revision = (await entries_of(scope, call, look))[0]
             assert revision is not None  # snapshots have one
-            if revision <= self.revision:
-                self.confirmed = asked
+            if known <= revision <= self.revision:
+                self.confirmed = max(self.confirmed, asked)
                 return True
         revision, entries = await entries_of(scope, call, Scan(self._span, keys_only=True))
         skip = len(self.prefix)
@@ -181,12 +193,13 @@ class CacheFlow:
         with self._lock:
             same = there == self._revisions
             if same:
-                self.confirmed = asked
+                self.confirmed = max(self.confirmed, asked)
                 self._seen = max(self._seen, revision or 0)
         return same
 
     def end(self) -> None:
         """Follow it no more."""
+        self.closed = True
         self._watch.end()
         for signal in list(self._signals):
             signal.set()
@@ -209,18 +222,39 @@ class CacheFlow:
     def _on_event(self, event: Event, _: object) -> None:
         """Apply an event, on a thread for call-backs, one at a time."""
         with self._lock:
+            if self.closed:
+                return
             if not self.loaded:
                 self._early.append(event)
                 return
             changes = self._apply(event)
+            self._reached = self._watch.revision or 0  # every event that was handed out is applied
         for signal in list(self._signals):
             signal.set()
         for change in changes:
-            for tell in list(self.told):
-                try:
-                    tell(change)
-                except Exception:  # noqa: BLE001  (whatever a program's function raises)
-                    log().exception("the call-back of a cache failed; the cache goes on")
+            self._tell(change)
+
+    def _tell(self, change: CacheChange) -> None:
+        for tell in list(self.told):
+            if self.closed:  # by one of them, perhaps
+                return
+            try:
+                tell(change)
+            except Exception:  # noqa: BLE001  (whatever a program's function raises)
+                log().exception("the call-back of a cache failed; the cache goes on")
+
+    def _load(self, asked: float, revision: int | None, entries: list[KeyValue]) -> None:
+        """Begin with what was read, unless the watch has told a state meanwhile."""
+        with self._lock:
+            early, self._early = self._early, []
+            if any(event.type is EventType.RESYNC for event in early):
+                return
+            for entry in entries:
+                self._keep(entry)
+            self._seen = revision or 0
+            for event in early:
+                self._apply(event)
+            self.confirmed, self.loaded = asked, True
 
     def _apply(self, event: Event) -> list[CacheChange]:
         """What an event changes. Hold the lock."""
@@ -236,9 +270,13 @@ class CacheFlow:
             self._drop(key)
             return [CacheChange(key, before, None, event.revision)]
         assert event.value is not None  # it is a PUT
-        self._sorted = self._sorted if before is not None else None
+        changes: list[CacheChange] = []
+        if before is None:
+            self._sorted = None
+        elif event.created is not None and event.created > self._revisions[key]:
+            changes, before = [CacheChange(key, before, None, event.created)], None
         self.values[key], self._revisions[key] = event.value, event.revision
-        return [CacheChange(key, before, event.value, event.revision)]
+        return [*changes, CacheChange(key, before, event.value, event.revision)]
 
     def _resync(self, event: Event) -> list[CacheChange]:
         entries = event.snapshot or []
@@ -248,8 +286,8 @@ class CacheFlow:
         for entry in entries:
             key = entry.key[len(self.prefix) :]
             before, known = self.values.get(key), self._revisions.get(key, -1)
-            if entry.revision == known:
-                continue
+            if entry.revision == known and entry.value == before:
+                continue  # after a restore one revision may be of another change
             if before is not None and entry.create_revision > known:
                 changes.append(CacheChange(key, before, None, entry.create_revision))
                 before = None
@@ -257,6 +295,12 @@ class CacheFlow:
             changes.append(CacheChange(key, before, entry.value, entry.revision))
         self._seen = event.revision  # it may have gone back
         return changes
+
+    def _in_order(self) -> tuple[str, ...]:
+        """The keys. Hold the lock."""
+        if self._sorted is None:
+            self._sorted = tuple(sorted(self.values))
+        return self._sorted
 
     def _keep(self, entry: KeyValue) -> None:
         key = entry.key[len(self.prefix) :]

@@ -16,11 +16,13 @@ a member is  guarantee                                  left by
 ===========  =========================================  ============================================
 
 *Never an old value.* The present value is set before it is sent, and taken back only if it surely
-did not apply. Whoever joins again sends the present one.
+did not apply. Whoever joins again sends the present one. One at a time puts the key, and only from
+the revision that it has seen: what comes late writes over nothing.
 
-*Never a phantom.* Joining again looks, once it has worked, whether the member has left meanwhile,
-and then gives its new lease up. A key with the id that bears a lease of its own is its own; one
-that bears another's is not touched.
+*Never a phantom.* Leaving ends every lease that the store may have still, also those that are lost,
+and the one that joining again has just been granted: a put that is under way finds none to stand
+on. If that is not sure, leaving again sees to it. A key with the id that bears a lease of its own
+is its own; one that bears another's is not touched.
 """
 
 from __future__ import annotations
@@ -35,10 +37,12 @@ from kvi.errors import AlreadyHeld, KviError, LeaseLost, NotHeld, OutcomeUnknown
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.loss import LossState
 from kvi.flow.recipes.observing import Observing
+from kvi.flow.recipes.register import settled
 from kvi.flow.recipes.state import Owner, state_of
 from kvi.flow.scope import PASSING, Scope
+from kvi.flow.turns import Turns
 from kvi.log import log
-from kvi.model import Compare, Get, Key, KeyValue, Put, Txn
+from kvi.model import Get, Key, KeyValue, Put, Txn
 from kvi.mutex import Mutex
 from kvi.ops import TxnOp
 from kvi.policy.lease import check_ttl
@@ -152,10 +156,14 @@ class MemberFlow:
         self._value = check_value(value, self._largest)
         self._ttl = check_ttl(ttl, limits)
         self._rejoins = rejoin
+        self._turns = Turns()  # of those who put the key
+        self._seen = 0  # the revision of the key, as far as they know; 0: it is not there
+        self._created = 0  # the same of its creation
+        self._joined = 0
+        self._leases: set[int] = set()  # all that it ever had
         self._lock = Mutex()  # guards what follows, and `lease`
         self._left = False
-        self._leases: set[int] = set()  # all that it ever had
-        self._joined = 0
+        self._standing: dict[int, LeaseFlow] = {}  # those that the store may have still
         self._weak: Callable[[], object | None] | None = None
 
     @property
@@ -182,58 +190,77 @@ class MemberFlow:
         self._weak = owner
         call = self._call(port)
         await self._owner.ensure(self._scope, call)
-        await self._enter(port, call)
+        await self._enter(call)
 
-    async def update(self, port: Port, value: bytes) -> None:
+    async def update(self, port: Port, value: bytes, timeout: float | None = None) -> None:
         """Say something else."""
-        with self._lock:
-            if self._left:
-                raise NotHeld("this member has left; join again")
-            before, self._value, lease = self._value, value, self.lease
-        guard = Key(self._key).lease == lease.id
-        txn = Txn((guard,), (Put(self._key, self._said(), lease.id),), (), "group_update")
+        call = self._call(port, timeout)
+        turn = await self._turns.take(self._scope, call)
         try:
-            done = await self._scope.executor.execute(TxnOp(txn), self._call(port))
-        except (OutcomeUnknown, LeaseLost):
-            raise
-        except Exception:
-            with self._lock:
-                if self._value is value:
-                    self._value = before
-            raise
-        if not done.succeeded:
-            if not self._rejoins:
-                raise LeaseLost("the member was lost; join again")
-            await self._again(port)
+            self._ensure_in()
+            before, self._value = self._value, value
+            try:
+                await self._say(call)
+            except OutcomeUnknown:
+                raise
+            except Exception:
+                self._value = before
+                raise
+        finally:
+            self._turns.give(turn)
 
     async def leave(self, port: Port, timeout: float) -> None:
-        """Leave for good. Again, it does nothing."""
+        """Leave for good. Again, it does nothing, unless it is not sure yet that it has left."""
         with self._lock:
             self._left = True
-            lease = self.lease
-        await lease.revoke(port, timeout)
+            standing = list(self._standing.values())
+        call = Call(port, port.now() + timeout)
+        failed: KviError | None = None
+        for lease in reversed(standing):  # the last one has the key, as far as is known
+            try:
+                await self._end(lease, call)
+            except PASSING as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def let_go(self) -> None:
         """Leave without waiting."""
         with self._lock:
             self._left = True
-            lease = self.lease
-        lease.abandon()
+            standing = list(self._standing.values())
+        for lease in standing:
+            lease.abandon()
 
-    # -- joining ----------------------------------------------------------------------------------
+    # -- its key, which is put by one at a time ---------------------------------------------------
 
-    async def _enter(self, port: Port, call: Call) -> None:
-        scope = self._scope
-        lease = await LeaseFlow.grant(port, scope, self._ttl, scope.timeout, keep_alive=True)
+    async def _say(self, call: Call) -> None:
+        """Put the key with another value; join again if it is gone."""
         try:
-            self._leases.add(lease.id)
-            joined = await self._put(call, lease)
+            if await self._put(call, self.lease, "group_update"):
+                return
+        except LeaseLost:
+            pass
+        self._ensure_in()
+        if not self._rejoins:
+            raise LeaseLost("the member was lost; join again")
+        await self._again(call)
+
+    async def _enter(self, call: Call) -> None:
+        """Put the key, under a new lease."""
+        self._ensure_in()
+        scope = self._scope
+        lease = await LeaseFlow.grant(call.port, scope, self._ttl, call.left(), keep_alive=True)
+        try:
             with self._lock:
-                if self._left:
-                    raise NotHeld("this member has left; join again")
-                self._joined = self._joined or joined
+                self._ensure_in()
+                self._leases.add(lease.id)
+                self._standing[lease.id] = lease  # who leaves ends it, wherever this has come to
+            await self._put(call, lease, "group_join")
+            with self._lock:
+                self._ensure_in()
                 lease.owner = self._weak
-                lease.proof = Key(self._key).lease == lease.id
+                lease.proof = Key(self._key).create_revision == self._created
                 self.lease, self.joined = lease, True
                 if self._rejoins:
                     lease.lost.add(self._on_loss, own=True)
@@ -241,31 +268,58 @@ class MemberFlow:
             lease.abandon()
             raise
 
-    async def _put(self, call: Call, lease: LeaseFlow) -> int:
-        """Put the key; the revision at which it was created."""
-        mine: Compare = Key(self._key).absent
-        while True:
-            txn = Txn(
-                (mine,), (Put(self._key, self._said(), lease.id),), (Get(self._key),), "group_join"
-            )
-            try:
-                done = await self._scope.executor.execute(TxnOp(txn), call)
-            except OutcomeUnknown:
-                if call.port.now() >= call.deadline:
-                    raise
-                continue
+    async def _again(self, call: Call) -> None:
+        """Join again, with the present value."""
+        self.rejoined += 1
+        try:
+            await self._enter(call)
+        except BaseException as error:
+            self.rejoined -= 1
+            if isinstance(error, LeaseLost):
+                self._ensure_in()  # leaving may be what has ended it
+            raise
+        try:
+            for lease in [one for one in self._standing.values() if one is not self.lease]:
+                await self._end(lease, call)
+        except PASSING as error:
+            log().debug("an earlier lease of the member %r may go on: %s", self.id, error)
+
+    async def _put(self, call: Call, lease: LeaseFlow, operation: str) -> bool:
+        """Put the key as it is to be; false if it is not there, or not its own, and was to be.
+
+        Each is a change of what was seen, so that one that comes late writes over nothing.
+        """
+        joins = operation == "group_join"
+
+        async def attempt(doubt: bool) -> bool | None:
+            seen, said = self._seen, self._said()
+            same = Key(self._key).revision == seen if seen else Key(self._key).absent
+            put = Put(self._key, said, lease.id)
+            txn = Txn((same,), (put,), (Get(self._key),), operation)
+            done = await self._scope.executor.execute(TxnOp(txn), call)
             if done.succeeded:
                 assert done.revision is not None  # it has written
-                return done.revision
+                self._seen, self._created = done.revision, self._created if seen else done.revision
+                self._joined = self._joined or self._created
+                return True
             found = done.results[0]
             if not isinstance(found, KeyValue):
-                mine = Key(self._key).absent
-            elif found.lease == lease.id:
-                return found.create_revision
-            elif found.lease in self._leases:  # its own, of a lease that is lost
-                mine = Key(self._key).lease == found.lease
-            else:
-                raise AlreadyHeld(f"the group has a member {self.id!r} already; use another id")
+                self._seen = 0
+                return None if joins else False
+            if found.lease not in self._leases:
+                if joins:
+                    raise AlreadyHeld(f"the group has a member {self.id!r} already; use another id")
+                return False
+            self._seen, self._created = found.revision, found.create_revision
+            self._joined = self._joined or self._created
+            return True if (found.lease, found.value) == (lease.id, said) else None
+
+        return await settled(call, attempt)
+
+    async def _end(self, lease: LeaseFlow, call: Call) -> None:
+        """See to it that the store does not have a lease any more."""
+        await lease.revoke(call.port, call.left(), anyway=True)
+        self._standing.pop(lease.id, None)
 
     def _on_loss(self) -> None:
         """The lease is lost: join again, on a thread of kvi's."""
@@ -278,7 +332,7 @@ class MemberFlow:
             if self._weak is not None and self._weak() is None:
                 return  # nobody has it any more
             try:
-                await self._again(port)
+                await self._rejoin_once(self._call(port))
             except (*PASSING, LeaseLost) as error:
                 log().debug("the member %r will join again: %s", self.id, error)
                 await port.sleep(pause * (0.5 + port.chance() / 2))
@@ -288,21 +342,23 @@ class MemberFlow:
                     log().warning("the member %r cannot join again: %s", self.id, error)
                 return
 
-    async def _again(self, port: Port) -> None:
-        with self._lock:
-            self.rejoined += 1
+    async def _rejoin_once(self, call: Call) -> None:
+        turn = await self._turns.take(self._scope, call)
         try:
-            await self._enter(port, self._call(port))
-        except BaseException:
-            with self._lock:
-                self.rejoined -= 1
-            raise
+            if not self.alive:  # else who said something else has joined again
+                await self._again(call)
+        finally:
+            self._turns.give(turn)
+
+    def _ensure_in(self) -> None:
+        if self._left:
+            raise NotHeld("this member has left; join again")
 
     def _said(self) -> bytes:
         return dumps({"joined": self._joined, "rejoined": self.rejoined}) + b"\n" + self._value
 
-    def _call(self, port: Port) -> Call:
-        return Call(port, port.now() + self._scope.timeout)
+    def _call(self, port: Port, timeout: float | None = None) -> Call:
+        return Call(port, port.now() + (self._scope.timeout if timeout is None else timeout))
 
 
 def _info(id: str, entry: KeyValue) -> MemberInfo:
