@@ -83,10 +83,19 @@ OPS: dict[type[Op[Any]], tuple[Op[Any], Op[Any]]] = {
     ops.PollOp: (ops.PollOp(FEED), ops.PollOp(FEED)),
     ops.GrantOp: (ops.GrantOp(60), ops.GrantOp(60)),
     ops.RenewOp: (ops.RenewOp(3), ops.RenewOp(3)),
+    ops.LeftOp: (ops.LeftOp(3), ops.LeftOp(3)),
     ops.RevokeOp: (ops.RevokeOp(3), ops.RevokeOp(3)),
     ops.PingOp: (ops.PingOp(), ops.PingOp()),
 }
-KEYLESS = (ops.PageOp, ops.PollOp, ops.GrantOp, ops.RenewOp, ops.RevokeOp, ops.PingOp)
+KEYLESS = (
+    ops.PageOp,
+    ops.PollOp,
+    ops.GrantOp,
+    ops.RenewOp,
+    ops.LeftOp,
+    ops.RevokeOp,
+    ops.PingOp,
+)
 
 
 def content(op: Op[Any]) -> Any:
@@ -208,7 +217,7 @@ EFFECTS: dict[Effect, tuple[type[Op[Any]], ...]] = {
     Effect.WRITE: (ops.PutOp, ops.DeleteOp, ops.DeleteRangeOp),
     Effect.DECIDING: (ops.TxnOp, ops.ReleaseOp),
     Effect.REPEATABLE: (ops.GrantOp, ops.RenewOp, ops.RevokeOp, ops.ClaimOp),
-    Effect.ASKING: (ops.PingOp, ops.PollOp),
+    Effect.ASKING: (ops.PingOp, ops.PollOp, ops.LeftOp),
 }
 
 

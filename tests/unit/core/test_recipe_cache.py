@@ -15,11 +15,11 @@ from kvi import aio
 from kvi.aio import recipes as awaited
 from kvi.backend.polling import PollingFeed
 from kvi.call import Call
+from kvi.coroutine import run
 from kvi.driver.threads import ThreadPort
 from kvi.feed import Batch, Feed, Wake, WatchSpec
 from kvi.flow.recipes.cache import CacheFlow
 from kvi.model import Event, EventType, KeyValue
-from kvi.port import run
 from kvi.recipes import Cache, CacheChange
 
 from tests.support.backends import Smallest, opened
