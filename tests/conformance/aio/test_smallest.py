@@ -6,30 +6,24 @@ from collections.abc import Iterator
 
 import pytest
 from kvi.conformance import (
-    TestConcurrency,
     TestDelete,
     TestHandles,
     TestLeases,
     TestLocks,
-    TestModel,
     TestRange,
     TestStore,
-    TestTransactions,
 )
 from kvi.conformance.on_loop import opening_on_loop
 
 from tests.conformance.broken.plugin import install
 
 __all__ = [
-    "TestConcurrency",
     "TestDelete",
     "TestHandles",
     "TestLeases",
     "TestLocks",
-    "TestModel",
     "TestRange",
     "TestStore",
-    "TestTransactions",
 ]
 
 pytestmark = pytest.mark.slow

@@ -344,13 +344,21 @@ class TestLeases(Rules):
     @side_by_side
     def test_renewed_by_hand(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
         """A lease that is renewed lives its ttl from then on, and by the clock no longer."""
-        lease = store.lease(brief, keep_alive=False)
+        # A busy machine may stand still for a part of the ttl: then again, with more of it.
+        assert any(self._lives_on(store, peer, brief * factor) for factor in (1, 4, 16))
+
+    def _lives_on(self, store: kvi.Kvi, peer: kvi.Kvi, ttl: float) -> bool:
+        lease = store.lease(ttl, keep_alive=False)
         store.store("k", b"", lease=lease)
         with peer.watch("k") as watch:
             half = now() + lease.ttl / 2
             until(lambda: now() >= half, within=60)
             sent = now()
-            lease.renew()
+            try:
+                lease.renew()
+            except kvi.LeaseLost:
+                assert now() > half + lease.ttl / 4, "the lease ended before its ttl was over"
+                return False
             renewed = now()
             assert lease.alive
             deletions(watch, peer, "k", within=bound_of(store, lease) + MARGIN)
@@ -358,6 +366,7 @@ class TestLeases(Rules):
             assert not lease.alive
             assert now() >= renewed
         assert peer.get("k") is None
+        return True
 
     @rule("lease.kept-alive")
     @side_by_side
