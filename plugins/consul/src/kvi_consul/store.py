@@ -127,6 +127,9 @@ class ConsulKvi(Primitives):
                 self._client = ConsulClient(self._transport, dc=self._dc, timeout=self.timeout)
             return self._client
 
+    def _cancel(self, thread: int) -> None:
+        self._transport.cancel(thread)
+
     # -- point operations -------------------------------------------------------------------------
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:

@@ -38,6 +38,7 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Iterator
+from threading import get_ident
 from time import monotonic
 from typing import NamedTuple, Self
 
@@ -237,7 +238,7 @@ class Transport:
         self._places = Places(self.connections)
         self._lock = threading.Lock()  # guards what follows
         self._idle: list[Connection] = []
-        self._busy: set[Connection] = set()
+        self._busy: dict[Connection, int] = {}  # and the thread that each is used by
         self._unused = threading.Event()  # set: closing, and nothing is busy
 
     def head(self, method: str, target: str, token: str | None = None) -> bytes:
@@ -300,7 +301,8 @@ class Transport:
                 return Exchange(self, connection, call, began)
             except Broken as broken:
                 self._give(connection, call)
-                if (call is not None and call.ended) or self.closing.is_set():
+                given_up = connection.aborted or (call is not None and call.ended)
+                if given_up or self.closing.is_set():
                     raise
                 late = isinstance(broken.__cause__, TimeoutError)
                 if others and (connecting or (shared and late)):
@@ -318,6 +320,13 @@ class Transport:
             except BaseException:
                 self._give(connection, call)
                 raise
+
+    def cancel(self, thread: int) -> None:
+        """Make the request of this thread fail now: nobody waits for it."""
+        with self._lock:  # until then the connection is nobody else's
+            for connection, user in self._busy.items():
+                if user == thread:
+                    connection.abort()
 
     def close(self) -> None:
         """Close all connections and wake every thread that waits for one or on one."""
@@ -393,7 +402,7 @@ class Transport:
                 if self.closing.is_set():
                     raise Broken(sent=False) from ConnectionAbortedError("the handle was closed")
                 connection = self._idle.pop() if self._idle else Connection(self._at)
-                self._busy.add(connection)
+                self._busy[connection] = get_ident()
             if not connection.reused or connection.idle():
                 return connection
             connection.reusable = False
@@ -408,7 +417,7 @@ class Transport:
 
     def _put_away(self, connection: Connection) -> None:
         with self._lock:
-            self._busy.discard(connection)
+            self._busy.pop(connection, None)
             closing = self.closing.is_set()
             kept = connection.reusable and not connection.aborted and not closing
             kept = kept and connection.agent == self._at and len(self._idle) < self.connections
