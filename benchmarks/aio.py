@@ -109,7 +109,7 @@ def _etcd(effort: Effort, runner: asyncio.Runner, uri: str) -> Iterator[Row]:
 
     with ExitStack() as stack:
         floor = runner.run(begin())
-        store = kvi.aio.open(uri)
+        store = kvi.aio.open(uri, grpc_aio=True)
         stack.callback(lambda: runner.run(floor.channel.close()))
         stack.callback(lambda: runner.run(store.close()))
         runner.run(_finish(store.store(_KEY, _VALUE)))

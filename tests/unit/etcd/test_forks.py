@@ -150,16 +150,3 @@ def test_nobody_waits_for_a_fork_under_the_lock() -> None:
         thread.join(10)
     assert len(clients) == 1
     run(connection.close())
-
-
-def test_grpc_that_cannot_fork_beside_asyncio() -> None:
-    """Before some version nobody uses `grpc.aio`, and in a child of one who did nobody either."""
-    assert not forks.Awaiting("1.79.1").begin()
-    old = forks.Awaiting("1.49.1")
-    old._in_child()
-    assert not old.begin()
-    awaiting = forks.Awaiting("1.80.0rc1")
-    awaiting._in_child()  # of a process that had not used it
-    assert awaiting.begin()
-    awaiting._in_child()
-    assert not awaiting.begin()

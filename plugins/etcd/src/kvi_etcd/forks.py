@@ -7,40 +7,54 @@ no thread is at one of these, and those that come meanwhile wait until the fork 
 
 The handlers must be registered after gRPC's, for the last registered runs first before a fork.
 
-`grpc.aio` has a poller of its own for the whole process, and does not survive a fork: whatever a
-child does with it ends the child. So one whose parent had used it does not (`Awaiting`), and has
-its calls done on threads. Before gRPC `SINCE` such a child could not even do that: there nobody
-uses `grpc.aio`.
+*asyncio.* `grpc.aio` has a poller, a thread that is always inside gRPC, for as long as the process
+lives. A fork beside it ends about one child in six, whatever the child does, and gRPC has no
+remedy. So it is used only by who has asked for it (the option ``grpc_aio``); a fork then says what
+is wrong, and a child that lives is not let near it again.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import warnings
 from types import TracebackType
 
-import grpc
+import grpc  # noqa: F401  (registers its handlers)
 
-SINCE = 1, 80
 PATIENCE = 1.0  # seconds: a call that connects to a dead server must not hold a fork for long
 
 
-class Awaiting:
-    """Whether this process may use `grpc.aio`."""
+class _Awaiting:
+    """Whether this process has used `grpc.aio`, or is a child of one."""
 
-    def __init__(self, version: str = grpc.__version__) -> None:
-        self._begun = False
-        self._possible = tuple(map(int, version.split(".")[:2])) >= SINCE
+    begun = False
+    inherited = False
+
+
+def begin_awaiting() -> bool:
+    """Use `grpc.aio` from now on; whether this process may."""
+    if _Awaiting.inherited:
+        return False
+    if not _Awaiting.begun:
+        _Awaiting.begun = True
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._in_child)
+            os.register_at_fork(before=_warn, after_in_child=_inherit)
+    return True
 
-    def begin(self) -> bool:
-        """It is about to be used, if it may be; whether it may."""
-        self._begun = self._begun or self._possible
-        return self._possible
 
-    def _in_child(self) -> None:
-        self._possible = self._possible and not self._begun
+def _warn() -> None:
+    if not _Awaiting.inherited:
+        warnings.warn(
+            "this process uses etcd with grpc_aio=yes, and gRPC may end its forked children; "
+            "start them by spawn or forkserver, or leave the option out",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _inherit() -> None:
+    _Awaiting.inherited = True
 
 
 class ForkGate:

@@ -32,6 +32,11 @@ def kvi_describe() -> BackendInfo:
             Option(name="ca", kind="text", help="file of the authorities to trust (PEM), for TLS"),
             Option(name="cert", kind="text", help="file of the client's certificate (PEM)"),
             Option(name="key", kind="text", help="file of the client certificate's key (PEM)"),
+            Option(
+                name="grpc_aio",
+                kind="flag",
+                help="kvi.aio awaits its calls over grpc.aio, and the process must never fork",
+            ),
         ),
         path_is_namespace=True,
     )
@@ -57,6 +62,7 @@ def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
         [(host, port or DEFAULT_PORT) for host, port in uri.hosts],
         tls=_tls(uri, options),
         credentials=Credentials.of(uri.username, uri.password),
+        awaits=bool(options["grpc_aio"]),
         timeout=options["timeout"],
     )
 

@@ -17,7 +17,7 @@ from kvi_etcd import leases
 from kvi_etcd.client import Tls
 from kvi_etcd.driver import Connection, Credentials
 from kvi_etcd.flows import EtcdFlows
-from kvi_etcd.forks import Awaiting
+from kvi_etcd.forks import begin_awaiting
 from kvi_etcd.leases import MAX_TTL, MIN_TTL
 from kvi_etcd.watches import Watches
 
@@ -40,7 +40,6 @@ CAPABILITIES = Capabilities(
 JOIN_TIMEOUT = 5.0  # seconds; the reader of the watches has nothing left to wait for
 
 _abandoned: list[object] = []
-_awaiting = Awaiting()
 
 
 class EtcdKvi(Primitives):
@@ -53,16 +52,19 @@ class EtcdKvi(Primitives):
         *,
         tls: Tls | None = None,
         credentials: Credentials | None = None,
+        awaits: bool = False,
         timeout: float,
     ) -> None:
+        """``awaits``: tasks await their calls over `grpc.aio`; see `kvi_etcd.forks`."""
         super().__init__(uri, CAPABILITIES, timeout=timeout)
         self._connection = Connection(endpoints, tls, credentials)
         self._flows = EtcdFlows(CAPABILITIES, self._connection)
         self._watches = Watches(self._connection, self._reporter())
+        self._awaits = awaits
         self._in_loop: EtcdFlows | None = None
 
     def _async_form(self) -> AsyncPrimitives | None:
-        if not _awaiting.begin():
+        if not self._awaits or not begin_awaiting():
             return None
         self._in_loop = EtcdFlows(CAPABILITIES, self._connection.in_loop())
         return self._in_loop

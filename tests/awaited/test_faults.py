@@ -1,4 +1,4 @@
-"""`kvi.aio` on etcd: its own calls, over `grpc.aio`, keep what those of threads promise."""
+"""`kvi.aio` on etcd over `grpc.aio` keeps, when something fails, what calls on threads promise."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from kvi import aio
 
 from tests.servers import EtcdServer, find_etcdctl
 from tests.support import stalls
-from tests.support.forking import in_child
 from tests.support.inside import inmost
 from tests.support.looping import in_loop, ticking, until, until_so
 from tests.support.proxy import TcpProxy
 from tests.support.tls import Certificates, TlsProxy
 
-pytestmark = [pytest.mark.slow, pytest.mark.etcd, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.timeout(180)
 
 ONCE = kvi.RetryPolicy(max_attempts=1)
+
+
+def opened(uri: str, **options: Any) -> aio.AsyncKvi:
+    """A handle whose calls are awaited."""
+    return aio.open(uri, grpc_aio=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def leases(server: EtcdServer) -> set[str]:
 @in_loop
 async def test_no_thread_for_a_call(server: EtcdServer) -> None:
     """Calls are awaited: a thousand at once need no pool of threads."""
-    async with aio.open(server.uri) as store:
+    async with opened(server.uri) as store:
         await asyncio.gather(*(store.store(f"t/{n}", str(n)) for n in range(1000)))
         assert await store.count(prefix="t/") == 1000
         assert "kvi-calls" not in " ".join(thread.name for thread in threading.enumerate())
@@ -71,7 +75,7 @@ async def test_next_endpoint(server: EtcdServer) -> None:
     with ExitStack() as stack:
         proxies = [stack.enter_context(TcpProxy(server.port)) for _ in range(3)]
         places = ",".join(f"127.0.0.1:{proxy.port}" for proxy in proxies)
-        async with aio.open(f"etcd://{places}", retry=ONCE) as store:
+        async with opened(f"etcd://{places}", retry=ONCE) as store:
             await store.store("k", "0")
             for gone in proxies:
                 gone.refuse()
@@ -99,8 +103,8 @@ async def test_lost_answer_of_a_write(server: EtcdServer) -> None:
     """A write that has applied, and whose answer is lost with its connection: `OutcomeUnknown`."""
     with TcpProxy(server.port) as proxy:
         async with (
-            aio.open(server.uri) as other,
-            aio.open(f"etcd://127.0.0.1:{proxy.port}", retry=ONCE) as store,
+            opened(server.uri) as other,
+            opened(f"etcd://127.0.0.1:{proxy.port}", retry=ONCE) as store,
         ):
             await store.get("k")
             proxy.delay = 1.0
@@ -124,7 +128,7 @@ async def test_silent_peer(server: EtcdServer) -> None:
     """A write to a peer that says nothing, from the beginning, was surely not sent."""
     with TcpProxy(server.port) as proxy:
         proxy.stall()
-        async with aio.open(f"etcd://127.0.0.1:{proxy.port}", retry=ONCE) as store:
+        async with opened(f"etcd://127.0.0.1:{proxy.port}", retry=ONCE) as store:
             async with ticking() as ticks:
                 with stalls.watched() as machine:
                     with pytest.raises((kvi.Unavailable, kvi.Timeout)) as caught:
@@ -157,7 +161,7 @@ async def test_name_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
             return real(f"dns://127.0.0.1:{port}/{target}", **options)
 
         monkeypatch.setattr(grpc.aio, "insecure_channel", by_name)
-        async with aio.open("etcd://etcd.test:2379", retry=ONCE) as store:
+        async with opened("etcd://etcd.test:2379", retry=ONCE) as store:
             async with ticking() as ticks:
                 with stalls.watched() as machine:
                     began = time.monotonic()
@@ -172,11 +176,11 @@ async def test_name_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
 @in_loop
 async def test_first_use_does_not_block(server: EtcdServer) -> None:
     """Opening, the first call and the close leave the loop to others."""
-    async with aio.open(server.uri) as warm:  # what is imported once
+    async with opened(server.uri) as warm:  # what is imported once
         await warm.ping()
     async with ticking() as ticks:
         with stalls.watched() as machine:
-            async with aio.open(server.uri) as store:
+            async with opened(server.uri) as store:
                 await store.ping()
                 await asyncio.sleep(0)
     assert ticks.longest < 0.05 + machine.longest
@@ -186,7 +190,7 @@ async def test_first_use_does_not_block(server: EtcdServer) -> None:
 async def test_close_wakes_calls(server: EtcdServer) -> None:
     """Calls that wait for a server that says nothing end with `Closed` as the handle does."""
     with TcpProxy(server.port) as proxy:
-        store = aio.open(f"etcd://127.0.0.1:{proxy.port}", timeout=60)
+        store = opened(f"etcd://127.0.0.1:{proxy.port}", timeout=60)
         await store.ping()
         proxy.stall()
         calls = [
@@ -212,7 +216,7 @@ async def test_close_wakes_calls(server: EtcdServer) -> None:
 async def test_cancelled_at_once_with_a_close(server: EtcdServer) -> None:
     """A call that is cancelled as its handle closes ends as cancelled."""
     with TcpProxy(server.port) as proxy:
-        store = aio.open(f"etcd://127.0.0.1:{proxy.port}", timeout=60)
+        store = opened(f"etcd://127.0.0.1:{proxy.port}", timeout=60)
         await store.ping()
         proxy.stall()
         call = asyncio.create_task(store.get("k"))
@@ -231,7 +235,7 @@ async def test_cancelled_at_once_with_a_close(server: EtcdServer) -> None:
 async def test_no_connection_is_left(server: EtcdServer) -> None:
     """A close ends the connections of both kinds; so does dropping the handle with its loop."""
     with TcpProxy(server.port) as proxy:
-        async with aio.open(f"etcd://127.0.0.1:{proxy.port}") as store:
+        async with opened(f"etcd://127.0.0.1:{proxy.port}") as store:
             watch = await store.watch("k")
             await store.store("k", "v")
             await watch.next(10)
@@ -241,7 +245,7 @@ async def test_no_connection_is_left(server: EtcdServer) -> None:
 
         def forgotten() -> None:
             async def use() -> None:
-                await aio.open(f"etcd://127.0.0.1:{proxy.port}").ping()
+                await opened(f"etcd://127.0.0.1:{proxy.port}").ping()
 
             asyncio.run(use())
 
@@ -254,7 +258,7 @@ async def test_no_connection_is_left(server: EtcdServer) -> None:
 async def test_channels_that_are_replaced(server: EtcdServer) -> None:
     """A channel that reaches nothing gives way to another, and is closed."""
     with TcpProxy(server.port) as proxy:
-        async with aio.open(f"etcd://127.0.0.1:{proxy.port}", retry=ONCE) as store:
+        async with opened(f"etcd://127.0.0.1:{proxy.port}", retry=ONCE) as store:
             await store.ping()
             calls = inmost(store)._in_loop._calls
             proxy.refuse()
@@ -275,7 +279,7 @@ async def test_cancelled_grants(server: EtcdServer) -> None:
     """A lease whose grant was cancelled on its way is revoked at once, not after its ttl."""
     before = leases(server)
     with TcpProxy(server.port) as proxy:
-        async with aio.open(f"etcd://127.0.0.1:{proxy.port}") as store:
+        async with opened(f"etcd://127.0.0.1:{proxy.port}") as store:
             await store.ping()
             proxy.delay = 0.02
             for _ in range(30):
@@ -302,7 +306,7 @@ async def taken(store: aio.AsyncKvi) -> None:
 async def test_pages(server: EtcdServer) -> None:
     """Large ranges come in pages, both ways, of one revision; left early, nothing stays."""
     value = "x" * 1000
-    async with aio.open(server.uri) as store:
+    async with opened(server.uri) as store:
         view = store.namespace("pages")
         for first in range(0, 5000, 100):
             await view.txn(then=[kvi.Put(f"{n:05}", value) for n in range(first, first + 100)])
@@ -336,7 +340,7 @@ async def everything(store: aio.AsyncKvi) -> list[str]:
 @in_loop
 async def test_history_that_goes_amid_a_range(server: EtcdServer) -> None:
     """A page whose revision was compacted is `Compacted`."""
-    async with aio.open(server.uri) as store:
+    async with opened(server.uri) as store:
         view = store.namespace("gone")
         for first in range(0, 3000, 100):
             await view.txn(then=[kvi.Put(f"{n:05}", "x" * 1000) for n in range(first, first + 100)])
@@ -355,13 +359,13 @@ async def test_logins() -> None:
         for command in ("user add root:rootpw", "user grant-role root root", "auth enable"):
             etcdctl(server, *command.split())
         uri = f"etcd://root:rootpw@{server.host}:{server.port}"
-        async with aio.open(uri) as store:
+        async with opened(uri) as store:
             await asyncio.gather(*(store.store(f"k{n}", str(n)) for n in range(200)))
             assert await store.count() == 200
             await asyncio.to_thread(server.restart)  # it keeps no token
             await until_so(lambda: answers(store))
             await asyncio.gather(*(store.get(f"k{n}") for n in range(200)))
-        async with aio.open(uri.replace("rootpw", "wrong")) as store:
+        async with opened(uri.replace("rootpw", "wrong")) as store:
             with pytest.raises(kvi.AuthenticationFailed):
                 await store.get("k")
 
@@ -373,34 +377,8 @@ async def test_certificates(server: EtcdServer, tmp_path: Path) -> None:
     with TlsProxy((server.host, server.port), files, mutual=True) as proxy:
         uri = f"etcd+tls://127.0.0.1:{proxy.port}"
         mine = {"cert": str(files.client_cert), "key": str(files.client_key)}
-        async with aio.open(uri, ca=str(files.ca), **mine) as store:
+        async with opened(uri, ca=str(files.ca), **mine) as store:
             await store.store("tls", "v")
-        async with aio.open(uri, ca=str(files.stranger_ca), **mine) as store:
+        async with opened(uri, ca=str(files.stranger_ca), **mine) as store:
             with pytest.raises(kvi.AuthenticationFailed):
                 await store.get("tls")
-
-
-def test_children(server: EtcdServer) -> None:
-    """A child of a process that has used `kvi.aio` on etcd can use it too."""
-
-    async def use() -> None:
-        async with aio.open(server.uri) as store:
-            await store.store("child", "v")
-            entry = await store.get("child")
-            assert entry is not None
-
-    async def beside() -> None:
-        async with aio.open(server.uri) as store:
-            await store.ping()
-
-            def child() -> None:
-                asyncio.events._set_running_loop(None)
-                asyncio.run(use())
-
-            for _ in range(5):
-                assert in_child(child) == 0
-            await store.ping()
-
-    asyncio.run(beside())
-    for _ in range(5):
-        assert in_child(lambda: asyncio.run(use())) == 0

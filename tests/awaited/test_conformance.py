@@ -1,0 +1,27 @@
+"""`kvi.aio` on the etcd store, its calls awaited, keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from kvi.conformance import *  # noqa: F403
+from kvi.conformance.on_loop import opening_on_loop
+
+from tests.servers import EtcdServer
+
+del TestInterrupts  # type: ignore[name-defined]  # noqa: F821  (of the main thread's calls, and in processes of their own)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[EtcdServer]:
+    """The server, which no other tests use."""
+    with EtcdServer(fast=True) as running:
+        yield running
+
+
+@pytest.fixture
+def kvi_uri(server: EtcdServer) -> Iterator[str]:
+    """The store of the run."""
+    with opening_on_loop():
+        yield f"{server.uri}?grpc_aio=yes"
