@@ -13,13 +13,16 @@ from typing import Any
 
 import kvi
 import pytest
+from kvi.call import Call
 from kvi.clock import now
 from kvi.coroutine import run
 from kvi.driver import threads as module
 from kvi.driver.threads import Errand, ThreadPort, Threads, ThreadSignal, is_main
+from kvi.middleware.liveness import Monitored
 from kvi.model import KeyValue, RangeResult, Scan, Txn, TxnResult
-from kvi.ops import GetOp
+from kvi.ops import GetOp, Op, PingOp
 from kvi.port import Cancelled, Flow, Port
+from kvi.primitives import Primitives
 
 from tests.support.backends import Smallest, opened
 from tests.support.waiting import until
@@ -808,3 +811,33 @@ def test_no_step_after_stop(threads: Threads) -> None:
     threads.keep(waiting, now())
     until(lambda: not alive(threads))
     assert (running.steps, waiting.steps) == (1, 0)
+
+
+def test_what_ends_a_cancelled_primitive_is_no_fault() -> None:
+    """Nobody learns from it that the store is dead, and nothing is tried again."""
+    port = ThreadPort()
+
+    class Ended(PingOp):
+        __slots__ = ()
+
+        def run(self, primitives: Primitives, timeout: float) -> None:
+            port.cancel()
+            raise kvi.Unavailable("the connection was shut down, for nobody waits for it")
+
+    class Bottom:
+        is_short = False
+
+        async def execute(self, op: Op[Any], call: Call) -> Any:
+            """Ask it."""
+            return await call.port.perform(op, primitives, call.left())
+
+    with kvi.open("mem:cancelled-primitive") as store:
+        primitives = store._scope.primitives
+        told: list[bool] = []
+        monitored = Monitored(Bottom(), 60.0, lambda: False)
+        run(monitored.execute(PingOp(), Call(ThreadPort(), port.now() + 5)))
+        monitored.start(told.append)
+        with pytest.raises(Cancelled):
+            run(monitored.execute(Ended(), Call(port, port.now() + 5)))
+        assert monitored.alive
+        assert told == [True]

@@ -159,6 +159,8 @@ class ThreadPort:
         try:
             return op.run(primitives, timeout)
         except KviError as error:
+            if self.cancelled and not self.lasting:  # perhaps by that: it says nothing of the store
+                raise Cancelled from error
             scope = self._scope
             if scope is not None and scope.closed:  # perhaps that ended it: not to be tried again
                 raise scope.refusal() from error
