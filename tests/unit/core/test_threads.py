@@ -471,7 +471,7 @@ def test_threads_that_come_and_go(
         if number % 10 == 0:
             until(lambda: len(done) == len(work) == number + 1)  # noqa: B023
     until(lambda: not alive(threads))
-    assert sorted(done) == work == list(range(300))
+    assert sorted(done) == sorted(work) == list(range(300))  # two may take turns
     assert not threads._flows._free
 
 
