@@ -12,8 +12,6 @@ from tests.conformance import reports
 
 MEND = "run make reports"
 
-MAIN_THREAD = "TestInterrupts."  # its tests have no meaning for `kvi.aio`
-
 
 def test_every_rule_has_a_test() -> None:
     """No rule of the contract is without a test, and no test of the suite without a rule."""
@@ -45,10 +43,7 @@ def test_reports_are_of_this_suite(name: str) -> None:
     tests = reports.tests_by_rule()
     for rule in report["rules"]:
         ran = {test["name"] for test in rule["tests"]}
-        wanted = set(tests[rule["name"]])
-        if name.endswith(reports.AIO):
-            wanted = {test for test in wanted if not test.startswith(MAIN_THREAD)}
-        assert ran == wanted, f"{rule['name']}: {MEND}"
+        assert ran == set(tests[rule["name"]]), f"{rule['name']}: {MEND}"
         assert Outcome(rule["outcome"]) in reports.MARKS
 
 

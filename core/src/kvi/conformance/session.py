@@ -81,7 +81,6 @@ def run(
                 "-pno:cacheprovider",
                 "--capture=no",
                 "--import-mode=importlib",
-                *(("--deselect", f"{contract}::TestInterrupts") if aio else ()),
             ],
             plugins=[findings],
         )
