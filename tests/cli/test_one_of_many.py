@@ -119,6 +119,7 @@ def test_django(local: Command) -> None:
     assert (folder / "ran").read_text() == "migrated\n"
 
 
+@pytest.mark.soak
 def test_celery_beat(local: Command) -> None:
     """One host sends the tasks; once it ends, another does."""
     write(
