@@ -300,6 +300,7 @@ def test_restart_behind_a_balancer(server: EtcdServer, tmp_path: Path) -> None:
 
         restart = threading.Thread(target=back)
         restart.start()
+        store.get("k", timeout=20)  # a write may have gone out before gRPC has seen the cut
         store.store("k", "1", timeout=20)
         restart.join(20)
 
