@@ -339,6 +339,7 @@ class Loop(Threads):
                 run(flow(ThreadPort(lasting=True)))
             except BaseException as failure:  # noqa: BLE001  (the caller gets it)
                 error = failure
+            # On a thread of kvi's, where no signal's exception comes; the flow has ended.
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(tell, error)
 
@@ -352,6 +353,7 @@ class Loop(Threads):
         """
         loop = self.loop
         if loop is not None:
+            # Kvi's threads call this; nothing is held that an interruption could leave taken.
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._call, function)
 
@@ -372,6 +374,7 @@ class Loop(Threads):
         """End all threads, without waiting."""
         self.jobs.stop()
         if self._form is not None and self.loop is not None:
+            # On the thread that closes, where no handler runs; else dropping the form frees it.
             with suppress(RuntimeError):  # the loop is closed
                 self.loop.call_soon_threadsafe(self._close_form)
         super().stop()
