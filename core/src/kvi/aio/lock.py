@@ -186,7 +186,7 @@ class _Guarded:
 
     def _tell(self) -> None:
         """On any thread: look."""
-        # Kvi's threads come here, where no handler runs, or the loop's own; nothing is held meanwhile.
+        # Kvi's threads come here, where no handler runs, or the loop's own; nothing is held by it.
         try:
             self._loop.call_soon_threadsafe(self._look)
         except RuntimeError:  # the loop is closed
