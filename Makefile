@@ -5,6 +5,8 @@ PLUGINS := memory sqlite etcd consul
 PROJECTS := pyproject.toml core/pyproject.toml $(PLUGINS:%=plugins/%/pyproject.toml)
 PYTEST := $(BIN)/python -m pytest -q
 SERVERS := $(BIN)/python -m tests.servers
+# Tests start thousands of processes. Where an environment forbids bytecode, each would compile all.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test check lint types conformance reports simulate soak bench proto fresh clean
 

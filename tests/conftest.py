@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from pathlib import Path
 
 import pytest
+
+SOAK = (
+    "soak",
+    "conformance/wrapped",
+    "conformance/aio/test_consul.py",
+    "conformance/aio/test_directory.py",
+    "conformance/aio/test_etcd.py",
+)
+"""Files in which all tests are of `make soak`."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not read thousands of tests of `make soak` in a run without them."""
+    here = Path(__file__).parent
+    soak = [here / part for part in SOAK]
+    if config.option.markexpr == "not soak" and collection_path in soak:
+        return True
+    return None
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector of garbage the tests: they are many, and stay."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

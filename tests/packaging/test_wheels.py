@@ -91,15 +91,15 @@ class Environment:
     def __init__(
         self, folder: Path, wheels: Path, *requirements: str, pins: Sequence[str] = ()
     ) -> None:
-        run(sys.executable, "-m", "venv", folder)
+        run(sys.executable, "-m", "venv", "--without-pip", folder)
         self.python = folder / "bin" / "python"
         self.folder = folder
         self._warnings = [*EVER_PASSED_OVER, *(PASSED_OVER if pins else [])]
         pinned = folder / "pinned.txt"
         pinned.write_text("\n".join(pins))
         run(
-            self.python, "-m", "pip", "install", "-q", "--find-links", wheels, "-c", pinned,
-            "--only-binary", COMPILED, *requirements,
+            sys.executable, "-m", "pip", "--python", self.python, "install", "-q", "--no-compile",
+            "--find-links", wheels, "-c", pinned, "--only-binary", COMPILED, *requirements,
         )  # fmt: skip
 
     def run(self, program: str) -> str:

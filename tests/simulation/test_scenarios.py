@@ -9,7 +9,7 @@ import pytest
 
 from tests.simulation.schedule import SCENARIOS, first_failure, run
 
-_SHARE = 1000  # schedules of each scenario: all of them take less than half a minute
+_SHARE = 400  # schedules of each scenario: all of them take a minute
 _QUICK = 200  # of those, the ones of the quick loop
 _LONG = 60_000
 

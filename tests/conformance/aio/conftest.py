@@ -1,7 +1,8 @@
-"""What of the suite on `kvi.aio` is not run again."""
+"""What of the suite on `kvi.aio` is not run again, or in part."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = getattr(item, "cls", None)
         if group is not None and group.__name__ == "TestAsyncio":
             items.remove(item)
+
+
+@pytest.fixture(autouse=True)
+def fewer_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the random programs a quarter: on the other face all of them run."""
+    if "KVI_CONFORMANCE_EXAMPLES" not in os.environ:
+        monkeypatch.setenv("KVI_CONFORMANCE_EXAMPLES", "0.25")

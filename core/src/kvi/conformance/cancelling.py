@@ -305,9 +305,10 @@ async def storm(uri: str, *, seed: int, hits: int = HITS) -> None:
     threads = set(threading.enumerate())
     with mock.patch.object(loop, "_TURN", 0.0):  # what never waits has an await all the same
         await _run(uri, seed, hits)
-    await _until(
-        lambda: not set(threading.enumerate()) - threads, "a thread is left behind", WITHIN
-    )
+    deadline = monotonic() + WITHIN
+    while left := set(threading.enumerate()) - threads:
+        assert monotonic() < deadline, f"threads are left behind: {[one.name for one in left]}"
+        await asyncio.sleep(0.01)
 
 
 async def _run(uri: str, seed: int, hits: int) -> None:

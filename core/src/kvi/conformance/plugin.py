@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from inspect import isfunction
 
 import pytest
 
@@ -117,17 +118,14 @@ class Findings:
         if not self.found:
             raise NotRun(f"no test was run. {self.trouble}".strip())
 
-    def pytest_collection_modifyitems(
-        self, config: pytest.Config, items: list[pytest.Item]
-    ) -> None:
-        """Keep the tests of the rules selected."""
-        if self.select:
-            items[:] = [
-                item
-                for item in items
-                if isinstance(item, pytest.Function) and self._selected(rules_of(item.function))
-            ]
-        self.total = len(items)
+    def pytest_pycollect_makeitem(self, obj: object) -> list[pytest.Item] | None:
+        """Make no tests of a function that checks none of the rules selected: they are many."""
+        left_out = isfunction(obj) and self.select and not self._selected(rules_of(obj))
+        return [] if left_out else None
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Count the tests."""
+        self.total = len(session.items)
 
     def _selected(self, rules: Sequence[str]) -> bool:
         return any(fits(name, rule) for name in self.select for rule in rules)
