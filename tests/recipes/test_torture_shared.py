@@ -37,6 +37,10 @@ PASSING = (kvi.LeaseLost, kvi.Unavailable, kvi.Timeout, kvi.OutcomeUnknown, kvi.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 Note = Callable[[str], object]
+Work = Callable[[str, str, float, str, int], None]
+"""What a worker does: its URI, the recipe, the ttl, the file of its notes, its number."""
+Check = Callable[[kvi.Kvi, list[list[str]]], None]
+"""What must be so of all notes in the end."""
 
 
 def work(uri: str, recipe: str, ttl: float, notes: str, number: int) -> None:
@@ -118,17 +122,17 @@ def keep(store: kvi.Kvi, ttl: float, note: Note, enough: Callable[[], bool], off
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_short(uri: str, recipe: str, tmp_path: Path) -> None:
     """A few faults."""
-    torture(uri, recipe, tmp_path, seconds=4.0)
+    torture(uri, recipe, work, CHECKS[recipe], tmp_path, seconds=4.0)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_long(uri: str, recipe: str, tmp_path: Path) -> None:
     """A minute of faults."""
-    torture(uri, recipe, tmp_path, seconds=60.0)
+    torture(uri, recipe, work, CHECKS[recipe], tmp_path, seconds=60.0)
 
 
-def torture(uri: str, recipe: str, folder: Path, seconds: float) -> None:
+def torture(uri: str, recipe: str, work: Work, check: Check, folder: Path, seconds: float) -> None:
     """Let them work, strike them, and check what came out."""
     ttl = 10.0 if uri.startswith("consul") else 2.0
     context, dice = multiprocessing.get_context("spawn"), random.Random(7)
@@ -156,7 +160,7 @@ def torture(uri: str, recipe: str, folder: Path, seconds: float) -> None:
                 worker.kill()
                 worker.join(30)
         notes = read(folder)
-        CHECKS[recipe](store, notes)
+        check(store, notes)
     print(f"\n{uri.partition(':')[0]} {recipe}: {len(notes)} notes")
 
 
@@ -229,7 +233,7 @@ def check_schedule(_: kvi.Kvi, notes: list[list[str]]) -> None:
     assert len(set(times)) == len(times)
 
 
-CHECKS = {
+CHECKS: dict[str, Check] = {
     "counter": check_counter,
     "sequence": check_sequence,
     "once": check_once,

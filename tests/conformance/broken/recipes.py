@@ -8,6 +8,7 @@ A recipe's mistake is put into its flow for as long as the suite runs on the mut
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from time import sleep
 from typing import Any, ClassVar
 
 import kvi.flow.recipes.election as election_flow
@@ -66,6 +67,7 @@ class KeysOfTheirMoments(Correct):
 
         def pages() -> Iterator[list[KeyValue]]:
             for key in keys:
+                sleep(0.001)  # others have a turn
                 now = self._get(key, timeout)
                 yield [] if now is None else [now]
 
