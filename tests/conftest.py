@@ -8,14 +8,8 @@ from pathlib import Path
 
 import pytest
 
-SOAK = (
-    "soak",
-    "conformance/wrapped",
-    "conformance/aio/test_consul.py",
-    "conformance/aio/test_directory.py",
-    "conformance/aio/test_etcd.py",
-)
-"""Files in which all tests are of `make soak`."""
+SOAK = ("soak", "conformance/wrapped")
+"""Folders in which all tests are of `make soak`."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

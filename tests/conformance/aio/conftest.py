@@ -8,15 +8,26 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+IN_PART = {HERE / f"test_{name}.py" for name in ("etcd", "consul", "directory")}
+"""Of each test one row and one way are run; the other face has them all, and so has `make soak`."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`TestAsyncio` is the same on both faces, and runs on the other."""
-    for item in [one for one in items if one.path.parent == HERE]:
-        group = getattr(item, "cls", None)
-        if group is not None and group.__name__ == "TestAsyncio":
-            items.remove(item)
+    items[:] = [item for item in items if not (item.path.parent == HERE and _is_of_both(item))]
+    seen = set[str]()
+    for item in items:
+        if item.path in IN_PART:
+            test = item.nodeid.partition("[")[0]
+            if test in seen:
+                item.add_marker(pytest.mark.soak)
+            seen.add(test)
+
+
+def _is_of_both(item: pytest.Item) -> bool:
+    group = getattr(item, "cls", None)
+    return group is not None and group.__name__ == "TestAsyncio"
 
 
 @pytest.fixture(autouse=True)

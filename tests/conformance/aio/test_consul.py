@@ -1,4 +1,4 @@
-"""`kvi.aio` on the Consul store keeps the contract; for `make soak`."""
+"""`kvi.aio` on the Consul store keeps the contract; all rows of its tables in `make soak`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.servers import ConsulServer
 
 del TestInterrupts  # type: ignore[name-defined]  # noqa: F821  (of the main thread's calls, and in processes of their own)
 
-pytestmark = [pytest.mark.soak, pytest.mark.consul, pytest.mark.xdist_group("consul-aio")]
+pytestmark = [pytest.mark.slow, pytest.mark.consul, pytest.mark.xdist_group("consul-aio")]
 
 
 @pytest.fixture(scope="module")

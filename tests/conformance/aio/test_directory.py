@@ -1,4 +1,4 @@
-"""`kvi.aio` on the example of a third-party backend keeps the contract; for `make soak`."""
+"""`kvi.aio` on the example of a third-party backend; all rows of its tables in `make soak`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["plugin"]  # the fixture
 
 del TestInterrupts  # type: ignore[name-defined]  # noqa: F821  (of the main thread's calls, and in processes of their own)
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

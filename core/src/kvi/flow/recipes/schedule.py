@@ -2,7 +2,8 @@
 
 One register (`kvi.flow.recipes.register`), ``.kvi/last``, has the last time that was claimed. Every
 process waits for the next one by its own clock; whoever moves the register to it, runs it. A clock
-that is behind finds that it is done, one that is ahead does it early: nothing runs twice.
+that is behind finds that it is done, one that is ahead does it early: nothing runs twice. No store
+tells the time, so nobody notices a clock that is far ahead: whoever mends it deletes the register.
 
 =====================  ===========================================================================
 mode                   what a crash leaves
