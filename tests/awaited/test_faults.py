@@ -18,12 +18,12 @@ import grpc
 import kvi
 import pytest
 from kvi import aio
+from kvi.conformance.proxy import TcpProxy
 
 from tests.servers import EtcdServer, find_etcdctl
 from tests.support import stalls
 from tests.support.inside import inmost
 from tests.support.looping import in_loop, ticking, until, until_so
-from tests.support.proxy import TcpProxy
 from tests.support.tls import Certificates, TlsProxy
 
 pytestmark = pytest.mark.timeout(180)

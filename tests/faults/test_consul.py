@@ -25,12 +25,12 @@ import consul
 import kvi
 import pytest
 from kvi import Delete, Get, Key, Put
+from kvi.conformance.proxy import TcpProxy
 from kvi_consul.store import CAPABILITIES
 
 from tests.servers import ConsulServer
 from tests.servers.run import free_ports
 from tests.support.inside import inmost
-from tests.support.proxy import TcpProxy
 from tests.support.tls import Certificates, TlsProxy
 from tests.support.waiting import until
 

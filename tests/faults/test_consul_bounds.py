@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import kvi
 import pytest
 from kvi import Put
+from kvi.conformance.proxy import TcpProxy
 
 from tests.servers import ConsulServer
-from tests.support.proxy import TcpProxy
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("consul")]

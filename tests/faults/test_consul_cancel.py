@@ -9,11 +9,11 @@ import time
 import kvi
 import pytest
 from kvi import aio
+from kvi.conformance.proxy import TcpProxy
 from kvi.driver.loop import THREADS
 
 from tests.support.inside import inmost
 from tests.support.looping import in_loop, until
-from tests.support.proxy import TcpProxy
 from tests.support.waiting import until as until_sync
 
 pytestmark = [pytest.mark.slow, pytest.mark.consul, pytest.mark.timeout(120)]

@@ -25,6 +25,7 @@ from uuid import UUID
 import kvi
 import pytest
 from kvi import EventType, Key, Put
+from kvi.conformance.proxy import TcpProxy
 from kvi.feed import Batch, Feed, Wake, WatchSpec
 from kvi.model import Claim, Grant, KeyValue, Span
 from kvi.ops import ClaimOp, GrantOp, PollOp, ReleaseOp, RenewOp, RevokeOp, WatchOp
@@ -36,7 +37,6 @@ from kvi_consul.watches import ConsulFeed, Query
 from tests.servers import ConsulServer
 from tests.servers.find import find_consul
 from tests.support.inside import inmost
-from tests.support.proxy import TcpProxy
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("consul")]

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import kvi
 import pytest
+from kvi.conformance.proxy import TcpProxy
 from kvi_etcd import driver
 from kvi_etcd.channel import Endpoint
 
@@ -22,7 +23,6 @@ from tests.support.grpc_proxy import GrpcProxy
 from tests.support.inside import inmost
 from tests.support.learner import Learner
 from tests.support.names import NameServer
-from tests.support.proxy import TcpProxy
 from tests.support.tls import Certificates, TlsProxy
 from tests.support.waiting import until
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 import grpc
 import kvi
 import pytest
+from kvi.conformance.proxy import TcpProxy
 from kvi.coroutine import run
 from kvi.feed import Batch, Feed, WatchSpec
 from kvi.model import Event, EventType, Span
@@ -24,7 +25,6 @@ from kvi_etcd import wire_pb2 as pb
 
 from tests.servers import EtcdServer, find_etcdctl
 from tests.support.inside import inmost
-from tests.support.proxy import TcpProxy
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import kvi
 import pytest
+from kvi.conformance.proxy import TcpProxy
 
 from tests.servers import ConsulServer, EtcdServer, Server
 from tests.servers.run import free_ports
-from tests.support.proxy import TcpProxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

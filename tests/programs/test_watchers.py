@@ -17,9 +17,9 @@ from pathlib import Path
 
 import kvi
 import pytest
+from kvi.conformance.proxy import TcpProxy
 
 from tests.servers import ConsulServer, EtcdServer, Server
-from tests.support.proxy import TcpProxy
 
 WRITERS = 4
 KEYS = 20  # for each writer

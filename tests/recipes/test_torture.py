@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import kvi
 import pytest
 from kvi.clock import now
+from kvi.conformance.proxy import TcpProxy
 from kvi.recipes import Election, RWLock, Semaphore, Slots
 
-from tests.support.proxy import TcpProxy
 from tests.support.waiting import until
 
 WORKERS, LIMIT = 5, 2

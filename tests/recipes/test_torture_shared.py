@@ -23,10 +23,10 @@ from pathlib import Path
 
 import kvi
 import pytest
+from kvi.conformance.proxy import TcpProxy
 from kvi.recipes import Counter, Once, Schedule, Sequence
 
 from tests.recipes.test_torture import WORKERS, between, pause, uri
-from tests.support.proxy import TcpProxy
 from tests.support.waiting import until
 
 __all__ = ["uri"]  # the fixture

@@ -9,23 +9,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import kvi
+from kvi.conformance.proxy import ProxiedServer, TcpProxy
 from kvi.conformance.server import Server
 from kvi_memory.state import HISTORY
 from kvi_sqlite.schema import TRIM_EVERY
 
 from tests.servers import Server as Process
 from tests.servers import find_etcdctl
-from tests.support.proxy import TcpProxy
 
 _SCRATCH = "forget"  # the key that `forget` may write to
 
 
-class Proxied(Server):
-    """A server process behind a proxy, which can be cut. Both end with whoever made them."""
+class Proxied(ProxiedServer):
+    """A server process behind a proxy. Both end with whoever made them."""
 
     def __init__(self, process: Process, proxy: TcpProxy) -> None:
+        super().__init__(proxy)
         self.process = process
-        self.proxy = proxy
+        self.scheme = process.scheme
 
     @classmethod
     @contextmanager
@@ -33,16 +34,6 @@ class Proxied(Server):
         """Put a proxy before a running server."""
         with TcpProxy(process.port) as proxy:
             yield cls(process, proxy)
-
-    @property
-    def uri(self) -> str:
-        """By way of the proxy."""
-        return f"{self.process.scheme}://{self.process.host}:{self.proxy.port}"
-
-    @property
-    def direct_uri(self) -> str:
-        """Past the proxy."""
-        return self.process.uri
 
     def stop(self) -> None:
         """End it by SIGTERM."""
@@ -63,27 +54,6 @@ class Proxied(Server):
     def resume(self) -> None:
         """SIGCONT."""
         self.process.resume()
-
-    def cut(self) -> None:
-        """Reset what goes through the proxy."""
-        self.proxy.cut()
-
-    def hold_back(self) -> None:
-        """Keep what comes next through the proxy."""
-        self.proxy.hold_back()
-
-    def deliver(self) -> None:
-        """Let it through."""
-        self.proxy.deliver()
-
-    def isolate(self) -> None:
-        """Refuse what comes to the proxy, and reset what came before."""
-        self.proxy.refuse()
-        self.proxy.cut()
-
-    def rejoin(self) -> None:
-        """Take connections again."""
-        self.proxy.refuse(False)
 
 
 class ProxiedEtcd(Proxied):

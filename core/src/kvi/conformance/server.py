@@ -23,10 +23,10 @@ rules that need one::
         yield server
         server.kill()
 
-Only `uri` must be there. What else a subclass overrides is what it can do; `offers` tells. A rule
-that needs what the server does not offer is reported as not run, with that reason. Some faults need
-what ends them as well: `stop` and `kill` need `start`, `pause` needs `resume`, `isolate` needs
-`rejoin`, `hold_back` needs `deliver`.
+`kvi.conformance.proxy` has one that can be cut off. Only `uri` must be there. What else a subclass
+overrides is what it can do; `offers` tells. A rule that needs what the server does not offer is
+reported as not run, with that reason. Some faults need what ends them as well: `stop` and `kill`
+need `start`, `pause` needs `resume`, `isolate` needs `rejoin`, `hold_back` needs `deliver`.
 
 The fixture may have any scope. One server for the module (``scope="module"``) is quickest: several
 tests look at what one run of faults has left, each works in a namespace of its own, and the suite

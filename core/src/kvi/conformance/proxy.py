@@ -1,4 +1,25 @@
-"""A TCP proxy between a client and a server, which can cut, stall and refuse connections."""
+"""`TcpProxy` stands between a store and its server, and treats connections as bad networks do.
+
+`ProxiedServer` offers what it can do to the suite. An author adds how the server is started::
+
+    class AcmeServer(ProxiedServer):
+        scheme = "acme"
+
+        def kill(self):
+            self.process.kill()
+            self.process.wait()
+
+        def start(self):
+            self.process = start_and_wait_until_it_answers()
+
+    @pytest.fixture(scope="module")
+    def kvi_server():
+        with TcpProxy(7000) as proxy:
+            server = AcmeServer(proxy)
+            server.start()
+            yield server
+            server.kill()
+"""
 
 from __future__ import annotations
 
@@ -6,14 +27,15 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from types import TracebackType
 from typing import Self
+
+from kvi.conformance.server import Server
 
 _PIECE = 64 * 1024
 
 
 class TcpProxy:
-    """Forwards connections to ``127.0.0.1:target``. A context manager.
+    """Forwards connections to ``127.0.0.1:target``. A context manager; safe for threads.
 
     Attributes:
         port: where it listens.
@@ -127,12 +149,7 @@ class TcpProxy:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _accept(self) -> None:
@@ -195,3 +212,49 @@ class TcpProxy:
             client.shutdown(socket.SHUT_RDWR)
         client.close()
         return True
+
+
+class ProxiedServer(Server):
+    """A server behind a proxy: it can be cut off, isolated, and a write to it held back.
+
+    Attributes:
+        scheme: that of the store's URIs.
+        proxy: by which the suite reaches the server.
+
+    """
+
+    scheme: str
+
+    def __init__(self, proxy: TcpProxy) -> None:
+        self.proxy = proxy
+
+    @property
+    def uri(self) -> str:
+        """By way of the proxy."""
+        return f"{self.scheme}://127.0.0.1:{self.proxy.port}"
+
+    @property
+    def direct_uri(self) -> str:
+        """Past the proxy."""
+        return f"{self.scheme}://127.0.0.1:{self.proxy.target}"
+
+    def cut(self) -> None:
+        """Reset what goes through the proxy."""
+        self.proxy.cut()
+
+    def isolate(self) -> None:
+        """Refuse what comes to the proxy, and reset what came before."""
+        self.proxy.refuse()
+        self.proxy.cut()
+
+    def rejoin(self) -> None:
+        """Take connections again."""
+        self.proxy.refuse(False)
+
+    def hold_back(self) -> None:
+        """Keep what comes next through the proxy."""
+        self.proxy.hold_back()
+
+    def deliver(self) -> None:
+        """Let it through."""
+        self.proxy.deliver()
