@@ -114,17 +114,28 @@ def small(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Environment
     return Environment(tmp_path_factory.mktemp("small") / "env", wheels, "kvi-core", "kvi-memory")
 
 
+EXTRAS = ["cli", "conformance", "opentelemetry", "prometheus", "protobuf", "pydantic"]
+EVERYTHING = ["kvi[all]", f"kvi-core[{','.join(EXTRAS)}]"]
+
+
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Environment:
     """Everything, in the newest versions."""
-    return Environment(tmp_path_factory.mktemp("full") / "env", wheels, "kvi[all]")
+    return Environment(tmp_path_factory.mktemp("full") / "env", wheels, *EVERYTHING)
 
 
 @pytest.fixture(scope="module")
 def oldest(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Environment:
     """Everything, in the oldest versions allowed."""
     folder = tmp_path_factory.mktemp("oldest") / "env"
-    return Environment(folder, wheels, "kvi[all]", pins=oldest_of(wheels, "cli"))
+    return Environment(folder, wheels, *EVERYTHING, pins=oldest_of(wheels, *EXTRAS))
+
+
+@pytest.fixture(params=["full", "oldest"])
+def either(request: pytest.FixtureRequest) -> Environment:
+    """Both ends."""
+    environment: Environment = request.getfixturevalue(request.param)
+    return environment
 
 
 def test_wheels_are_complete(wheels: Path) -> None:
@@ -164,7 +175,6 @@ with kvi.open({uri!r}) as store:
 EXPECTED = "[('a', '2'), ('b//c', 'x')] 2"
 
 
-@pytest.mark.parametrize("which", ["full", "oldest"])
 @pytest.mark.parametrize(
     "store",
     [
@@ -174,11 +184,8 @@ EXPECTED = "[('a', '2'), ('b//c', 'x')] 2"
         pytest.param("consul", marks=pytest.mark.consul),
     ],
 )
-def test_installed_plugins_work(
-    request: pytest.FixtureRequest, which: str, store: str, tmp_path: Path
-) -> None:
+def test_installed_plugins_work(either: Environment, store: str, tmp_path: Path) -> None:
     """Installed wheels are found by kvi.open and work on real servers, old and new libraries."""
-    environment: Environment = request.getfixturevalue(which)
     with ExitStack() as stack:
         if store == "mem":
             uri = "mem:"
@@ -187,7 +194,7 @@ def test_installed_plugins_work(
         else:  # a server of its own: the suite empties that of the run at any moment
             server = EtcdServer(fast=True) if store == "etcd" else ConsulServer()
             uri = f"{stack.enter_context(server).uri}/packaging"
-        assert environment.run(PROGRAM.format(uri=uri)) == EXPECTED
+        assert either.run(PROGRAM.format(uri=uri)) == EXPECTED
 
 
 def test_versions_of_the_two_ends(full: Environment, oldest: Environment) -> None:
@@ -224,13 +231,8 @@ def test_all_backends_are_listed(full: Environment) -> None:
     )
 
 
-@pytest.mark.parametrize("versions", ["oldest", "newest"])
-def test_suite_from_wheels(wheels: Path, tmp_path: Path, versions: str) -> None:
+def test_suite_from_wheels(either: Environment, tmp_path: Path) -> None:
     """The suite runs from its wheel, with the oldest libraries allowed and with the newest."""
-    pins = oldest_of(wheels, "conformance") if versions == "oldest" else []
-    environment = Environment(
-        tmp_path / "env", wheels, "kvi-core[conformance]", "kvi-memory", pins=pins
-    )
     rules: list[str] = ["--rule", "tas", "--rule", "program", "--rule", "lock.fence"]
     files: list[str | Path] = [
         "--json",
@@ -239,7 +241,7 @@ def test_suite_from_wheels(wheels: Path, tmp_path: Path, versions: str) -> None:
         tmp_path / "report.html",
     ]
     report = run(
-        environment.python, "-I", "-m", "kvi.conformance", "mem:suite", *rules, *files, cwd=tmp_path
+        either.python, "-I", "-m", "kvi.conformance", "mem:suite", *rules, *files, cwd=tmp_path
     )
     found = json.loads((tmp_path / "report.json").read_text())
     outcomes = {rule["name"]: rule["outcome"] for rule in found["rules"]}
@@ -253,16 +255,14 @@ def test_suite_from_wheels(wheels: Path, tmp_path: Path, versions: str) -> None:
     assert "<title>kvi-memory" in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize("which", ["full", "oldest"])
-def test_the_command(request: pytest.FixtureRequest, which: str, tmp_path: Path) -> None:
+def test_the_command(either: Environment, tmp_path: Path) -> None:
     """The distribution `kvi` brings a command that works at once, with nothing set up."""
-    environment: Environment = request.getfixturevalue(which)
-    env = {"PATH": str(environment.folder / "bin"), "HOME": str(tmp_path)}
+    env = {"PATH": str(either.folder / "bin"), "HOME": str(tmp_path)}
 
     def kvi_(*words: str) -> str:
         return subprocess.run(
             ["kvi", *words], env=env, cwd=tmp_path, capture_output=True, text=True, check=True,
-            executable=str(environment.folder / "bin" / "kvi"),
+            executable=str(either.folder / "bin" / "kvi"),
         ).stdout  # fmt: skip
 
     assert kvi_("put", "greeting", "hello") == ""
@@ -271,7 +271,7 @@ def test_the_command(request: pytest.FixtureRequest, which: str, tmp_path: Path)
     assert '"revision": 1' in kvi_("range", "--json")
     assert "kvi-consul\t" in kvi_("backends")
     assert "Examples:" in kvi_("copy", "--help")
-    assert kvi_("lock", "jobs", "--", str(environment.python), "-c", "print('held')") == "held\n"
+    assert kvi_("lock", "jobs", "--", str(either.python), "-c", "print('held')") == "held\n"
     assert "verified   equal" in kvi_("copy", f"sqlite:{next(tmp_path.rglob('kvi.db'))}",
                                      f"sqlite:{tmp_path}/copy.db", "--verify")  # fmt: skip
 
@@ -328,18 +328,11 @@ with kvi.open("mem:typed") as store:
     print([error.key for error in again.load()], list(again))
 """
 
-EXTRAS = ["opentelemetry", "prometheus", "protobuf", "pydantic"]
 
-
-@pytest.mark.parametrize("versions", ["new", "old"])
-def test_extras(tmp_path: Path, wheels: Path, versions: str) -> None:
+def test_extras(either: Environment) -> None:
     """They bring what observers and codecs need, in the newest and the oldest versions."""
-    pins = oldest_of(wheels, *EXTRAS) if versions == "old" else []
-    environment = Environment(
-        tmp_path / "env", wheels, f"kvi-core[{','.join(EXTRAS)}]", "kvi-memory", pins=pins
-    )
-    assert environment.run(OBSERVED) == "1.0"
-    assert environment.run(TYPED) == "['meters/2'] [Meter(id=1, rate=2.5)]"
+    assert either.run(OBSERVED) == "1.0"
+    assert either.run(TYPED) == "['meters/2'] [Meter(id=1, rate=2.5)]"
 
 
 def test_extras_are_needed(small: Environment) -> None:

@@ -6,10 +6,11 @@ await. What they wait for is held by ``peer``, a handle of its own on the same s
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from threading import Event, Thread
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
 import kvi
@@ -127,9 +128,21 @@ WAITS: dict[str, Callable[[World], Any]] = {
 
 def is_waiting(thread: int | None) -> bool:
     """Whether a thread waits in the driver of kvi."""
-    frame = None if thread is None else sys._current_frames().get(thread)
+    frame = None if thread is None else _frame_of(thread)
     return (
         frame is not None
         and frame.f_code.co_filename.endswith("driver/threads.py")
         and frame.f_code.co_name in ("wait_here", "wait")
     )
+
+
+def _frame_of(thread: int) -> FrameType | None:
+    """What it runs; the collector of garbage, if it begins meanwhile, stops older Pythons for good.
+
+    See gh-106883 of CPython, mended in 3.11.8 and 3.12.2.
+    """
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread)
+    finally:
+        gc.enable()

@@ -200,7 +200,8 @@ class Primitives(ABC):
     def _cancel(self, thread: int) -> None:  # noqa: B027  (most backends have nothing to do)
         """End what the primitive under way on this thread still does; nobody waits for it.
 
-        It may raise what it likes, and nothing is tried again.
+        It may raise what it likes, and nothing is tried again. Until it ends, this is called again
+        every now and then: once may come between two of its requests, or before the first.
         """
 
     def _forked(self) -> None:  # noqa: B027  (most backends have nothing to do)

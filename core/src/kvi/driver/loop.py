@@ -31,6 +31,7 @@ import random
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from inspect import isawaitable
 from threading import get_ident
 from time import monotonic
@@ -237,14 +238,21 @@ class _Job(Generic[T]):
         """In the loop: nobody waits for it any more; whether the store was asked."""
         with self._lock:
             self._left = True
-            if self._thread is not None:
-                self._primitives._cancel(self._thread)
             begun, ended = self._begun, self._ended
+        self._end(threads)
         if self.future.done() and not self.future.cancelled():
             self.future.exception()  # or asyncio complains that nobody has looked
         if ended:  # else its thread sees to it
             threads.spawn_call(self._free)
         return begun
+
+    def _end(self, threads: Threads) -> None:
+        """See that it ends, however many requests it makes."""
+        with self._lock:
+            if self._thread is None:
+                return
+            self._primitives._cancel(self._thread)
+        threads.again(partial(self._end, threads))
 
     def _free(self) -> None:
         """Give back what nobody takes: a feed, a lease, or the range that this was a page of."""

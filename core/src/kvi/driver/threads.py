@@ -65,6 +65,7 @@ PATIENCE = 1.0  # seconds that the end of threads is waited for
 # Seconds after which who waits looks around: a flow whether it was given up, the main thread
 # whether a signal came between its last bytecode and the wait, which does not end by it.
 _SLICE = 1.0
+_AGAIN = 0.05  # seconds until a primitive for which nobody waits is told again to end
 _LONGEST = 3600.0  # seconds of one wait, which no platform finds too long
 
 _main = threading.main_thread().ident
@@ -113,6 +114,10 @@ class ThreadSignal:
         return True
 
 
+Performed = tuple["Primitives", int, object]
+"""A primitive under way: whose, on which thread, and what tells it from the next one."""
+
+
 class ThreadPort:
     """The world of one flow on a thread."""
 
@@ -135,7 +140,7 @@ class ThreadPort:
         self.ended = False
         self.woken = False  # while it did not wait, perhaps right before it does
         self.waits: ThreadSignal | None = None
-        self.performs: tuple[Primitives, int] | None = None  # on which thread
+        self.performs: Performed | None = None
 
     now = staticmethod(now)
 
@@ -155,7 +160,7 @@ class ThreadPort:
     async def perform(self, op: Performable[T], primitives: Primitives, timeout: float) -> T:
         """Block this thread in the primitive."""
         self.look()
-        self.performs = primitives, get_ident()
+        self.performs = primitives, get_ident(), object()
         try:
             return op.run(primitives, timeout)
         except KviError as error:
@@ -180,23 +185,22 @@ class ThreadPort:
         waits = self.waits
         if waits is not None:
             waits.set()
-        if self._scope is not None and self._scope.closed:
-            with self._lock:
-                self._end_primitive()
 
-    def cancel(self) -> None:
-        """Nobody waits for the flow any more."""
-        self.cancelled = True
-        if self.lasting:
-            return
-        self.wake()
-        self._end_primitive()
+    def end_primitive(self, known: Performed | None = None) -> Performed | None:
+        """Tell the store to end the primitive under way, if nobody waits for it; which one.
 
-    def _end_primitive(self) -> None:
-        performs = self.performs
-        if performs is not None:
-            primitives, thread = performs
+        If it is another one than is ``known`` already, nothing is told.
+        """
+        closed = self._scope is not None and self._scope.closed
+        if not closed and (self.lasting or not self.cancelled):
+            return None
+        with self._lock:
+            performs = self.performs
+            if performs is None or (known is not None and known is not performs):
+                return None
+            primitives, thread, _ = performs
             primitives._cancel(thread)
+        return performs
 
 
 class Closing(Protocol):
@@ -279,6 +283,10 @@ class Errand(Generic[T]):
         """Let both sides look around: something was closed."""
         self.port.wake()
         self._word.put(None)
+
+    def end_primitive(self, known: Performed | None = None) -> Performed | None:
+        """As its port's."""
+        return self.port.end_primitive(known)
 
     def give_back(self) -> None:
         """Undo what the flow did, once, if the caller has not got it."""
@@ -496,7 +504,9 @@ class Threads:
             errand()
 
     def _leave(self, errand: Errand[Any]) -> None:
-        errand.port.cancel()
+        errand.port.cancelled = True
+        errand.port.wake()
+        self._end_primitive(errand)
         self._ports.discard(errand)
         if errand.port.ended:
             self.spawn_call(errand.give_back)
@@ -565,6 +575,20 @@ class Threads:
         """Wake everybody who waits: a handle was closed."""
         for port in list(self._ports):
             port.wake()
+            self._end_primitive(port)
+
+    def again(self, function: Callable[[], object]) -> None:
+        """Call a short function in a moment, on the scheduler's thread, unless all ends."""
+        if not self._stopped:
+            self.at(now() + _AGAIN, function)
+
+    def _end_primitive(
+        self, port: ThreadPort | Errand[Any], known: Performed | None = None
+    ) -> None:
+        """See that a primitive ends for which nobody waits, however many requests it makes."""
+        told = port.end_primitive(known)
+        if told is not None:
+            self.again(partial(self._end_primitive, port, told))
 
     def stop(self) -> None:
         """End all threads, without waiting."""
