@@ -117,6 +117,35 @@ def test_never_two(agents: Agents, end: Callable[[Agents], None]) -> None:
         waits.release()
 
 
+def test_claims_under_way_wait_as_well(agents: Agents) -> None:
+    """Who claims at the very moment at which the holder's node is taken out waits as all others."""
+    over = threading.Event()
+    got: list[float] = []
+
+    def claim(other: kvi.Kvi) -> None:
+        lock = other.lock("jobs", ttl=TTL)
+        while not over.is_set():
+            if lock.acquire(0):
+                got.append(monotonic())
+                over.set()
+
+    with kvi.open(agents.agent.uri, timeout=5) as store, ExitStack() as stack:
+        others = [stack.enter_context(kvi.open(agents.server.uri, timeout=5)) for _ in range(4)]
+        held = store.lock("jobs", ttl=TTL)
+        assert held.acquire(20)
+        claimers = [threading.Thread(target=claim, args=(other,)) for other in others]
+        for claimer in claimers:
+            claimer.start()
+        began = monotonic()
+        agents.forgotten()
+        over.wait(DELAY + 30)
+        over.set()
+        for claimer in claimers:
+            claimer.join(30)
+    assert got, "the lock was never free again"
+    assert got[0] - began >= DELAY - 0.1
+
+
 def test_leases_outlive_an_agent_that_dies(agents: Agents) -> None:
     """With another agent in the URI they are kept through that one, and locks with them."""
     both = f"{agents.agent.uri},{agents.server.host}:{agents.server.port}"

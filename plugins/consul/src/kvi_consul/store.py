@@ -522,25 +522,27 @@ class ConsulKvi(Primitives):
         deadline = monotonic() + timeout
         key = self._claims[lease] = single_key(name)
         lock = sessions.lock_op(key, lease)
-        check = Op("check-not-exists", key)
         while True:
-            claim = self._claim((check, lock), lease, deadline)
-            if claim is not None:
-                return claim
+            # Only what was seen free before is claimed, so that Consul has looked at the lock-delay
+            # after the last holder was gone. It looks before it orders the writes: what is claimed
+            # unseen, as a holder's node is taken out, passes that look, and finds the key deleted.
             kv = self._look(key, deadline)
-            if kv is None:
-                check = Op("check-not-exists", key)
-                continue
             try:
-                found = sessions.owner(kv, lease)
-                revision: int = kv["ModifyIndex"]
+                found = sessions.owner(kv, lease) if kv is not None else True
+                check = (
+                    Op("check-not-exists", key)
+                    if kv is None
+                    else Op("check-index", key, revision=kv["ModifyIndex"])
+                )
             except _BAD as error:
                 raise errors.of_nonsense(self._transport.where, write=False) from error
             if isinstance(found, Claim):
                 return found
             if not found:
                 raise errors.of_foreign(key)
-            check = Op("check-index", key, revision=revision)
+            claim = self._claim((check, lock), lease, deadline)
+            if claim is not None:
+                return claim
 
     def _claim(self, ops: tuple[Op, Op], lease: int, deadline: float) -> Claim | None:
         """The claim after trying ``ops``; ``None`` if the key is not as they say."""
