@@ -86,6 +86,34 @@ STORES = [
 ]
 
 
+ALIKE = {
+    "test_bytes",
+    "test_conformance",
+    "test_copy",
+    "test_dry_run_writes_nothing",
+    "test_export_and_import",
+    "test_nothing_is_written",
+    "test_one_word_means_the_same_keys",
+    "test_parts_of_one_store_that_are_apart",
+    "test_pipe_into_put_copies",
+    "test_ranges_and_levels",
+    "test_single_keys",
+    "test_source_is_only_read",
+    "test_transactions",
+    "test_what_reads_works",
+}
+"""What the command itself does, whatever the server: with Consul only in `make soak`."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to the soak what another server shows as well."""
+    for item in items:
+        mine = isinstance(item, pytest.Function) and item.path.parent == Path(__file__).parent
+        if mine and item.originalname in ALIKE and item.get_closest_marker("consul"):
+            item.add_marker(pytest.mark.soak)
+
+
 @pytest.fixture(params=STORES)
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A shared store of this test's own."""

@@ -9,12 +9,13 @@ import pytest
 
 HERE = Path(__file__).parent
 IN_PART = {
+    HERE / "test_directory.py",
     HERE / "test_documented.py",
     *(HERE / "aio" / f"test_{name}.py" for name in ("etcd", "consul", "directory", "documented")),
 }
 """Of each test one row and one way are run; `make soak` has them all.
 
-What these stores consist of runs all of them elsewhere: on the other face, or in the example.
+What these stores consist of runs all of them elsewhere: on the other face, or below another store.
 """
 
 

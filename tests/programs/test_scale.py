@@ -60,7 +60,7 @@ def empty(uri: str) -> str:
     [
         ("mem", 10_000),
         ("sqlite", 10_000),
-        pytest.param("etcd", 10_000, marks=ETCD),
+        pytest.param("etcd", 10_000, marks=[*ETCD, pytest.mark.soak]),  # see tests/faults
         pytest.param("consul", 1_000, marks=CONSUL),
     ],
 )
