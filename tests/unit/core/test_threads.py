@@ -478,7 +478,7 @@ def test_threads_that_come_and_go(
 
 
 def test_no_thread_is_left_waiting(threads: Threads, handle: Handle) -> None:
-    """A thread that was started for work which another one took ends too, after `LINGER` at most."""
+    """A thread that was started for work which another one took ends too, in `LINGER` at most."""
     for _ in range(30):
         own = Threads()
         callers = [
