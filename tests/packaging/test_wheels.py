@@ -231,8 +231,11 @@ def test_all_backends_are_listed(full: Environment) -> None:
     )
 
 
-def test_suite_from_wheels(either: Environment, tmp_path: Path) -> None:
+def test_suite_from_wheels(
+    either: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The suite runs from its wheel, with the oldest libraries allowed and with the newest."""
+    monkeypatch.setenv("KVI_CONFORMANCE_EXAMPLES", "0.1")
     rules: list[str] = ["--rule", "tas", "--rule", "program", "--rule", "lock.fence"]
     files: list[str | Path] = [
         "--json",
