@@ -12,7 +12,7 @@ IN_PART = {
     HERE / "test_directory.py",
     HERE / "test_documented.py",
     *(HERE / "aio").glob("test_*.py"),
-} - {HERE / "aio" / "test_memory.py"}
+}
 """Of each test one row and one way are run; `make soak` has them all.
 
 What these stores consist of runs all of them elsewhere: on the other face, or below another store.

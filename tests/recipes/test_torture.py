@@ -35,7 +35,7 @@ RECIPES = ("semaphore", "slots", "rwlock", "election")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-_ETCD = [pytest.mark.etcd, pytest.mark.xdist_group("etcd")]
+_ETCD = [pytest.mark.etcd, pytest.mark.xdist_group("etcd"), pytest.mark.soak]
 _CONSUL = [pytest.mark.consul, pytest.mark.xdist_group("consul"), pytest.mark.soak]
 
 
