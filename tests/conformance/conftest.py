@@ -41,4 +41,4 @@ def _awaits(item: pytest.Item) -> bool:
 def fewer_programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the random programs a part, the same each time; wrong stores need all to be caught."""
     if "KVI_CONFORMANCE_EXAMPLES" not in os.environ and "broken" not in request.path.parts:
-        monkeypatch.setenv("KVI_CONFORMANCE_EXAMPLES", "0.1" if request.path in IN_PART else "0.33")
+        monkeypatch.setenv("KVI_CONFORMANCE_EXAMPLES", "0.1" if request.path in IN_PART else "0.2")
