@@ -453,13 +453,13 @@ def test_a_lease_that_is_gone_writes_nothing(store: kvi.Kvi) -> None:
 
 def test_a_lock_delay_is_waited_for_and_then_told(store: kvi.Kvi) -> None:
     """A key that a stranger's session left behind with a lock-delay is free again after it."""
-    stranger, session = Session(store, delay="2s"), Session(store)
+    stranger, session = Session(store, delay="6s"), Session(store)
     store.store("k", "theirs", lease=stranger.lease)
     stranger.destroy()
     with pytest.raises(kvi.Unavailable, match="lock-delay"):
-        store.store("k", "ours", lease=session.lease, timeout=0.5)
+        store.store("k", "ours", lease=session.lease, timeout=3)
     assert store.get("k") is None
-    store.store("k", "ours", lease=session.lease, timeout=5)
+    store.store("k", "ours", lease=session.lease, timeout=30)
     session.destroy()
 
 
