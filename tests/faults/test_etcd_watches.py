@@ -845,9 +845,9 @@ def test_no_thread_to_be_had(server: EtcdServer, monkeypatch: pytest.MonkeyPatch
                     consumer.wait_for(store.store("k", "1"))
 
 
-def test_many_watches(server: EtcdServer, writer: kvi.Kvi) -> None:
-    """Ten thousand watches need few threads, outlive a restart, and close at once."""
-    number = 10_000
+@pytest.mark.parametrize("number", [2_000, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_many_watches(server: EtcdServer, writer: kvi.Kvi, number: int) -> None:
+    """Thousands of watches need few threads, outlive a restart, and close at once."""
     woken: list[int] = []
     before = running_threads()
     store = kvi.open(server.uri)

@@ -142,10 +142,12 @@ def test_mutant_is_caught(mutant: Mutant, impatient: None) -> None:
 def test_correct_store_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole suite finds nothing to say of what mutants derive from, nor of the memory store.
 
-    The latter, and that all random programs run, is shown by the memory store's own run of it.
+    The latter is shown by the memory store's own run of it, and so are most random programs, and
+    the interrupts, which have processes of their own.
     """
     monkeypatch.setenv("KVI_CONFORMANCE_EXAMPLES", "0.1")
-    report = session.run("broken:correct", erase=True)
+    rules = [name for name in RULES if name != "handle.interrupt"]
+    report = session.run("broken:correct", erase=True, select=rules)
     assert report.passed, report.text()
     assert not [name for name, rule in report.rules.items() if rule.reason and rule.tests]
 
