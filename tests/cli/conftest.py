@@ -102,16 +102,16 @@ ALIKE = {
     "test_transactions",
     "test_what_reads_works",
 }
-"""What the command itself does, whatever the server: with Consul only in `make soak`."""
+"""What the command itself does, whatever the store: with servers in `make soak`."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to the soak what another server shows as well."""
+    """Leave to the soak what SQLite shows as well."""
     for item in items:
         mine = item.path.parent == Path(__file__).parent
         alike = mine and getattr(item, "originalname", None) in ALIKE
-        if alike and item.get_closest_marker("consul"):
+        if alike and (item.get_closest_marker("etcd") or item.get_closest_marker("consul")):
             item.add_marker(pytest.mark.soak)
 
 
