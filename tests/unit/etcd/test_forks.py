@@ -98,7 +98,7 @@ def test_a_fork_inside_or_at_the_door(
     worker.join(10)
     assert not worker.is_alive()
     with gate:
-        assert gate._inside == 1
+        assert len(gate._inside) == 1
 
 
 def test_two_forks(gate: forks.ForkGate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,78 @@ def test_a_child_begins_anew(gate: forks.ForkGate) -> None:
         gate._reset()
     with gate:
         pass
-    assert gate._inside == 0
+    assert not gate._inside
+
+
+def test_who_is_inside_does_not_wait_for_the_fork(gate: forks.ForkGate) -> None:
+    """It may begin a call that another thread will end, and the fork waits for both."""
+    order: list[str] = []
+    inside, go_on = threading.Event(), threading.Event()
+    key = object()
+
+    def work() -> None:
+        with gate:
+            inside.set()
+            until(lambda: gate._forking is not None)
+            gate.enter(key)
+        go_on.wait(10)
+        order.append("left")
+        gate.leave(key)
+
+    def fork() -> None:
+        gate._close()
+        order.append("fork")
+        gate._open()
+
+    worker = in_thread(work)
+    assert inside.wait(10)
+    forker = in_thread(fork)
+    until(lambda: gate._inside == {key})
+    assert order == []
+    go_on.set()
+    for thread in (worker, forker):
+        thread.join(10)
+    assert order == ["left", "fork"]
+
+
+def test_an_interrupted_block_is_forgotten(gate: forks.ForkGate) -> None:
+    """Who could not say that he left has left with the end of his next block."""
+    gate.enter(threading.get_ident())
+    with gate:
+        pass
+    assert not gate._inside
+
+
+class Stream:
+    """What a fork ends."""
+
+    def __init__(self, order: list[str]) -> None:
+        self.order = order
+
+    def end_for_fork(self) -> None:
+        """Note it."""
+        self.order.append("ended")
+
+    def gone(self, seconds: float) -> bool:
+        """Note it."""
+        self.order.append("gone")
+        return seconds >= 0
+
+
+def test_a_fork_ends_the_streams(gate: forks.ForkGate) -> None:
+    """All are told first, and then waited for; the child has none."""
+    order: list[str] = []
+    streams = [Stream(order), Stream(order)]
+    for stream in streams:
+        with gate:
+            gate.keep(stream)
+    gate._close()
+    gate._open()
+    assert order == ["ended", "ended", "gone", "gone"]
+    gate._reset()
+    gate._close()
+    gate._open()
+    assert len(order) == 4
 
 
 def test_nobody_waits_for_a_fork_under_the_lock() -> None:
@@ -133,10 +204,10 @@ def test_nobody_waits_for_a_fork_under_the_lock() -> None:
     clients: list[object] = []
 
     def fork() -> None:
-        driver._gate._close()
+        forks.gate._close()
         forking.set()
         go_on.wait(10)
-        driver._gate._open()
+        forks.gate._open()
 
     forker = in_thread(fork)
     assert forking.wait(10)

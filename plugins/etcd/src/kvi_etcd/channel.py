@@ -25,6 +25,7 @@ fate nobody will know.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ from kvi.errors import Unavailable
 from kvi_etcd import wire_pb2 as pb
 from kvi_etcd.client import Pems, calls
 from kvi_etcd.errors import translate
+from kvi_etcd.forks import gate
 
 Method = Callable[..., Any]
 Token = tuple[tuple[str, str], ...]  # as metadata of a call
@@ -156,11 +158,20 @@ class BlockingEndpoint(Endpoint):
 
     async def unary(self, method: str, request: object, seconds: float, token: Token) -> Any:
         """As `Endpoint.unary`; blocks."""
-        return self._calls[method](request, seconds, token)
+        with gate:
+            return self._calls[method](request, seconds, token)
 
     def begin(self, method: str, request: object, seconds: float, token: Token) -> Begun:
         """As `Endpoint.begin`; raises `RuntimeError` where no thread can be started."""
-        return _Future(self._calls[method].future(request, seconds, token))  # type: ignore[attr-defined]
+        key = object()
+        gate.enter(key)
+        try:
+            future = self._calls[method].future(request, seconds, token)  # type: ignore[attr-defined]
+            future.add_done_callback(lambda _: gate.leave(key))
+        except BaseException:
+            gate.leave(key)
+            raise
+        return _Future(future)
 
     def log_in(self, token: Token) -> None:
         """As `Endpoint.log_in`; so does what the program does with the client."""
@@ -254,22 +265,30 @@ def _sized(raw: bytes) -> tuple[pb.WatchResponse, int]:
 class Stream:
     """One call with many requests and many answers, under way.
 
-    `send` and `end` never wait and may be called by any thread; one thread takes the answers.
+    `send` and `end` never wait and may be called by any thread; one thread takes the answers. A
+    fork of the process ends it.
 
     Attributes:
         endpoint: whose it is.
         token: what it goes by, to its end.
+        forked: a fork has ended it, and nothing is wrong.
 
     """
 
-    __slots__ = ("_call", "_requests", "endpoint", "token")
+    __slots__ = ("__weakref__", "_call", "_gone", "_requests", "endpoint", "forked", "token")
 
     def __init__(self, endpoint: BlockingEndpoint, token: Token) -> None:
         self.endpoint = endpoint
         self.token = token
+        self.forked = False
         self._requests: SimpleQueue[object] = SimpleQueue()
-        # a member cut off from the others ends the stream, instead of going quiet
-        self._call = endpoint.watch(iter(self._requests.get, None), metadata=token)
+        self._gone = threading.Event()
+        with gate:
+            # a member cut off from the others ends the stream, instead of going quiet
+            self._call = endpoint.watch(iter(self._requests.get, None), metadata=token)
+            if not self._call.add_callback(self._gone.set):
+                self._gone.set()
+            gate.keep(self)
 
     def send(self, request: object) -> None:
         """Let ``request`` go out after those before it; lost if the stream has ended."""
@@ -293,3 +312,12 @@ class Stream:
         """Give it up; `answers` raises."""
         self._requests.put(None)
         self._call.cancel()
+
+    def end_for_fork(self) -> None:
+        """As `end`."""
+        self.forked = True
+        self.end()
+
+    def gone(self, seconds: float) -> bool:
+        """Wait until no thread of gRPC is at work on it; whether that came about."""
+        return self._gone.wait(seconds)

@@ -21,8 +21,7 @@ it is `STALE` seconds old: the new one asks at once.
 
 *Threads.* A call over a `Connection` runs on the caller's thread; one over `LoopCalls` in a task of
 its loop. One lock guards which endpoints there are and which is the current one, and nothing waits
-under it. Making a channel, its first call and its end are kept apart from forks; see
-`kvi_etcd.forks`.
+under it: who holds it has passed the gate that keeps gRPC apart from forks (`kvi_etcd.forks`).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, NamedTuple, Self, TypeVar
@@ -54,15 +53,13 @@ from kvi_etcd.channel import (
 )
 from kvi_etcd.client import Pems, Tls, connect, open_channel
 from kvi_etcd.errors import classify, translate
-from kvi_etcd.forks import ForkGate
+from kvi_etcd.forks import gate
 
 STALE = 1.0  # seconds after which a channel that reaches nothing is made anew
 LOGIN_TIME = 5.0  # seconds that a login may take, whoever waits for it
 
 _SHORTEST = 0.001  # seconds: gRPC takes no less
 _UNANSWERED = frozenset({Happened.UNREACHED, Happened.SILENT, Happened.LOST})
-
-_gate = ForkGate()
 
 E = TypeVar("E", bound=Endpoint)
 
@@ -236,13 +233,10 @@ class Calls(ABC, Generic[E]):
         while True:
             if error is None:
                 try:
-                    with nullcontext() if endpoint.proven else _gate:
-                        token = await self._ready(endpoint, way, ask=request.write)
-                        seconds = max(_SHORTEST, way.time(time.monotonic()))
-                        way.sent = endpoint.proven
-                        answer = await endpoint.unary(
-                            request.method, request.message, seconds, token
-                        )
+                    token = await self._ready(endpoint, way, ask=request.write)
+                    seconds = max(_SHORTEST, way.time(time.monotonic()))
+                    way.sent = endpoint.proven
+                    answer = await endpoint.unary(request.method, request.message, seconds, token)
                     endpoint.prove()
                     return answer
                 except (grpc.RpcError, grpc.FutureTimeoutError) as failed:
@@ -296,7 +290,7 @@ class Calls(ABC, Generic[E]):
         assert credentials is not None
         message = pb.AuthenticateRequest(name=credentials.name, password=credentials.password)
         try:
-            with self._lock:
+            with gate, self._lock:
                 login = endpoint.login
                 if login is None:
                     login = endpoint.begin("authenticate", message, LOGIN_TIME, WITH_LEADER)
@@ -350,12 +344,12 @@ class Calls(ABC, Generic[E]):
     # -- which endpoints there are ----------------------------------------------------------------
 
     def _current(self) -> E:
-        with _gate, self._lock:
+        with gate, self._lock:
             return self._use(self._at)
 
     def _move_on(self, failed: E) -> E:
         """The next endpoint, or the current one if another thread moved already."""
-        with _gate, self._lock:
+        with gate, self._lock:
             if self._at == failed.at and self._endpoint in (failed, None):
                 self._at = (self._at + 1) % len(self._places)
             return self._use(self._at)
@@ -444,8 +438,7 @@ class Connection(Calls[BlockingEndpoint]):
             token = endpoint.metadata
             if token is None:
                 way = self._way(Request("watch", None, timeout, time.monotonic() + timeout, False))
-                with _gate:
-                    token = run(self._ready(endpoint, way, ask=True))
+                token = run(self._ready(endpoint, way, ask=True))
             return Stream(endpoint, token)
         except RuntimeError as error:
             raise self._no_thread(endpoint, error) from error
@@ -461,7 +454,7 @@ class Connection(Calls[BlockingEndpoint]):
 
     def take(self, stream: Stream) -> None:
         """Wait until the server has taken ``stream``, or its answers have an error to tell."""
-        with _gate, suppress(grpc.RpcError):
+        with suppress(grpc.RpcError):
             stream.first()
 
     def leave(self, stream: Stream) -> None:
@@ -490,7 +483,7 @@ class Connection(Calls[BlockingEndpoint]):
     async def close(self) -> None:
         """End all calls and connections; blocks."""
         channels = self._shut_off()
-        with _gate:
+        with gate:
             for channel in channels:
                 channel.close()
 
@@ -538,7 +531,7 @@ class LoopCalls(Calls[LoopEndpoint]):
     async def close(self) -> None:
         """End all calls and connections."""
         channels = self._shut_off()
-        with _gate:
+        with gate:
             for channel in channels:
                 await channel.close()
 

@@ -1,9 +1,17 @@
-"""Forks and gRPC: keep a fork away from channels that are being made, connected or closed.
+"""Forks and gRPC: no thread of kvi is inside gRPC while the process forks.
 
-A fork while another thread is at one of these crashes the child inside gRPC, and now and then
-breaks the parent's new connection. (gRPC's own fork handlers give up when they meet such a thread.)
-Calls over channels that stand are no trouble. So a fork first waits, for at most `PATIENCE`, until
-no thread is at one of these, and those that come meanwhile wait until the fork is over.
+gRPC makes itself ready for a fork only if no thread is at work in it. Otherwise it leaves its state
+as it is: children hang or are aborted, and with older releases the parent dies as well. So kvi's
+own threads keep out of it during a fork:
+
+===================  =============================================================================
+a call              the fork waits for its end; one that comes meanwhile waits for the fork
+a channel           as a call, while it is made or closed
+a stream of watches  is ended; the watches go on over a new one, from where they were
+===================  =============================================================================
+
+The fork waits for at most `PATIENCE`. Who made the call is named by a key: a thread by its own
+number, so that an interrupt on its way out is forgotten at its next call.
 
 The handlers must be registered after gRPC's, for the last registered runs first before a fork.
 
@@ -17,12 +25,17 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
 from types import TracebackType
+from typing import Protocol
+from weakref import WeakSet
 
 import grpc  # noqa: F401  (registers its handlers)
 
-PATIENCE = 1.0  # seconds: a call that connects to a dead server must not hold a fork for long
+PATIENCE = 1.0  # seconds: a call to a dead server must not hold a fork for long
+
+_STEP = 0.0005  # seconds between two looks
 
 
 class _Awaiting:
@@ -57,10 +70,20 @@ def _inherit() -> None:
     _Awaiting.inherited = True
 
 
+class Ended(Protocol):
+    """What a fork ends: a stream of answers."""
+
+    def end_for_fork(self) -> None:
+        """End it; does not wait."""
+
+    def gone(self, seconds: float) -> bool:
+        """Wait until gRPC has let go of it; whether it has."""
+
+
 class ForkGate:
     """A context manager around what a fork must not interrupt; many threads may be inside.
 
-    A thread that is inside does not enter again.
+    A thread that is inside may enter again, but the inner block's end is the outer one's too.
     """
 
     def __init__(self) -> None:
@@ -72,16 +95,24 @@ class ForkGate:
 
     def _reset(self) -> None:
         self._door = threading.Lock()  # held during a fork; passed through at once otherwise
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._empty = threading.Event()
-        self._empty.set()
+        self._inside: set[object] = set()
+        self._streams: WeakSet[Ended] = WeakSet()
         self._forking: int | None = None  # the thread that holds the door
 
+    def enter(self, key: object) -> None:
+        """Come in under this key, to be left under it; waits for a fork that is under way."""
+        if threading.get_ident() in self._inside:
+            self._inside.add(key)  # the fork waits for this thread already
+            return
+        with self._door:
+            self._inside.add(key)
+
+    def leave(self, key: object) -> None:
+        """Go; does nothing for who is not inside, as a child that has forgotten its parent's."""
+        self._inside.discard(key)
+
     def __enter__(self) -> None:
-        with self._door, self._lock:
-            self._inside += 1
-            self._empty.clear()
+        self.enter(threading.get_ident())
 
     def __exit__(
         self,
@@ -89,18 +120,30 @@ class ForkGate:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._lock:
-            self._inside = max(0, self._inside - 1)  # a child has forgotten where its parent was
-            if not self._inside:
-                self._empty.set()
+        self.leave(threading.get_ident())
+
+    def keep(self, stream: Ended) -> None:
+        """Let forks end ``stream``, which was begun inside."""
+        self._streams.add(stream)
 
     def _close(self) -> None:
         # not for ever: a fork on a thread that is at the door would wait for itself
-        if self._door.acquire(timeout=PATIENCE):
-            self._forking = threading.get_ident()
-            self._empty.wait(PATIENCE)
+        if not self._door.acquire(timeout=PATIENCE):
+            return
+        self._forking = threading.get_ident()
+        deadline = time.monotonic() + PATIENCE
+        while self._inside and time.monotonic() < deadline:
+            time.sleep(_STEP)
+        streams = list(self._streams)
+        for stream in streams:
+            stream.end_for_fork()
+        for stream in streams:
+            stream.gone(max(0.0, deadline - time.monotonic()))
 
     def _open(self) -> None:
         if self._forking == threading.get_ident():
             self._forking = None
             self._door.release()
+
+
+gate = ForkGate()

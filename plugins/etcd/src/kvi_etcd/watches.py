@@ -277,6 +277,8 @@ class Watches:
             finally:
                 if stream is not None:
                     stream.end()
+            if stream is not None and stream.forked:
+                lost = None
             if self._lose(run, stream, lost):
                 run.ended.wait(delay * random.uniform(0.8, 1.2))  # noqa: S311
                 delay = min(delay * 2, BACKOFF_MAX)

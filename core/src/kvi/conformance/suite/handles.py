@@ -222,9 +222,19 @@ class TestHandles(Rules):
     def test_fork(self, store: kvi.Kvi, peer: kvi.Kvi, kvi_uri: str) -> None:
         """A child's every use of its parent's handle raises UsedAfterFork; the parent's goes on.
 
-        The child can open the store anew, and that changes nothing for the parent either.
+        The child can open the store anew, and that changes nothing for the parent either: neither
+        for its watches, nor for calls that are under way on other threads.
         """
         store.store("k", b"parent")
+        over = threading.Event()
+        failed: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                while not over.is_set():
+                    store.get("k")
+            except BaseException as error:  # noqa: BLE001  (shown by the main thread)
+                failed.append(error)
 
         def child() -> int:
             if not store.closed:
@@ -236,21 +246,38 @@ class TestHandles(Rules):
                     continue
                 return 3 + number
             store.close()
-            with kvi.open(kvi_uri) as own:
-                own.ping()
-                return 0 if own.count() else 2
+            with kvi.open(kvi_uri) as own, own.watch("of the child") as watch:
+                own.store("of the child", b"")
+                own.delete("of the child")
+                return 0 if own.count() and watch.next(10) else 2
 
         told = [
             "",
             "the handle does not tell the child that it is closed",
-            "the child opened the store anew and found it empty",
+            "the child opened the store anew and found it empty, or watched it in vain",
             *(f"the child could use its parent's handle: {name}" for name, _ in CALLS),
             "an error in the child that is no UsedAfterFork, or its end",
         ]
-        assert not told[in_a_child(child)]
-        assert peer.get("k").value == b"parent"  # type: ignore[union-attr]
-        store.store("k", b"still open")
-        assert peer.get("k").value == b"still open"  # type: ignore[union-attr]
+        callers = [threading.Thread(target=call) for _ in range(2)]
+        with store.watch("k") as watch:
+            for caller in callers:
+                caller.start()
+            try:
+                for turn in range(3):
+                    assert not told[in_a_child(child)]
+                    assert peer.get("k").value == b"parent"  # type: ignore[union-attr]
+                    store.store("k", f"still open {turn}")
+                    assert peer.get("k").value == b"still open %d" % turn  # type: ignore[union-attr]
+                    store.store("k", b"parent")
+                    for value in (b"still open %d" % turn, b"parent"):
+                        event = watch.next(10)
+                        assert event is not None
+                        assert event.value == value
+            finally:
+                over.set()
+                for caller in callers:
+                    caller.join(60)
+        assert not failed
 
     @rule("handle.uri")
     def test_repr_tells_the_store(self, store: kvi.Kvi) -> None:
