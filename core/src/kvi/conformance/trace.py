@@ -9,11 +9,13 @@ begins, in its place among the others, and completed when it returns; one that n
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any, cast
+from weakref import WeakSet
 
 import pytest
 
@@ -54,6 +56,18 @@ class _Line:
         )
 
 
+_traces: WeakSet[Trace] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for trace in list(_traces):
+        trace.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 class Trace:
     """What was called, in the order in which the calls began."""
 
@@ -64,6 +78,11 @@ class Trace:
         self._last: deque[_Line] = deque(maxlen=LAST)
         self._left_out = 0
         self._names: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        _traces.add(self)
+
+    def forked(self) -> None:
+        """In a child: a thread of the parent may have held the lock."""
         self._lock = threading.Lock()
 
     def handle(self, handle: kvi.Kvi, name: str) -> kvi.Kvi:
