@@ -55,7 +55,7 @@ from kvi.model import (
 )
 from kvi.policy.retry import RetryPolicy
 from kvi.registry import backends
-from kvi.sync.kvi import Kvi
+from kvi.sync.kvi import Kvi, Tx
 from kvi.sync.opening import open
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ __all__ = [
     "TempKey",
     "TextCodec",
     "Timeout",
+    "Tx",
     "TxnResult",
     "Unavailable",
     "UnknownBackend",

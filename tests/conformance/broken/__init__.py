@@ -19,6 +19,7 @@ from tests.conformance.broken import (
     servers,
     tasks,
     txns,
+    updates,
     watches,
     writing,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "servers",
     "tasks",
     "txns",
+    "updates",
     "watches",
     "writing",
 ]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from asyncio.events import _get_running_loop
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from inspect import isawaitable
 from time import monotonic
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
 from kvi.aio.awaited import Beginning
 from kvi.aio.face import AsyncFace
@@ -31,10 +32,12 @@ from kvi.arguments import (
 )
 from kvi.errors import Closed, KviError
 from kvi.feed import WatchSpec
+from kvi.flow import update as updating
 from kvi.flow.contest import StoreLock
-from kvi.flow.lease import LeaseFlow
+from kvi.flow.lease import LeaseFlow, store_for
 from kvi.flow.lock import LockFlow
 from kvi.flow.scope import Scope
+from kvi.flow.update import Draft, Raised, check_function, given
 from kvi.flow.watch import WatchFlow
 from kvi.log import log
 from kvi.model import (
@@ -48,14 +51,16 @@ from kvi.model import (
     RangeResult,
     TxnResult,
 )
-from kvi.ops import CountOp, DeleteOp, DeleteRangeOp, GetOp, PingOp, RangeOp, TxnOp
-from kvi.policy.lease import check_ttl
+from kvi.ops import CountOp, DeleteOp, DeleteRangeOp, GetOp, Op, PingOp, RangeOp, TxnOp
+from kvi.policy.lease import check_key_ttl, check_ttl
 from kvi.policy.lock import check_lock, check_wait
 from kvi.policy.txn import check_txn
 from kvi.port import Port
 from kvi.text import check_key, check_value
 
-__all__ = ["AsyncKvi"]
+__all__ = ["AsyncKvi", "AsyncTx"]
+
+T = TypeVar("T")
 
 
 class AsyncKvi(AsyncFace):
@@ -150,6 +155,7 @@ class AsyncKvi(AsyncFace):
         value: bytes | str,
         *,
         lease: int | LeaseRef | None = None,
+        ttl: float | None = None,
         timeout: float | None = None,
     ) -> int:
         """Create or replace an entry; returns the new revision. See `kvi.Kvi.store`."""
@@ -157,6 +163,7 @@ class AsyncKvi(AsyncFace):
         if (
             short is not None
             and lease is None
+            and ttl is None
             and timeout is None
             and monotonic() < runtime.turn
             and _get_running_loop() is runtime.loop
@@ -167,7 +174,14 @@ class AsyncKvi(AsyncFace):
                 return revision
         try:
             self._enter()
-            return await self._do(put_of(self.capabilities, key, value, lease), timeout)
+            op = put_of(self.capabilities, key, value, lease)
+            if ttl is None:
+                return await self._do(op, timeout)
+            scope, seconds = self._scope, self._seconds(timeout)
+            asked = check_key_ttl(ttl, lease, self.capabilities)
+            return await self._drive_write(
+                lambda port: store_for(port, scope, op, asked, seconds), op.name, op.key
+            )
         except KviError as error:
             raise self._placed(error, "store", key)
 
@@ -285,6 +299,58 @@ class AsyncKvi(AsyncFace):
             return done.succeeded
         except KviError as error:
             raise self._placed(error, "transaction", key)
+
+    async def update(
+        self,
+        key: str,
+        fn: Callable[[Any], bytes | str | Awaitable[bytes | str | None] | None],
+        *,
+        default: bytes | str | None = None,
+        timeout: float | None = None,
+    ) -> KeyValue | None:
+        """Change a value atomically: ``fn`` gets the present one, and returns the new one.
+
+        ``fn`` runs in the calling task, and may be a coroutine function. See `kvi.Kvi.update`.
+        """
+        try:
+            self._enter()
+            self._scope.ensure_writable()
+            seconds = self._seconds(timeout)
+            checked = check_key(key, self.capabilities.max_key)
+            check_function(fn, "a value")
+            absent = None if default is None else check_value(default, None, "default=")
+        except KviError as error:
+            raise self._placed(error, "update", key)
+        caller = _Caller(self, "update", checked)
+        return given(await updating.update(caller, checked, fn, absent, seconds))
+
+    @overload
+    async def atomically(
+        self, fn: Callable[[AsyncTx], Coroutine[Any, Any, T]], *, timeout: float | None = None
+    ) -> T: ...
+
+    @overload
+    async def atomically(
+        self, fn: Callable[[AsyncTx], T], *, timeout: float | None = None
+    ) -> T: ...
+
+    async def atomically(
+        self, fn: Callable[[AsyncTx], Any], *, timeout: float | None = None
+    ) -> Any:
+        """Run ``fn(tx)``, and commit what it writes in one step; returns what ``fn`` returns.
+
+        ``fn`` runs in the calling task, and is a coroutine function if it reads: ``tx.get`` is
+        awaited, ``tx.put`` and ``tx.delete`` are not. See `kvi.Kvi.atomically`.
+        """
+        try:
+            self._enter()
+            self._scope.ensure_writable()
+            seconds = self._seconds(timeout)
+            check_function(fn, "tx")
+        except KviError as error:
+            raise self._placed(error, "atomically", None)
+        caller = _Caller(self, "atomically", None)
+        return given(await updating.atomically(caller, fn, AsyncTx, seconds))
 
     # -- leases, locks, watches -------------------------------------------------------------------
 
@@ -518,3 +584,53 @@ class AsyncKvi(AsyncFace):
 
         task.add_done_callback(tell)
         return wait
+
+
+class AsyncTx:
+    """What a function that runs `AsyncKvi.atomically` reads and writes; see `kvi.Tx`."""
+
+    __slots__ = ("_draft",)
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+
+    async def get(self, key: str) -> KeyValue | None:
+        """Read one entry, or what this run has written (its revision is 0)."""
+        return await self._draft.get(key)
+
+    def put(self, key: str, value: bytes | str, *, lease: int | LeaseRef | None = None) -> None:
+        """Create or replace an entry at the commit. Of two writes of a key the last one counts."""
+        self._draft.put(key, value, lease)
+
+    def delete(self, key: str) -> None:
+        """Delete an entry at the commit, if it is there."""
+        self._draft.delete(key)
+
+
+class _Caller:
+    """A handle, as the flows of `kvi.flow.update` see it."""
+
+    __slots__ = ("_key", "_operation", "_store", "capabilities")
+
+    def __init__(self, store: AsyncKvi, operation: str, key: str | None) -> None:
+        self._store = store
+        self._operation = operation
+        self._key = key
+        self.capabilities = store.capabilities
+
+    async def ask(self, op: Op[T], timeout: float) -> T:
+        self._store._enter()
+        return await self._store._do(op, timeout)
+
+    async def pause(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def call(self, function: Callable[[Any], Any], argument: object) -> Any:
+        try:
+            result = function(argument)
+            return await result if isawaitable(result) else result
+        except BaseException as error:  # noqa: BLE001  (raised by `given`)
+            return Raised(error)
+
+    def placed(self, error: KviError) -> KviError:
+        return self._store._placed(error, self._operation, self._key)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from inspect import isawaitable
 from typing import Generic, Self, TypeVar
 
 from kvi.aio.awaited import Awaited, Beginning
@@ -65,10 +66,34 @@ class TypedView(Coding[V]):
         value: V,
         *,
         lease: int | LeaseRef | None = None,
+        ttl: float | None = None,
         timeout: float | None = None,
     ) -> int:
         """Create or replace an entry, as `AsyncKvi.store` does; returns the new revision."""
-        return await self.store.store(key, self._encode(key, value), lease=lease, timeout=timeout)
+        data = self._encode(key, value)
+        return await self.store.store(key, data, lease=lease, ttl=ttl, timeout=timeout)
+
+    async def update(
+        self,
+        key: str,
+        fn: Callable[[V | None], V | None] | Callable[[V | None], Awaitable[V | None]],
+        *,
+        default: V | None = None,
+        timeout: float | None = None,
+    ) -> Entry[V] | None:
+        """Change a value atomically, as `AsyncKvi.update` does; raises `BadRecord` for a bad one.
+
+        ``fn`` may be a coroutine function.
+        """
+
+        async def change(old: bytes | None) -> bytes | None:
+            new = fn(default if old is None else self._value(key, old))
+            if isawaitable(new):
+                new = await new
+            return None if new is None else self._encode(key, new)
+
+        entry = await self.store.update(key, change, timeout=timeout)
+        return None if entry is None else self._entry(entry)
 
     async def cas(
         self,

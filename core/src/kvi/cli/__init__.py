@@ -8,6 +8,7 @@ module        holds
 ``app``       the command and its common options; each subcommand is imported when it is asked for
 ``output``    entries, tables and errors as text and as JSON; what a terminal may be sent
 ``entries``   ``get put del ls range count tas cas``
+``changing``  ``update edit``: a value changed by a command, or in an editor
 ``txn``       ``txn`` and the text form of transactions
 ``watching``  ``watch``
 ``jobs``      commands that kvi runs: their signals, their terminal, their end
@@ -19,8 +20,8 @@ module        holds
 
 Exit codes: 0 found or done; 1 not found, test failed; 2 wrong usage or input; 3 the store is not
 available or refuses; 4 the outcome of a write is unknown; 75 the lock is not had; 130 after Ctrl-C,
-141 when the reader of the output has gone; of ``lock``, ``lease`` and ``temp``, otherwise, what
-their command ended with.
+141 when the reader of the output has gone; of ``lock``, ``lease``, ``temp``, ``update`` and
+``edit``, otherwise, what their command ended with.
 """
 
 from __future__ import annotations

@@ -46,6 +46,8 @@ _COMMANDS = {  # each with its module, and what the help says of it
     "count": ("entries", "Count the keys of a prefix or a range."),
     "tas": ("entries", "Test and set: change a value only if it is as expected."),
     "cas": ("entries", "Compare and set: store only if the revision is as expected."),
+    "update": ("changing", "Change a value by a command, atomically."),
+    "edit": ("changing", "Change a value in an editor."),
     "txn": ("txn", "Run a transaction, written in a file or on standard input."),
     "watch": ("watching", "Print changes as they happen."),
     "lock": ("running", "Run a command while holding a lock."),

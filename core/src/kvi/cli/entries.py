@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import click
@@ -61,17 +62,25 @@ def get_(context: Context, key: str, encoding: str) -> int:
     "put",
     "kvi put greeting hello\n"
     "printf hello | kvi put greeting -\n"
+    "kvi put session/ada here --ttl 30\n"
+    "kvi put hosts @/etc/hosts\n"
+    "kvi put nick @@ada   # the value @ada\n"
     "kvi put key 00ff --as hex\n"
     "kvi put -- -key -value",
 )
 @click.argument("key")
 @click.argument("value")
 @click.option("--lease", type=int, metavar="ID", help="The lease that the key shall vanish with.")
+@click.option("--ttl", type=float, metavar="SECONDS", help="The key vanishes so long afterwards.")
 @encoding_option
-def put_(context: Context, key: str, value: str, lease: int | None, encoding: str) -> int:
-    """Store VALUE under KEY; the value - is read from standard input."""
-    data = given(value, encoding) if value != "-" else _input(encoding)
-    revision = context.store().store(key, data, lease=lease)
+def put_(
+    context: Context, key: str, value: str, lease: int | None, ttl: float | None, encoding: str
+) -> int:
+    """Store VALUE under KEY; - is read from standard input, and @FILE from a file.
+
+    A value that begins with @ is written with @@.
+    """
+    revision = context.store().store(key, _value(value, encoding), lease=lease, ttl=ttl)
     if context.json:
         say_json({"key": key, "revision": revision})
     return 0
@@ -260,19 +269,39 @@ def tas_(
 @click.argument("value")
 @encoding_option
 def cas_(context: Context, key: str, revision: int, value: str, encoding: str) -> int:
-    """Store VALUE if the revision of KEY is REVISION (0: it is not there); else exit code 1."""
-    data = given(value, encoding) if value != "-" else _input(encoding)
-    new = context.store().cas(key, revision, data)
+    """Store VALUE if the revision of KEY is REVISION (0: it is not there); else exit code 1.
+
+    VALUE is as for `put`.
+    """
+    new = context.store().cas(key, revision, _value(value, encoding))
     if context.json:
         say_json({"key": key, "set": new is not None, "revision": new})
     return NOT_FOUND if new is None else 0
 
 
-def _input(encoding: str) -> bytes:
-    data = sys.stdin.buffer.read()
+def _value(value: str, encoding: str) -> bytes:
+    """The value that is meant: as it stands, from standard input, or from a file."""
+    if value == "-":
+        return _decoded(sys.stdin.buffer.read(), encoding, "standard input")
+    if not value.startswith("@"):
+        return given(value, encoding)
+    if value.startswith("@@"):
+        return given(value[1:], encoding)
+    name = value[1:]
+    try:
+        data = Path(name).read_bytes()
+    except OSError as error:
+        raise Failed(
+            f"cannot read the file {name!r}: {error.strerror}; a value that begins with @ is "
+            "written with @@"
+        ) from None
+    return _decoded(data, encoding, f"the file {name!r}")
+
+
+def _decoded(data: bytes, encoding: str, where: str) -> bytes:
     if encoding == "text":
         return data
     try:
         return given("".join(data.decode("ascii").split()), encoding)
     except UnicodeDecodeError:
-        raise Failed(f"standard input is not {encoding}") from None
+        raise Failed(f"{where} is not {encoding}") from None

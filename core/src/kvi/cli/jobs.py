@@ -64,6 +64,7 @@ class Job:
         words: the command and its arguments, or a line for a shell.
         env: what it finds in its environment, besides that of kvi.
         stdin: its standard input; that of kvi by default.
+        stdout: its standard output; that of kvi by default.
         patience: seconds from a signal that asks it to end until it is killed.
 
     Attributes:
@@ -77,11 +78,13 @@ class Job:
         env: Mapping[str, str],
         *,
         stdin: IO[bytes] | None = None,
+        stdout: IO[bytes] | None = None,
         patience: float = inf,
     ) -> None:
         self._words = words
         self._env = {**os.environ, **env}
         self._stdin = stdin
+        self._stdout = stdout
         self._patience = patience
         self._terminal = _Terminal.own()
         self._grouped = _POSIX and (self._terminal is None or not _has_company())
@@ -148,6 +151,7 @@ class Job:
                 self._words if isinstance(self._words, str) else list(self._words),
                 shell=isinstance(self._words, str),
                 stdin=self._stdin,
+                stdout=self._stdout,
                 env=self._env,
                 process_group=0 if self._grouped else None,
             )

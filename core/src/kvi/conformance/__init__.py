@@ -59,6 +59,7 @@ pytest.register_assert_rewrite(*REWRITTEN)
 
 __all__ = [
     "TestAsyncio",
+    "TestAtomically",
     "TestCas",
     "TestCompares",
     "TestConcurrency",
@@ -84,6 +85,7 @@ __all__ = [
     "TestTas",
     "TestTempKeys",
     "TestTransactions",
+    "TestUpdates",
     "TestValues",
     "TestWatches",
     "TestWork",

@@ -70,6 +70,13 @@ async def on_thread(function: Callable[..., object], *arguments: object) -> obje
     return await future
 
 
+def _bridged(fn: Any, face: Callable[[Any], Any] = lambda given: given) -> Any:
+    """A function of the suite, which may block, for a call that is awaited."""
+    if not callable(fn):
+        return fn
+    return lambda given: on_thread(fn, face(given))
+
+
 class _Call:
     """Methods that await those of the same name of ``_it``."""
 
@@ -160,6 +167,19 @@ class _Watch(_Call, kvi.Watch):
         return event
 
 
+class _Tx(_Call):
+    def __init__(self, it: aio.AsyncTx) -> None:
+        self._it = it
+
+    get = _passed("get")
+
+    def put(self, key: str, value: Any, *, lease: Any = None) -> None:
+        self._it.put(key, value, lease=lease)
+
+    def delete(self, key: str) -> None:
+        self._it.delete(key)
+
+
 async def _some(entries: AsyncIterator[kvi.KeyValue]) -> list[kvi.KeyValue]:
     page: list[kvi.KeyValue] = []
     try:
@@ -198,6 +218,12 @@ class OnLoop(_Call, kvi.Kvi):
                 yield page
 
         return RangeResult(rows.revision, pages)
+
+    def update(self, key: str, fn: Callable[[Any], Any], **options: Any) -> kvi.KeyValue | None:
+        return self._call("update", key, _bridged(fn), **options)  # type: ignore[no-any-return]
+
+    def atomically(self, fn: Callable[[Any], Any], **options: Any) -> Any:
+        return self._call("atomically", _bridged(fn, _Tx), **options)
 
     def lease(self, *arguments: Any, **options: Any) -> kvi.Lease:
         return self._keep(_Lease(self._call("lease", *arguments, **options)))

@@ -29,6 +29,7 @@ from kvi.policy.lease import LeaseState, Term
 from kvi.port import Port
 
 _PAUSE = 1.0  # seconds between tries to revoke a lease that was given up
+_LEAST = 0.001  # seconds that a request is given, though the time is up
 
 
 class LeaseFlow:
@@ -275,3 +276,23 @@ class _Leaving:
             log().debug("a lease on %s could not be revoked: %s", scope.uri, error)
         scope.ledger.discard(lease)
         return None
+
+
+async def store_for(port: Port, scope: Scope, op: PutOp, ttl: float, timeout: float) -> int:
+    """Store a key under a lease of its own that nobody renews; returns the revision.
+
+    Nothing here waits for its end, so it outlives the handle. If the write fails, a lease without
+    keys ends by itself.
+    """
+    deadline = port.now() + timeout
+    while True:
+        scope.ensure_open()
+        lease = (await scope.execute(port, GrantOp(ttl), max(_LEAST, deadline - port.now()))).id
+        left = deadline - port.now()
+        if left <= 0:
+            raise Timeout("the time was up before the key was stored")
+        try:
+            return await scope.execute(port, PutOp(op.key, op.value, lease), left)
+        except LeaseLost:  # the write took longer than its ttl to come through
+            if port.now() > deadline:
+                raise

@@ -35,6 +35,7 @@ from kvi.capabilities import Capabilities
 from kvi.errors import Closed, KviError, OutcomeUnknown, Timeout, Unavailable, UsedAfterFork
 from kvi.log import log
 from kvi.middleware.namespace import Prefixed, check_name, narrowed
+from kvi.middleware.read_only import refused_write
 from kvi.mutex import Mutex
 from kvi.ops import Direct, Executor, Op, RevokeOp
 from kvi.port import Port, Runtime
@@ -216,6 +217,11 @@ class Scope:
         """Raise `Closed`, or `UsedAfterFork`, if it is not open."""
         if self.closed:
             raise self.refusal()
+
+    def ensure_writable(self) -> None:
+        """Raise `PermissionDenied` if what could write is refused."""
+        if self.read_only:
+            raise refused_write()
 
     def refusal(self) -> Closed:
         """The error of whoever uses it now."""

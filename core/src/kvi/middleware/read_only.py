@@ -19,6 +19,11 @@ T = TypeVar("T")
 _HARMLESS = frozenset({Effect.READ, Effect.ASKING})
 
 
+def refused_write() -> PermissionDenied:
+    """The error of what could write."""
+    return PermissionDenied("the store was opened with read_only; open it without to write")
+
+
 class ReadOnly:
     """Refuses whatever could write; nothing of it is sent."""
 
@@ -31,5 +36,5 @@ class ReadOnly:
     async def execute(self, op: Op[T], call: Call) -> T:
         """Do it if it only reads. Raises `PermissionDenied`."""
         if op.effect not in _HARMLESS:
-            raise PermissionDenied("the store was opened with read_only; open it without to write")
+            raise refused_write()
         return await self._inner.execute(op, call)

@@ -114,6 +114,13 @@ class Term:
         self.due = sent + ttl / 3
 
 
+def check_key_ttl(ttl: object, lease: object, limits: Capabilities) -> float:
+    """Return the time to live of one key, checked as `check_ttl` does; ``lease`` must be `None`."""
+    if lease is not None:
+        raise InvalidArgument("ttl= gives the key a lease of its own; give it or lease=, not both")
+    return check_ttl(ttl, limits)
+
+
 def check_ttl(ttl: object, limits: Capabilities, name: str = "ttl") -> float:
     """Return a time to live in seconds, raised to the store's minimum; ``name`` is the argument's.
 

@@ -11,11 +11,12 @@ from typing import Any
 from kvi.arguments import check_watch
 from kvi.feed import WatchSpec
 from kvi.flow.contest import StoreLock
-from kvi.flow.lease import LeaseFlow
+from kvi.flow.lease import LeaseFlow, store_for
 from kvi.flow.lock import LockFlow
 from kvi.flow.watch import WatchFlow
 from kvi.model import Span
-from kvi.policy.lease import check_ttl
+from kvi.ops import PutOp
+from kvi.policy.lease import check_key_ttl, check_ttl
 from kvi.policy.lock import check_lock, check_wait
 from kvi.port import Port
 from kvi.sync.face import Face
@@ -38,6 +39,12 @@ class Beginning:
             return Lease(store, await grant)
 
         return store._drive(flow, undo=Lease._abandon, away=True)
+
+    @staticmethod
+    def store_for(store: Face, op: PutOp, ttl: float, lease: object, timeout: float) -> int:
+        """See `kvi.Kvi.store`."""
+        scope, asked = store._scope, check_key_ttl(ttl, lease, store.capabilities)
+        return store._drive(lambda port: store_for(port, scope, op, asked, timeout))
 
     @staticmethod
     def temp_key(store: Face, key: str, value: bytes | None, ttl: float, timeout: float) -> TempKey:

@@ -12,8 +12,8 @@ thread calls (`kvi.driver.threads` says why).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kvi.arguments import (
     cas_of,
@@ -25,7 +25,10 @@ from kvi.arguments import (
     tas_of,
     watched_span,
 )
-from kvi.errors import KviError
+from kvi.coroutine import run
+from kvi.errors import InvalidArgument, KviError
+from kvi.flow import update as updating
+from kvi.flow.update import Draft, Raised, check_function, given
 from kvi.model import (
     Compare,
     Event,
@@ -45,6 +48,7 @@ from kvi.ops import (
     DeleteOp,
     DeleteRangeOp,
     GetOp,
+    Op,
     PageOp,
     PingOp,
     RangeOp,
@@ -61,7 +65,9 @@ if TYPE_CHECKING:
     from kvi.sync.temp_key import TempKey
     from kvi.sync.watch import Watch
 
-__all__ = ["Kvi"]
+__all__ = ["Kvi", "Tx"]
+
+T = TypeVar("T")
 
 _beginning: type[Beginning] | None = None
 
@@ -156,22 +162,37 @@ class Kvi(Face):
         value: bytes | str,
         *,
         lease: int | LeaseRef | None = None,
+        ttl: float | None = None,
         timeout: float | None = None,
     ) -> int:
         """Create or replace an entry; returns the new revision.
 
         Always makes a new revision, also when the value is the same. ``lease`` is the lease (or
-        its id) that the key shall vanish with; without one the key is permanent, also if it had a
-        lease before. Raises `LeaseLost` if the lease is gone; then nothing was written.
+        its id) that the key shall vanish with. With ``ttl`` it vanishes so many seconds after this
+        write, within ``capabilities.lease_expiry_factor`` times as long plus one, whatever becomes
+        of the handle, unless it is written again. Without either the key is permanent, also if it
+        was not before.
+
+        Raises `LeaseLost` if the lease is gone, `InvalidArgument` for both, or for a ttl that is
+        not positive or above ``capabilities.lease_max_ttl``; then nothing was written.
         """
         short = self._short_put
-        if short is not None and lease is None and timeout is None and not self._scope.shut_down:
+        if (
+            short is not None
+            and lease is None
+            and ttl is None
+            and timeout is None
+            and not self._scope.shut_down
+        ):
             revision = short(key, value)
             if revision is not None:
                 return revision
         try:
             self._ensure_open()
-            return self._do(put_of(self.capabilities, key, value, lease), timeout)
+            op = put_of(self.capabilities, key, value, lease)
+            if ttl is None:
+                return self._do(op, timeout)
+            return self._begin().store_for(self, op, ttl, lease, self._seconds(timeout))
         except KviError as error:
             raise self._placed(error, "store", key)
 
@@ -295,6 +316,67 @@ class Kvi(Face):
             ).succeeded
         except KviError as error:
             raise self._placed(error, "transaction", key)
+
+    def update(
+        self,
+        key: str,
+        fn: Callable[[Any], bytes | str | None],
+        *,
+        default: bytes | str | None = None,
+        timeout: float | None = None,
+    ) -> KeyValue | None:
+        """Change a value atomically: ``fn`` gets the present one, and returns the new one.
+
+        ``fn`` gets bytes, or ``default`` where the key is absent, and returns bytes or text, or
+        ``None`` to delete the key. It runs on the calling thread, and again whenever others have
+        changed the key meanwhile. The key is permanent then. What ``fn`` raises comes out as it
+        is, and nothing is written. Returns the entry, or ``None`` if there is none.
+
+        ``timeout`` bounds what the store takes, without the time of ``fn``. Raises `Contention`
+        if others kept changing the key until then. After `OutcomeUnknown` it is not tried again.
+
+        >>> store.update("hits", lambda old: str(int(old) + 1), default="0")
+        """
+        try:
+            self._ensure_open()
+            self._scope.ensure_writable()
+            seconds = self._seconds(timeout)
+            checked = check_key(key, self.capabilities.max_key)
+            check_function(fn, "a value")
+            absent = None if default is None else check_value(default, None, "default=")
+        except KviError as error:
+            raise self._placed(error, "update", key)
+        caller = _Caller(self, "update", checked)
+        return given(run(updating.update(caller, checked, fn, absent, seconds)))
+
+    def atomically(self, fn: Callable[[Tx], T], *, timeout: float | None = None) -> T:
+        """Run ``fn(tx)``, and commit what it writes in one step; returns what ``fn`` returns.
+
+        ``tx.get`` reads, ``tx.put`` and ``tx.delete`` note what is to be written (see `Tx`). All is
+        written in one transaction, on the condition that nothing that was read has changed since;
+        otherwise ``fn`` runs again, on the calling thread, with a new ``tx``. So it should do
+        nothing else that counts. What it raises comes out as it is, and nothing is written.
+
+        ``timeout`` bounds what the store takes, without the time of ``fn``. Raises `Contention`
+        if others kept interfering until then, `InvalidArgument` and `ValueTooLarge` for more
+        than the store takes in one transaction. After `OutcomeUnknown` it is not tried again.
+
+        >>> def move(tx):
+        ...     job = tx.get("todo/1")
+        ...     if job is not None:
+        ...         tx.delete("todo/1")
+        ...         tx.put("done/1", job.value)
+        >>> store.atomically(move)
+        """
+        try:
+            self._ensure_open()
+            self._scope.ensure_writable()
+            seconds = self._seconds(timeout)
+            check_function(fn, "tx")
+        except KviError as error:
+            raise self._placed(error, "atomically", None)
+        caller = _Caller(self, "atomically", None)
+        return given(run(updating.atomically(caller, fn, Tx, seconds)))  # type: ignore[no-any-return]
 
     # -- leases, locks, watches -------------------------------------------------------------------
 
@@ -513,6 +595,67 @@ class Kvi(Face):
         finally:
             if op.open:
                 self._runtime.post(op.close)  # left early: what it holds is freed elsewhere
+
+
+class Tx:
+    """What a function that runs `Kvi.atomically` reads and writes; for that run and thread alone.
+
+    It raises `InvalidArgument` once the run is over.
+    """
+
+    __slots__ = ("_draft",)
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+
+    def get(self, key: str) -> KeyValue | None:
+        """Read one entry, or what this run has written (its revision is 0); raises as `Kvi.get`.
+
+        Reads of one run need not be of one moment; what a run has written is committed only if
+        they are.
+        """
+        return run(self._draft.get(key))
+
+    def put(self, key: str, value: bytes | str, *, lease: int | LeaseRef | None = None) -> None:
+        """Create or replace an entry at the commit. Of two writes of a key the last one counts."""
+        self._draft.put(key, value, lease)
+
+    def delete(self, key: str) -> None:
+        """Delete an entry at the commit, if it is there."""
+        self._draft.delete(key)
+
+
+class _Caller:
+    """A handle, as the flows of `kvi.flow.update` see it; nothing of it suspends."""
+
+    __slots__ = ("_key", "_operation", "_store", "capabilities")
+
+    def __init__(self, store: Kvi, operation: str, key: str | None) -> None:
+        self._store = store
+        self._operation = operation
+        self._key = key
+        self.capabilities = store.capabilities
+
+    async def ask(self, op: Op[T], timeout: float) -> T:
+        self._store._ensure_open()
+        return self._store._do(op, timeout)
+
+    async def pause(self, seconds: float) -> None:
+        self._store._drive(lambda port: port.sleep(seconds))
+
+    async def call(self, function: Callable[[Any], T], argument: object) -> T | Raised:
+        try:
+            result = function(argument)
+        except BaseException as error:  # noqa: BLE001  (raised by `given`)
+            return Raised(error)
+        if isinstance(result, Coroutine):
+            result.close()
+            refused = InvalidArgument("fn= is a coroutine function; only kvi.aio awaits one")
+            return Raised(self.placed(refused))
+        return result
+
+    def placed(self, error: KviError) -> KviError:
+        return self._store._placed(error, self._operation, self._key)
 
 
 def _import_beginning() -> type[Beginning]:

@@ -63,10 +63,29 @@ class TypedView(Coding[V]):
         value: V,
         *,
         lease: int | LeaseRef | None = None,
+        ttl: float | None = None,
         timeout: float | None = None,
     ) -> int:
         """Create or replace an entry, as `Kvi.store` does; returns the new revision."""
-        return self.store.store(key, self._encode(key, value), lease=lease, timeout=timeout)
+        data = self._encode(key, value)
+        return self.store.store(key, data, lease=lease, ttl=ttl, timeout=timeout)
+
+    def update(
+        self,
+        key: str,
+        fn: Callable[[V | None], V | None],
+        *,
+        default: V | None = None,
+        timeout: float | None = None,
+    ) -> Entry[V] | None:
+        """Change a value atomically, as `Kvi.update` does; raises `BadRecord` for a bad one."""
+
+        def change(old: bytes | None) -> bytes | None:
+            new = fn(default if old is None else self._value(key, old))
+            return None if new is None else self._encode(key, new)
+
+        entry = self.store.update(key, change, timeout=timeout)
+        return None if entry is None else self._entry(entry)
 
     def cas(
         self,

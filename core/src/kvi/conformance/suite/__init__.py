@@ -35,6 +35,8 @@ from kvi.conformance.suite.txns import (
 from kvi.conformance.suite.txns import (
     TestTransactions as TestTransactions,
 )
+from kvi.conformance.suite.updates import TestAtomically as TestAtomically
+from kvi.conformance.suite.updates import TestUpdates as TestUpdates
 from kvi.conformance.suite.watches import (
     TestConsumers as TestConsumers,
 )

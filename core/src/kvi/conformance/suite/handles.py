@@ -28,6 +28,8 @@ CALLS: list[tuple[str, Callable[[kvi.Kvi], object]]] = [
     ("cas", lambda s: s.cas("k", 0, b"x")),
     ("txn", lambda s: s.txn(then=[kvi.Put("k", b"x")])),
     ("transaction", lambda s: s.transaction("k", "=", b"", "k", b"x", "k", b"x")),
+    ("update", lambda s: s.update("k", lambda old: b"x")),
+    ("atomically", lambda s: s.atomically(lambda tx: tx.put("k", b"x"))),
     ("namespace", lambda s: s.namespace("n")),
     ("ping", lambda s: s.ping()),
     ("client", lambda s: s.client),

@@ -14,7 +14,7 @@ from kvi.clock import now
 from kvi.conformance.contract import rule
 from kvi.conformance.neighbours import snapshot
 from kvi.conformance.rules import Rules
-from kvi.conformance.waiting import WITHIN, side_by_side, until
+from kvi.conformance.waiting import WITHIN, Reopen, side_by_side, until
 
 LONG = 60.0  # seconds: nothing of a test outlives it
 MARGIN = 5.0  # seconds that a watch, and a busy machine, need beside a bound
@@ -107,6 +107,9 @@ class TestLeases(Rules):
             store.temp_key("k", ttl=ttl)  # type: ignore[arg-type]
         with pytest.raises(kvi.InvalidArgument, match="ttl"):
             store.lock("k", ttl=ttl)  # type: ignore[arg-type]
+        if ttl is not None:
+            with pytest.raises(kvi.InvalidArgument, match="ttl"):
+                store.store("k", b"", ttl=ttl)  # type: ignore[arg-type]
         assert snapshot(store) == before
 
     @rule("lease.invalid")
@@ -345,6 +348,38 @@ class TestLeases(Rules):
                 short = store.lease(0.05, keep_alive=False)
                 until(lambda: _refused(store, short), within=bound + 1)
                 until(lambda: peer.get("d") is None)
+
+    @rule("store.ttl")
+    @side_by_side
+    def test_ttl_of_a_key(
+        self, store: kvi.Kvi, peer: kvi.Kvi, reopen: Reopen, brief: float
+    ) -> None:
+        """It ends not before its ttl and not after the declared bound, though its handle is closed.
+
+        One that is written again meanwhile lives on: by its new ttl, or for good.
+        """
+        lease = store.lease(brief, keep_alive=False)
+        with peer.watch(prefix="") as watch:
+            with reopen() as other:
+                sent = now()
+                for key in ("closed", "permanent", "again"):
+                    assert other.store(key, b"", ttl=brief)
+            closed = now()
+            store.store("permanent", b"stays")
+            store.store("again", b"", ttl=LONG)
+            bound = bound_of(store, lease)
+            deletions(watch, peer, ["closed"], within=bound + MARGIN)
+            seen = now()
+            assert seen - sent >= lease.ttl, "the key vanished too early"
+            assert seen - closed <= bound + 1, "the key vanished too late"
+            until(lambda: now() > closed + bound, within=bound + MARGIN)
+        entry = peer.get("permanent")
+        assert entry is not None
+        assert (entry.value, entry.lease) == (b"stays", None)
+        assert peer.get("again") is not None
+        with pytest.raises(kvi.InvalidArgument, match="ttl="):
+            store.store("k", b"", ttl=LONG, lease=1)
+        assert peer.get("k") is None
 
     @rule("lease.not-early", "lease.alive")
     @side_by_side

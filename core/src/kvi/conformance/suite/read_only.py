@@ -63,6 +63,11 @@ WRITES: dict[str, Call] = {
         [kvi.Key("k").exists], [kvi.Get("k")], [kvi.Delete("k")]
     ),
     "transaction": lambda s: s.transaction("k", "=", b"v", "k", b"w", "none", b"w"),
+    "store with a ttl": lambda s: s.store("k", b"w", ttl=_ttl(s)),
+    "update": lambda s: s.update("k", lambda old: b"w"),
+    "update that does nothing": lambda s: s.update("none", lambda old: None),
+    "atomically": lambda s: s.atomically(lambda tx: tx.put("k", b"w")),
+    "atomically, without a write": lambda s: s.atomically(lambda tx: tx.get("k")),
     "lease": lambda s: s.lease(_ttl(s)),
     "lease that nobody renews": lambda s: s.lease(_ttl(s), keep_alive=False),
     "temp_key": lambda s: s.temp_key("t", b"w", ttl=_ttl(s)),

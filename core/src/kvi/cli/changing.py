@@ -1,0 +1,123 @@
+"""`update edit`: change a value by a command, or in an editor."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+import tempfile
+from pathlib import Path
+
+import click
+
+import kvi
+from kvi.cli.app import NOT_FOUND, Context, Failed, command
+from kvi.cli.jobs import Job
+from kvi.cli.output import line_of, say_json
+from kvi.cli.running import WithCommand, exit_code, words_of
+
+
+class _Refused(Exception):
+    """The command failed, so nothing is to be written."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@command(
+    "update",
+    "kvi put hits 7\n"
+    "kvi update hits -- awk '{ printf \"%d\", $1 + 1 }'\n"
+    "kvi update app/config -- sed s/debug/info/",
+    cls=WithCommand,
+)
+@click.argument("key")
+def update_(context: Context, key: str) -> int:
+    """Change the value of KEY by CMD, atomically: CMD reads the old one and writes the new one.
+
+    The value is on the standard input of CMD, which is empty if KEY is not there, and what CMD
+    prints is stored, exactly. If others change KEY meanwhile, CMD runs again. If CMD fails nothing
+    is written, and the exit code is that of CMD.
+    """
+    words = words_of("update KEY")
+    env = context.named() | {"KVI_KEY": key}
+
+    def change(old: bytes) -> bytes:
+        with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed:
+            given.write(old)
+            given.seek(0)
+            with Job(words, env, stdin=given, stdout=printed) as job:
+                code = exit_code(job.wait())
+            if code:
+                raise _Refused(code)
+            context.go_on()
+            printed.seek(0)
+            return printed.read()
+
+    try:
+        entry = context.store().update(key, change, default=b"")
+    except _Refused as refused:
+        return refused.code
+    if context.json:
+        assert entry is not None
+        say_json({"key": key, "revision": entry.revision})
+    return 0
+
+
+@command(
+    "edit",
+    "kvi put app/rate 10\nEDITOR='sed -i.bak s/10/20/' kvi edit app/rate",
+)
+@click.argument("key")
+def edit_(context: Context, key: str) -> int:
+    """Change the value of KEY in an editor: $VISUAL, $EDITOR, or vi.
+
+    What is saved is stored if nobody else has changed KEY meanwhile. Otherwise the difference is
+    shown, the edited value stays in a file, and the exit code is 1. A lease stays that of the key.
+    """
+    store = context.store()
+    entry = store.get(key)
+    old = b"" if entry is None else entry.value or b""
+    file, name = tempfile.mkstemp(prefix="kvi-edit-")
+    path = Path(name)
+    with os.fdopen(file, "wb") as begun:
+        begun.write(old)
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    keep = False
+    try:
+        with Job(f"{editor} {shlex.quote(name)}", context.named() | {"KVI_KEY": key}) as job:
+            code = exit_code(job.wait())
+        if code:
+            raise Failed(f"the editor {line_of(editor)!r} failed; nothing was written", code)
+        context.go_on()
+        new = path.read_bytes()
+        if new == old:
+            click.echo("kvi: nothing was changed", err=True)
+            return 0
+        keep = True  # until it is known to be stored
+        lease = None if entry is None else entry.lease
+        revision = store.cas(key, entry.revision if entry else 0, new, lease=lease)
+        keep = revision is None
+        if revision is None:
+            _say_conflict(store.get(key), new)
+            return NOT_FOUND
+    finally:
+        if keep:
+            click.echo(f"kvi: the edited value is in {name}", err=True)
+        else:
+            path.unlink(missing_ok=True)
+    if context.json:
+        say_json({"key": key, "revision": revision})
+    return 0
+
+
+def _say_conflict(entry: kvi.KeyValue | None, ours: bytes) -> None:
+    there = "" if entry is None else (entry.value or b"").decode(errors="backslashreplace")
+    gone = " (it was deleted)" if entry is None else ""
+    click.echo(f"kvi: somebody else has changed the key meanwhile{gone}:", err=True)
+    edited = ours.decode(errors="backslashreplace")
+    for line in difflib.unified_diff(
+        there.splitlines(), edited.splitlines(), "in the store", "edited", lineterm=""
+    ):
+        click.echo(line_of(line, "\t"), err=True)

@@ -1,0 +1,145 @@
+"""`update`, `edit`, `put --ttl`, `put KEY @FILE`: as processes, on every store."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import threading
+from pathlib import Path
+
+import kvi
+import pytest
+
+from tests.cli.conftest import Command
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.slow
+
+
+def script(folder: Path, name: str, text: str) -> str:
+    """A program of Python's, as a word for a shell."""
+    path = folder / f"{name}.py"
+    path.write_text(text)
+    return f"{shlex.quote(sys.executable)} {shlex.quote(str(path))}"
+
+
+def test_update(cli: Command, store: kvi.Kvi) -> None:
+    """The value goes in and comes out byte by byte; a key that is absent is empty."""
+    assert cli("update", "k", "--", "printf", "a\\nb\\n") == ""
+    assert store.get("k").value == b"a\nb\n"  # type: ignore[union-attr]
+    store.store("k", bytes(range(256)))
+    told = cli.json("update", "k", "--", "cat")
+    entry = store.get("k")
+    assert entry is not None
+    assert entry.value == bytes(range(256))
+    assert told == {"key": "k", "revision": entry.revision}
+    cli("update", "new", "--", "sh", "-c", 'printf \'[%s] %s\' "$(cat)" "$KVI_KEY"')
+    assert store.get("new").value == b"[] new"  # type: ignore[union-attr]
+
+
+def test_update_that_fails(cli: Command, store: kvi.Kvi) -> None:
+    """Nothing is written, and the exit code is the command's; without one it is a usage error."""
+    store.store("k", "v")
+    cli("update", "k", "--", "sh", "-c", "echo half; exit 7", code=7)
+    cli("update", "k", "--", "sh", "-c", "echo half; kill -9 $$", code=137)
+    cli("update", "k", "--", "no such command", code=127)
+    assert "no such command" in cli.errors
+    cli("update", "k", code=2)
+    assert "kvi update KEY -- CMD" in cli.errors
+    assert store.get("k").value == b"v"  # type: ignore[union-attr]
+
+
+def test_updates_meet(cli: Command, store: kvi.Kvi) -> None:
+    """A command runs again if another has changed the key meanwhile; none of them is lost."""
+    add = script(
+        cli.folder,
+        "add",
+        "import sys, time\ntime.sleep(0.2)\nprint(int(sys.stdin.read() or 0) + 1, end='')\n",
+    )
+    running = [cli.start("update", "k", "--", *shlex.split(add)) for _ in range(4)]
+    for process in running:
+        assert process.wait(60) == 0
+        process.communicate()
+    assert store.get("k").value == b"4"  # type: ignore[union-attr]
+
+
+def test_edit(cli: Command, store: kvi.Kvi) -> None:
+    """What is saved is stored, under the same lease; what the editor leaves alone is not."""
+    with store.lease(60) as lease:
+        before = store.store("k", "one\n", lease=lease)
+        append = script(
+            cli.folder, "append", "import sys\nopen(sys.argv[1], 'ab').write(b'two\\n')\n"
+        )
+        cli.env["EDITOR"] = append
+        told = cli.json("edit", "k")
+        entry = store.get("k")
+        assert entry is not None
+        assert (entry.value, entry.lease) == (b"one\ntwo\n", lease.id)
+        assert told == {"key": "k", "revision": entry.revision}
+        assert entry.revision > before
+        cli("edit", "k", env={**cli.env, "VISUAL": "true"})
+        assert "nothing was changed" in cli.errors
+        cli("edit", "k", code=1, env={**cli.env, "EDITOR": "false"})
+        assert "the editor" in cli.errors
+        assert store.get("k") == entry
+    cli("edit", "new")
+    assert store.get("new").value == b"two\n"  # type: ignore[union-attr]
+
+
+def test_edit_in_conflict(cli: Command, store: kvi.Kvi) -> None:
+    """The difference is shown, the edited value stays in a file, and theirs in the store."""
+    store.store("k", "one\n")
+    here, go = cli.folder / "here", cli.folder / "go"
+    edit = script(
+        cli.folder,
+        "wait",
+        "import pathlib, sys, time\n"
+        f"pathlib.Path({str(here)!r}).touch()\n"
+        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
+        "open(sys.argv[1], 'ab').write(b'ours\\n')\n",
+    )
+    cli.env["EDITOR"] = edit
+    ended = threading.Thread(target=lambda: cli("edit", "k", code=1))
+    ended.start()
+    until(here.exists, within=60)
+    store.store("k", "theirs\n")
+    go.touch()
+    ended.join(60)
+    assert "-theirs" in cli.errors
+    assert "+ours" in cli.errors
+    assert store.get("k").value == b"theirs\n"  # type: ignore[union-attr]
+    kept = Path(cli.errors.split("the edited value is in ")[1].strip())
+    assert kept.read_bytes() == b"one\nours\n"
+    kept.unlink()
+
+
+def test_put_a_file(cli: Command, store: kvi.Kvi) -> None:
+    """`@FILE` is stored exactly, `@@` is a literal one; a file that is not there is told."""
+    data = bytes(range(256))
+    (cli.folder / "a file").write_bytes(data)
+    cli("put", "k", "@a file")
+    assert store.get("k").value == data  # type: ignore[union-attr]
+    (cli.folder / "hex").write_text("00 ff\n")
+    cli("put", "k", "@hex", "--as", "hex")
+    assert store.get("k").value == b"\0\xff"  # type: ignore[union-attr]
+    cli("put", "k", "@@a file")
+    assert store.get("k").value == b"@a file"  # type: ignore[union-attr]
+    revision = store.get("k").revision  # type: ignore[union-attr]
+    cli("cas", "k", str(revision), "@hex")
+    assert store.get("k").value == b"00 ff\n"  # type: ignore[union-attr]
+    cli("put", "k", "@none", code=2)
+    assert "'none'" in cli.errors
+    assert "@@" in cli.errors
+
+
+def test_put_with_a_ttl(cli: Command, store: kvi.Kvi) -> None:
+    """The key vanishes though the command has ended; bad ones are told."""
+    limits = store.capabilities
+    ttl = max(1.0, limits.lease_min_ttl)
+    cli("put", "k", "v", "--ttl", f"{ttl:g}")
+    assert store.get("k") is not None
+    cli("put", "k2", "v", "--ttl", "0", code=2)
+    assert "ttl" in cli.errors
+    cli("put", "k2", "v", "--ttl", "5", "--lease", "1", code=2)
+    until(lambda: store.get("k") is None, within=limits.lease_expiry_factor * ttl + 10)
+    assert store.count() == 0
