@@ -35,11 +35,30 @@ def test_types() -> None:
         assert_type(kvi.Key("k").value == b"v", kvi.Compare)
         assert_type(kvi.Key("k").revision > 3, kvi.Compare)
         assert_type(store.transaction("k", "=", "v", "a", "1", "b", "2"), bool)
+        assert_type(store.update("k", lambda old: b"v"), kvi.KeyValue | None)
+        assert_type(store.atomically(_work), int)
         assert_type(store.namespace("n"), kvi.Kvi)
         assert_type(store.capabilities, kvi.Capabilities)
         assert_type(store.client, Any)
         store.ping()
     assert_type(kvi.backends(), list[InstalledBackend])
+
+
+def _work(tx: kvi.Tx) -> int:
+    assert_type(tx.get("k"), kvi.KeyValue | None)
+    tx.put("k", "v")
+    tx.delete("k")
+    return 1
+
+
+async def _awaited_work(tx: aio.AsyncTx) -> int:
+    assert_type(await tx.get("k"), kvi.KeyValue | None)
+    return 1
+
+
+def _plain_work(tx: aio.AsyncTx) -> int:
+    tx.put("k", "v")
+    return 1
 
 
 def test_types_of_aio() -> None:
@@ -61,6 +80,9 @@ async def _aio_types() -> None:
         assert_type(await store.tas("k", b"v", b"w"), bool)
         assert_type(await store.cas("k", 0, b"v"), int | None)
         assert_type(await store.txn([kvi.Key("k").exists]), kvi.TxnResult)
+        assert_type(await store.update("k", lambda old: b"v"), kvi.KeyValue | None)
+        assert_type(await store.atomically(_awaited_work), int)
+        assert_type(await store.atomically(_plain_work), int)
         async with store.lease(10) as lease:
             assert_type(lease, aio.AsyncLease)
             assert_type(await lease.renew(), float)

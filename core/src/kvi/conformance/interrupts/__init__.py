@@ -30,7 +30,7 @@ HITS = 4
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "reads": ("get", "range", "count"),
-    "writes": ("store", "txn", "delete-range", "view"),
+    "writes": ("store", "update", "txn", "delete-range", "view"),
     "leases": ("lease", "temp-key"),
     "locks": ("lock", "lock-with", "lock-wait"),
     "watches": ("watch-next", "watch-iterate", "watch-callback"),

@@ -99,6 +99,28 @@ class Store(Operation):
         in_time("watches", self.world.witness, 3 * LIMIT)
 
 
+class Update(Operation):
+    """`update` and `atomically` of one key, again and again."""
+
+    def call(self) -> None:
+        """Write."""
+        value = ""
+
+        def change(old: object) -> str:
+            nonlocal value
+            value = str(self.world.number())
+            return value
+
+        self.world.store.update("writes/update", change)
+        self.world.acknowledge("writes/update", value)
+        self.world.store.atomically(lambda tx: tx.put("writes/update", change(tx.get("data"))))
+        self.world.acknowledge("writes/update", value)
+
+    def end(self) -> None:
+        """Watches saw it."""
+        in_time("watches", self.world.witness, 3 * LIMIT)
+
+
 class Transaction(Operation):
     """`txn` that writes several keys."""
 
@@ -621,6 +643,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     "range": Range,
     "count": Count,
     "store": Store,
+    "update": Update,
     "txn": Transaction,
     "delete-range": DeleteRange,
     "view": View,

@@ -1,0 +1,101 @@
+"""`update` and `atomically` on memory: what the suite cannot show on every store."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import kvi
+import pytest
+from kvi.loader import TypedView
+
+
+@pytest.fixture
+def store() -> Iterator[kvi.Kvi]:
+    """An empty one."""
+    with kvi.open(f"mem:{secrets.token_hex(6)}") as store:
+        yield store
+
+
+@pytest.mark.parametrize("error", [StopIteration("mine"), KeyboardInterrupt(), GeneratorExit()])
+def test_whatever_is_raised(store: kvi.Kvi, error: BaseException) -> None:
+    """It comes out as it is, also what a coroutine could not raise."""
+
+    def fail(_: object) -> Any:
+        raise error
+
+    for call in (lambda: store.update("k", fail), lambda: store.atomically(fail)):
+        with pytest.raises(type(error)) as raised:
+            call()
+        assert raised.value is error
+    assert store.count() == 0
+
+
+def test_coroutine_functions_are_for_asyncio(store: kvi.Kvi) -> None:
+    """They are refused with the mend, and nothing is left that was never awaited."""
+
+    async def change(old: object) -> bytes:
+        return b"v"
+
+    for call in (
+        lambda: store.update("k", change),  # type: ignore[arg-type]
+        lambda: store.atomically(change),
+    ):
+        with pytest.raises(kvi.InvalidArgument, match=r"kvi\.aio"):
+            call()
+    assert store.count() == 0
+
+
+def test_the_time_of_the_function_is_not_counted(
+    store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what the store takes, and the pauses."""
+    from kvi.flow import update
+
+    moment = 0.0
+    monkeypatch.setattr(update, "now", lambda: moment)
+
+    def slowly(old: bytes) -> bytes:
+        nonlocal moment
+        moment += 100
+        if old == b"0":
+            store.store("k", "1")
+        return old + b"!"
+
+    entry = store.update("k", slowly, default="0", timeout=1)
+    assert entry is not None
+    assert entry.value == b"1!"
+
+
+def test_errors_name_the_place(store: kvi.Kvi) -> None:
+    """Those of kvi itself have the operation and the key."""
+    with pytest.raises(kvi.InvalidArgument, match=r"\[update 'k' mem:"):
+        store.update("k", lambda old: 3)  # type: ignore[arg-type, return-value]
+    with pytest.raises(kvi.InvalidKey, match=r"\[atomically mem:"):
+        store.atomically(lambda tx: tx.get(""))
+
+
+def test_views_and_wrappers(store: kvi.Kvi) -> None:
+    """A view's keys are its own; a `Backend` has them too, and its observers see the names."""
+    with store.namespace("n") as view:
+        view.update("k", lambda old: b"v")
+        view.atomically(lambda tx: tx.put("l", tx.get("k").value))  # type: ignore[union-attr, arg-type]
+    assert [entry.key for entry in store.range()] == ["n/k", "n/l"]
+    with kvi.Backend(store.uri, path_prefix="b") as backend:
+        assert backend.update("k", lambda old: b"v").key == "k"  # type: ignore[union-attr]
+        assert backend.atomically(lambda tx: tx.get("k").value) == b"v"  # type: ignore[union-attr]
+
+
+def test_typed(store: kvi.Kvi) -> None:
+    """A view's function gets and gives values of its type; a bad record is an error."""
+    view: TypedView[Any] = TypedView(store, kvi.JsonCodec())
+    entry = view.update("k", lambda old: {**(old or {}), "b": 2}, default={"a": 1})
+    assert entry is not None
+    assert entry == view.get("k")
+    assert entry.value == {"a": 1, "b": 2}
+    assert view.update("k", lambda old: None) is None
+    store.store("bad", b"{")
+    with pytest.raises(kvi.BadRecord):
+        view.update("bad", lambda old: 1)
+    assert view.put("gone", 1, ttl=0.05) > 0
