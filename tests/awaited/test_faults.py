@@ -198,7 +198,7 @@ async def test_close_wakes_calls(server: EtcdServer) -> None:
             for call in (store.get("k"), store.store("k", "v"), store.count(), store.ping())
         ]
         calls.append(asyncio.ensure_future(store.lock("jobs").acquire()))
-        inside = store._runtime._awaited
+        inside = store._runtime.awaited
         await until(lambda: len(inside) == len(calls))
         await asyncio.sleep(0)
         began = time.monotonic()
@@ -220,7 +220,7 @@ async def test_cancelled_at_once_with_a_close(server: EtcdServer) -> None:
         await store.ping()
         proxy.stall()
         call = asyncio.create_task(store.get("k"))
-        await until(lambda: store._runtime._awaited)
+        await until(lambda: store._runtime.awaited)
         closing = asyncio.create_task(store.close())
         await until(lambda: store.closed)
         call.cancel()

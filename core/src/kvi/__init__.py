@@ -55,7 +55,7 @@ from kvi.model import (
 )
 from kvi.policy.retry import RetryPolicy
 from kvi.registry import backends
-from kvi.sync.kvi import Kvi, Tx
+from kvi.sync.kvi import Kvi
 from kvi.sync.opening import open
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from kvi.sync.loader import Loader
     from kvi.sync.lock import Lock
     from kvi.sync.temp_key import TempKey
+    from kvi.sync.update import Tx
     from kvi.sync.watch import Watch
 
 __all__ = [
@@ -144,6 +145,7 @@ _LATER = {
     "ProtobufCodec": "entities.codecs",
     "TempKey": "sync.temp_key",
     "TextCodec": "entities.codecs",
+    "Tx": "sync.update",
     "Watch": "sync.watch",
     "commit": "sync.handle",
     "lock_many": "sync.handle",

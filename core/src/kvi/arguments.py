@@ -107,6 +107,12 @@ def cas_of(key: str, revision: int, value: bytes | str, lease: int | LeaseRef | 
     return Key(key).revision.compare("=", revision), (Put(key, value, lease),)
 
 
+def check_function(function: object, kind: str) -> None:
+    """Raise `InvalidArgument` for what cannot be called."""
+    if not callable(function):
+        raise InvalidArgument(f"fn= is a function of {kind}, not {shown(function)}")
+
+
 def check_watch(
     limits: Capabilities,
     from_revision: object,

@@ -88,7 +88,7 @@ def _translating(real: Awaited) -> Awaited:
 class TakesItForATimeout(_Planted):
     """`CancelledError` is taken for the end of the time."""
 
-    plants = ((Loop, "drive_in_loop", _translating),)
+    plants = ((LoopPort, "perform", _translating),)
 
 
 @broken("asyncio.cancelled")

@@ -69,8 +69,8 @@ class Handle:
 
     async def run(self, flow: Callable[[Port], Flow[Any]], *, lasting: bool = False) -> Any:
         """Run a flow."""
-        port = LoopPort(self.loop, self.scope, lasting=lasting)
-        return await self.loop.drive_in_loop(flow, port)
+        with LoopPort(self.loop, self.scope, lasting=lasting) as port:
+            return await flow(port)
 
     def keys(self) -> list[str]:
         """All keys of the store."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kvi.aio.awaited import Beginning
 from kvi.aio.backend import AsyncLivenessChannel, Backend
 from kvi.aio.handle import AsyncHandle, AsyncHandles, AsyncLocking, AsyncRef, commit, lock_many
-from kvi.aio.kvi import AsyncKvi, AsyncTx
+from kvi.aio.kvi import AsyncKvi
 from kvi.aio.lease import AsyncLease, AsyncTempKey
 from kvi.aio.loader import Loader
 from kvi.aio.lock import AsyncLock
@@ -29,6 +29,7 @@ from kvi.aio.typed import (
     AsyncTypedWatch,
     TypedView,
 )
+from kvi.aio.update import AsyncTx
 from kvi.aio.watch import AsyncWatch
 
 if TYPE_CHECKING:

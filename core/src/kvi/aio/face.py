@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from asyncio import CancelledError
 from asyncio.events import _get_running_loop
 from collections.abc import Callable
 from typing import TypeVar
 
+from kvi.call import Call
 from kvi.capabilities import Capabilities
 from kvi.driver.loop import Loop, LoopPort
 from kvi.errors import KviError
@@ -56,29 +56,20 @@ class AsyncFace:
         if op.called in self._in_place:
             await runtime.breathe()
             return op.run(scope.primitives, seconds)
-        return await self._drive_write(
-            lambda port: scope.execute(port, op, seconds), op.name, op.key
-        )
+        with LoopPort(runtime, scope, op.name, op.key) as port:
+            return await scope.executor.execute(op, Call(port, port.now() + seconds))
 
     async def _drive(self, flow: Callable[[LoopPort], Flow[T]], *, lasting: bool = False) -> T:
-        """Run a flow; see `Loop.drive_in_loop`."""
-        port = LoopPort(self._runtime, self._scope, lasting=lasting)
-        return await self._runtime.drive_in_loop(flow, port)
+        """Run a flow in the task that calls."""
+        with LoopPort(self._runtime, self._scope, lasting=lasting) as port:
+            return await flow(port)
 
     async def _drive_write(
         self, flow: Callable[[LoopPort], Flow[T]], name: str, key: str | None
     ) -> T:
-        """Run a flow. If it is cancelled at a write that was sent, the exception says so."""
-        port = LoopPort(self._runtime, self._scope)
-        try:
-            return await self._runtime.drive_in_loop(flow, port)
-        except CancelledError as error:
-            if port.sent:
-                error.add_note(
-                    f"kvi: the {name} of {key!r} had been sent; it may have applied, "
-                    "or may still apply"
-                )
-            raise
+        """Run a flow that writes, of that name."""
+        with LoopPort(self._runtime, self._scope, name, key) as port:
+            return await flow(port)
 
     def _enter(self) -> None:
         """Every call begins here. Raises `Closed`, `UsedAfterFork` or `WrongLoop`."""

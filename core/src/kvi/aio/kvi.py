@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from asyncio.events import _get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from inspect import isawaitable
 from time import monotonic
 from typing import Any, Self, TypeVar, overload
 
@@ -18,9 +17,11 @@ from kvi.aio.face import AsyncFace
 from kvi.aio.lease import AsyncLease, AsyncTempKey
 from kvi.aio.lock import AsyncLock
 from kvi.aio.ranges import AsyncRange, AsyncRangeResult
+from kvi.aio.update import AsyncTx, TaskCaller
 from kvi.aio.watch import AsyncWatch, Callback
 from kvi.arguments import (
     cas_of,
+    check_function,
     check_watch,
     deleted_span,
     probe_of,
@@ -37,7 +38,7 @@ from kvi.flow.contest import StoreLock
 from kvi.flow.lease import LeaseFlow, store_for
 from kvi.flow.lock import LockFlow
 from kvi.flow.scope import Scope
-from kvi.flow.update import Draft, Raised, check_function, given
+from kvi.flow.update import given
 from kvi.flow.watch import WatchFlow
 from kvi.log import log
 from kvi.model import (
@@ -51,14 +52,14 @@ from kvi.model import (
     RangeResult,
     TxnResult,
 )
-from kvi.ops import CountOp, DeleteOp, DeleteRangeOp, GetOp, Op, PingOp, RangeOp, TxnOp
+from kvi.ops import CountOp, DeleteOp, DeleteRangeOp, GetOp, PingOp, RangeOp, TxnOp
 from kvi.policy.lease import check_key_ttl, check_ttl
 from kvi.policy.lock import check_lock, check_wait
 from kvi.policy.txn import check_txn
 from kvi.port import Port
 from kvi.text import check_key, check_value
 
-__all__ = ["AsyncKvi", "AsyncTx"]
+__all__ = ["AsyncKvi"]
 
 T = TypeVar("T")
 
@@ -321,7 +322,7 @@ class AsyncKvi(AsyncFace):
             absent = None if default is None else check_value(default, None, "default=")
         except KviError as error:
             raise self._placed(error, "update", key)
-        caller = _Caller(self, "update", checked)
+        caller = TaskCaller(self, "update", checked)
         return given(await updating.update(caller, checked, fn, absent, seconds))
 
     @overload
@@ -349,7 +350,7 @@ class AsyncKvi(AsyncFace):
             check_function(fn, "tx")
         except KviError as error:
             raise self._placed(error, "atomically", None)
-        caller = _Caller(self, "atomically", None)
+        caller = TaskCaller(self, "atomically", None)
         return given(await updating.atomically(caller, fn, AsyncTx, seconds))
 
     # -- leases, locks, watches -------------------------------------------------------------------
@@ -584,53 +585,3 @@ class AsyncKvi(AsyncFace):
 
         task.add_done_callback(tell)
         return wait
-
-
-class AsyncTx:
-    """What a function that runs `AsyncKvi.atomically` reads and writes; see `kvi.Tx`."""
-
-    __slots__ = ("_draft",)
-
-    def __init__(self, draft: Draft) -> None:
-        self._draft = draft
-
-    async def get(self, key: str) -> KeyValue | None:
-        """Read one entry, or what this run has written (its revision is 0)."""
-        return await self._draft.get(key)
-
-    def put(self, key: str, value: bytes | str, *, lease: int | LeaseRef | None = None) -> None:
-        """Create or replace an entry at the commit. Of two writes of a key the last one counts."""
-        self._draft.put(key, value, lease)
-
-    def delete(self, key: str) -> None:
-        """Delete an entry at the commit, if it is there."""
-        self._draft.delete(key)
-
-
-class _Caller:
-    """A handle, as the flows of `kvi.flow.update` see it."""
-
-    __slots__ = ("_key", "_operation", "_store", "capabilities")
-
-    def __init__(self, store: AsyncKvi, operation: str, key: str | None) -> None:
-        self._store = store
-        self._operation = operation
-        self._key = key
-        self.capabilities = store.capabilities
-
-    async def ask(self, op: Op[T], timeout: float) -> T:
-        self._store._enter()
-        return await self._store._do(op, timeout)
-
-    async def pause(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-    async def call(self, function: Callable[[Any], Any], argument: object) -> Any:
-        try:
-            result = function(argument)
-            return await result if isawaitable(result) else result
-        except BaseException as error:  # noqa: BLE001  (raised by `given`)
-            return Raised(error)
-
-    def placed(self, error: KviError) -> KviError:
-        return self._store._placed(error, self._operation, self._key)

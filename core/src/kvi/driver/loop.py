@@ -35,7 +35,8 @@ from functools import partial
 from inspect import isawaitable
 from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from kvi.clock import now
 from kvi.coroutine import run
@@ -92,24 +93,68 @@ class LoopSignal:
 
 
 class LoopPort:
-    """The world of one flow in a loop.
+    """The world of one flow, which runs in a ``with`` block, in the task that calls.
+
+    If it is cancelled at a write that was sent, the exception says so.
 
     Attributes:
         cancelled: its task was cancelled.
-        sent: that was while the store was at a write, which it may have done.
 
     """
 
-    __slots__ = ("_asks", "_job", "_lasting", "_loop", "_scope", "_waits", "cancelled", "sent")
+    __slots__ = (
+        "_asking",
+        "_job",
+        "_key",
+        "_lasting",
+        "_loop",
+        "_name",
+        "_scope",
+        "_sent",
+        "_told",
+        "_waits",
+        "cancelled",
+    )
 
-    def __init__(self, loop: Loop, scope: Closing, *, lasting: bool = False) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        scope: Closing,
+        name: str = "",
+        key: str | None = None,
+        *,
+        lasting: bool = False,
+    ) -> None:
         self._loop = loop
         self._scope = scope
+        self._name = name  # of the write that it is about, if it is one
+        self._key = key
         self._lasting = lasting  # the end of the handle does not end it
-        self.cancelled = self.sent = False
+        self.cancelled = self._sent = False
         self._job: _Job[Any] | None = None
-        self._asks: asyncio.Timeout | None = None  # ends what the store is asked, at a close
+        self._asking: asyncio.Task[Any] | None = None  # the task, while the store is asked
+        self._told = False  # to end that, because the handle was closed
         self._waits: list[LoopSignal] = []
+
+    def __enter__(self) -> Self:
+        self._loop.awaited[self] = asyncio.get_running_loop()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del self._loop.awaited[self]
+        if kind is asyncio.CancelledError:
+            self.cancelled = True
+            if self._sent and self._name:
+                assert error is not None
+                error.add_note(
+                    f"kvi: the {self._name} of {self._key!r} had been sent; it may have applied, "
+                    "or may still apply"
+                )
 
     now = staticmethod(now)
     chance = staticmethod(random.random)
@@ -134,38 +179,49 @@ class LoopPort:
             await self._loop.breathe()
             return op.run(primitives, timeout)
         if op.awaited and (form := self._loop.form_of(primitives)) is not None:
-            self._asks = asyncio.timeout(None)
-            try:
-                async with self._asks:
-                    return await op.ask(form, timeout)
-            except TimeoutError:  # the store raises errors of kvi only
-                raise self._scope.refusal() from None
-            except (asyncio.CancelledError, GeneratorExit):
-                self.sent = op.effect in _WRITES
-                raise
-            finally:
-                self._asks = None
+            return await self._ask(op, form, timeout)
         job = self._job = _Job(op, primitives, now() + timeout)
         late = job.loop.call_later(timeout, job.expire)
         self._loop.jobs.submit(job)
         try:
             return await job.future  # type: ignore[no-any-return]
         except (asyncio.CancelledError, GeneratorExit):
-            self.sent = job.leave(self._loop) and op.effect in _WRITES
+            self._sent = job.leave(self._loop) and op.effect in _WRITES
             raise
         finally:
             self._job = None
             late.cancel()
 
+    async def _ask(self, op: Performable[T], form: AsyncPrimitives, timeout: float) -> T:
+        """Await it; once the handle is closed it is cancelled, as `asyncio.timeout` would."""
+        task = self._asking = asyncio.current_task()
+        assert task is not None
+        others = task.cancelling()
+        try:
+            return await op.ask(form, timeout)
+        except (asyncio.CancelledError, GeneratorExit) as error:
+            if self._told and isinstance(error, asyncio.CancelledError):
+                self._told = False
+                if task.uncancel() <= others:
+                    raise self._scope.refusal() from None
+            self._sent = op.effect in _WRITES
+            raise
+        finally:
+            self._asking = None
+            if self._told:
+                self._told = False
+                task.uncancel()
+
     def wake(self) -> None:
         """In the loop: the handle may be closed, look around."""
-        job, asks = self._job, self._asks
+        job, task = self._job, self._asking
         if self._scope.closed and not self._lasting:
             if job is not None:
                 job.leave(self._loop)
                 job.settle(self._scope.refusal())
-            if asks is not None and asks.when() is None:
-                asks.reschedule(0)
+            if task is not None and not self._told:
+                self._told = True
+                task.cancel()
         for signal in self._waits:
             signal.set()
 
@@ -273,6 +329,7 @@ class Loop(Threads):
     Attributes:
         loop: the event loop that the handle belongs to; ``None`` before its first use.
         turn: when a task that never waits gives the others a turn, on `time.monotonic`.
+        awaited: the flows that are under way, and the loop of each.
 
     """
 
@@ -285,7 +342,7 @@ class Loop(Threads):
         self._form: AsyncPrimitives | None = None
         self._form_asked = False
         self._form_closes: asyncio.Future[None] | None = None
-        self._awaited: dict[LoopPort, asyncio.AbstractEventLoop] = {}
+        self.awaited: dict[LoopPort, asyncio.AbstractEventLoop] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def bind(self, *, ending: bool = False) -> asyncio.AbstractEventLoop:
@@ -316,17 +373,6 @@ class Loop(Threads):
         if (moment := monotonic()) >= self.turn:
             self.turn = moment + _TURN
             await asyncio.sleep(0)
-
-    async def drive_in_loop(self, flow: Callable[[LoopPort], Flow[T]], port: LoopPort) -> T:
-        """Run a flow in the task that calls, and return its result."""
-        self._awaited[port] = asyncio.get_running_loop()
-        try:
-            return await flow(port)
-        except asyncio.CancelledError:
-            port.cancelled = True
-            raise
-        finally:
-            del self._awaited[port]
 
     async def drive_apart(self, flow: Callable[[Port], Flow[None]]) -> None:
         """Run a flow on a thread of kvi's. It goes on to its end, whoever waits for it."""
@@ -374,7 +420,7 @@ class Loop(Threads):
         """Wake everybody who waits: a handle was closed."""
         super().wake()
         # If a signal ends this loop, whoever was not told sees it as its slice or call ends.
-        for port, loop in list(self._awaited.items()):
+        for port, loop in list(self.awaited.items()):
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(port.wake)
 

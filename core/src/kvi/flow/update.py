@@ -33,7 +33,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from kvi.capabilities import Capabilities
 from kvi.clock import now
-from kvi.errors import Contention, InvalidArgument, KviError, shown
+from kvi.errors import Contention, InvalidArgument, KviError
 from kvi.model import Delete, Key, KeyValue, LeaseRef, Put, TxnResult
 from kvi.ops import GetOp, Op, TxnOp
 from kvi.policy.txn import check_lease, check_txn, put
@@ -252,9 +252,3 @@ async def update(
             assert done.revision is not None
             made = put(entry, key, draft.written(key), done.revision, None)
             return made if caller.capabilities.key_version else made._replace(version=None)
-
-
-def check_function(function: object, kind: str) -> None:
-    """Raise `InvalidArgument` for what cannot be called."""
-    if not callable(function):
-        raise InvalidArgument(f"fn= is a function of {kind}, not {shown(function)}")

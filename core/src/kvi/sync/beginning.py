@@ -1,4 +1,4 @@
-"""Leases, temporary keys, locks and watches begin here, and what they need is imported here.
+"""Leases, locks, watches and changes by functions begin here; what they need is imported here.
 
 A face is made by the flow that begins what it stands for, so that no interrupt comes between the
 two: what nobody gets is given back.
@@ -6,15 +6,18 @@ two: what nobody gets is given back.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from kvi.arguments import check_watch
+from kvi.coroutine import run
 from kvi.feed import WatchSpec
 from kvi.flow.contest import StoreLock
 from kvi.flow.lease import LeaseFlow, store_for
 from kvi.flow.lock import LockFlow
+from kvi.flow.update import atomically, given, update
 from kvi.flow.watch import WatchFlow
-from kvi.model import Span
+from kvi.model import KeyValue, Span
 from kvi.ops import PutOp
 from kvi.policy.lease import check_key_ttl, check_ttl
 from kvi.policy.lock import check_lock, check_wait
@@ -23,7 +26,10 @@ from kvi.sync.face import Face
 from kvi.sync.lease import Lease
 from kvi.sync.lock import Lock
 from kvi.sync.temp_key import TempKey
+from kvi.sync.update import ThreadCaller, Tx
 from kvi.sync.watch import Watch
+
+T = TypeVar("T")
 
 
 class Beginning:
@@ -45,6 +51,19 @@ class Beginning:
         """See `kvi.Kvi.store`."""
         scope, asked = store._scope, check_key_ttl(ttl, lease, store.capabilities)
         return store._drive(lambda port: store_for(port, scope, op, asked, timeout))
+
+    @staticmethod
+    def update(
+        store: Face, key: str, fn: Callable[[Any], Any], default: bytes | None, seconds: float
+    ) -> KeyValue | None:
+        """See `kvi.Kvi.update`."""
+        return given(run(update(ThreadCaller(store, "update", key), key, fn, default, seconds)))
+
+    @staticmethod
+    def atomically(store: Face, fn: Callable[[Tx], T], seconds: float) -> T:
+        """See `kvi.Kvi.atomically`."""
+        flow = atomically(ThreadCaller(store, "atomically", None), fn, Tx, seconds)
+        return given(run(flow))  # type: ignore[no-any-return]
 
     @staticmethod
     def temp_key(store: Face, key: str, value: bytes | None, ttl: float, timeout: float) -> TempKey:

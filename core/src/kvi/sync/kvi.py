@@ -12,11 +12,12 @@ thread calls (`kvi.driver.threads` says why).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kvi.arguments import (
     cas_of,
+    check_function,
     deleted_span,
     probe_of,
     put_of,
@@ -25,10 +26,7 @@ from kvi.arguments import (
     tas_of,
     watched_span,
 )
-from kvi.coroutine import run
-from kvi.errors import InvalidArgument, KviError
-from kvi.flow import update as updating
-from kvi.flow.update import Draft, Raised, check_function, given
+from kvi.errors import KviError
 from kvi.model import (
     Compare,
     Event,
@@ -48,7 +46,6 @@ from kvi.ops import (
     DeleteOp,
     DeleteRangeOp,
     GetOp,
-    Op,
     PageOp,
     PingOp,
     RangeOp,
@@ -63,9 +60,10 @@ if TYPE_CHECKING:
     from kvi.sync.lease import Lease
     from kvi.sync.lock import Lock
     from kvi.sync.temp_key import TempKey
+    from kvi.sync.update import Tx
     from kvi.sync.watch import Watch
 
-__all__ = ["Kvi", "Tx"]
+__all__ = ["Kvi"]
 
 T = TypeVar("T")
 
@@ -342,12 +340,11 @@ class Kvi(Face):
             self._scope.ensure_writable()
             seconds = self._seconds(timeout)
             checked = check_key(key, self.capabilities.max_key)
-            check_function(fn, "a value")
             absent = None if default is None else check_value(default, None, "default=")
+            check_function(fn, "a value")
         except KviError as error:
             raise self._placed(error, "update", key)
-        caller = _Caller(self, "update", checked)
-        return given(run(updating.update(caller, checked, fn, absent, seconds)))
+        return self._begin().update(self, checked, fn, absent, seconds)
 
     def atomically(self, fn: Callable[[Tx], T], *, timeout: float | None = None) -> T:
         """Run ``fn(tx)``, and commit what it writes in one step; returns what ``fn`` returns.
@@ -375,8 +372,7 @@ class Kvi(Face):
             check_function(fn, "tx")
         except KviError as error:
             raise self._placed(error, "atomically", None)
-        caller = _Caller(self, "atomically", None)
-        return given(run(updating.atomically(caller, fn, Tx, seconds)))  # type: ignore[no-any-return]
+        return self._begin().atomically(self, fn, seconds)
 
     # -- leases, locks, watches -------------------------------------------------------------------
 
@@ -595,67 +591,6 @@ class Kvi(Face):
         finally:
             if op.open:
                 self._runtime.post(op.close)  # left early: what it holds is freed elsewhere
-
-
-class Tx:
-    """What a function that runs `Kvi.atomically` reads and writes; for that run and thread alone.
-
-    It raises `InvalidArgument` once the run is over.
-    """
-
-    __slots__ = ("_draft",)
-
-    def __init__(self, draft: Draft) -> None:
-        self._draft = draft
-
-    def get(self, key: str) -> KeyValue | None:
-        """Read one entry, or what this run has written (its revision is 0); raises as `Kvi.get`.
-
-        Reads of one run need not be of one moment; what a run has written is committed only if
-        they are.
-        """
-        return run(self._draft.get(key))
-
-    def put(self, key: str, value: bytes | str, *, lease: int | LeaseRef | None = None) -> None:
-        """Create or replace an entry at the commit. Of two writes of a key the last one counts."""
-        self._draft.put(key, value, lease)
-
-    def delete(self, key: str) -> None:
-        """Delete an entry at the commit, if it is there."""
-        self._draft.delete(key)
-
-
-class _Caller:
-    """A handle, as the flows of `kvi.flow.update` see it; nothing of it suspends."""
-
-    __slots__ = ("_key", "_operation", "_store", "capabilities")
-
-    def __init__(self, store: Kvi, operation: str, key: str | None) -> None:
-        self._store = store
-        self._operation = operation
-        self._key = key
-        self.capabilities = store.capabilities
-
-    async def ask(self, op: Op[T], timeout: float) -> T:
-        self._store._ensure_open()
-        return self._store._do(op, timeout)
-
-    async def pause(self, seconds: float) -> None:
-        self._store._drive(lambda port: port.sleep(seconds))
-
-    async def call(self, function: Callable[[Any], T], argument: object) -> T | Raised:
-        try:
-            result = function(argument)
-        except BaseException as error:  # noqa: BLE001  (raised by `given`)
-            return Raised(error)
-        if isinstance(result, Coroutine):
-            result.close()
-            refused = InvalidArgument("fn= is a coroutine function; only kvi.aio awaits one")
-            return Raised(self.placed(refused))
-        return result
-
-    def placed(self, error: KviError) -> KviError:
-        return self._store._placed(error, self._operation, self._key)
 
 
 def _import_beginning() -> type[Beginning]:
