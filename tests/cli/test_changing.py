@@ -1,4 +1,4 @@
-"""`update`, `edit`, `put --ttl`, `put KEY @FILE`: as processes, on every store."""
+"""`update edit mv cp`, `put --ttl`, `put KEY @FILE`, `del` of many: on every store."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import kvi
 import pytest
 
 from tests.cli.conftest import Command
+from tests.cli.terminal import OnTerminal
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -142,4 +143,100 @@ def test_put_with_a_ttl(cli: Command, store: kvi.Kvi) -> None:
     assert "ttl" in cli.errors
     cli("put", "k2", "v", "--ttl", "5", "--lease", "1", code=2)
     until(lambda: store.get("k") is None, within=limits.lease_expiry_factor * ttl + 10)
+    assert store.count() == 0
+
+
+def tree(store: kvi.Kvi) -> dict[str, str]:
+    """All that is there."""
+    return {entry.key: entry.text for entry in store.range()}
+
+
+def test_rename(cli: Command, store: kvi.Kvi) -> None:
+    """One key: its value and its lease go with it; nothing is replaced without being forced."""
+    with store.lease(60) as lease:
+        store.store("a", "1", lease=lease)
+        store.store("there", "x")
+        assert cli("mv", "a", "b") == "1\n"
+        assert store.get("b").lease == lease.id  # type: ignore[union-attr]
+        assert cli.json("cp", "b", "c") == {"copied": 1}
+        assert store.get("c").lease is None  # type: ignore[union-attr]
+        cli("mv", "b", "there", code=1)
+        assert "--force" in cli.errors
+        assert "nothing was touched" in cli.errors
+        assert tree(store) == {"b": "1", "c": "1", "there": "x"}
+        cli("mv", "b", "there", "--force")
+        cli("mv", "none", "new", code=1)
+        cli("mv", "c", "c", code=2)
+        assert tree(store) == {"c": "1", "there": "1"}
+
+
+def test_rename_a_tree(cli: Command, store: kvi.Kvi) -> None:
+    """With --prefix: whole, or not at all if something is in the way; nested ones are refused."""
+    for number in range(5):
+        store.store(f"old/{number}", f"{number}")
+    before = tree(store)
+    assert cli("mv", "--prefix", "old/", "new/", "--dry-run").splitlines()[0] == "old/0\tnew/0"
+    assert cli.lines("cp", "--prefix", "old/", "new/", "--dry-run")[4] == {
+        "key": "old/4", "to": "new/4",
+    }  # fmt: skip
+    for source, target in (("old/", "old/er/"), ("old/", "o"), ("old/", "old/")):
+        cli("mv", "--prefix", source, target, code=2)
+        assert "third name" in cli.errors
+    store.store("new/3", "in the way")
+    cli("mv", "--prefix", "old/", "new/", code=1)
+    assert "'new/3'" in cli.errors
+    assert tree(store) == {**before, "new/3": "in the way"}
+    store.delete("new/3")
+    assert cli("cp", "--prefix", "old/", "copy/") == "5\n"
+    copied = {entry.revision for entry in store.range(prefix="copy/")}
+    assert len(copied) == 1, "it is one step"
+    assert cli("mv", "--prefix", "old/", "new/") == "5\n"
+    assert sorted(tree(store)) == [f"{where}/{n}" for where in ("copy", "new") for n in range(5)]
+
+
+def test_rename_many(cli: Command, store: kvi.Kvi) -> None:
+    """More than a transaction takes, in number or size, goes in steps, which is told."""
+    most = store.capabilities.max_txn_ops
+    if most is None:
+        pytest.skip("this store has no limit")
+    for number in range(most):
+        store.store(f"old/{number:03}", "v")
+    assert cli("mv", "--prefix", "old/", "new/") == f"{most}\n"
+    assert "steps, each of them atomic" in cli.errors
+    assert store.count(prefix="new/") == store.count() == most
+    store.delete_range(prefix="")
+    largest = store.capabilities.max_value
+    assert largest is not None
+    for number in range(4):
+        store.store(f"old/{number}", bytes(largest // 2))
+    assert cli("mv", "--prefix", "old/", "new/") == "4\n"
+    assert store.count(prefix="new/") == store.count() == 4
+
+
+def test_delete_many(cli: Command, store: kvi.Kvi) -> None:
+    """More than a thousand want a word in a script, and can be counted before."""
+    size = min(500, store.capabilities.max_txn_ops or 500)
+    for first in range(0, 1001, size):
+        numbers = range(first, min(first + size, 1001))
+        store.txn(then=[kvi.Put(f"k/{number:04}", b"") for number in numbers])
+    assert cli("del", "--prefix", "k/", "--dry-run") == "1001\n"
+    assert cli.json("del", "k/0000", "k/0001", "none", "--dry-run") == {"deleted": 2}
+    cli("del", "--prefix", "k/", code=2)
+    assert "1,001 keys; --yes" in cli.errors
+    assert store.count() == 1001
+    words = [sys.executable, "-m", "kvi.cli", "del", "--prefix", "k/"]
+    with OnTerminal(cli.env, cli.folder, *words) as asked:
+        asked.shows("Delete 1,001 keys?")
+        asked.type("n\n")
+        assert b"nothing was deleted" in asked.end()
+        assert asked.process.returncode == 1
+    assert store.count() == 1001
+    with OnTerminal(cli.env, cli.folder, *words) as asked:
+        asked.shows("Delete 1,001 keys?")
+        asked.type("y\n")
+        assert b"1001" in asked.end()
+    assert store.count() == 0
+    for number in range(1001):
+        store.store(f"k/{number:04}", b"")
+    assert cli("del", "--prefix", "k/", "--yes") == "1001\n"
     assert store.count() == 0

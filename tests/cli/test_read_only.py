@@ -20,6 +20,12 @@ WRITING: dict[str, Words] = {
     "del of a missing key": ["del", "none"],
     "del of a prefix": ["del", "--prefix", ""],
     "del of nothing": ["del", "--start", "b", "--end", "a"],
+    "put with a ttl": ["put", "k", "w", "--ttl", "60"],
+    "update": ["update", "k", "--", "touch", "ran"],
+    "edit": ["edit", "k"],
+    "mv": ["mv", "k", "l"],
+    "mv of a missing key": ["mv", "none", "l"],
+    "cp of a prefix": ["cp", "--prefix", "k", "l"],
     "tas": ["tas", "k", "other", "w"],
     "cas": ["cas", "none", "0", "w"],
     "txn": ["txn", "program"],
@@ -52,6 +58,7 @@ def test_nothing_is_written(filled: Command, store: kvi.Kvi) -> None:
     """Each command that could write ends with 3, says why in a line, and does nothing."""
     before = store.get("k")
     filled.env["KVI_READ_ONLY"] = "yes"
+    filled.env["EDITOR"] = "touch ran"
     for name, words in WRITING.items():
         words = [filled.uri if word == "TARGET" else word for word in words]
         filled(*words, code=3)
@@ -72,6 +79,8 @@ def test_what_reads_works(filled: Command) -> None:
     assert filled("get", "k") == "v"
     assert filled("get", "none", code=1) == ""
     assert filled("ls") == "k\n"
+    assert filled("mv", "k", "l", "--dry-run") == "k\tl\n"
+    assert filled("del", "k", "--dry-run") == "1\n"
     assert filled("range", "k") == "k\tv\n"
     assert filled("count") == "1\n"
     assert filled("txn", "reading") == "then\ngot\tk\tv\n"

@@ -9,6 +9,7 @@ module        holds
 ``output``    entries, tables and errors as text and as JSON; what a terminal may be sent
 ``entries``   ``get put del ls range count tas cas``
 ``changing``  ``update edit``: a value changed by a command, or in an editor
+``renaming``  ``mv cp`` within one store
 ``txn``       ``txn`` and the text form of transactions
 ``watching``  ``watch``
 ``jobs``      commands that kvi runs: their signals, their terminal, their end

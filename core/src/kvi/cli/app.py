@@ -48,6 +48,8 @@ _COMMANDS = {  # each with its module, and what the help says of it
     "cas": ("entries", "Compare and set: store only if the revision is as expected."),
     "update": ("changing", "Change a value by a command, atomically."),
     "edit": ("changing", "Change a value in an editor."),
+    "mv": ("renaming", "Rename a key, or all keys of a prefix."),
+    "cp": ("renaming", "Copy a key, or all keys of a prefix, within the store."),
     "txn": ("txn", "Run a transaction, written in a file or on standard input."),
     "watch": ("watching", "Print changes as they happen."),
     "lock": ("running", "Run a command while holding a lock."),

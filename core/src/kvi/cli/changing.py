@@ -77,6 +77,7 @@ def edit_(context: Context, key: str) -> int:
     shown, the edited value stays in a file, and the exit code is 1. A lease stays that of the key.
     """
     store = context.store()
+    store._scope.ensure_writable()  # before anybody edits in vain
     entry = store.get(key)
     old = b"" if entry is None else entry.value or b""
     file, name = tempfile.mkstemp(prefix="kvi-edit-")

@@ -26,6 +26,7 @@ from kvi.cli.output import (
 )
 from kvi.text import prefix_end
 
+_UNASKED = 1000  # keys that a script may delete without a word
 _MANY = 500  # keys of one folder after which the rest of it is skipped instead of read
 
 
@@ -86,15 +87,33 @@ def put_(
     return 0
 
 
-@command("del", "kvi put greeting hello\nkvi del greeting\nkvi put tmp/a 1\nkvi del --prefix tmp/")
+@command(
+    "del",
+    "kvi put greeting hello\n"
+    "kvi del greeting\n"
+    "kvi put tmp/a 1\n"
+    "kvi del --prefix tmp/ --dry-run\n"
+    "kvi del --prefix tmp/",
+)
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--prefix", metavar="TEXT", help='All keys that begin so; "" is everything.')
 @click.option("--start", metavar="KEY", help="All keys from this one on.")
 @click.option("--end", metavar="KEY", help="All keys before this one.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask, however many they are.")
+@click.option("--dry-run", is_flag=True, help="Only count them.")
 def del_(
-    context: Context, keys: tuple[str, ...], prefix: str | None, start: str | None, end: str | None
+    context: Context,
+    keys: tuple[str, ...],
+    prefix: str | None,
+    start: str | None,
+    end: str | None,
+    yes: bool,
+    dry_run: bool,
 ) -> int:
-    """Delete each KEY, or a range of keys, and print how many there were; exit code 1 if none."""
+    """Delete each KEY, or a range of keys, and print how many there were; exit code 1 if none.
+
+    Before a range is deleted, a terminal is asked. Without one, more than 1,000 keys want --yes.
+    """
     ranged = not (prefix is None and start is None and end is None)
     if ranged and prefix is None and not (start or end):
         raise click.UsageError('--start and --end are empty; --prefix "" deletes everything.')
@@ -103,15 +122,33 @@ def del_(
             'Give keys, or a range: --prefix, --start, --end. --prefix "" is all.'
         )
     store = context.store()
+    if dry_run:
+        found = sum(store.get(key) is not None for key in dict.fromkeys(keys))
+        return _deleted(context, store.count(start, end, prefix=prefix) if ranged else found)
     if ranged:
-        deleted = store.delete_range(start, end, prefix=prefix)
-    else:
-        deleted = 0
-        for key in keys:
+        if not (yes or store._scope.read_only):
+            _ask(store.count(start, end, prefix=prefix))
             context.go_on()
-            deleted += store.delete(key)
-    say_json({"deleted": deleted}) if context.json else click.echo(deleted)
-    return 0 if deleted else NOT_FOUND
+        return _deleted(context, store.delete_range(start, end, prefix=prefix))
+    deleted = 0
+    for key in keys:
+        context.go_on()
+        deleted += store.delete(key)
+    return _deleted(context, deleted)
+
+
+def _ask(count: int) -> None:
+    """Whether so many keys are to be deleted. Raises `Failed` if not."""
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        if count and not click.confirm(f"Delete {count:,} keys?", err=True):
+            raise Failed("nothing was deleted", NOT_FOUND)
+    elif count > _UNASKED:
+        raise Failed(f"these are {count:,} keys; --yes deletes them, --dry-run counts them")
+
+
+def _deleted(context: Context, count: int) -> int:
+    say_json({"deleted": count}) if context.json else click.echo(count)
+    return 0 if count else NOT_FOUND
 
 
 @command("ls", "kvi put app/rate 10\nkvi put app/db/host ada\nkvi ls\nkvi ls app/\nkvi ls -r app/")

@@ -1,0 +1,194 @@
+"""`mv cp`: another name for a key, or for all keys of a prefix, within one store.
+
+Each step is one transaction, on the condition that nothing it reads has changed; where all fits
+into one, it is atomic. A step that is too large for the store is halved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+import kvi
+from kvi.cli.app import NOT_FOUND, Context, Failed, command
+from kvi.cli.output import line_of, say_fields, say_json
+from kvi.sync.update import Tx
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_LARGEST = 1000  # keys of a step where the store sets no limit
+_EACH = 4  # operations of a transaction for one key: two compares, a put, a delete
+
+
+class _Taken(Exception):
+    """Something is there already under the new name."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+class _Refused(NamedTuple):
+    """Something is in the way, after so many keys were done."""
+
+    key: str
+    done: int
+
+
+class _Plan(NamedTuple):
+    """What is to be done, and how."""
+
+    store: kvi.Kvi
+    names: dict[str, str]  # the new key of each old one
+    move: bool
+    force: bool
+
+    def step(self, keys: Sequence[str]) -> int:
+        """Rename these in one transaction; how many were there."""
+
+        def work(tx: Tx) -> int:
+            done = 0
+            for key in keys:
+                entry = tx.get(key)
+                if entry is None:
+                    continue  # deleted since
+                new = self.names[key]
+                if not self.force and tx.get(new) is not None:
+                    raise _Taken(new)
+                tx.put(new, entry.value or b"", lease=entry.lease if self.move else None)
+                if self.move:
+                    tx.delete(key)
+                done += 1
+            return done
+
+        return self.store.atomically(work)
+
+
+def _options(function: F) -> F:
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Only show what would be done."),
+        click.option("-f", "--force", is_flag=True, help="Replace what is there already."),
+        click.option("--prefix", is_flag=True, help="All keys that begin with SOURCE."),
+        click.argument("target"),
+        click.argument("source"),
+    ):
+        function = option(function)
+    return function
+
+
+@command(
+    "mv",
+    "kvi put draft hello\n"
+    "kvi mv draft letter\n"
+    "kvi put app/rate 10\n"
+    "kvi mv --prefix app/ service/ --dry-run\n"
+    "kvi mv --prefix app/ service/",
+)
+@_options
+def mv_(
+    context: Context, source: str, target: str, prefix: bool, force: bool, dry_run: bool
+) -> int:
+    """Rename the key SOURCE to TARGET; with --prefix, all keys that begin so.
+
+    What is there under a new name is not replaced without --force: the exit code is 1 then, and
+    nothing is touched. It is one step if it fits into a transaction of the store, and says so if
+    not. A lease stays that of its key.
+    """
+    return _rename(context, source, target, prefix, force, dry_run, move=True)
+
+
+@command(
+    "cp",
+    "kvi put note hello\nkvi cp note note.old\nkvi cp --prefix note backup/note",
+)
+@_options
+def cp_(
+    context: Context, source: str, target: str, prefix: bool, force: bool, dry_run: bool
+) -> int:
+    """Copy the key SOURCE to TARGET; with --prefix, all keys that begin so.
+
+    As `mv`, but what was there stays, and the copies are permanent. `copy` is for other stores.
+    """
+    return _rename(context, source, target, prefix, force, dry_run, move=False)
+
+
+def _rename(
+    context: Context,
+    source: str,
+    target: str,
+    prefix: bool,
+    force: bool,
+    dry_run: bool,
+    *,
+    move: bool,
+) -> int:
+    if source == target or (prefix and (source.startswith(target) or target.startswith(source))):
+        raise click.UsageError(
+            "SOURCE and TARGET are the same, or one lies within the other; "
+            "go by a third name that does not."
+        )
+    store = context.store()
+    if not dry_run:
+        store._scope.ensure_writable()
+    keys = _keys(store, source, prefix)
+    if not keys:
+        click.echo(f"kvi: nothing is there: {line_of(source)}", err=True)
+        return NOT_FOUND
+    names = {key: target + key[len(source) :] for key in keys}
+    if not force:
+        there = set(_keys(store, target, prefix))
+        taken = [new for new in names.values() if new in there]
+        if taken:
+            return _refuse(taken[0], len(taken), 0)
+    if dry_run:
+        for key, new in names.items():
+            say_json({"key": key, "to": new}) if context.json else say_fields(key, new)
+        return 0
+    plan = _Plan(store, names, move, force)
+    done = _steps(context, plan, keys, store.capabilities.max_txn_ops)
+    if isinstance(done, _Refused):
+        return _refuse(done.key, 1, done.done)
+    say_json({"moved" if move else "copied": done}) if context.json else click.echo(done)
+    return 0
+
+
+def _steps(context: Context, plan: _Plan, keys: list[str], limit: int | None) -> int | _Refused:
+    size = _LARGEST if limit is None else max(1, limit // _EACH)
+    waiting = [keys[at : at + size] for at in range(0, len(keys), size)]
+    if len(waiting) > 1:
+        click.echo(
+            f"kvi: {len(keys):,} keys do not fit into one transaction of this store; "
+            f"they go in {len(waiting):,} steps, each of them atomic",
+            err=True,
+        )
+    done = 0
+    while waiting:
+        context.go_on()
+        part = waiting.pop(0)
+        try:
+            done += plan.step(part)
+        except _Taken as taken:
+            return _Refused(taken.key, done)
+        except kvi.ValueTooLarge:
+            if len(part) == 1:
+                raise
+            middle = len(part) // 2
+            waiting[:0] = [part[:middle], part[middle:]]
+            click.echo("kvi: the values are too large for one transaction; more steps", err=True)
+    return done
+
+
+def _keys(store: kvi.Kvi, source: str, prefix: bool) -> list[str]:
+    if prefix:
+        return [entry.key for entry in store.range(prefix=source, keys_only=True)]
+    return [] if store.get(source) is None else [source]
+
+
+def _refuse(key: str, count: int, done: int) -> int:
+    others = f", and {count - 1:,} others" if count > 1 else ""
+    so_far = f"; {done:,} keys were done before" if done else "; nothing was touched"
+    raise Failed(
+        f"{key!r} is there already{others}; --force replaces what is there{so_far}", NOT_FOUND
+    )
