@@ -16,7 +16,7 @@ module        holds
 ``running``   ``lock lease temp``: a command runs while something is held
 ``records``   the lines of an export: encoding and checking, without I/O
 ``moving``    ``export import copy``
-``looking``   ``backends doctor ping conformance bench``
+``looking``   ``backends doctor explain ping conformance bench``
 ============  =================================================================================
 
 Exit codes: 0 found or done; 1 not found, test failed; 2 wrong usage or input; 3 the store is not

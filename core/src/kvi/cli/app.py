@@ -67,6 +67,7 @@ _COMMANDS = {  # each with its module, and what the help says of it
     "backup": ("backup", "Copy a SQLite store to a file, while it is in use."),
     "backends": ("looking", "Show the installed plugins and what their stores can do."),
     "doctor": ("looking", "Check whether the store can be used, step by step."),
+    "explain": ("looking", "Tell what an error means, and what to do."),
     "ping": ("looking", "Ask whether the store answers."),
     "conformance": ("looking", "Check the store against the contract; deletes all in it."),
     "bench": ("looking", "Measure the store's usual operations."),
@@ -386,6 +387,8 @@ def _told(error: Exception) -> int:
         return error.exit_code
     if isinstance(error, KviError):
         _say(f"{type(error).__name__}: {error}")
+        if sys.stderr.isatty():
+            _say(f"`kvi explain {type(error).__name__}` tells more")
         if isinstance(error, OutcomeUnknown):
             return UNKNOWN
         if isinstance(error, (kvi.LockTimeout, kvi.Conflict)):

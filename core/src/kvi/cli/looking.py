@@ -1,7 +1,8 @@
-"""`backends doctor ping conformance bench`: what is installed, and how a store is."""
+"""`backends doctor explain ping conformance bench`: what is installed, and how a store is."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import secrets
 import statistics
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -379,3 +381,34 @@ def _measure(act: Callable[[], object], seconds: float) -> list[float]:
         act()
         times.append(time.perf_counter() - began)
     return times
+
+
+@command("explain", "kvi explain\nkvi explain OutcomeUnknown\nkvi explain leaselost --json")
+@click.argument("error", required=False)
+def explain_(context: Context, error: str | None) -> int:
+    """Tell what ERROR means, where it comes from, and what to do; without one, list them all."""
+    texts = explanations()
+    if error is None:
+        for name, text in texts.items():
+            first = text.partition("\n\n")[0].replace("\n", " ")
+            say_json({"error": name, "meaning": first}) if context.json else say_fields(name, first)
+        return 0
+    asked = error.rpartition(".")[2].casefold()
+    found = {name.casefold(): name for name in texts}
+    if asked not in found:
+        near = difflib.get_close_matches(asked, found, n=1, cutoff=0.5)
+        mend = f"did you mean {found[near[0]]}?" if near else "`kvi explain` lists them all"
+        raise Failed(f"kvi has no error of the name {error!r}; {mend}")
+    name = found[asked]
+    if context.json:
+        say_json({"error": name, "text": texts[name]})
+    else:
+        click.echo(f"{name}\n\n{texts[name]}")
+    return 0
+
+
+def explanations() -> dict[str, str]:
+    """The text on each error, from the page of the documentation."""
+    page = (resources.files("kvi.cli") / "errors.md").read_text(encoding="utf-8")
+    parts = (part.partition("\n") for part in page.split("\n## ")[1:])
+    return {name: text.strip() for name, _, text in parts}
