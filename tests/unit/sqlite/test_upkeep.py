@@ -14,7 +14,7 @@ from typing import Any
 import kvi
 import pytest
 from kvi import Delete, Get, Key, Put
-from kvi_sqlite import leases, schema
+from kvi_sqlite import leases, schema, upkeep
 
 from tests.support.forking import in_child
 from tests.support.inside import inmost
@@ -157,7 +157,9 @@ def test_watch_sees_all_deletions_in_one_revision(path: Path, store: kvi.Kvi) ->
     assert (event.key, event.revision) == ("l/000500", 2)
     assert is_right(told(store.watch(prefix="l/", from_revision=2)))
     pool = inmost(store)._pool
-    pool.write(lambda connection: (leases.bury_part(connection, 400), True), time.monotonic() + 5)
+    pool.write(
+        lambda connection: (leases.bury_part(connection, 400, 2**20), True), time.monotonic() + 5
+    )
     assert 0 < buried(path) < KEYS - 400
     assert is_right(told(store.watch(prefix="l/", from_revision=2)))
     upkeep_of(store)
@@ -268,6 +270,32 @@ def test_backlog_is_worked_off_beside_writers(path: Path) -> None:
             assert time.monotonic() < deadline
             store.store("k", "w", timeout=0.5)
     assert sql(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_large_values_go_in_small_portions(path: Path) -> None:
+    """A portion is bounded in bytes as well: SQLite may write to the log all that it frees."""
+    value = b"v" * 512 * 1024
+    with kvi.open(f"sqlite:{path}?history=10") as store:
+        alone(store)
+        with store.lease(60) as lease:
+            for first in range(0, 300, 20):  # more keys than are deleted on the way
+                store.txn(then=[Put(f"l/{n:03}", value, lease) for n in range(first, first + 20)])
+        for number in range(schema.TRIM_EVERY):
+            store.store("k", str(number))
+        most = upkeep.PORTION + upkeep.BYTES
+        entries = "SELECT coalesce(sum(length(value)), 0) FROM entries"
+        events = "SELECT coalesce(sum(length(value)), 0) FROM events"
+        kept = 4096  # what is still there at the end, at the most
+        for left in (entries, events):
+            before = sql(path, left)[0][0]
+            assert before > 100 * len(value)
+            more = True
+            while more and before > kept:
+                more = inmost(store)._upkeep._portion()
+                (after,) = sql(path, left)[0]
+                assert before - after <= most
+                before = after
+            assert before <= kept
 
 
 def test_next_handle_goes_on_where_another_died(path: Path, uri: str) -> None:

@@ -177,20 +177,35 @@ def bury(connection: Connection, name: bytes) -> None:
         execute(schema.NEXT_ID, (lease, 1))
 
 
-def bury_part(connection: Connection, limit: int) -> bool:
-    """Delete some entries whose lease has ended; whether there were any tombstones. In a write."""
+def bury_part(connection: Connection, rows: int, size: int) -> int:
+    """Delete some entries whose lease has ended; about how many bytes, 0 if there were none.
+
+    These are at most so many ``rows``, and as many as have ``size`` bytes. In a write.
+    """
     execute = connection.execute
     found = execute(schema.TOMBSTONE).fetchone()
     if found is None:
-        return False
+        return 0
     lease, revision, event = found
-    execute(schema.EVENTS_OF_PART, (event, revision, lease, limit))
-    deleted = execute(schema.DELETE_PART, (lease, limit)).rowcount
-    if deleted < limit:
+    sizes: list[int] = [one for (one,) in execute(schema.SIZES_OF_PART, (lease, rows))]
+    part = few(sizes, size)
+    execute(schema.EVENTS_OF_PART, (event, revision, lease, part))
+    deleted = execute(schema.DELETE_PART, (lease, part)).rowcount
+    if part == len(sizes) < rows:
         execute(schema.BURIED, (lease,))
     else:
         execute(schema.NEXT_ID, (lease, deleted))
-    return True
+    return sum(sizes[:part]) + 1
+
+
+def few(sizes: list[int], most: int) -> int:
+    """How many of the first have ``most`` bytes together: one at least, if there is one."""
+    total = 0
+    for number, size in enumerate(sizes):
+        total += size
+        if total > most:
+            return max(1, number)
+    return len(sizes)
 
 
 def grant(connection: Connection, ttl: float) -> int:

@@ -226,6 +226,7 @@ EVENTS_OF_PART = """
     SELECT ?1 + row_number() OVER () - 1, ?2, key
     FROM (SELECT key FROM entries WHERE lease = ?3 ORDER BY id LIMIT ?4)
 """
+SIZES_OF_PART = "SELECT length(value) FROM entries WHERE lease = ? ORDER BY id LIMIT ?"
 DELETE_PART = """
     DELETE FROM entries
     WHERE id IN (SELECT id FROM entries WHERE lease = ? ORDER BY id LIMIT ?)
@@ -239,9 +240,7 @@ DELETED_BY_TOMBSTONES = """
     ORDER BY tombstones.revision
 """
 
-OLD_EVENTS = (
-    "SELECT max(id), count(*) FROM (SELECT id FROM events WHERE id < ? ORDER BY id LIMIT ?)"
-)
+OLD_EVENTS = "SELECT id, ifnull(length(value), 0) FROM events WHERE id < ? ORDER BY id LIMIT ?"
 TRIM = "DELETE FROM events WHERE id <= ?"
 TRIMMED = "UPDATE history SET trimmed = ?1 WHERE trimmed < ?1"
 TRIMMED_TO = "SELECT trimmed FROM history"

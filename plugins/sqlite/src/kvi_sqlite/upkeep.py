@@ -14,8 +14,10 @@ each step looks for it there. So any number of processes may be at it, and none 
 
 *How long.* A portion is one transaction, which takes half as long as there was between the last
 portion and this one, within `SHORTEST` and `LONGEST`: where much is written, much is done. It
-stands in line with the writers of this process, and gives the write lock up in between. It is not
-synced to the disk: what the loss of power undoes is there to be done again.
+deletes at most `PORTION` bytes of values, for SQLite may write to the log what it frees
+(``secure_delete``), and the log is copied between portions. It stands in line with the writers of
+this process, and gives the write lock up in between. It is not synced to the disk: what the loss of
+power undoes is there to be done again.
 
 *Who.* One thread a handle, which no interrupt and no user's time-out reaches. It starts when there
 is something to do and ends with that. `stop`, at the close of a handle, lets it finish its
@@ -34,10 +36,11 @@ from kvi.errors import KviError
 
 from kvi_sqlite import schema
 from kvi_sqlite.connection import Connection, Pool
-from kvi_sqlite.leases import bury_part, first_id
+from kvi_sqlite.leases import bury_part, few, first_id
 
 SHORTEST, LONGEST = 0.005, 0.050  # seconds of a portion
-ROWS = 128  # of a statement: however large their values are, these are few
+ROWS, BYTES = 128, 1024 * 1024  # of a statement, however large one value is
+PORTION = 4 * BYTES
 PATIENCE = 0.5  # seconds for getting at the file
 PAUSE = 0.25  # seconds until the next try after a failure
 LOG_PATIENCE, LOG_PAUSE = 0.050, 1.0
@@ -136,11 +139,14 @@ class Upkeep:
         def work(connection: Connection) -> tuple[bool, bool]:
             began = monotonic()
             budget = min(max((began - self._ended) / 2, SHORTEST), LONGEST)
+            size = 0
             with _Yielding(connection):
-                while bury_part(connection, ROWS) or _trim_part(connection):
-                    if monotonic() - began > budget:
-                        return True, True
-            return False, True
+                while monotonic() - began <= budget and size < PORTION:
+                    part = bury_part(connection, ROWS, BYTES) or _trim_part(connection)
+                    if not part:
+                        return False, True
+                    size += part
+            return True, True
 
         more = self._pool.write(work, monotonic() + PATIENCE, synced=False)
         self._ended = monotonic()
@@ -203,10 +209,12 @@ def _restart(connection: Connection) -> bool:
         return bool(busy)
 
 
-def _trim_part(connection: Connection) -> bool:
-    """Delete some events that count as gone; whether there may be more. In a write."""
+def _trim_part(connection: Connection) -> int:
+    """Delete some events that count as gone; about how many bytes, 0 if none are left."""
     (trimmed,) = connection.execute(schema.TRIMMED_TO).fetchone()
-    last, count = connection.execute(schema.OLD_EVENTS, (first_id(trimmed + 1), ROWS)).fetchone()
-    if count:
-        connection.execute(schema.TRIM, (last,))
-    return bool(count == ROWS)
+    old = connection.execute(schema.OLD_EVENTS, (first_id(trimmed + 1), ROWS)).fetchall()
+    sizes = [size for _, size in old]
+    part = few(sizes, BYTES)
+    if part:
+        connection.execute(schema.TRIM, (old[part - 1][0],))
+    return 0 if part == len(old) < ROWS else sum(sizes[:part]) + 1
