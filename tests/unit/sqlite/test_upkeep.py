@@ -239,6 +239,19 @@ def backlog(store: kvi.Kvi, events: int) -> None:
     )
 
 
+def test_large_values_are_not_deleted_on_the_way(path: Path, store: kvi.Kvi) -> None:
+    """Few keys with large values are left to upkeep as well; all are gone at once."""
+    alone(store)
+    value = b"v" * 1024 * 1024
+    for keys in (1, 8):
+        with store.lease(60) as lease:
+            store.txn(then=[Put(f"l/{n}", value, lease) for n in range(keys)], timeout=60)
+        assert buried(path) == keys - 1
+        assert store.count() == 0
+        upkeep_of(store)
+        assert buried(path) == 0
+
+
 def old(path: Path) -> int:
     return int(sql(path, "SELECT count(*) FROM events WHERE revision = 1")[0][0])
 

@@ -9,8 +9,8 @@ always a commit, which others can read the events of, and nobody ever sees a key
 reader still sees. A handle with watches looks all the time, see `kvi_sqlite.watching`.
 
 *Many keys.* They all are gone with that one commit, but deleting a million rows would take longer
-than anybody's time-out. So who ends a lease with more than a few keys writes a **tombstone**, with
-the revision of the end, and the event of one of the keys. From then on no statement sees the
+than anybody's time-out. So who ends a lease with more than a few small keys writes a **tombstone**,
+with the revision of the end, and the event of one of the keys. From then on no statement sees the
 others, and whoever reads the changes of that revision finds their deletions, as events or as
 entries below the tombstone. `kvi_sqlite.upkeep` makes events of them, portion by portion, and a
 write of one of these keys does so first with the one (`bury`). A sweep ends up to `BATCH` leases at
@@ -56,7 +56,7 @@ from kvi_sqlite import schema
 from kvi_sqlite.connection import Connection
 
 BATCH = 100  # leases that end in one transaction: a few milliseconds
-FEW = 256  # keys that are deleted on the way, in somebody else's transaction
+FEW, SMALL = 256, 1024 * 1024  # keys, and bytes, that are deleted in somebody else's transaction
 
 
 class Begun(NamedTuple):
@@ -133,13 +133,13 @@ def sweep(connection: Connection, history: int, moment: float) -> int:
 def end(connection: Connection, lease: int, history: int, room: int = FEW) -> int:
     """End a lease, in a revision of its own if it has keys. In a write.
 
-    Deletes the keys itself if there are at most ``room``; returns how many it deleted.
+    Deletes the keys itself if there are at most ``room``, and small; returns how many it deleted.
     """
     execute = connection.execute
     revision = next_revision(connection)
     few = max(room, 1)  # one is deleted anyway
-    (keys,) = execute(schema.LEASED, (lease, few + 1)).fetchone()
-    if 0 < keys <= few:
+    keys, size = execute(schema.LEASED, (lease, few + 1)).fetchone()
+    if keys == 1 or (0 < keys <= few and size <= SMALL):
         execute(schema.EVENTS_OF_END, (first_id(revision), revision, lease))
         execute(schema.DELETE_LEASED, (lease,))
     elif keys:

@@ -198,7 +198,10 @@ TAKE_DEADLINES = """
 """
 LEASE = "SELECT 1 FROM leases WHERE id = ?"
 EXPIRED = "SELECT id FROM leases WHERE deadline <= ? ORDER BY deadline LIMIT ?"
-LEASED = "SELECT count(*) FROM (SELECT 1 FROM entries WHERE lease = ? LIMIT ?)"
+LEASED = """
+    SELECT count(*), ifnull(sum(size), 0)
+    FROM (SELECT length(value) AS size FROM entries WHERE lease = ? LIMIT ?)
+"""
 EVENTS_OF_END = """
     INSERT INTO events (id, revision, key)
     SELECT ?1 + row_number() OVER (ORDER BY key) - 1, ?2, key FROM entries WHERE lease = ?3
