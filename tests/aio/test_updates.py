@@ -53,6 +53,26 @@ async def test_counting_tasks(uri: str) -> None:
 
 
 @in_loop
+async def test_reads_at_once(uri: str) -> None:
+    """One run reads a key once, however many of its tasks ask for it."""
+    async with aio.open(uri, timeout=60) as store:
+        await store.store("k", "0")
+
+        async def add(tx: aio.AsyncTx) -> None:
+            first, second = await asyncio.gather(tx.get("k"), tx.get("k"))
+            assert first == second
+            assert first is not None
+            tx.put("k", str(int(first.text) + 1))
+
+        async def others() -> None:
+            for _ in range(20):
+                await store.update("k", lambda old: str(int(old) + 1))
+
+        await asyncio.gather(others(), *(store.atomically(add) for _ in range(20)))
+        assert (await store.get("k")).value == b"40"  # type: ignore[union-attr]
+
+
+@in_loop
 async def test_cancelled_in_the_function(uri: str) -> None:
     """Nothing is written, and the error comes out without a word of a write."""
     async with aio.open(uri, timeout=20) as store:

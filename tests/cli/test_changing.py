@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -114,6 +115,36 @@ def test_edit_in_conflict(cli: Command, store: kvi.Kvi) -> None:
     kept.unlink()
 
 
+def test_edited_text_is_never_thrown_away(local: Command) -> None:
+    """However the editor or kvi ends: what was saved is in a file that is named."""
+    edit = script(
+        local.folder,
+        "save",
+        "import sys, time\n"
+        "with open(sys.argv[1], 'w') as file: file.write('precious')\n"
+        "print('saved', flush=True)\n"
+        "if 'fail' in sys.argv[0]: sys.exit(3)\n"
+        "time.sleep(60)\n",
+    )
+    (local.folder / "fail.py").write_text((local.folder / "save.py").read_text())
+    failing = edit.replace("save.py", "fail.py")
+    local("edit", "k", code=3, env={**local.env, "EDITOR": failing})
+    told = [local.errors]
+    local.env["EDITOR"] = edit
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        process = local.start("edit", "k")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "saved\n"
+        process.send_signal(number)
+        told.append(process.communicate(timeout=60)[1])
+        assert process.returncode != 0
+    for text in told:
+        kept = Path(text.split("the edited value is in ")[1].split("\n")[0])
+        assert kept.read_bytes() == b"precious"
+        kept.unlink()
+    assert local("count") == "0\n"
+
+
 def test_put_a_file(cli: Command, store: kvi.Kvi) -> None:
     """`@FILE` is stored exactly, `@@` is a literal one; a file that is not there is told."""
     data = bytes(range(256))
@@ -213,6 +244,49 @@ def test_rename_many(cli: Command, store: kvi.Kvi) -> None:
     assert store.count(prefix="new/") == store.count() == 4
 
 
+def test_rename_that_fails_on_its_way(cli: Command, store: kvi.Kvi) -> None:
+    """New names that cannot be are told before anything is done; later failures, how far it got."""
+    most = store.capabilities.max_txn_ops
+    longest = store.capabilities.max_key
+    store.store("a/1", "v")
+    if longest is not None:
+        store.store("a/" + "k" * (longest - 2), "v")
+        cli("mv", "--prefix", "a/", "longer/", "--dry-run", code=2)
+        cli("mv", "--prefix", "a/", "longer/", code=2)
+        assert "this key has" in cli.errors
+        assert store.count(prefix="a/") == 2
+        store.delete_range(prefix="")
+    if most is None:
+        return
+    for number in range(most):
+        store.store(f"old/{number:03}", "v")
+    last = f"new/{most - 1:03}"
+    with store.lease(60) as lease:
+        done = threading.Event()
+
+        def get_in_the_way() -> None:
+            with store.watch(prefix="new/") as watch:
+                ready.set()
+                while watch.next(60).type is not kvi.EventType.PUT:
+                    pass
+                store.store(last, "in the way", lease=lease)
+                done.set()
+
+        ready = threading.Event()
+        other = threading.Thread(target=get_in_the_way)
+        other.start()
+        assert ready.wait(60)
+        process = cli.start("mv", "--prefix", "old/", "new/")
+        output, errors = process.communicate(timeout=120)
+        assert done.wait(60)
+        other.join(60)
+        if process.returncode == 0:  # it was through before
+            assert output == f"{most}\n"
+        else:
+            assert "keys were done before" in errors
+            assert store.count(prefix="old/") > 0
+
+
 def test_delete_many(cli: Command, store: kvi.Kvi) -> None:
     """More than a thousand want a word in a script, and can be counted before."""
     size = min(500, store.capabilities.max_txn_ops or 500)
@@ -230,6 +304,13 @@ def test_delete_many(cli: Command, store: kvi.Kvi) -> None:
         asked.type("n\n")
         assert b"nothing was deleted" in asked.end()
         assert asked.process.returncode == 1
+    assert store.count() == 1001
+    for typed, code in (("\x03", 130), ("\x04", 1)):
+        with OnTerminal(cli.env, cli.folder, *words) as asked:
+            asked.shows("Delete 1,001 keys?")
+            asked.type(typed)
+            assert b"mistake" not in asked.end()
+            assert asked.process.returncode == code
     assert store.count() == 1001
     with OnTerminal(cli.env, cli.folder, *words) as asked:
         asked.shows("Delete 1,001 keys?")

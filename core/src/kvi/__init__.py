@@ -41,6 +41,7 @@ from kvi.errors import (
     ValueTooLarge,
     WrongLoop,
 )
+from kvi.late import imported
 from kvi.model import (
     Compare,
     Delete,
@@ -155,10 +156,8 @@ _LATER = {
 
 def __getattr__(name: str) -> Any:
     if name in _LATER:
-        from importlib import import_module
-
         # Not by the main thread: an interrupted import leaves Python's own locks taken.
-        module = Threads().apart(lambda: import_module(f"kvi.{_LATER[name]}"), id)
+        module = Threads().apart(lambda: imported(f"kvi.{_LATER[name]}"), id)
         globals()[name] = found = module if name == _LATER[name] else getattr(module, name)
         return found
     if name == "__version__":  # importing the metadata costs 20 ms, and few programs ask

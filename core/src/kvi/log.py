@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvi.late import imported
+
 if TYPE_CHECKING:
     from logging import Logger
 
 
 def log(name: str = "kvi") -> Logger:
     """The logger. Not for the main thread, which imports nothing in the middle of a call."""
-    import logging
-
-    return logging.getLogger(name)
+    logger: Logger = imported("logging").getLogger(name)
+    return logger

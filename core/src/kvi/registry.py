@@ -27,10 +27,10 @@ from kvi.errors import (
 )
 from kvi.flow.scope import Scope
 from kvi.hookspecs import INTERFACE, PROJECT, BackendInfo
+from kvi.late import ImportLock
 from kvi.middleware.namespace import check_name
 from kvi.middleware.read_only import ReadOnly
 from kvi.middleware.retry import Retrying
-from kvi.mutex import Mutex
 from kvi.options import COMMON, resolve
 from kvi.policy.retry import RetryPolicy
 from kvi.port import Runtime
@@ -50,7 +50,6 @@ _PACKAGES = {
 
 
 _DEFAULT_POLICY = RetryPolicy()
-_PATIENCE = 5.0  # seconds that a fork waits for the import of a plugin
 _GUESSES = {"memory": "mem", "ram": "mem", "sqlite3": "sqlite", "file": "sqlite"}
 
 
@@ -88,30 +87,13 @@ class _Registry:
 
     def __init__(self) -> None:
         self._loaded: dict[str, _Plugin] = {}
-        self._held = False  # by a fork
-        self._renew_lock()
-        if hasattr(os, "register_at_fork"):
-            # Python's own locks on modules that are being imported never open in a child.
-            os.register_at_fork(
-                before=self._hold_lock,
-                after_in_parent=self._let_go,
-                after_in_child=self._renew_lock,
-            )
-
-    def _hold_lock(self) -> None:
-        self._held = self._lock.acquire(timeout=_PATIENCE)
-
-    def _let_go(self) -> None:
-        if self._held:
-            self._lock.release()
-
-    def _renew_lock(self) -> None:
-        self._lock = Mutex()
+        # Of its own: a plugin may make use of what kvi itself imports late.
+        self._loading = ImportLock()
 
     def plugin(self, name: str) -> _Plugin:
         loaded = self._loaded.get(name)
         if loaded is None:
-            with self._lock:
+            with self._loading.get():
                 loaded = self._loaded.get(name)
                 if loaded is None:
                     loaded = self._loaded[name] = _load(_find(name))

@@ -150,8 +150,9 @@ def test_plugin_that_opens_something_else(install: Install) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_fork_while_a_plugin_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child can open stores although its parent was loading a plugin, and took too long."""
-    monkeypatch.setattr(registry, "_PATIENCE", 0.05)
-    with registry._registry._lock:
+    loading = registry._registry._loading
+    with loading.get():
+        monkeypatch.setattr(loading._made, "_patience", 0.05)
         child = os.fork()
         if child == 0:
             signal.alarm(20)  # a hang becomes a failure

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import kvi
 import pytest
 from kvi.loader import TypedView
+
+from tests.support.inside import inmost
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -68,6 +72,50 @@ def test_the_time_of_the_function_is_not_counted(
     assert entry.value == b"1!"
 
 
+def test_no_write_is_sent_too_late(store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the time that a read has taken, what is sent might never be answered."""
+    from kvi.flow import update
+
+    moment = 0.0
+    monkeypatch.setattr(update, "now", lambda: moment)
+    real = store._do
+
+    def slow(op: Any, timeout: float | None) -> Any:
+        nonlocal moment
+        moment += 0.6
+        return real(op, timeout)
+
+    monkeypatch.setattr(store, "_do", slow)
+
+    def read_and_write(tx: kvi.Tx) -> None:
+        tx.get("k")
+        tx.put("k", b"v")
+
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: store.update("k", lambda old: b"v", timeout=1),
+        lambda: store.atomically(read_and_write, timeout=1),
+    )
+    for call in calls:
+        with pytest.raises(kvi.Timeout, match="before anything was written"):
+            call()
+    assert store.count() == 0
+
+
+def test_a_ttl_that_is_too_short_to_write(store: kvi.Kvi) -> None:
+    """It is stretched by no more than half a second, and ends in one error, soon."""
+    began = time.monotonic()
+    assert store.store("k", "v", ttl=1e-9, timeout=20) > 0
+    assert time.monotonic() - began < 5
+    until(lambda: store.get("k") is None, within=5)
+
+    def too_late(key: str, value: bytes, lease: int | None, timeout: float) -> int:
+        raise kvi.LeaseLost("it is gone")
+
+    inmost(store)._put = too_late
+    with pytest.raises(kvi.Timeout, match="before the key was stored"):
+        store.store("k", "v", ttl=0.1, timeout=20)
+
+
 def test_errors_name_the_place(store: kvi.Kvi) -> None:
     """Those of kvi itself have the operation and the key."""
     with pytest.raises(kvi.InvalidArgument, match=r"\[update 'k' mem:"):
@@ -95,6 +143,23 @@ def test_typed(store: kvi.Kvi) -> None:
     assert entry == view.get("k")
     assert entry.value == {"a": 1, "b": 2}
     assert view.update("k", lambda old: None) is None
+    default: list[int] = []
+
+    def append(old: Any) -> Any:
+        old.append(1)
+        return old
+
+    for key in ("a", "b"):
+        entry = view.update(key, append, default=default)
+        assert entry is not None
+        assert entry.value == [1]
+    assert default == []
+
+    async def change(old: object) -> object:
+        return old
+
+    with pytest.raises(kvi.InvalidArgument, match=r"kvi\.aio"):
+        view.update("k", change)
     store.store("bad", b"{")
     with pytest.raises(kvi.BadRecord):
         view.update("bad", lambda old: 1)

@@ -19,6 +19,18 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> forks.ForkGate:
     return forks.ForkGate()
 
 
+def begin_fork(gate: forks.ForkGate) -> None:
+    """What a fork does before it happens."""
+    gate._door.take()
+    gate._close()
+
+
+def end_fork(gate: forks.ForkGate) -> None:
+    """What it does afterwards in the parent."""
+    gate._tell()
+    gate._door._afterwards.pop()()
+
+
 def in_thread(work: object) -> threading.Thread:
     """Run it, daemonic, so that a deadlock fails the test and no more."""
     thread = threading.Thread(target=work, daemon=True)  # type: ignore[arg-type]
@@ -38,9 +50,9 @@ def test_a_fork_waits_for_those_inside(gate: forks.ForkGate) -> None:
             order.append("left")
 
     def fork() -> None:
-        gate._close()
+        begin_fork(gate)
         order.append("fork")
-        gate._open()
+        end_fork(gate)
 
     def late() -> None:
         with gate:
@@ -50,7 +62,7 @@ def test_a_fork_waits_for_those_inside(gate: forks.ForkGate) -> None:
     assert inside.wait(10)
     begin = time.monotonic()
     forker = in_thread(fork)
-    until(lambda: gate._forking is not None)
+    until(gate._door.lock.locked)
     other = in_thread(late)
     go_on.set()
     for thread in (worker, forker, other):
@@ -74,8 +86,8 @@ def test_a_fork_does_not_wait_for_ever(
 
     worker = in_thread(work)
     assert inside.wait(10)
-    gate._close()
-    gate._open()
+    begin_fork(gate)
+    end_fork(gate)
     end.set()
     worker.join(10)
 
@@ -88,11 +100,11 @@ def test_a_fork_inside_or_at_the_door(
 
     def work() -> None:
         with gate:
-            gate._close()
-            gate._open()
-        with gate._door:
-            gate._close()
-            gate._open()
+            begin_fork(gate)
+            end_fork(gate)
+        with gate._door.lock:
+            begin_fork(gate)
+            end_fork(gate)
 
     worker = in_thread(work)
     worker.join(10)
@@ -104,23 +116,24 @@ def test_a_fork_inside_or_at_the_door(
 def test_two_forks(gate: forks.ForkGate, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that would not wait for the other any longer does not open its door."""
     monkeypatch.setattr(forks, "PATIENCE", 0.05)
-    gate._close()
+    begin_fork(gate)
 
     def second() -> None:
-        gate._close()
-        gate._open()
+        begin_fork(gate)
+        end_fork(gate)
 
     in_thread(second).join(10)
-    assert gate._door.locked()
-    gate._open()
-    assert not gate._door.locked()
+    assert gate._door.lock.locked()
+    end_fork(gate)
+    assert not gate._door.lock.locked()
 
 
 def test_a_child_begins_anew(gate: forks.ForkGate) -> None:
     """A fork amid a block leaves a gate that works, also when the child leaves that block."""
     with gate:
-        gate._close()
+        begin_fork(gate)
         gate._reset()
+        gate._door.renew()
     with gate:
         pass
     assert not gate._inside
@@ -135,16 +148,16 @@ def test_who_is_inside_does_not_wait_for_the_fork(gate: forks.ForkGate) -> None:
     def work() -> None:
         with gate:
             inside.set()
-            until(lambda: gate._forking is not None)
+            until(gate._door.lock.locked)
             gate.enter(key)
         go_on.wait(10)
         order.append("left")
         gate.leave(key)
 
     def fork() -> None:
-        gate._close()
+        begin_fork(gate)
         order.append("fork")
-        gate._open()
+        end_fork(gate)
 
     worker = in_thread(work)
     assert inside.wait(10)
@@ -188,12 +201,12 @@ def test_a_fork_ends_the_streams(gate: forks.ForkGate) -> None:
     for stream in streams:
         with gate:
             gate.keep(stream)
-    gate._close()
-    gate._open()
+    begin_fork(gate)
+    end_fork(gate)
     assert order == ["ended", "ended", "gone", "gone"]
     gate._reset()
-    gate._close()
-    gate._open()
+    begin_fork(gate)
+    end_fork(gate)
     assert len(order) == 4
 
 
@@ -204,10 +217,10 @@ def test_nobody_waits_for_a_fork_under_the_lock() -> None:
     clients: list[object] = []
 
     def fork() -> None:
-        forks.gate._close()
+        begin_fork(forks.gate)
         forking.set()
         go_on.wait(10)
-        forks.gate._open()
+        end_fork(forks.gate)
 
     forker = in_thread(fork)
     assert forking.wait(10)

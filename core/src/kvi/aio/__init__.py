@@ -31,6 +31,7 @@ from kvi.aio.typed import (
 )
 from kvi.aio.update import AsyncTx
 from kvi.aio.watch import AsyncWatch
+from kvi.late import imported
 
 if TYPE_CHECKING:
     from kvi.aio import recipes
@@ -66,7 +67,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "recipes":
-        from importlib import import_module
-
-        return import_module("kvi.aio.recipes")
+        return imported("kvi.aio.recipes")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -87,12 +87,13 @@ class TypedView(Coding[V]):
         """
 
         async def change(old: bytes | None) -> bytes | None:
-            new = fn(default if old is None else self._value(key, old))
+            new = fn(None if old is None else self._value(key, old))
             if isawaitable(new):
                 new = await new
             return None if new is None else self._encode(key, new)
 
-        entry = await self.store.update(key, change, timeout=timeout)
+        absent = None if default is None else self._encode(key, default)  # each run has its own
+        entry = await self.store.update(key, change, default=absent, timeout=timeout)
         return None if entry is None else self._entry(entry)
 
     async def cas(

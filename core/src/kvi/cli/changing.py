@@ -85,7 +85,7 @@ def edit_(context: Context, key: str) -> int:
     with os.fdopen(file, "wb") as begun:
         begun.write(old)
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
-    keep = False
+    stored = False
     try:
         with Job(f"{editor} {shlex.quote(name)}", context.named() | {"KVI_KEY": key}) as job:
             code = exit_code(job.wait())
@@ -96,18 +96,17 @@ def edit_(context: Context, key: str) -> int:
         if new == old:
             click.echo("kvi: nothing was changed", err=True)
             return 0
-        keep = True  # until it is known to be stored
         lease = None if entry is None else entry.lease
         revision = store.cas(key, entry.revision if entry else 0, new, lease=lease)
-        keep = revision is None
-        if revision is None:
+        stored = revision is not None
+        if not stored:
             _say_conflict(store.get(key), new)
             return NOT_FOUND
-    finally:
-        if keep:
-            click.echo(f"kvi: the edited value is in {name}", err=True)
-        else:
+    finally:  # however it ended: what somebody has saved is not thrown away
+        if stored or not path.exists() or path.read_bytes() == old:
             path.unlink(missing_ok=True)
+        else:
+            click.echo(f"kvi: the edited value is in {name}", err=True)
     if context.json:
         say_json({"key": key, "revision": revision})
     return 0

@@ -139,8 +139,21 @@ def del_(
 
 def _ask(count: int) -> None:
     """Whether so many keys are to be deleted. Raises `Failed` if not."""
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        if count and not click.confirm(f"Delete {count:,} keys?", err=True):
+    if sys.stdin.isatty():
+        if not count:
+            return
+        if not sys.stderr.isatty():
+            raise Failed(
+                f"nobody can be asked whether to delete {count:,} keys; --yes deletes them"
+            )
+        try:
+            agreed = click.confirm(f"Delete {count:,} keys?", err=True)
+        except click.Abort as ended:
+            click.echo(err=True)
+            if isinstance(ended.__context__, KeyboardInterrupt):
+                raise ended.__context__ from None
+            agreed = False
+        if not agreed:
             raise Failed("nothing was deleted", NOT_FOUND)
     elif count > _UNASKED:
         raise Failed(f"these are {count:,} keys; --yes deletes them, --dry-run counts them")

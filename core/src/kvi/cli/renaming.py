@@ -15,6 +15,7 @@ import kvi
 from kvi.cli.app import NOT_FOUND, Context, Failed, command
 from kvi.cli.output import line_of, say_fields, say_json
 from kvi.sync.update import Tx
+from kvi.text import check_key
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -136,7 +137,8 @@ def _rename(
     if not keys:
         click.echo(f"kvi: nothing is there: {line_of(source)}", err=True)
         return NOT_FOUND
-    names = {key: target + key[len(source) :] for key in keys}
+    longest = store.capabilities.max_key
+    names = {key: check_key(target + key[len(source) :], longest) for key in keys}
     if not force:
         there = set(_keys(store, target, prefix))
         taken = [new for new in names.values() if new in there]
@@ -164,19 +166,26 @@ def _steps(context: Context, plan: _Plan, keys: list[str], limit: int | None) ->
             err=True,
         )
     done = 0
-    while waiting:
-        context.go_on()
-        part = waiting.pop(0)
-        try:
-            done += plan.step(part)
-        except _Taken as taken:
-            return _Refused(taken.key, done)
-        except kvi.ValueTooLarge:
-            if len(part) == 1:
-                raise
-            middle = len(part) // 2
-            waiting[:0] = [part[:middle], part[middle:]]
-            click.echo("kvi: the values are too large for one transaction; more steps", err=True)
+    try:
+        while waiting:
+            context.go_on()
+            part = waiting.pop(0)
+            try:
+                done += plan.step(part)
+            except _Taken as taken:
+                return _Refused(taken.key, done)
+            except kvi.ValueTooLarge:
+                if len(part) == 1:
+                    raise
+                middle = len(part) // 2
+                waiting[:0] = [part[:middle], part[middle:]]
+                click.echo(
+                    "kvi: the values are too large for one transaction; more steps", err=True
+                )
+    except BaseException:
+        if done:
+            click.echo(f"kvi: {done:,} of {len(keys):,} keys were done before this:", err=True)
+        raise
     return done
 
 

@@ -21,6 +21,7 @@ from kvi.call import Call
 from kvi.errors import KviError, LeaseLost, Timeout
 from kvi.flow.loss import LossState
 from kvi.flow.scope import PASSING, Scope
+from kvi.late import imported
 from kvi.log import log
 from kvi.model import Compare, Txn
 from kvi.mutex import Mutex
@@ -29,7 +30,7 @@ from kvi.policy.lease import LeaseState, Term
 from kvi.port import Port
 
 _PAUSE = 1.0  # seconds between tries to revoke a lease that was given up
-_LEAST = 0.001  # seconds that a request is given, though the time is up
+_SHORT, _STRETCH = 0.01, 0.5  # seconds: a ttl that may do, and by how much one may be stretched
 
 
 class LeaseFlow:
@@ -84,9 +85,7 @@ class LeaseFlow:
     ) -> LeaseFlow:
         """Grant a lease and store a key under it: a temporary key."""
         if value is None:
-            import socket  # costs 5 ms
-
-            value = f"{socket.gethostname()} {os.getpid()}".encode()
+            value = f"{imported('socket').gethostname()} {os.getpid()}".encode()  # costs 5 ms
         deadline = port.now() + timeout
         lease = await cls.grant(port, scope, ttl, timeout, keep_alive=True)
         try:
@@ -284,15 +283,20 @@ async def store_for(port: Port, scope: Scope, op: PutOp, ttl: float, timeout: fl
     Nothing here waits for its end, so it outlives the handle. If the write fails, a lease without
     keys ends by itself.
     """
-    deadline = port.now() + timeout
+    deadline, longest = port.now() + timeout, ttl + _STRETCH
+
+    def left() -> float:
+        rest = deadline - port.now()
+        if rest <= 0:
+            raise Timeout("the time was up before the key was stored")
+        return rest
+
     while True:
         scope.ensure_open()
-        lease = (await scope.execute(port, GrantOp(ttl), max(_LEAST, deadline - port.now()))).id
-        left = deadline - port.now()
-        if left <= 0:
-            raise Timeout("the time was up before the key was stored")
+        grant = await scope.execute(port, GrantOp(ttl), left())
         try:
-            return await scope.execute(port, PutOp(op.key, op.value, lease), left)
+            return await scope.execute(port, PutOp(op.key, op.value, grant.id), left())
         except LeaseLost:  # the write took longer than its ttl to come through
-            if port.now() > deadline:
-                raise
+            if ttl >= longest:
+                raise Timeout("the ttl was over before the key was stored") from None
+            ttl = min(longest, max(_SHORT, 2 * ttl))

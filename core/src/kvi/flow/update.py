@@ -33,9 +33,10 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from kvi.capabilities import Capabilities
 from kvi.clock import now
-from kvi.errors import Contention, InvalidArgument, KviError
+from kvi.errors import Contention, InvalidArgument, KviError, Timeout
 from kvi.model import Delete, Key, KeyValue, LeaseRef, Put, TxnResult
 from kvi.ops import GetOp, Op, TxnOp
+from kvi.policy.retry import Effect
 from kvi.policy.txn import check_lease, check_txn, put
 from kvi.text import check_key, check_value
 
@@ -43,7 +44,6 @@ T = TypeVar("T")
 
 _FIRST, _LONGEST = 0.001, 0.1  # seconds that a pause lasts at the most: the first, and any
 _RESERVE = 0.05  # seconds that a round must have, beside twice those that the last one has taken
-_LEAST = 0.001  # seconds that a request is given, though the time is up
 
 
 class Caller(Protocol):
@@ -86,17 +86,23 @@ class _Rounds:
         self.caller = caller
         self._seconds = self._left = seconds
         self._round = 0.0  # what the present one has taken of it
+        self._slowest = 0.0  # of its requests
         self._lost = 0
 
     async def ask(self, op: Op[T]) -> T:
+        """Do it. A write for which there is surely no time is not sent."""
+        if self._left <= (self._slowest if op.effect is not Effect.READ else 0):
+            raise self.caller.placed(Timeout("the time was up before anything was written"))
         began = now()
         try:
-            return await self.caller.ask(op, max(_LEAST, self._left))
+            return await self.caller.ask(op, self._left)
         except KviError as error:
             raise self.caller.placed(error)
         finally:
-            self._left -= now() - began
-            self._round += now() - began
+            took = now() - began
+            self._left -= took
+            self._round += took
+            self._slowest = max(self._slowest, took)
 
     async def again(self) -> None:
         """Others were faster. Raises `Contention` if there is no time for another round.
@@ -104,7 +110,7 @@ class _Rounds:
         One that is begun in the last moment would end as a write whose fate is not known.
         """
         room = self._left - min(2 * self._round + _RESERVE, self._seconds / 2)
-        self._round = 0.0
+        self._round = self._slowest = 0.0
         if room <= 0:
             raise self.caller.placed(
                 Contention(
@@ -144,9 +150,10 @@ class Draft:
             return KeyValue(key, self.written(key), 0, 0, None, lease)
         if write is not None:
             return None
-        if key not in self._read:
-            self._read[key] = await self._rounds.ask(GetOp(key))
-        return self._read[key]
+        if key in self._read:
+            return self._read[key]
+        found = await self._rounds.ask(GetOp(key))
+        return self._read.setdefault(key, found)  # another task may have been faster
 
     def put(self, key: str, value: bytes | str, lease: int | LeaseRef | None = None) -> None:
         """Have the key stored."""

@@ -27,6 +27,7 @@ from kvi.arguments import (
     watched_span,
 )
 from kvi.errors import KviError
+from kvi.late import imported
 from kvi.model import (
     Compare,
     Event,
@@ -594,6 +595,5 @@ class Kvi(Face):
 
 
 def _import_beginning() -> type[Beginning]:
-    from kvi.sync.beginning import Beginning
-
-    return Beginning
+    beginning: type[Beginning] = imported("kvi.sync.beginning").Beginning
+    return beginning

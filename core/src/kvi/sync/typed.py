@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from kvi.entities.codecs import Codec
 from kvi.entities.typed import Coding, Entry, TypedEvent
@@ -80,11 +80,13 @@ class TypedView(Coding[V]):
     ) -> Entry[V] | None:
         """Change a value atomically, as `Kvi.update` does; raises `BadRecord` for a bad one."""
 
-        def change(old: bytes | None) -> bytes | None:
-            new = fn(default if old is None else self._value(key, old))
-            return None if new is None else self._encode(key, new)
+        def change(old: bytes | None) -> Any:
+            new = fn(None if old is None else self._value(key, old))
+            # a coroutine is none of its values; `Kvi.update` refuses it
+            return new if new is None or isinstance(new, Coroutine) else self._encode(key, new)
 
-        entry = self.store.update(key, change, timeout=timeout)
+        absent = None if default is None else self._encode(key, default)  # each run has its own
+        entry = self.store.update(key, change, default=absent, timeout=timeout)
         return None if entry is None else self._entry(entry)
 
     def cas(

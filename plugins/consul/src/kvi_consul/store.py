@@ -28,6 +28,7 @@ from urllib.parse import quote
 from kvi.capabilities import Capabilities
 from kvi.errors import Contention, KviError, OutcomeUnknown, Unavailable, ValueTooLarge
 from kvi.feed import Feed, Wake, WatchSpec
+from kvi.late import imported
 from kvi.model import Claim, Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.interest import only_key
 from kvi.policy.lock import single_key
@@ -122,9 +123,9 @@ class ConsulKvi(Primitives):
         """The client of python-consul, on this handle's connections."""
         with self._client_lock:
             if self._client is None:
-                from kvi_consul.client import ConsulClient
-
-                self._client = ConsulClient(self._transport, dc=self._dc, timeout=self.timeout)
+                self._client = imported("kvi_consul.client").ConsulClient(
+                    self._transport, dc=self._dc, timeout=self.timeout
+                )
             return self._client
 
     def _cancel(self, thread: int) -> None:

@@ -23,6 +23,7 @@ is wrong, and a child that lives is not let near it again.
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import time
@@ -32,6 +33,7 @@ from typing import Protocol
 from weakref import WeakSet
 
 import grpc  # noqa: F401  (registers its handlers)
+from kvi.late import ForkLock
 
 PATIENCE = 1.0  # seconds: a call to a dead server must not hold a fork for long
 
@@ -90,21 +92,22 @@ class ForkGate:
         self._reset()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
-                before=self._close, after_in_parent=self._open, after_in_child=self._reset
+                before=self._close, after_in_parent=self._tell, after_in_child=self._reset
             )
+        # Passed through at once. A fork takes it first, and gives it back last.
+        self._door = ForkLock(PATIENCE)
 
     def _reset(self) -> None:
-        self._door = threading.Lock()  # held during a fork; passed through at once otherwise
         self._inside: set[object] = set()
         self._streams: WeakSet[Ended] = WeakSet()
-        self._forking: int | None = None  # the thread that holds the door
+        self._interrupted = False
 
     def enter(self, key: object) -> None:
         """Come in under this key, to be left under it; waits for a fork that is under way."""
         if threading.get_ident() in self._inside:
             self._inside.add(key)  # the fork waits for this thread already
             return
-        with self._door:
+        with self._door.lock:
             self._inside.add(key)
 
     def leave(self, key: object) -> None:
@@ -127,23 +130,36 @@ class ForkGate:
         self._streams.add(stream)
 
     def _close(self) -> None:
-        # not for ever: a fork on a thread that is at the door would wait for itself
-        if not self._door.acquire(timeout=PATIENCE):
-            return
-        self._forking = threading.get_ident()
+        """Before a fork, which has the door."""
         deadline = time.monotonic() + PATIENCE
+        failure: BaseException | None = None
+        for step in (self._let_out, self._end_streams, self._let_go):
+            try:
+                step(deadline)
+            except BaseException as error:  # noqa: BLE001  (of a signal's handler)
+                failure, deadline = error, 0.0  # not for long any more
+        if isinstance(failure, KeyboardInterrupt):
+            self._interrupted = True  # Python would lose it here
+        elif failure is not None:
+            raise failure
+
+    def _let_out(self, deadline: float) -> None:
         while self._inside and time.monotonic() < deadline:
             time.sleep(_STEP)
-        streams = list(self._streams)
-        for stream in streams:
+
+    def _end_streams(self, deadline: float) -> None:
+        for stream in list(self._streams):
             stream.end_for_fork()
-        for stream in streams:
+
+    def _let_go(self, deadline: float) -> None:
+        for stream in list(self._streams):
             stream.gone(max(0.0, deadline - time.monotonic()))
 
-    def _open(self) -> None:
-        if self._forking == threading.get_ident():
-            self._forking = None
-            self._door.release()
+    def _tell(self) -> None:
+        """After a fork, in the parent: let the main thread have its Ctrl-C."""
+        if self._interrupted:
+            self._interrupted = False
+            _thread.interrupt_main()
 
 
 gate = ForkGate()

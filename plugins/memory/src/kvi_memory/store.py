@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from kvi.capabilities import Capabilities
+from kvi.late import imported
 from kvi.model import Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.txn import Change
 from kvi.primitives import Primitives
@@ -106,17 +107,15 @@ class MemoryKvi(Primitives):
             return state.transact(txn)
 
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
-
-        from kvi.backend.history import HistoryFeed
-
-        from kvi_memory.changes import MemoryChanges
-
+        history, own = imported("kvi.backend.history"), imported("kvi_memory.changes")
         state = self._state
 
         def changes(span: Span, start: int | None, timeout: float) -> Feed:
-            return MemoryChanges(state, span, start, wake)
+            feed: Feed = own.MemoryChanges(state, span, start, wake)
+            return feed
 
-        return HistoryFeed(self, spec, changes, timeout)
+        watch: Feed = history.HistoryFeed(self, spec, changes, timeout)
+        return watch
 
     def _lease_grant(self, ttl: float, timeout: float) -> Grant:
         with self._state.lock:
