@@ -261,7 +261,7 @@ def test_delete_that_is_interrupted(
     cli("put", "k", "", "--uri", source)
     for words in (
         ["del", *(f"k{n:04}" for n in range(count))],
-        ["del", "--start", "k", "--end", "l", "--timeout", "60"],
+        ["del", "--start", "k", "--end", "l", "--yes", "--timeout", "60"],
         ["copy", source, cli.uri, "--delete", "--timeout", "60"],
     ):
         for start in range(0, count, 50):

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from kvi.conformance import *  # noqa: F403
 
-pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("consul")]
+from tests.servers import ConsulServer
+
+pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("consul-suite")]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ConsulServer]:
+    """A server of its own: the suite deletes all that is in its store."""
+    with ConsulServer() as running:
+        yield running
 
 
 @pytest.fixture
-def kvi_uri(consul_uri: str) -> str:
-    """The run's Consul, which the tests of this group have for themselves, one after another."""
-    return consul_uri
+def kvi_uri(server: ConsulServer) -> str:
+    """The store, which the tests of this group have one after another."""
+    return server.uri

@@ -8,9 +8,8 @@ from inspect import isawaitable
 from typing import Any, TypeVar
 
 from kvi.aio.face import AsyncFace
-from kvi.errors import KviError
-from kvi.flow.update import Draft, Raised
-from kvi.model import KeyValue, LeaseRef
+from kvi.flow.update import Caller, Raised, Writes
+from kvi.model import KeyValue
 from kvi.ops import Op
 
 __all__ = ["AsyncTx", "TaskCaller"]
@@ -18,37 +17,24 @@ __all__ = ["AsyncTx", "TaskCaller"]
 T = TypeVar("T")
 
 
-class AsyncTx:
+class AsyncTx(Writes):
     """What a function that runs `AsyncKvi.atomically` reads and writes; see `kvi.Tx`."""
 
-    __slots__ = ("_draft",)
-
-    def __init__(self, draft: Draft) -> None:
-        self._draft = draft
+    __slots__ = ()
 
     async def get(self, key: str) -> KeyValue | None:
         """Read one entry, or what this run has written (its revision is 0)."""
         return await self._draft.get(key)
 
-    def put(self, key: str, value: bytes | str, *, lease: int | LeaseRef | None = None) -> None:
-        """Create or replace an entry at the commit. Of two writes of a key the last one counts."""
-        self._draft.put(key, value, lease)
 
-    def delete(self, key: str) -> None:
-        """Delete an entry at the commit, if it is there."""
-        self._draft.delete(key)
-
-
-class TaskCaller:
+class TaskCaller(Caller):
     """A handle, as the flows of `kvi.flow.update` see it."""
 
-    __slots__ = ("_key", "_operation", "_store", "capabilities")
+    __slots__ = ("_store",)
 
     def __init__(self, store: AsyncFace, operation: str, key: str | None) -> None:
+        super().__init__(store._scope, operation, key)
         self._store = store
-        self._operation = operation
-        self._key = key
-        self.capabilities = store.capabilities
 
     async def ask(self, op: Op[T], timeout: float) -> T:
         """Do it."""
@@ -66,7 +52,3 @@ class TaskCaller:
             return await result if isawaitable(result) else result
         except BaseException as error:  # noqa: BLE001  (raised by `given`)
             return Raised(error)
-
-    def placed(self, error: KviError) -> KviError:
-        """The error with its place."""
-        return self._store._placed(error, self._operation, self._key)

@@ -28,12 +28,14 @@ the pauses; the function's own time is not counted.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from kvi.capabilities import Capabilities
 from kvi.clock import now
 from kvi.errors import Contention, InvalidArgument, KviError, Timeout
+from kvi.flow.scope import Scope
 from kvi.model import Delete, Key, KeyValue, LeaseRef, Put, TxnResult
 from kvi.ops import GetOp, Op, TxnOp
 from kvi.policy.retry import Effect
@@ -46,24 +48,37 @@ _FIRST, _LONGEST = 0.001, 0.1  # seconds that a pause lasts at the most: the fir
 _RESERVE = 0.05  # seconds that a round must have, beside twice those that the last one has taken
 
 
-class Caller(Protocol):
-    """The face of a handle, during one call."""
+class Caller(ABC):
+    """The face of a handle, during one call.
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the store can do."""
+    Attributes:
+        capabilities: what the store can do.
 
-    async def ask(self, op: Op[T], timeout: float) -> T:
-        """Do an operation."""
+    """
 
-    async def pause(self, seconds: float) -> None:
-        """Let others get on."""
+    __slots__ = ("_key", "_operation", "_scope", "capabilities")
 
-    async def call(self, function: Callable[..., Any], argument: object) -> Any:
-        """What the program's function returns, or has `Raised`."""
+    def __init__(self, scope: Scope, operation: str, key: str | None) -> None:
+        self._scope = scope
+        self._operation = operation
+        self._key = key
+        self.capabilities: Capabilities = scope.capabilities
 
     def placed(self, error: KviError) -> KviError:
         """An error, with the place where it happened."""
+        return self._scope.placed(error, self._operation, self._key)
+
+    @abstractmethod
+    async def ask(self, op: Op[T], timeout: float) -> T:
+        """Do an operation."""
+
+    @abstractmethod
+    async def pause(self, seconds: float) -> None:
+        """Let others get on."""
+
+    @abstractmethod
+    async def call(self, function: Callable[..., Any], argument: object) -> Any:
+        """What the program's function returns, or has `Raised`."""
 
 
 class Raised(NamedTuple):
@@ -205,6 +220,23 @@ class Draft:
 
     def _placed(self, error: KviError) -> KviError:
         return self._rounds.caller.placed(error)
+
+
+class Writes:
+    """What the function of `atomically` may write, for either face of its draft."""
+
+    __slots__ = ("_draft",)
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+
+    def put(self, key: str, value: bytes | str, *, lease: int | LeaseRef | None = None) -> None:
+        """Create or replace an entry at the commit. Of two writes of a key the last one counts."""
+        self._draft.put(key, value, lease)
+
+    def delete(self, key: str) -> None:
+        """Delete an entry at the commit, if it is there."""
+        self._draft.delete(key)
 
 
 async def atomically(

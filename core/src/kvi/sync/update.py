@@ -6,9 +6,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from kvi.coroutine import run
-from kvi.errors import InvalidArgument, KviError
-from kvi.flow.update import Draft, Raised
-from kvi.model import KeyValue, LeaseRef
+from kvi.errors import InvalidArgument
+from kvi.flow.update import Caller, Raised, Writes
+from kvi.model import KeyValue
 from kvi.ops import Op
 from kvi.sync.face import Face
 
@@ -17,16 +17,13 @@ __all__ = ["ThreadCaller", "Tx"]
 T = TypeVar("T")
 
 
-class Tx:
+class Tx(Writes):
     """What a function that runs `Kvi.atomically` reads and writes; for that run and thread alone.
 
     It raises `InvalidArgument` once the run is over.
     """
 
-    __slots__ = ("_draft",)
-
-    def __init__(self, draft: Draft) -> None:
-        self._draft = draft
+    __slots__ = ()
 
     def get(self, key: str) -> KeyValue | None:
         """Read one entry, or what this run has written (its revision is 0); raises as `Kvi.get`.
@@ -36,25 +33,15 @@ class Tx:
         """
         return run(self._draft.get(key))
 
-    def put(self, key: str, value: bytes | str, *, lease: int | LeaseRef | None = None) -> None:
-        """Create or replace an entry at the commit. Of two writes of a key the last one counts."""
-        self._draft.put(key, value, lease)
 
-    def delete(self, key: str) -> None:
-        """Delete an entry at the commit, if it is there."""
-        self._draft.delete(key)
-
-
-class ThreadCaller:
+class ThreadCaller(Caller):
     """A handle, as the flows of `kvi.flow.update` see it; nothing of it suspends."""
 
-    __slots__ = ("_key", "_operation", "_store", "capabilities")
+    __slots__ = ("_store",)
 
     def __init__(self, store: Face, operation: str, key: str | None) -> None:
+        super().__init__(store._scope, operation, key)
         self._store = store
-        self._operation = operation
-        self._key = key
-        self.capabilities = store.capabilities
 
     async def ask(self, op: Op[T], timeout: float) -> T:
         """Do it; blocks."""
@@ -76,7 +63,3 @@ class ThreadCaller:
             refused = InvalidArgument("fn= is a coroutine function; only kvi.aio awaits one")
             return Raised(self.placed(refused))
         return result
-
-    def placed(self, error: KviError) -> KviError:
-        """The error with its place."""
-        return self._store._placed(error, self._operation, self._key)
