@@ -202,7 +202,13 @@ MUTANTS: list[Any] = [
 ]
 
 
-def check(kind: Callable[[kvi.Kvi], Primitives], folder: Path, *, runs: int = 3) -> str:
+def check(
+    kind: Callable[[kvi.Kvi], Primitives],
+    folder: Path,
+    *,
+    runs: int = 3,
+    patience: float = PATIENCE,
+) -> str:
     """What the machine says of two handles of this kind on a memory store; "" if it is content.
 
     Runs after the first have other programs than the suite's.
@@ -211,7 +217,7 @@ def check(kind: Callable[[kvi.Kvi], Primitives], folder: Path, *, runs: int = 3)
     with opened(kind(kvi.open(uri))) as a, opened(kind(kvi.open(uri))) as b:
         try:
             for number in (None, 1, 2)[:runs]:
-                machine.run_programs(a, b, folder=folder, patience=PATIENCE, number=number)
+                machine.run_programs(a, b, folder=folder, patience=patience, number=number)
         except AssertionError as error:
             return str(error)
     return ""
@@ -288,7 +294,8 @@ class PoorAndForgetful(Poor):
 @pytest.mark.slow
 def test_poor_store(tmp_path: Path) -> None:
     """What the capabilities deny is not asked for."""
-    assert check(Poor, tmp_path, runs=1) == ""
+    # A busy machine may stand still for a while.
+    assert check(Poor, tmp_path, runs=1, patience=5) == ""
 
 
 @pytest.mark.soak

@@ -210,21 +210,29 @@ def test_expired_lease_cannot_be_renewed(path: Path, store: kvi.Kvi) -> None:
 
 def test_lease_ends_between_its_ttl_and_a_second_more(store: kvi.Kvi) -> None:
     """A key is there until ttl after the last renewal, and gone soon after; others stay."""
-    lease = grant(store, k="v")
     store.store("other", "v")
+    # A busy machine may stand still for a part of the ttl: then again, with more of it.
+    assert any(_ends_in_time(store, TTL * factor) for factor in (1, 4, 16))
+    assert store.get("other") is not None
+
+
+def _ends_in_time(store: kvi.Kvi, ttl: float) -> bool:
+    """Whether it was seen to; false if the machine stood still for too long to see it."""
+    lease = grant(store, ttl, k="v")
     renewed = clock.now()
     for _ in range(5):
         renewed = clock.now()
-        inmost(store)._lease_renew(lease, 5)
-        while True:
-            before = clock.now()
-            there = store.get("k") is not None
-            if not there or before > renewed + TTL / 2:
-                break
-        assert there
-    until(lambda: store.get("k") is None, within=5)
-    assert TTL <= clock.now() - renewed < TTL + 1
-    assert store.get("other") is not None
+        try:
+            inmost(store)._lease_renew(lease, 5)
+        except kvi.LeaseLost:
+            return False  # by then: nothing but time passes between two looks
+        while clock.now() <= renewed + ttl / 2:
+            if store.get("k") is None:
+                assert clock.now() >= renewed + ttl, "the key has vanished too early"
+                return False
+    until(lambda: store.get("k") is None, within=2 * ttl + 5)
+    assert ttl <= clock.now() - renewed < ttl + 1
+    return True
 
 
 def test_renewal_of_every_length(store: kvi.Kvi) -> None:

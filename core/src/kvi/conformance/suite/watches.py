@@ -604,7 +604,7 @@ class TestConsumers(Rules):
 
         def callback(event: kvi.Event, data: object) -> object:
             seen.append(event)
-            return next(answers)
+            return next(answers, None)
 
         watch = peer.watch("k", callback=callback)
         with peer.watch("k") as other:
