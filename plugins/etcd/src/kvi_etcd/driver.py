@@ -160,7 +160,9 @@ class Calls(ABC, Generic[E]):
     async def ask(self, method: str, message: object, timeout: float, *, write: bool) -> Any:
         """Send ``message`` to the method of that name (`kvi_etcd.client`); returns the answer."""
         deadline = time.monotonic() + timeout
-        endpoint = self._endpoint or self._current()
+        endpoint = self._endpoint
+        if endpoint is None or not self._unused.empty():
+            endpoint = self._current()
         token, failure = endpoint.metadata, None
         if token is not None:
             seconds = timeout if write or not self._others else self._share(timeout)
