@@ -96,9 +96,14 @@ async def revoke(calls: Calls[Any], lease: int, timeout: float) -> None:
 
 
 async def _give_up(calls: Calls[Any], lease: int) -> None:
-    """End a lease that nobody has got, if it was granted; or it ends by itself."""
-    with suppress(KviError):
-        await revoke(calls, lease, PATIENCE)
+    """End a lease that nobody has got, if it was granted; or it ends by itself.
+
+    The grant that was cancelled may come after the first word of its end.
+    """
+    for pause in (0, 0.1, 0.5):
+        await calls.sleep(pause)
+        with suppress(KviError):
+            await revoke(calls, lease, PATIENCE)
 
 
 def _new_id() -> int:
