@@ -182,7 +182,7 @@ def _steps(context: Context, plan: _Plan, keys: list[str], limit: int | None) ->
                 click.echo(
                     "kvi: the values are too large for one transaction; more steps", err=True
                 )
-    except BaseException:
+    except BaseException:  # Ctrl-C too: whoever comes back must know that it is half done
         if done:
             click.echo(f"kvi: {done:,} of {len(keys):,} keys were done before this:", err=True)
         raise

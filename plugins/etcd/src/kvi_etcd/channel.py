@@ -168,7 +168,7 @@ class BlockingEndpoint(Endpoint):
         try:
             future = self._calls[method].future(request, seconds, token)  # type: ignore[attr-defined]
             future.add_done_callback(lambda _: gate.leave(key))
-        except BaseException:
+        except BaseException:  # an interrupt too: else each later fork would wait for this call
             gate.leave(key)
             raise
         return _Future(future)

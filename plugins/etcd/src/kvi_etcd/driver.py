@@ -545,6 +545,7 @@ class LoopCalls(Calls[LoopEndpoint]):
         self.later(channel.close())
 
     async def _read_files(self, tls: Tls) -> Pems:
+        # A task that is cancelled here leaves a thread that reads some files, and no more.
         return await asyncio.to_thread(tls.read)
 
 
