@@ -24,7 +24,7 @@ from kvi.model import (
     Scan,
     Span,
 )
-from kvi.ops import PutOp
+from kvi.ops import GetOp, HistoryOp, PutOp
 from kvi.policy.txn import check_lease
 from kvi.text import check_bound, check_key, check_value
 
@@ -70,20 +70,65 @@ def watched_span(
     return span_of(limits, start, end, prefix)
 
 
-def scan_of(span: Span, limit: int | None, reverse: bool, keys_only: bool) -> Scan:
-    """What ``range`` reads; nothing if its limit is 0 or its span is empty."""
+def check_limit(limit: object) -> int | None:
+    """How much to read at the most; ``None`` for all. Raises `InvalidArgument`."""
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
         raise InvalidArgument(f"limit= is a whole number that is not negative, not {shown(limit)}")
-    if limit is not None and limit > sys.maxsize:
-        limit = None
-    return Scan(span, limit, bool(reverse), bool(keys_only))
+    return None if limit is None or limit > sys.maxsize else limit
 
 
-def probe_of(span: Span) -> Scan:
-    """A range that tells the present revision where ``span`` is, which has nothing to read."""
+def check_revision(limits: Capabilities, revision: object) -> int:
+    """The revision to read at. Raises `NotSupported` where the store cannot, `InvalidArgument`."""
+    if not limits.read_at_revision:
+        raise NotSupported(
+            "this store cannot be read as it was (capabilities.read_at_revision is false); "
+            "leave revision= out"
+        )
+    if not isinstance(revision, int) or isinstance(revision, bool) or revision < 0:
+        raise InvalidArgument(f"revision= is an integer from 0 on, not {shown(revision)}")
+    if revision > MAX_NUMBER:
+        raise InvalidArgument(f"no store has come to revision {shown(revision)} yet")
+    return revision
+
+
+def scan_of(
+    limits: Capabilities,
+    span: Span,
+    limit: int | None,
+    reverse: bool,
+    keys_only: bool,
+    revision: int | None,
+) -> Scan:
+    """What ``range`` reads; nothing if its limit is 0 or its span is empty."""
+    at = None if revision is None else check_revision(limits, revision)
+    return Scan(span, check_limit(limit), bool(reverse), bool(keys_only), at)
+
+
+def is_nothing(scan: Scan) -> bool:
+    """Whether there is nothing to read, whatever the store has. At revision 0 it had nothing."""
+    return scan.limit == 0 or scan.span.empty or scan.revision == 0
+
+
+def probe_of(scan: Scan) -> Scan:
+    """A range that tells of the revision where ``scan`` is, which has nothing to read."""
     # asked where the caller asks, for permissions may end beside it
+    span = scan.span
     key = span.start or "\0"
-    return Scan(Span(key, key + "\0") if span.empty else span, limit=1, keys_only=True)
+    span = Span(key, key + "\0") if span.empty else span
+    return Scan(span, limit=1, keys_only=True, revision=scan.revision)
+
+
+def get_of(limits: Capabilities, key: str, revision: int | None) -> GetOp:
+    """The operation of ``get``."""
+    key = check_key(key, limits.max_key)
+    return GetOp(key, None if revision is None else check_revision(limits, revision))
+
+
+def history_of(limits: Capabilities, key: str, limit: int | None) -> HistoryOp:
+    """The operation of ``history``."""
+    if not limits.watch_history:
+        raise NotSupported("this store keeps no history (capabilities.watch_history is false)")
+    return HistoryOp(check_key(key, limits.max_key), check_limit(limit))
 
 
 def put_of(

@@ -78,6 +78,10 @@ class AsyncPrimitives(ABC):
         Not called if the loop ended first: then dropping it must free all.
         """
 
+    async def _get_at(self, key: str, revision: int, timeout: float) -> KeyValue | None:
+        """Read one entry as it was at ``revision``."""
+        return await derived.get_at(self, key, revision, timeout)
+
     async def _count(self, span: Span, timeout: float) -> int:
         """Count the keys of ``span``."""
         return await derived.count(self, span, timeout)

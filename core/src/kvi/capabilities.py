@@ -21,6 +21,7 @@ class Capabilities:
         watch_history: watches see every change, in the order of revisions, and can start in the
             past. Elsewhere they see, per key, ever newer states that existed, and the last one.
         snapshot_range: all pages of a range are of one revision.
+        read_at_revision: the state as it was at an earlier revision can be read.
         atomic_range: all entries of a range by prefix are of one moment, also where pages have no
             revision. True where `snapshot_range` is.
         lock_fair: locks are granted first come, first served.
@@ -58,6 +59,7 @@ class Capabilities:
     lease_max_ttl: float | None = None
     lock_delay_factor: float = 0.0
     atomic_range: bool = False
+    read_at_revision: bool = False
     max_txn_ops: int | None
     txn_delete_ops: int = 1
     max_key: int | None

@@ -42,6 +42,13 @@ class Asked(Protocol):
         """Run a transaction."""
 
 
+async def get_at(store: Asked, key: str, revision: int, timeout: float) -> KeyValue | None:
+    """Read one entry as it was at ``revision``."""
+    scan = Scan(Span(key, key + "\0"), limit=1, revision=revision)
+    page = await Pass(await store._range(scan, timeout)).next()
+    return next(iter(page or ()), None)
+
+
 async def count(store: Asked, span: Span, timeout: float) -> int:
     """Count the keys of ``span``."""
     pages = Pass(await store._range(Scan(span, keys_only=True), timeout))

@@ -227,6 +227,8 @@ class Scan:
         limit: how many entries at the most, at least 1; ``None`` for all.
         reverse: from the last key down.
         keys_only: leave the values out (``KeyValue.value`` is ``None``).
+        revision: read the state as it was then, at least 1; ``None``: as it is. Given only where
+            ``read_at_revision``.
 
     """
 
@@ -234,6 +236,7 @@ class Scan:
     limit: int | None = None
     reverse: bool = False
     keys_only: bool = False
+    revision: int | None = None
 
 
 Page = Iterable[KeyValue]

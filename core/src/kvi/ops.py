@@ -16,6 +16,7 @@ from kvi.coroutine import run
 from kvi.feed import Batch, Feed, Wake, WatchSpec
 from kvi.model import (
     Claim,
+    Event,
     Get,
     Grant,
     KeyValue,
@@ -105,13 +106,33 @@ class Direct:
 
 
 class GetOp(_Keyed["KeyValue | None"]):
-    """Read one entry."""
+    """Read one entry, as it is or as it was at a revision."""
 
-    __slots__ = ()
+    __slots__ = ("revision",)
     called = "get"
 
+    def __init__(self, key: str, revision: int | None = None) -> None:
+        self.key = key
+        self.revision = revision
+
     def run(self, primitives: Primitives, timeout: float) -> KeyValue | None:
+        if self.revision is not None:
+            return primitives._get_at(self.key, self.revision, timeout)
         return primitives._get(self.key, timeout)
+
+
+class HistoryOp(_Keyed[list[Event]]):
+    """Read the last changes of a key."""
+
+    __slots__ = ("limit",)
+    called, awaited = "history", False
+
+    def __init__(self, key: str, limit: int | None) -> None:
+        self.key = key
+        self.limit = limit
+
+    def run(self, primitives: Primitives, timeout: float) -> list[Event]:
+        return primitives._get_history(self.key, self.limit, timeout)
 
 
 class PutOp(_Keyed[int]):

@@ -37,9 +37,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from kvi import derived
 from kvi.capabilities import Capabilities
 from kvi.coroutine import run
-from kvi.errors import KviError
+from kvi.errors import KviError, NotSupported
 from kvi.living import Living
-from kvi.model import Claim, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import Claim, Event, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 
 if TYPE_CHECKING:
     from kvi.async_primitives import AsyncPrimitives
@@ -88,7 +88,11 @@ class Primitives(ABC):
 
     @abstractmethod
     def _range(self, scan: Scan, timeout: float) -> RangeResult:
-        """Read the first page of ``scan`` (its span is never empty) and promise the rest."""
+        """Read the first page of ``scan`` (its span is never empty) and promise the rest.
+
+        At ``scan.revision``, if there is one: raises `Compacted` if that state is gone, and
+        `InvalidArgument` if it has not been yet.
+        """
 
     @abstractmethod
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
@@ -135,6 +139,10 @@ class Primitives(ABC):
         """Free what the store holds and wake its blocked calls; called once, never in a child."""
 
     # -- derived from those; override for speed or atomicity --------------------------------------
+
+    def _get_at(self, key: str, revision: int, timeout: float) -> KeyValue | None:
+        """Read one entry as it was at ``revision``; called only where ``read_at_revision``."""
+        return run(derived.get_at(_Blocking(self), key, revision, timeout))
 
     def _count(self, span: Span, timeout: float) -> int:
         """Count the keys of ``span``."""
@@ -192,6 +200,15 @@ class Primitives(ABC):
         ``None`` where the store does not tell, and of a lease that has ended.
         """
         return None
+
+    def _get_history(self, key: str, limit: int | None, timeout: float) -> list[Event]:
+        """The changes of a key, newest first: the last ``limit`` of all that the store still has.
+
+        Called only where ``watch_history``. ``limit`` is at least 1.
+        """
+        raise NotSupported(
+            "this backend does not tell the history of a key (Primitives._get_history)"
+        )
 
     def _native(self) -> Any:
         """The native client, or ``None``."""

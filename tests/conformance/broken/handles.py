@@ -116,9 +116,11 @@ class ClosedReadsNothing(Correct):
     """A closed handle finds no key, instead of saying that it is closed."""
 
     class face(Handle):
-        def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
+        def get(
+            self, key: str, *, revision: int | None = None, timeout: float | None = None
+        ) -> KeyValue | None:
             try:
-                return super().get(key, timeout=timeout)
+                return super().get(key, revision=revision, timeout=timeout)
             except Closed:
                 return None
 
@@ -210,10 +212,12 @@ class ChildMayRead(Correct):
     """A forked child goes on silently with what it reads by its parent's handle."""
 
     class face(Handle):
-        def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
+        def get(
+            self, key: str, *, revision: int | None = None, timeout: float | None = None
+        ) -> KeyValue | None:
             if self.mutant.forked:
                 return self.mutant._get(key, 1.0)  # type: ignore[no-any-return]
-            return super().get(key, timeout=timeout)
+            return super().get(key, revision=revision, timeout=timeout)
 
 
 @broken("handle.fork")

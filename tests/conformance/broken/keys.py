@@ -105,8 +105,12 @@ class AnyTextIsAKey(Correct):
     """What is no UTF-8 is looked for, and not found."""
 
     class face(Handle):
-        def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
-            return super().get(key.encode(errors="replace").decode() or "x", timeout=timeout)
+        def get(
+            self, key: str, *, revision: int | None = None, timeout: float | None = None
+        ) -> KeyValue | None:
+            return super().get(
+                key.encode(errors="replace").decode() or "x", revision=revision, timeout=timeout
+            )
 
 
 @broken("key.invalid")
@@ -132,9 +136,13 @@ class CountsCharacters(Correct):
     """A key may be longer than declared, if it has less characters than bytes."""
 
     class face(Handle):
-        def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
+        def get(
+            self, key: str, *, revision: int | None = None, timeout: float | None = None
+        ) -> KeyValue | None:
             return (
-                None if len(key) <= 8192 < len(key.encode()) else super().get(key, timeout=timeout)
+                None
+                if len(key) <= 8192 < len(key.encode())
+                else super().get(key, revision=revision, timeout=timeout)
             )
 
 

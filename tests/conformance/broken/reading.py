@@ -158,11 +158,11 @@ class NoneIsAll(Correct):
     """A limit of 0 is none."""
 
     class face(Handle):
-        def _nothing(self, span: Span, timeout: float | None) -> RangeResult:
+        def _nothing(self, scan: Scan, timeout: float | None) -> RangeResult:
             return (
-                super()._nothing(span, timeout)
-                if span.empty
-                else self._do(RangeOp(Scan(span)), timeout)
+                super()._nothing(scan, timeout)
+                if scan.span.empty
+                else self._do(RangeOp(replace(scan, limit=None)), timeout)
             )
 
 

@@ -42,13 +42,14 @@ def nothing() -> None:
 
 
 CLAIM = Claim("jobs/1", 7, Key("jobs/1").revision == 7, "jobs/0", 9)
-SCAN = Scan(Span("a", "c"), 5, True, True)
+SCAN = Scan(Span("a", "c"), 5, True, True, 7)
 PAGE = PageOp(RangeResult(1, lambda: ()), SCAN)
 FEED: Any = object()
 
 # Of each operation: one, and the same below the prefix; the same one, if it has no keys of its own.
 OPS: dict[type[Op[Any]], tuple[Op[Any], Op[Any]]] = {
-    ops.GetOp: (ops.GetOp("k"), ops.GetOp("view/k")),
+    ops.GetOp: (ops.GetOp("k", 5), ops.GetOp("view/k", 5)),
+    ops.HistoryOp: (ops.HistoryOp("k", 3), ops.HistoryOp("view/k", 3)),
     ops.PutOp: (ops.PutOp("k", b"v", 3), ops.PutOp("view/k", b"v", 3)),
     ops.DeleteOp: (ops.DeleteOp("k"), ops.DeleteOp("view/k")),
     ops.CountOp: (ops.CountOp(Span("a", "c")), ops.CountOp(Span("view/a", "view/c"))),
@@ -56,7 +57,10 @@ OPS: dict[type[Op[Any]], tuple[Op[Any], Op[Any]]] = {
         ops.DeleteRangeOp(Span.of_prefix("a")),
         ops.DeleteRangeOp(Span("view/a", "view/b", "view/a")),
     ),
-    ops.RangeOp: (ops.RangeOp(SCAN), ops.RangeOp(Scan(Span("view/a", "view/c"), 5, True, True))),
+    ops.RangeOp: (
+        ops.RangeOp(SCAN),
+        ops.RangeOp(Scan(Span("view/a", "view/c"), 5, True, True, 7)),
+    ),
     ops.TxnOp: (
         TxnOp(Txn((Key("a").absent,), (Put("b", b"v", 3), Delete("c")), (Get("d"),), "tas")),
         TxnOp(
@@ -153,6 +157,8 @@ RESULTS: list[tuple[Any, Any]] = [
     (True, True),
     (7, 7),
     (Grant(3, 60.0), Grant(3, 60.0)),
+    ([EVENT], [Event(EventType.PUT, "k", b"v", 2, SHOWN, False)]),
+    ([], []),
     (TxnResult(True, 2, (ENTRY, 2, True, None)), TxnResult(True, 2, (SHOWN, 2, True, None))),
     (
         Batch([EVENT, RESYNC], 9),
@@ -213,7 +219,7 @@ def test_lost_keys_are_lost_for_views_of_views() -> None:
 # -- what doing it twice means --------------------------------------------------------------------
 
 EFFECTS: dict[Effect, tuple[type[Op[Any]], ...]] = {
-    Effect.READ: (ops.GetOp, ops.CountOp, ops.RangeOp, ops.PageOp, ops.WatchOp),
+    Effect.READ: (ops.GetOp, ops.HistoryOp, ops.CountOp, ops.RangeOp, ops.PageOp, ops.WatchOp),
     Effect.WRITE: (ops.PutOp, ops.DeleteOp, ops.DeleteRangeOp),
     Effect.DECIDING: (ops.TxnOp, ops.ReleaseOp),
     Effect.REPEATABLE: (ops.GrantOp, ops.RenewOp, ops.RevokeOp, ops.ClaimOp),

@@ -472,7 +472,14 @@ def test_threads_that_come_and_go(
         threads.spawn_call(partial(work.append, number))
         if number % 10 == 0:
             until(lambda: len(done) == len(work) == number + 1)  # noqa: B023
-    until(lambda: not alive(threads))
+
+    def all_gone() -> bool:
+        if alive(threads):
+            for pool in (threads._flows, threads._callbacks, threads._work):
+                pool._queue.put(None)  # see `module.LINGER`
+        return not alive(threads)
+
+    until(all_gone)
     assert sorted(done) == sorted(work) == list(range(300))  # two may take turns
     assert not threads._flows._free
 

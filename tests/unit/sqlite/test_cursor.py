@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kvi.model import Event, EventType
+from kvi.model import Event, EventType, KeyValue
 from kvi_sqlite import cursor as cursors
 from kvi_sqlite.cursor import LATEST, SOONEST, Cursor, Row, pace, portion
 
@@ -79,15 +79,19 @@ def test_trimmed_before_anybody_looked(
     assert first is None or first <= trimmed
 
 
+NOTHING = (None, 0, 0, None, b"")  # was there before
+
+
 def rows(*revisions: int, size: int = 0) -> list[Row]:
-    return [(revision, b"k", b"v" * size) for revision in revisions]
+    return [(revision, b"k", b"v" * size, *NOTHING) for revision in revisions]
 
 
 def test_portion_takes_all_there_is() -> None:
     """A short history is one batch, complete up to the revision that was read."""
-    found = portion([(3, b"a", b""), (4, b"b", None)], 9)
+    found = portion([(3, b"a", b"", *NOTHING), (4, b"b", None, 2, 1, 5, 7, b"old")], 9)
+    before = KeyValue("b", b"old", 2, 1, 5, 7)
     assert found == (
-        [Event(EventType.PUT, "a", b"", 3), Event(EventType.DELETE, "b", None, 4)],
+        [Event(EventType.PUT, "a", b"", 3), Event(EventType.DELETE, "b", None, 4, before)],
         9,
         None,
     )

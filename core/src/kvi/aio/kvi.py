@@ -24,6 +24,9 @@ from kvi.arguments import (
     check_function,
     check_watch,
     deleted_span,
+    get_of,
+    history_of,
+    is_nothing,
     probe_of,
     put_of,
     scan_of,
@@ -43,6 +46,7 @@ from kvi.flow.watch import WatchFlow
 from kvi.log import log
 from kvi.model import (
     Compare,
+    Event,
     EventType,
     Key,
     KeyValue,
@@ -52,7 +56,7 @@ from kvi.model import (
     RangeResult,
     TxnResult,
 )
-from kvi.ops import CountOp, DeleteOp, DeleteRangeOp, GetOp, PingOp, RangeOp, TxnOp
+from kvi.ops import CountOp, DeleteOp, DeleteRangeOp, PingOp, RangeOp, TxnOp
 from kvi.policy.lease import check_key_ttl, check_ttl
 from kvi.policy.lock import check_lock, check_wait
 from kvi.policy.txn import check_txn
@@ -76,12 +80,15 @@ class AsyncKvi(AsyncFace):
 
     # -- reading ----------------------------------------------------------------------------------
 
-    async def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
+    async def get(
+        self, key: str, *, revision: int | None = None, timeout: float | None = None
+    ) -> KeyValue | None:
         """Read one entry; ``None`` if the key is not there. Linearizable. See `kvi.Kvi.get`."""
         short, runtime = self._short_get, self._runtime
         if (
             short is not None
             and timeout is None
+            and revision is None
             and monotonic() < runtime.turn
             and _get_running_loop() is runtime.loop
             and not self._scope.shut_down
@@ -91,8 +98,8 @@ class AsyncKvi(AsyncFace):
                 return found
         try:
             self._enter()
-            key = check_key(key, self.capabilities.max_key)
-            return await self._do(GetOp(key), timeout)
+            op = get_of(self.capabilities, key, revision)
+            return None if op.revision == 0 else await self._do(op, timeout)
         except KviError as error:
             raise self._placed(error, "get", key)
 
@@ -105,6 +112,7 @@ class AsyncKvi(AsyncFace):
         limit: int | None = None,
         reverse: bool = False,
         keys_only: bool = False,
+        revision: int | None = None,
         timeout: float | None = None,
     ) -> AsyncRange:
         """Read the entries of ``[start, end)``, or of a prefix, in key order; see `kvi.Kvi.range`.
@@ -118,14 +126,14 @@ class AsyncKvi(AsyncFace):
                 self._enter()
                 self._seconds(timeout)
                 span = span_of(self.capabilities, start, end, prefix)
-                scan = scan_of(span, limit, reverse, keys_only)
-                if scan.limit != 0 and not span.empty:
+                scan = scan_of(self.capabilities, span, limit, reverse, keys_only, revision)
+                if not is_nothing(scan):
                     found = await self._do(RangeOp(scan), timeout)
                     return AsyncRangeResult(self, found, scan, timeout)
-                revision = None
-                if self.capabilities.snapshot_range:
-                    revision = (await self._do(RangeOp(probe_of(span)), timeout)).revision
-                return AsyncRangeResult(self, RangeResult(revision, lambda: ()), scan, timeout)
+                at = scan.revision
+                if at != 0 and self.capabilities.snapshot_range:
+                    at = (await self._do(RangeOp(probe_of(scan)), timeout)).revision
+                return AsyncRangeResult(self, RangeResult(at, lambda: ()), scan, timeout)
             except KviError as error:
                 raise self._placed(error, "range", prefix if start is None else start)
 
@@ -147,6 +155,17 @@ class AsyncKvi(AsyncFace):
             return 0 if span.empty else await self._do(CountOp(span), timeout)
         except KviError as error:
             raise self._placed(error, "count", prefix if start is None else start)
+
+    async def history(
+        self, key: str, *, limit: int | None = None, timeout: float | None = None
+    ) -> list[Event]:
+        """The changes of a key, newest first; see `kvi.Kvi.history`."""
+        try:
+            self._enter()
+            op = history_of(self.capabilities, key, limit)
+            return [] if op.limit == 0 else await self._do(op, timeout)
+        except KviError as error:
+            raise self._placed(error, "history", key)
 
     # -- writing ----------------------------------------------------------------------------------
 

@@ -34,9 +34,11 @@ class TypedView(Coding[V]):
         self.store = store
         """The store underneath."""
 
-    async def get(self, key: str, *, timeout: float | None = None) -> Entry[V] | None:
+    async def get(
+        self, key: str, *, revision: int | None = None, timeout: float | None = None
+    ) -> Entry[V] | None:
         """Read one entry; ``None`` if it is not there. Raises `BadRecord`."""
-        entry = await self.store.get(key, timeout=timeout)
+        entry = await self.store.get(key, revision=revision, timeout=timeout)
         return None if entry is None else self._entry(entry)
 
     def range(
@@ -47,6 +49,7 @@ class TypedView(Coding[V]):
         prefix: str | None = None,
         limit: int | None = None,
         reverse: bool = False,
+        revision: int | None = None,
         bad: Callable[[BadRecord], object] | None = None,
         timeout: float | None = None,
     ) -> AsyncTypedRange[V]:
@@ -56,9 +59,22 @@ class TypedView(Coding[V]):
         instead, and the iteration goes on.
         """
         rows = self.store.range(
-            start, end, prefix=prefix, limit=limit, reverse=reverse, timeout=timeout
+            start,
+            end,
+            prefix=prefix,
+            limit=limit,
+            reverse=reverse,
+            revision=revision,
+            timeout=timeout,
         )
         return AsyncTypedRange(rows, self._entry, bad)
+
+    async def history(
+        self, key: str, *, limit: int | None = None, timeout: float | None = None
+    ) -> list[TypedEvent[V]]:
+        """The changes of a key, as of `AsyncKvi.history`. Raises `BadRecord` if one is bad."""
+        events = await self.store.history(key, limit=limit, timeout=timeout)
+        return [self._event(event) for event in events]
 
     async def put(
         self,

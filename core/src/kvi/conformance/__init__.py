@@ -77,6 +77,7 @@ __all__ = [
     "TestNamespaces",
     "TestNumbers",
     "TestOptions",
+    "TestPast",
     "TestRange",
     "TestReadOnly",
     "TestRecipes",

@@ -86,6 +86,10 @@ SECTIONS = (
             Rule("range.long", "A range of any length and any size of values comes whole, page by page, and can be iterated again."),
             Rule("range.moment", "The entries of a range by prefix are of one moment.", "atomic_range"),
             Rule("range.snapshot", "All pages of a range are of one revision, its `.revision`.", "snapshot_range"),
+            Rule("past.state", "`get` and `range` at a revision give the state as it was then, of whatever change since; at 0 there was nothing.", "read_at_revision"),
+            Rule("past.refused", "A revision to come, or none, is `InvalidArgument`, one that is gone `Compacted`.", "read_at_revision"),
+            Rule("history.changes", "`history` gives the changes of a key, newest first, each once, as far back as the store has them; `limit` keeps the newest.", "watch_history"),
+            Rule("history.previous", "An event of a history tells the entry before, or none; never another one.", "watch_history"),
         ),
     ),
     Section(
@@ -272,7 +276,7 @@ RULES: dict[str, Rule] = {rule.name: rule for rule in rules()}
 _FOUNDATIONS = (
     *("handle.options", "handle.capabilities", "handle.store", "value.exact", "key.exact"),
     *("store", "get", "delete", "revision", "value", "key"),
-    *("range", "delete-range", "txn", "tas", "cas"),
+    *("range", "delete-range", "txn", "tas", "cas", "past", "history"),
     *("handle.timeout", "handle.threads", "namespace.apart", "error.place"),
     *("watch.next", "watch.from-now", "watch.selects", "watch.event", "watch"),
     *("lease.ttl", "lease.gone", "lease.keys", "lease.last-write", "lease.kept-alive", "lease"),

@@ -96,6 +96,7 @@ class World:
 
     versions: bool = True
     atomic: Literal["any", "prefix", "no"] = "any"
+    past: bool = True
     entries: dict[str, KeyValue] = field(default_factory=dict)
     revision: Revision = field(default_factory=Revision)
     leases: set[int] = field(default_factory=set)
@@ -120,9 +121,9 @@ class Model:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def get(self, key: str) -> KeyValue | None:
-        """The entry, if it is there."""
-        entry = self.world.entries.get(self.prefix + key)
+    def get(self, key: str, *, revision: int | None = None) -> KeyValue | None:
+        """The entry, if it is there, or was at a revision."""
+        entry = self._entries(revision).get(self.prefix + key)
         return None if entry is None else self._seen(entry)
 
     def range(
@@ -134,11 +135,13 @@ class Model:
         limit: int | None = None,
         reverse: bool = False,
         keys_only: bool = False,
+        revision: int | None = None,
     ) -> list[KeyValue]:
         """The entries between the bounds, in the order of their keys' bytes."""
         bounds = Bounds(start, end, prefix)
-        keys = sorted(filter(self._sees, self.world.entries), key=str.encode, reverse=reverse)
-        found = [self._seen(self.world.entries[key]) for key in keys]
+        entries = self._entries(revision)
+        keys = sorted(filter(self._sees, entries), key=str.encode, reverse=reverse)
+        found = [self._seen(entries[key]) for key in keys]
         found = [entry for entry in found if entry.key in bounds][:limit]
         return [entry._replace(value=None) for entry in found] if keys_only else found
 
@@ -147,6 +150,11 @@ class Model:
     ) -> int:
         """How many a range would give."""
         return len(self.range(start, end, prefix=prefix))
+
+    def history(self, key: str) -> list[Change]:
+        """The changes of the key, newest first."""
+        whole = self.prefix + key
+        return [change for change in reversed(self.world.log) if change.key == whole]
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -246,6 +254,23 @@ class Model:
         return self.revision
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _entries(self, revision: int | None) -> dict[str, KeyValue]:
+        """All entries, with what came after ``revision`` undone."""
+        world = self.world
+        if revision is None:
+            return world.entries
+        if not world.past:
+            raise NotSupported("the store cannot be read as it was")
+        if revision > world.revision:
+            raise InvalidArgument("the revision is in the future")
+        entries = dict(world.entries)
+        for change in reversed(world.log):
+            if change.revision > revision:
+                entries.pop(change.key, None)
+                if change.before is not None:
+                    entries[change.key] = change.before
+        return entries
 
     def _sees(self, key: str) -> bool:
         return key.startswith(self.prefix) and key != self.prefix

@@ -60,7 +60,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STALL = 0.02  # seconds without progress after which a pool gets another thread
-LINGER = 2.0  # seconds that a thread without work waits for some
+# Seconds that a thread without work waits for some. (Before Python 3.13, a `SimpleQueue.get` whose
+# time is up just as another thread takes what woke it forgets its time: it waits for the next.)
+LINGER = 2.0
 PATIENCE = 1.0  # seconds that the end of threads is waited for
 # Seconds after which who waits looks around: a flow whether it was given up, the main thread
 # whether a signal came between its last bytecode and the wait, which does not end by it.

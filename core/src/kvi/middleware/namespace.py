@@ -24,7 +24,6 @@ from kvi.model import (
     Operation,
     Put,
     RangeResult,
-    Scan,
     Span,
     Txn,
     TxnResult,
@@ -36,6 +35,7 @@ from kvi.ops import (
     DeleteRangeOp,
     Executor,
     GetOp,
+    HistoryOp,
     Op,
     PutOp,
     RangeOp,
@@ -70,7 +70,9 @@ def inward(op: Op[T], prefix: str) -> Op[T]:
     into: Any
     match op:
         case GetOp():
-            into = GetOp(prefix + op.key)
+            into = GetOp(prefix + op.key, op.revision)
+        case HistoryOp():
+            into = HistoryOp(prefix + op.key, op.limit)
         case PutOp():
             into = PutOp(prefix + op.key, op.value, op.lease)
         case DeleteOp():
@@ -79,8 +81,7 @@ def inward(op: Op[T], prefix: str) -> Op[T]:
             into = TxnOp(_txn_in(op.txn, prefix))
         case RangeOp():
             scan = op.scan
-            span = _span_in(scan.span, prefix)
-            into = RangeOp(Scan(span, scan.limit, scan.reverse, scan.keys_only))
+            into = RangeOp(replace(scan, span=_span_in(scan.span, prefix)))
         case CountOp():
             into = CountOp(_span_in(op.span, prefix))
         case DeleteRangeOp():
@@ -102,21 +103,22 @@ def inward(op: Op[T], prefix: str) -> Op[T]:
 def outward(result: T, skip: int) -> T:
     """A result of the store below as one of the view: its keys lose ``skip`` characters."""
     out: Any = result
-    match result:
+    match out:
         case KeyValue():
-            out = _entry_out(result, skip)
+            out = _entry_out(out, skip)
         case RangeResult():
-            out = result.map_pages(lambda page: (_entry_out(entry, skip) for entry in page))
+            out = out.map_pages(lambda page: (_entry_out(entry, skip) for entry in page))
         case TxnResult():
             results = tuple(
-                _entry_out(one, skip) if isinstance(one, KeyValue) else one
-                for one in result.results
+                _entry_out(one, skip) if isinstance(one, KeyValue) else one for one in out.results
             )
-            out = TxnResult(result.succeeded, result.revision, results)
+            out = TxnResult(out.succeeded, out.revision, results)
         case Batch():
-            out = Batch([_event_out(event, skip) for event in result.events], result.revision)
+            out = Batch([_event_out(event, skip) for event in out.events], out.revision)
         case Claim():
-            out = _claim(result, lambda key: key[skip:])
+            out = _claim(out, lambda key: key[skip:])
+        case [Event(), *_]:
+            out = [_event_out(event, skip) for event in out]
     return out  # type: ignore[no-any-return]
 
 

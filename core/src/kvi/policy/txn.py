@@ -17,6 +17,8 @@ from kvi.errors import InvalidArgument, LeaseLost, NotSupported, shown
 from kvi.model import (
     Compare,
     Delete,
+    Event,
+    EventType,
     Get,
     KeyValue,
     LeaseRef,
@@ -158,6 +160,13 @@ class Change(NamedTuple):
     key: str
     old: KeyValue | None
     new: KeyValue | None
+
+    def event(self, revision: int) -> Event:
+        """What a watch tells of it, if it was made at ``revision``."""
+        key, old, new = self
+        if new is None:
+            return Event(EventType.DELETE, key, None, revision, old)
+        return Event(EventType.PUT, key, new.value, revision, old)
 
 
 @dataclass(frozen=True, slots=True)

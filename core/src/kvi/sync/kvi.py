@@ -19,6 +19,9 @@ from kvi.arguments import (
     cas_of,
     check_function,
     deleted_span,
+    get_of,
+    history_of,
+    is_nothing,
     probe_of,
     put_of,
     scan_of,
@@ -39,14 +42,12 @@ from kvi.model import (
     Put,
     RangeResult,
     Scan,
-    Span,
     TxnResult,
 )
 from kvi.ops import (
     CountOp,
     DeleteOp,
     DeleteRangeOp,
-    GetOp,
     PageOp,
     PingOp,
     RangeOp,
@@ -88,17 +89,24 @@ class Kvi(Face):
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def get(self, key: str, *, timeout: float | None = None) -> KeyValue | None:
-        """Read one entry; ``None`` if the key is not there. Linearizable."""
+    def get(
+        self, key: str, *, revision: int | None = None, timeout: float | None = None
+    ) -> KeyValue | None:
+        """Read one entry; ``None`` if the key is not there. Linearizable.
+
+        With ``revision``, as it was when the store was at that revision (0: when it was empty),
+        where ``capabilities.read_at_revision``; else raises `NotSupported`. Raises `Compacted` if
+        that state is gone, `InvalidArgument` if it has not been yet.
+        """
         short = self._short_get
-        if short is not None and timeout is None and not self._scope.shut_down:
+        if short is not None and timeout is None and revision is None and not self._scope.shut_down:
             found = short(key)
             if found is not None:
                 return found
         try:
             self._ensure_open()
-            key = check_key(key, self.capabilities.max_key)
-            return self._do(GetOp(key), timeout)
+            op = get_of(self.capabilities, key, revision)
+            return None if op.revision == 0 else self._do(op, timeout)
         except KviError as error:
             raise self._placed(error, "get", key)
 
@@ -111,6 +119,7 @@ class Kvi(Face):
         limit: int | None = None,
         reverse: bool = False,
         keys_only: bool = False,
+        revision: int | None = None,
         timeout: float | None = None,
     ) -> RangeResult:
         """Read the entries of the half-open ``[start, end)``, or of a prefix, in key order.
@@ -118,18 +127,21 @@ class Kvi(Face):
         Either bound may be left out; without any, all entries. ``start >= end`` and ``limit=0``
         are empty. The result reads page by page while it is iterated, so that memory stays
         bounded for any size, and all pages are of one revision (``.revision``) where
-        ``capabilities.snapshot_range``; ``timeout`` bounds each page.
+        ``capabilities.snapshot_range``; ``timeout`` bounds each page. With ``revision``, all
+        entries as they were then, as of `get`.
 
-        Raises `InvalidArgument` for a negative limit, or a prefix together with bounds.
+        Raises `InvalidArgument` for a negative limit, or a prefix together with bounds; and as
+        `get` does.
         """
         try:
             self._ensure_open()
             self._seconds(timeout)
             span = span_of(self.capabilities, start, end, prefix)
-            scan = scan_of(span, limit, reverse, keys_only)
-            if scan.limit == 0 or span.empty:
-                return self._nothing(span, timeout)
-            if self._short_range is not None and (few := self._short_range(scan)) is not None:
+            scan = scan_of(self.capabilities, span, limit, reverse, keys_only, revision)
+            if is_nothing(scan):
+                return self._nothing(scan, timeout)
+            short = self._short_range if revision is None else None
+            if short is not None and (few := short(scan)) is not None:
                 return RangeResult(few[0], lambda: self._at_hand(few[1]))
             found = self._do(RangeOp(scan), timeout)
             return RangeResult(found.revision, lambda: self._pages(found, scan, timeout))
@@ -152,6 +164,24 @@ class Kvi(Face):
             return 0 if span.empty else self._do(CountOp(span), timeout)
         except KviError as error:
             raise self._placed(error, "count", prefix if start is None else start)
+
+    def history(
+        self, key: str, *, limit: int | None = None, timeout: float | None = None
+    ) -> list[Event]:
+        """The changes of a key, newest first: all that the store still has, or the last ``limit``.
+
+        Without a gap; where older ones are gone it ends, and that is no error. An event's
+        ``previous`` is the entry before it, as far as that is known. What a key has never had
+        is an empty list. Where ``capabilities.watch_history``; else raises `NotSupported`.
+
+        Raises `InvalidArgument` for a negative limit.
+        """
+        try:
+            self._ensure_open()
+            op = history_of(self.capabilities, key, limit)
+            return [] if op.limit == 0 else self._do(op, timeout)
+        except KviError as error:
+            raise self._placed(error, "history", key)
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -562,11 +592,11 @@ class Kvi(Face):
         txn = check_txn(when, then, otherwise, self.capabilities, operation)
         return self._do(TxnOp(txn), timeout)
 
-    def _nothing(self, span: Span, timeout: float | None) -> RangeResult:
+    def _nothing(self, scan: Scan, timeout: float | None) -> RangeResult:
         """An empty range, at the store's present revision where ranges have one."""
-        revision = None
-        if self.capabilities.snapshot_range:
-            revision = self._do(RangeOp(probe_of(span)), timeout).revision
+        revision = scan.revision
+        if revision != 0 and self.capabilities.snapshot_range:
+            revision = self._do(RangeOp(probe_of(scan)), timeout).revision
         return RangeResult(revision, lambda: ())
 
     def _at_hand(self, page: list[KeyValue]) -> Iterator[list[KeyValue]]:

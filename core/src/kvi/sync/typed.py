@@ -31,9 +31,11 @@ class TypedView(Coding[V]):
         self.store = store
         """The store underneath."""
 
-    def get(self, key: str, *, timeout: float | None = None) -> Entry[V] | None:
+    def get(
+        self, key: str, *, revision: int | None = None, timeout: float | None = None
+    ) -> Entry[V] | None:
         """Read one entry; ``None`` if it is not there. Raises `BadRecord`; else as `Kvi.get`."""
-        entry = self.store.get(key, timeout=timeout)
+        entry = self.store.get(key, revision=revision, timeout=timeout)
         return None if entry is None else self._entry(entry)
 
     def range(
@@ -44,6 +46,7 @@ class TypedView(Coding[V]):
         prefix: str | None = None,
         limit: int | None = None,
         reverse: bool = False,
+        revision: int | None = None,
         bad: Callable[[BadRecord], object] | None = None,
         timeout: float | None = None,
     ) -> TypedRange[V]:
@@ -53,9 +56,22 @@ class TypedView(Coding[V]):
         instead, and the iteration goes on.
         """
         found = self.store.range(
-            start, end, prefix=prefix, limit=limit, reverse=reverse, timeout=timeout
+            start,
+            end,
+            prefix=prefix,
+            limit=limit,
+            reverse=reverse,
+            revision=revision,
+            timeout=timeout,
         )
         return TypedRange(found, self._entry, bad)
+
+    def history(
+        self, key: str, *, limit: int | None = None, timeout: float | None = None
+    ) -> list[TypedEvent[V]]:
+        """The changes of a key, as of `Kvi.history`. Raises `BadRecord` if one is bad."""
+        events = self.store.history(key, limit=limit, timeout=timeout)
+        return [self._event(event) for event in events]
 
     def put(
         self,

@@ -105,7 +105,7 @@ class AnswerTooLarge(Unavailable):
 
 
 class FutureRevision(Unavailable):
-    """A read at a revision that the store has not reached yet."""
+    """A read at a revision that the store has not come to yet."""
 
 
 class LeaseExists(Unavailable):
@@ -228,7 +228,7 @@ def _final(code: grpc.StatusCode, detail: str) -> KviError:
     if "lease already exists" in text:
         return LeaseExists("there is a lease with this id already")
     if "is a future revision" in text:
-        return FutureRevision("etcd has not reached this revision yet")
+        return FutureRevision("etcd has not come to this revision yet")
     if "has been compacted" in text:
         return Compacted("etcd has compacted the revision that this read began at; read again")
     if "too large" in text or "larger than max" in text:

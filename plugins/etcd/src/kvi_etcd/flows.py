@@ -15,19 +15,20 @@ from the last down, each page sorted within its block.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from kvi.async_primitives import AsyncPrimitives
 from kvi.capabilities import Capabilities
-from kvi.errors import PermissionDenied
+from kvi.errors import Compacted, PermissionDenied
 from kvi.model import Claim, Get, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.policy.past import future, gone
 
 from kvi_etcd import leases, wire
 from kvi_etcd import wire_pb2 as pb
 from kvi_etcd.driver import Calls
-from kvi_etcd.errors import AnswerTooLarge
+from kvi_etcd.errors import AnswerTooLarge, FutureRevision
 from kvi_etcd.paging import MOST, PageSize
 
 
@@ -52,6 +53,12 @@ class EtcdFlows(AsyncPrimitives):
     async def _get(self, key: str, timeout: float) -> KeyValue | None:
         request = pb.RangeRequest(key=key.encode())
         kvs = (await self._calls.ask("range", request, timeout, write=False)).kvs
+        return wire.entry(kvs[0]) if kvs else None
+
+    async def _get_at(self, key: str, revision: int, timeout: float) -> KeyValue | None:
+        request = pb.RangeRequest(key=key.encode(), revision=revision)
+        with _reading(revision):
+            kvs = (await self._calls.ask("range", request, timeout, write=False)).kvs
         return wire.entry(kvs[0]) if kvs else None
 
     async def _count(self, span: Span, timeout: float) -> int:
@@ -104,7 +111,11 @@ class EtcdFlows(AsyncPrimitives):
 
     async def _range(self, scan: Scan, timeout: float) -> RangeResult:
         low, high = wire.key_range(scan.span)
-        first = await self._page(scan, low, high, PageSize(), scan.limit, 0, timeout)
+        at = scan.revision
+        with _reading(at):
+            first = await self._page(scan, low, high, PageSize(), scan.limit, at or 0, timeout)
+        if at is not None:
+            first = first._replace(revision=at)
         if not first.more or len(first.entries) == scan.limit:
             return RangeResult(first.revision, lambda: (first.entries,))
         pages = self._downward if scan.reverse else self._upward
@@ -190,6 +201,17 @@ class EtcdFlows(AsyncPrimitives):
             starts.append(page.entries[-1].key.encode() + b"\0")
             page = await self._page(keys, starts[-1], high, PageSize(MOST), None, revision, timeout)
         return starts
+
+
+@contextmanager
+def _reading(revision: int | None) -> Iterator[None]:
+    """A read at ``revision``, if there is one, has errors of its own."""
+    try:
+        yield
+    except (Compacted, FutureRevision) as error:
+        if revision is None:
+            raise
+        raise (gone if isinstance(error, Compacted) else future)(revision) from error
 
 
 def _decode(scan: Scan, size: PageSize, answer: pb.RangeResponse) -> _Page:

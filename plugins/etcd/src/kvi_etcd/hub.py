@@ -39,6 +39,9 @@ beyond a watch's revision again before that resumes. So a watch that begins anew
 has lost its history; only one that has seen nothing yet has nothing to lose. A store that has the
 old id, but has gone back, is found by its revision: see `kvi_etcd.cursor`.
 
+*Progress.* Asked for it, the server tells, under the id `ALL`, up to which revision all watches of
+the stream have been told everything.
+
 *Large answers.* etcd cuts an answer into fragments if asked to, in a time that grows with the
 square of the number of changes in a fragment: seconds, where they are small. So it is asked to only
 on the stream that follows one that broke for an answer of more than `client.MAX_PAGE` bytes.
@@ -62,6 +65,7 @@ WINDOW = 64  # creates under way: enough to hide the round trip when thousands a
 BATCH = 1000  # events that a consumer is given at once
 REFUSALS = 3  # of the credentials, by every endpoint
 BELIEVED = 1.0  # seconds after a login: tokens live longer
+ALL = -1  # the id of no watch
 SILENCE = 0.5  # seconds without an answer to a create, before a stream is taken for dead
 
 
@@ -81,6 +85,7 @@ class Watch:
     Attributes:
         wake: what whoever waits for it is woken by; never called here.
         error: why it has ended.
+        compacted: the revision whose compaction ended it, or 0.
         events: how many are in the buffer, and `weight` what they weigh.
 
     """
@@ -90,6 +95,7 @@ class Watch:
         "asked",
         "buffer",
         "cluster",
+        "compacted",
         "cursor",
         "error",
         "events",
@@ -117,6 +123,7 @@ class Watch:
         self.asked = 0.0  # when
         self.heard = 0  # answers on the stream at that time
         self.error: KviError | None = None
+        self.compacted = 0
         self.idle = True  # its consumer found nothing and must be woken
         self.buffer: deque[Chunk] = deque()
         self.events = self.weight = 0
@@ -275,6 +282,9 @@ class Hub:
         said = meaning(answer)
         if said is Meaning.CREATED or said is Meaning.REFUSED:
             return self._answered(answer, now, refused=said is Meaning.REFUSED)
+        if answer.watch_id == ALL:
+            running = [each for each in self.watches if each.state is State.RUNNING]
+            return [action for each in running for action in self._keep(each, answer, size)]
         watch = self._by_id.get(answer.watch_id)
         if watch is None:
             return []
@@ -283,6 +293,7 @@ class Hub:
         if said is Meaning.CANCELLED:
             return [MoveOn(refusal(answer.cancel_reason))]
         del self._by_id[watch.id]  # the server has forgotten it
+        watch.compacted = answer.compact_revision
         return self.fail([watch], Compacted("etcd has compacted the history that is to come next"))
 
     def on_looked_back(self, look: LookBack, revision: int) -> list[Action]:

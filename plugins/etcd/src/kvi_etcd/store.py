@@ -10,7 +10,9 @@ from kvi.backend.history import HistoryFeed
 from kvi.capabilities import Capabilities
 from kvi.coroutine import run
 from kvi.feed import Feed, Wake, WatchSpec
-from kvi.model import Claim, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.late import imported
+from kvi.living import Living
+from kvi.model import Claim, Event, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.primitives import Primitives
 
 from kvi_etcd import leases
@@ -28,6 +30,7 @@ CAPABILITIES = Capabilities(
     snapshot_range=True,
     lock_fair=True,
     key_version=True,
+    read_at_revision=True,
     atomic_range_delete="any",
     lease_min_ttl=MIN_TTL,
     lease_expiry_factor=1,
@@ -60,6 +63,7 @@ class EtcdKvi(Primitives):
         self._connection = Connection(endpoints, tls, credentials)
         self._flows = EtcdFlows(CAPABILITIES, self._connection)
         self._watches = Watches(self._connection, self._reporter())
+        self._looking_back: Living[Watches] = Living()
         self._awaits = awaits
         self._in_loop: EtcdFlows | None = None
 
@@ -79,6 +83,9 @@ class EtcdKvi(Primitives):
     def _range(self, scan: Scan, timeout: float) -> RangeResult:
         found = run(self._flows._range(scan, timeout))
         return RangeResult(found.revision, lambda: _blocking(found))
+
+    def _get_at(self, key: str, revision: int, timeout: float) -> KeyValue | None:
+        return run(self._flows._get_at(key, revision, timeout))
 
     def _count(self, span: Span, timeout: float) -> int:
         return run(self._flows._count(span, timeout))
@@ -101,6 +108,16 @@ class EtcdKvi(Primitives):
 
         return HistoryFeed(self, spec, open_changes, timeout)
 
+    def _get_history(self, key: str, limit: int | None, timeout: float) -> list[Event]:
+        watches = Watches(self._connection, self._reporter())
+        self._looking_back.add(watches)
+        try:
+            read = imported("kvi_etcd.history").read_history
+            found: list[Event] = read(self._connection, watches, key, limit, timeout)
+            return found
+        finally:
+            watches.close()
+
     def _lease_grant(self, ttl: float, timeout: float) -> Grant:
         return run(self._flows._lease_grant(ttl, timeout))
 
@@ -120,14 +137,17 @@ class EtcdKvi(Primitives):
         run(self._flows._ping(timeout))
 
     def _close(self) -> None:
-        self._watches.close()
+        all_watches = [self._watches, *self._looking_back]
+        for watches in all_watches:
+            watches.close()
         run(self._flows._close())
-        self._watches.join(JOIN_TIMEOUT)
+        for watches in all_watches:
+            watches.join(JOIN_TIMEOUT)
 
     def _forked(self) -> None:
         # Freeing a channel would touch threads and sockets that only the parent has.
-        left = self._watches.abandon(), self._connection.forked(), self._in_loop
-        _abandoned.append(left)
+        left = [watches.abandon() for watches in (self._watches, *self._looking_back)]
+        _abandoned.append((left, self._connection.forked(), self._in_loop))
 
 
 def _blocking(found: RangeResult) -> Iterator[Iterable[KeyValue]]:

@@ -87,6 +87,11 @@ class Changes(Feed):
         """End it."""
         self._watches.discard(self._run, self._watch)
 
+    @property
+    def compacted(self) -> int:
+        """After `Compacted`: the first revision that is not gone, as far as the server told."""
+        return self._watch.compacted
+
     def _skip(self, key: bytes) -> None:
         """A change of a ``key`` of another program: no event of kvi can tell of it."""
         if not self._warned:
@@ -118,9 +123,21 @@ class Watches:
         """
         deadline = time.monotonic() + timeout
         seen, present = self._place(span, start, timeout)
-        begun = threading.Event()
         cursor = Cursor(seen, future=seen > present)
-        watch = Watch(wire.key_range(span), cursor, begun.set, ahead=seen >= present)
+        return self._open(span, cursor, wake, deadline, ahead=seen >= present)
+
+    def look_back(self, span: Span, seen: int, wake: Wake, timeout: float) -> Changes:
+        """Watch ``span`` from behind ``seen``, which is in the past, or gone.
+
+        If it is gone, the changes raise `Compacted`, and tell what is. Otherwise as `open`.
+        """
+        return self._open(span, Cursor(seen), wake, time.monotonic() + timeout, ahead=False)
+
+    def _open(
+        self, span: Span, cursor: Cursor, wake: Wake, deadline: float, *, ahead: bool
+    ) -> Changes:
+        seen, begun = cursor.seen, threading.Event()
+        watch = Watch(wire.key_range(span), cursor, begun.set, ahead=ahead)
         run = self._enter(watch)
         begun.wait(max(0.0, deadline - time.monotonic()))
         with self._lock:
@@ -190,6 +207,16 @@ class Watches:
             if not chunks and watch.error is not None and not self._closed:
                 raise watch.error
             return chunks
+
+    def ask_progress(self) -> None:
+        """Ask up to which revision there is nothing more to tell; the watches are told.
+
+        Versions of etcd before 3.4.25 and 3.5.8 answer at once, also when changes of the past are
+        still to come, which are then missed.
+        """
+        with self._lock:
+            if self._run is not None and self._run.stream is not None:
+                self._run.stream.send(wire.progress_request())
 
     def discard(self, run: _Run, watch: Watch) -> None:
         """End ``watch``, and the stream if it was the last."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from kvi.errors import Compacted
 from kvi.feed import Batch, Feed, Wake
-from kvi.model import Event, EventType, Span
+from kvi.model import Event, Span
 
 from kvi_memory.state import MemoryState
 
@@ -43,7 +43,7 @@ class MemoryChanges(Feed):
 
     def poll(self, timeout: float) -> Batch | None:
         """The next changes; waits for nothing."""
-        span, put, delete = self._span, EventType.PUT, EventType.DELETE
+        span = self._span
         events: list[Event] = []
         state = self._state
         with state.lock:
@@ -55,12 +55,7 @@ class MemoryChanges(Feed):
             last = min(index + MOST_COMMITS, len(history))
             while index < last and len(events) < MOST_EVENTS:
                 revision, changes, _ = history[index]
-                for key, old, new in changes:
-                    if key in span:
-                        if new is None:
-                            events.append(Event(delete, key, None, revision, old))
-                        else:
-                            events.append(Event(put, key, new.value, revision, old))
+                events += (change.event(revision) for change in changes if change.key in span)
                 index += 1
             told = history[index - 1][0]
             first = told + 1 if index < len(history) else None

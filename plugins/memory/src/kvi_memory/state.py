@@ -45,6 +45,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ from kvi.errors import LeaseLost, Unavailable
 from kvi.model import KeyValue, Put, Span, Txn, TxnResult
 from kvi.mutex import Mutex
 from kvi.policy.interest import Interests
+from kvi.policy.past import check_past
 from kvi.policy.txn import Change, choose, perform
 from sortedcontainers import SortedList
 
@@ -228,6 +230,33 @@ class MemoryState:
     def read(self, key: str) -> KeyValue | None:
         """The present entry of ``key``."""
         return self.entries.get(key)
+
+    def oldest(self) -> int:
+        """The earliest revision whose state is known."""
+        return self.history[0][0] - 1 if self.history else self.revision
+
+    def undone(self, revision: int, span: Span) -> dict[str, KeyValue | None]:
+        """What of ``span`` has changed since ``revision``, as it was then.
+
+        Raises `Compacted` or `InvalidArgument` if that was before the history, or is to come.
+        """
+        check_past(revision, self.oldest(), self.revision)
+        found: dict[str, KeyValue | None] = {}
+        for at, changes, _ in reversed(self.history):
+            if at <= revision:
+                break
+            found.update((key, old) for key, old, _ in changes if key in span)
+        return found
+
+    def changes_of(self, key: str, limit: int | None) -> list[tuple[int, Change]]:
+        """The last changes of a key, newest first, each with its revision."""
+        changes = (
+            (revision, change)
+            for revision, changes, _ in reversed(self.history)
+            for change in changes
+            if change.key == key
+        )
+        return list(islice(changes, limit))
 
     def between(self, span: Span, reverse: bool = False) -> Iterator[str]:
         """The keys of ``span`` in order."""

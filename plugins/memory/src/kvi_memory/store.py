@@ -8,12 +8,13 @@ have nothing to bound. An exception that a signal handler raises may end a secti
 
 from __future__ import annotations
 
+from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from kvi.capabilities import Capabilities
 from kvi.late import imported
-from kvi.model import Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import Event, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.txn import Change
 from kvi.primitives import Primitives
 
@@ -29,6 +30,7 @@ CAPABILITIES = Capabilities(
     snapshot_range=True,
     lock_fair=True,
     key_version=True,
+    read_at_revision=True,
     atomic_range_delete="any",
     lease_min_ttl=0,
     lease_expiry_factor=1,
@@ -78,12 +80,30 @@ class MemoryKvi(Primitives):
         state = self._state
         with state.lock:
             state.finish()
-            keys = state.between(scan.span, scan.reverse)
-            page = list(map(state.entries.__getitem__, islice(keys, scan.limit)))
             revision = state.revision
+            if scan.revision is not None and scan.revision != revision:
+                revision, page = scan.revision, self._past(scan, scan.revision)
+            else:
+                keys = state.between(scan.span, scan.reverse)
+                page = list(map(state.entries.__getitem__, islice(keys, scan.limit)))
         if scan.keys_only:
             page = [entry._replace(value=None) for entry in page]
         return RangeResult(revision, lambda: (page,))
+
+    def _past(self, scan: Scan, revision: int) -> list[KeyValue]:
+        """The entries of ``scan`` as they were at ``revision``. Holds the lock."""
+        state = self._state
+        undone = state.undone(revision, scan.span)
+        present = (key for key in state.between(scan.span, scan.reverse) if key not in undone)
+        changed = sorted((k for k, old in undone.items() if old is not None), reverse=scan.reverse)
+        keys = islice(merge(present, changed, reverse=scan.reverse), scan.limit)
+        return [undone.get(key) or state.entries[key] for key in keys]
+
+    def _get_history(self, key: str, limit: int | None, timeout: float) -> list[Event]:
+        with self._state.lock:
+            self._state.finish()
+            changes = self._state.changes_of(key, limit)
+        return [change.event(revision) for revision, change in changes]
 
     def _count(self, span: Span, timeout: float) -> int:
         state = self._state

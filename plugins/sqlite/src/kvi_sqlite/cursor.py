@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from kvi.model import Event, EventType
+from kvi.model import Event, EventType, KeyValue
 
 SOONEST, LATEST = 0.005, 0.050  # seconds between looks for the commits of other processes
 SLOWING = 1.25  # a dozen looks without news, a quarter of a second, and it is at its calmest
@@ -28,7 +28,9 @@ SLOWING = 1.25  # a dozen looks without news, a quarter of a second, and it is a
 MAX_ROWS = 512  # of a batch, and nearly so of bytes; a revision is never split
 MAX_BYTES = 1024 * 1024
 
-Row = tuple[int, bytes, bytes | None]  # revision, key, value (None: deleted)
+# revision, key, value (None: deleted); and of the entry before: revision (None: there was none, or
+# it is not known), create revision, version, lease, value
+Row = tuple[int, bytes, bytes | None, int | None, int, int, int | None, bytes]
 
 
 def pace(interval: float, changed: bool) -> float:
@@ -105,11 +107,24 @@ def portion(rows: Iterable[Row], revision: int) -> Portion:
     """Take a batch from the changes of a span in order, which are complete up to ``revision``."""
     events: list[Event] = []
     size = newest = 0
-    put, delete = EventType.PUT, EventType.DELETE
-    for at, key, value in rows:
+    for row in rows:
+        at = row[0]
         if at != newest and (len(events) >= MAX_ROWS or size >= MAX_BYTES):
             return Portion(events, at - 1, at)
         newest = at
-        events.append(Event(delete if value is None else put, str(key, "utf-8"), value, at))
-        size += len(key) + (0 if value is None else len(value))
+        event = event_of(row)
+        events.append(event)
+        size += len(event.key) + len(event.value or b"")
+        if event.previous is not None:
+            size += len(event.previous.value or b"")
     return Portion(events, revision, None)
+
+
+def event_of(row: Row) -> Event:
+    """What a row of the history tells."""
+    at, name, value, revision, created, version, lease, before = row
+    key = str(name, "utf-8")
+    previous = None
+    if revision is not None:
+        previous = KeyValue(key, before, revision, created, version, lease)
+    return Event(EventType.DELETE if value is None else EventType.PUT, key, value, at, previous)

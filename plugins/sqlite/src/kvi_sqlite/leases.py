@@ -141,6 +141,7 @@ def end(connection: Connection, lease: int, history: int, room: int = FEW) -> in
     keys, size = execute(schema.LEASED, (lease, few + 1)).fetchone()
     if keys == 1 or (0 < keys <= few and size <= SMALL):
         execute(schema.EVENTS_OF_END, (first_id(revision), revision, lease))
+        execute(schema.UNDO_END, (first_id(revision), lease))
         execute(schema.DELETE_LEASED, (lease,))
     elif keys:
         _entomb(connection, lease, revision)
@@ -160,8 +161,7 @@ def _entomb(connection: Connection, lease: int, revision: int) -> None:
     # Behind the ids of all its events, so that the revisions behind it begin there.
     last = first_id(revision + (longest if more else 1)) - 1
     (row,) = execute(schema.LAST_LEASED, (lease,)).fetchone()
-    execute(schema.EVENT_OF_ROW, (last, revision, row))
-    execute(schema.DELETE_ROW, (row,))
+    _delete_row(connection, last, revision, row)
     execute(schema.ENTOMB, (lease, revision, first_id(revision)))
     connection.chores = True
 
@@ -172,9 +172,15 @@ def bury(connection: Connection, name: bytes) -> None:
     found = execute(schema.TOMBSTONE_OF, (name,)).fetchone()
     if found is not None:
         row, lease, revision, event = found
-        execute(schema.EVENT_OF_ROW, (event, revision, row))
-        execute(schema.DELETE_ROW, (row,))
+        _delete_row(connection, event, revision, row)
         execute(schema.NEXT_ID, (lease, 1))
+
+
+def _delete_row(connection: Connection, event: int, revision: int, row: int) -> None:
+    execute = connection.execute
+    execute(schema.EVENT_OF_ROW, (event, revision, row))
+    execute(schema.UNDO_ROW, (event, row))
+    execute(schema.DELETE_ROW, (row,))
 
 
 def bury_part(connection: Connection, rows: int, size: int) -> int:
@@ -190,6 +196,7 @@ def bury_part(connection: Connection, rows: int, size: int) -> int:
     sizes: list[int] = [one for (one,) in execute(schema.SIZES_OF_PART, (lease, rows))]
     part = few(sizes, size)
     execute(schema.EVENTS_OF_PART, (event, revision, lease, part))
+    execute(schema.UNDO_PART, (event, lease, part))
     deleted = execute(schema.DELETE_PART, (lease, part)).rowcount
     if part == len(sizes) < rows:
         execute(schema.BURIED, (lease,))

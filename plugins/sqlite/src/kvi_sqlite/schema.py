@@ -15,6 +15,12 @@ stays right: whoever looks for the changes from revision *r* on asks for
 ``id >= r << SEQ_BITS AND revision >= r``. In events of deletions all but ``id``, ``revision`` and
 ``key`` is null.
 
+*Undo* has, under the id of an event, what the key was before: no row, if it was not there. So the
+state at an earlier revision is the entries that are no newer, and, of each key that has changed
+since, what it was before the first of these changes. Both tables can be trimmed from the oldest
+event on, for none needs an older one. (Events of before version 4 have no such row, though their
+key was there, as their version tells: what they would undo is not known any more.)
+
 *History* is one row: ``trimmed``, the last revision whose changes may be missing from the events;
 all later ones are complete.
 
@@ -61,7 +67,7 @@ if sqlite3.threadsafety == 0:
     raise ImportError("kvi-sqlite needs an SQLite library built for threads (SQLITE_THREADSAFE)")
 
 APPLICATION_ID = 0x6B766931  # "kvi1"
-VERSION = 3
+VERSION = 4
 SEQ_BITS = 20  # a million changes in a commit before any revision is skipped, 2**43 revisions
 TRIM_EVERY = 256  # commits: deleting in portions costs next to nothing for each
 WAL_KEPT = 16 * 1024 * 1024  # bytes of a WAL file: if it is longer, it is to start over
@@ -122,8 +128,20 @@ _ENDS = (  # since version 3
     ) WITHOUT ROWID
     """,
 )
+_UNDO = (  # since version 4
+    """
+    CREATE TABLE undo (
+        id INTEGER PRIMARY KEY,
+        revision INTEGER NOT NULL,
+        create_revision INTEGER NOT NULL,
+        version INTEGER NOT NULL,
+        lease INTEGER,
+        value BLOB NOT NULL
+    )
+    """,
+)
 _MARKS = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {VERSION}")
-_PARTS = (_FIRST, _LEASES, _ENDS)  # by the version that brought them
+_PARTS = (_FIRST, _LEASES, _ENDS, _UNDO)  # by the version that brought them
 TABLES = (*chain.from_iterable(_PARTS), *_MARKS)
 
 # Each is a step to the end of an index.
@@ -131,6 +149,8 @@ _REVISION = "(SELECT revision FROM events ORDER BY id DESC LIMIT 1)"
 _NEWEST = "(SELECT max(id) FROM events)"
 _DUE = "(SELECT min(deadline) FROM leases)"
 _TOMBSTONED = "(SELECT max(lease) FROM tombstones)"
+_ORDERS = {False: "ASC", True: "DESC"}
+_STATE = "revision, create_revision, version, lease, value"
 _THERE = "(lease IS NULL OR lease NOT IN (SELECT lease FROM tombstones))"
 
 REVISION = f"SELECT {_REVISION}"
@@ -173,13 +193,28 @@ EVENTS_OF_DELETE_RANGE = f"""
     SELECT ?1 + row_number() OVER (ORDER BY key) - 1, ?2, key
     FROM entries WHERE key >= ?3 AND key < ?4 AND {_THERE}
 """  # noqa: S608
+# Each goes before what changes the entries.
+UNDO = f"INSERT INTO undo SELECT ?, {_STATE} FROM entries WHERE key = ?"  # noqa: S608
+UNDO_DELETE_RANGE = f"""
+    INSERT INTO undo SELECT ?1 + row_number() OVER (ORDER BY key) - 1, {_STATE}
+    FROM entries WHERE key >= ?2 AND key < ?3 AND {_THERE}
+"""  # noqa: S608
 
 # Where a change is looked for, `id` finds it and `revision` excludes the rest of a commit that ran
 # on into the ids behind it.
 NEWS = "SELECT id, revision, key FROM events WHERE id > ? ORDER BY id LIMIT ?"
-CHANGES = """
-    SELECT revision, key, value FROM events
-    WHERE id >= ?1 AND id < ?2 AND revision >= ?3 AND key >= ?4 AND key < ?5 ORDER BY id
+_CHANGE = """
+    events.revision, key, events.value,
+    undo.revision, undo.create_revision, undo.version, undo.lease, undo.value
+    FROM events LEFT JOIN undo USING (id)
+"""
+CHANGES = f"""
+    SELECT {_CHANGE} WHERE id >= ?1 AND id < ?2 AND events.revision >= ?3
+    AND key >= ?4 AND key < ?5 ORDER BY id
+"""
+LAST_CHANGES = f"""
+    SELECT {_CHANGE} WHERE id >= ?1 AND events.revision >= ?2 AND key = ?3
+    ORDER BY id DESC LIMIT ?4
 """
 NEXT_REVISION = "SELECT revision FROM events WHERE id >= ? AND revision >= ? ORDER BY id LIMIT 1"
 
@@ -206,6 +241,10 @@ EVENTS_OF_END = """
     INSERT INTO events (id, revision, key)
     SELECT ?1 + row_number() OVER (ORDER BY key) - 1, ?2, key FROM entries WHERE lease = ?3
 """
+UNDO_END = f"""
+    INSERT INTO undo SELECT ?1 + row_number() OVER (ORDER BY key) - 1, {_STATE}
+    FROM entries WHERE lease = ?2
+"""  # noqa: S608
 DELETE_LEASED = "DELETE FROM entries WHERE lease = ?"
 END = "DELETE FROM leases WHERE id = ?"
 QUEUE = f"""
@@ -216,6 +255,7 @@ QUEUE = f"""
 MANY_LEASED = "SELECT 1 FROM entries WHERE lease = ? LIMIT 1 OFFSET ?"
 LAST_LEASED = "SELECT max(id) FROM entries WHERE lease = ?"
 EVENT_OF_ROW = "INSERT INTO events (id, revision, key) SELECT ?, ?, key FROM entries WHERE id = ?"
+UNDO_ROW = f"INSERT INTO undo SELECT ?, {_STATE} FROM entries WHERE id = ?"  # noqa: S608
 DELETE_ROW = "DELETE FROM entries WHERE id = ?"
 ENTOMB = "INSERT INTO tombstones (lease, revision, next) VALUES (?, ?, ?)"
 TOMBSTONE = "SELECT lease, revision, next FROM tombstones ORDER BY revision LIMIT 1"
@@ -229,6 +269,10 @@ EVENTS_OF_PART = """
     SELECT ?1 + row_number() OVER () - 1, ?2, key
     FROM (SELECT key FROM entries WHERE lease = ?3 ORDER BY id LIMIT ?4)
 """
+UNDO_PART = f"""
+    INSERT INTO undo SELECT ?1 + row_number() OVER () - 1, {_STATE}
+    FROM (SELECT {_STATE} FROM entries WHERE lease = ?2 ORDER BY id LIMIT ?3)
+"""  # noqa: S608
 SIZES_OF_PART = "SELECT length(value) FROM entries WHERE lease = ? ORDER BY id LIMIT ?"
 DELETE_PART = """
     DELETE FROM entries
@@ -237,14 +281,19 @@ DELETE_PART = """
 BURIED = "DELETE FROM tombstones WHERE lease = ?"
 TOMBSTONE_REVISIONS = "SELECT revision FROM tombstones"
 DELETED_BY_TOMBSTONES = """
-    SELECT tombstones.revision, key, NULL
+    SELECT tombstones.revision, key, NULL, entries.revision, create_revision, version,
+        entries.lease, value
     FROM tombstones JOIN entries ON entries.lease = tombstones.lease
     WHERE tombstones.revision >= ? AND tombstones.revision < ? AND key >= ? AND key < ?
     ORDER BY tombstones.revision
 """
 
-OLD_EVENTS = "SELECT id, ifnull(length(value), 0) FROM events WHERE id < ? ORDER BY id LIMIT ?"
+OLD_EVENTS = """
+    SELECT id, ifnull(length(events.value), 0) + ifnull(length(undo.value), 0)
+    FROM events LEFT JOIN undo USING (id) WHERE id < ? ORDER BY id LIMIT ?
+"""
 TRIM = "DELETE FROM events WHERE id <= ?"
+TRIM_UNDO = "DELETE FROM undo WHERE id <= ?"
 TRIMMED = "UPDATE history SET trimmed = ?1 WHERE trimmed < ?1"
 TRIMMED_TO = "SELECT trimmed FROM history"
 CHORES = f"SELECT trimmed, (SELECT min(id) FROM events), {_TOMBSTONED} FROM history"  # noqa: S608
@@ -257,13 +306,24 @@ def few_sql(*, reverse: bool, keys_only: bool) -> str:
     revision, the nearest deadline and whether there are tombstones; nothing is left out.
     """
     value = "NULL" if keys_only else "CASE WHEN length(value) <= ?4 THEN value END"
-    order = "DESC" if reverse else "ASC"
+    order = _ORDERS[reverse]
     return (
         f"SELECT CASE WHEN length(key) <= ?4 THEN key END, {value}, "  # noqa: S608
         f"revision, create_revision, version, lease, {_REVISION}, {_DUE}, {_TOMBSTONED} "
         f"FROM entries WHERE key >= ?1 AND key < ?2 ORDER BY entries.key {order} LIMIT ?3"
     )
 
+
+# Keys of ``[?1, ?2)`` that were there at revision ``?4``, each with the first event behind that.
+CHANGED_SINCE = {
+    reverse: f"""
+        SELECT key, min(id), version FROM events
+        WHERE id >= ?3 AND revision > ?4 AND key >= ?1 AND key < ?2
+        GROUP BY key HAVING version IS NOT 1 ORDER BY key {order} LIMIT ?5
+    """  # noqa: S608
+    for reverse, order in _ORDERS.items()
+}
+BEFORE = "SELECT value, revision, create_revision, version, lease FROM undo WHERE id = ?"
 
 # Temporary views of those who can end no lease stand before the tables; see kvi_sqlite.readers.
 VIEWS = (
@@ -281,10 +341,20 @@ OTHER_BOOT_VIEWS = (
 def range_sql(*, reverse: bool, keys_only: bool) -> str:
     """The statement that reads a page: ``(low, high, limit)`` to rows made like `KeyValue`."""
     value = "NULL" if keys_only else "value"
-    order = "DESC" if reverse else "ASC"
     return (
         f"SELECT key, {value}, revision, create_revision, version, lease FROM entries "  # noqa: S608
-        f"WHERE key >= ? AND key < ? AND {_THERE} ORDER BY key {order} LIMIT ?"
+        f"WHERE key >= ? AND key < ? AND {_THERE} ORDER BY key {_ORDERS[reverse]} LIMIT ?"
+    )
+
+
+def past_sql(*, reverse: bool, keys_only: bool) -> str:
+    """As `range_sql`, of the entries that have not changed: ``(low, high, limit, revision)``."""
+    value = "NULL" if keys_only else "value"
+    return (
+        f"SELECT key, {value}, revision, create_revision, version, lease FROM entries "  # noqa: S608
+        "WHERE key >= ?1 AND key < ?2 AND revision <= ?4 AND (lease IS NULL OR lease NOT IN "
+        "(SELECT lease FROM tombstones WHERE revision <= ?4)) "
+        f"ORDER BY key {_ORDERS[reverse]} LIMIT ?3"
     )
 
 

@@ -31,6 +31,7 @@ from kvi_sqlite import schema
 from kvi_sqlite.connection import Connection, Pool
 from kvi_sqlite.errors import CLOSED, translate
 from kvi_sqlite.leases import check_due
+from kvi_sqlite.past import check_revision, rows_at
 
 PAGE_ROWS = 512
 PAGE_BYTES = 1024 * 1024  # of keys and values; one row can be bigger
@@ -89,7 +90,12 @@ def read_page(connection: Connection, scan: Scan, rest: Rest) -> tuple[list[KeyV
     size = 0
     last = b""
     new = tuple.__new__  # KeyValue's own constructor would be a fifth of the time of a range
-    rows = connection.execute(_SQL[scan.reverse, scan.keys_only], (rest.low, rest.high, limit))
+    part = rest.low, rest.high, limit
+    rows = (
+        connection.execute(_SQL[scan.reverse, scan.keys_only], part)
+        if scan.revision is None
+        else rows_at(connection, scan, scan.revision, *part)
+    )
     for last, value, revision, create_revision, version, lease in rows:
         entry = (str(last, "utf-8"), value, revision, create_revision, version, lease)
         page.append(new(KeyValue, entry))
@@ -172,6 +178,9 @@ class Ranges:
 
         def work(connection: Connection) -> tuple[Connection, int, list[KeyValue], Rest | None]:
             revision = begin_read(connection, moment)
+            if scan.revision is not None:
+                check_revision(connection, scan.revision, revision)
+                revision = scan.revision
             page, rest = read_page(connection, scan, Rest(*bounds(scan.span), scan.limit))
             if rest is None:
                 connection.execute("COMMIT")

@@ -28,6 +28,7 @@ from kvi.model import (
     MAX_NUMBER,
     Claim,
     Delete,
+    Event,
     Grant,
     KeyValue,
     Put,
@@ -45,6 +46,7 @@ from kvi_sqlite import leases, schema
 from kvi_sqlite.access import Access
 from kvi_sqlite.connection import PATIENCE, Connection, Pool
 from kvi_sqlite.leases import begin, bury, check_due, first_id, trim
+from kvi_sqlite.past import last_changes
 from kvi_sqlite.snapshot import Ranges, begin_read, bounds, revision_of
 from kvi_sqlite.upkeep import Upkeep
 from kvi_sqlite.watching import Watcher
@@ -70,6 +72,7 @@ CAPABILITIES = Capabilities(
     snapshot_range=True,
     lock_fair=True,
     key_version=True,
+    read_at_revision=True,
     atomic_range_delete="any",
     lease_min_ttl=0,
     lease_expiry_factor=1,
@@ -158,6 +161,15 @@ class SqliteKvi(Primitives):
             lambda moment: self._ranges.read(scan, moment, deadline, timeout), deadline
         )
 
+    def _get_history(self, key: str, limit: int | None, timeout: float) -> list[Event]:
+        def work(connection: Connection, moment: float) -> list[Event]:
+            begin_read(connection, moment)
+            found = last_changes(connection, key, limit)
+            connection.execute("COMMIT")
+            return found
+
+        return self._access.read(work, monotonic() + timeout)
+
     def _count(self, span: Span, timeout: float) -> int:
         def work(connection: Connection, moment: float) -> int:
             count, due = connection.execute(schema.COUNT, bounds(span)).fetchone()
@@ -170,14 +182,12 @@ class SqliteKvi(Primitives):
         name = key.encode()
 
         def work(connection: Connection) -> tuple[int, bool]:
-            execute = connection.execute
             revision, _, buried = begin(connection, self._history)
             if lease is not None:
                 leases.require(connection, lease)
             if buried:
                 bury(connection, name)
-            execute(schema.UPSERT, (name, revision, lease, value))
-            execute(schema.EVENT_OF_UPSERT, (first_id(revision), name))
+            _put(connection, first_id(revision), revision, name, lease, value)
             trim(connection, revision, self._history)
             return revision, True
 
@@ -187,13 +197,11 @@ class SqliteKvi(Primitives):
         name = key.encode()
 
         def work(connection: Connection) -> tuple[bool, bool]:
-            execute = connection.execute
             revision, swept, buried = begin(connection, self._history)
             if buried:
                 bury(connection, name)
-            if execute(schema.DELETE, (name,)).rowcount == 0:
+            if not _delete(connection, first_id(revision), revision, name):
                 return False, swept
-            execute(schema.EVENT_OF_DELETE, (first_id(revision), revision, name))
             trim(connection, revision, self._history)
             return True, True
 
@@ -205,7 +213,9 @@ class SqliteKvi(Primitives):
         def work(connection: Connection) -> tuple[int, bool]:
             execute = connection.execute
             revision, swept, _ = begin(connection, self._history)
-            execute(schema.EVENTS_OF_DELETE_RANGE, (first_id(revision), revision, low, high))
+            event = first_id(revision)
+            execute(schema.EVENTS_OF_DELETE_RANGE, (event, revision, low, high))
+            execute(schema.UNDO_DELETE_RANGE, (event, low, high))
             deleted = execute(schema.DELETE_RANGE, (low, high)).rowcount
             if deleted:
                 trim(connection, revision, self._history, deleted)
@@ -304,8 +314,7 @@ class SqliteKvi(Primitives):
             leases.require(connection, lease)
             if buried:
                 bury(connection, key)
-            connection.execute(schema.UPSERT, (key, revision, lease, CLAIM))
-            connection.execute(schema.EVENT_OF_UPSERT, (first_id(revision), key))
+            _put(connection, first_id(revision), revision, key, lease, CLAIM)
             trim(connection, revision, self._history)
             return _place(connection, name, lease, revision, revision), True
 
@@ -314,7 +323,6 @@ class SqliteKvi(Primitives):
     # -- watches ----------------------------------------------------------------------------------
 
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
-        """Begin to watch. Events have no ``previous``: the history does not keep it by key."""
         return HistoryFeed(
             self,
             spec,
@@ -366,16 +374,33 @@ def _reading(connection: Connection, txn: Txn, moment: float) -> TxnResult:
 
 
 def _apply(connection: Connection, changes: tuple[Change, ...], revision: int) -> None:
-    execute = connection.execute
-    for position, change in enumerate(changes, first_id(revision)):
+    for event, change in enumerate(changes, first_id(revision)):
         name = change.key.encode()
         new = change.new
         if new is None:
-            execute(schema.DELETE, (name,))
-            execute(schema.EVENT_OF_DELETE, (position, revision, name))
+            _delete(connection, event, revision, name)
         else:
-            execute(schema.UPSERT, (name, revision, new.lease, new.value))
-            execute(schema.EVENT_OF_UPSERT, (position, name))
+            assert new.value is not None  # it is to be written
+            _put(connection, event, revision, name, new.lease, new.value)
+
+
+def _put(
+    connection: Connection, event: int, revision: int, name: bytes, lease: int | None, value: bytes
+) -> None:
+    execute = connection.execute
+    execute(schema.UNDO, (event, name))
+    execute(schema.UPSERT, (name, revision, lease, value))
+    execute(schema.EVENT_OF_UPSERT, (event, name))
+
+
+def _delete(connection: Connection, event: int, revision: int, name: bytes) -> bool:
+    """Whether it was there."""
+    execute = connection.execute
+    if execute(schema.UNDO, (event, name)).rowcount == 0:
+        return False
+    execute(schema.DELETE, (name,))
+    execute(schema.EVENT_OF_DELETE, (event, revision, name))
+    return True
 
 
 def _place(connection: Connection, name: str, lease: int, created: int, revision: int) -> Claim:

@@ -217,4 +217,5 @@ def _trim_part(connection: Connection) -> int:
     part = few(sizes, BYTES)
     if part:
         connection.execute(schema.TRIM, (old[part - 1][0],))
+        connection.execute(schema.TRIM_UNDO, (old[part - 1][0],))
     return 0 if part == len(old) < ROWS else sum(sizes[:part]) + 1

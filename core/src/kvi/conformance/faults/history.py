@@ -99,6 +99,30 @@ class ForgottenHistory(Faulty):
             event = watch.next(BACK)
         assert (event.type, event.value, event.revision) == (PUT, b"4", last)
 
+    @rule("past.refused", "history.changes")
+    def test_forgotten_state(self, server: Server, store: kvi.Kvi) -> None:
+        """A state that is forgotten is `Compacted`; the history of a key then begins later."""
+        need(server, "forget")
+        first = store.store("k", b"1")
+        store.store("k", b"2")
+        server.forget()
+        store.store("k", b"3")
+        last = store.store("k", b"4")
+        if store.capabilities.read_at_revision:
+            with pytest.raises(kvi.Compacted):
+                store.get("k", revision=first)
+            with pytest.raises(kvi.Compacted):
+                list(store.range(prefix="k", revision=first))
+            assert store.get("k", revision=0) is None
+            entry = store.get("k", revision=last)
+            assert entry is not None
+            assert entry.value == b"4"
+        if store.capabilities.watch_history:
+            values = [event.value for event in store.history("k")]
+            assert values[:2] == [b"4", b"3"]
+            assert values == [b"4", b"3", b"2", b"1"][: len(values)]
+            assert len(values) < 4
+
 
 def check_resync(events: list[kvi.Event], log: Log, start: int) -> None:
     """Each change behind ``start`` is told once, in order, or is within a `RESYNC`."""

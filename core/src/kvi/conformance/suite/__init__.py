@@ -25,6 +25,7 @@ from kvi.conformance.suite.leases import TestLeases as TestLeases
 from kvi.conformance.suite.leases import TestTempKeys as TestTempKeys
 from kvi.conformance.suite.locks import TestLocks as TestLocks
 from kvi.conformance.suite.machine import TestModel as TestModel
+from kvi.conformance.suite.past import TestPast as TestPast
 from kvi.conformance.suite.ranges import TestRange as TestRange
 from kvi.conformance.suite.read_only import TestReadOnly as TestReadOnly
 from kvi.conformance.suite.recipes import TestRecipes as TestRecipes

@@ -48,6 +48,7 @@ import kvi
 from kvi.conformance import contract
 from kvi.conformance.model import (
     Bounds,
+    Change,
     Differs,
     LeaseId,
     Model,
@@ -59,6 +60,7 @@ from kvi.conformance.model import (
 from kvi.conformance.rules import Rules
 from kvi.conformance.suite.telling import NAMESPACE, Line, Program
 from kvi.conformance.suite.words import (
+    BACK,
     BRANCH,
     COMPARE,
     HANDLE,
@@ -156,7 +158,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.stores = stores
         self.limits = stores.capabilities
         self.root = Model(
-            World(versions=self.limits.key_version, atomic=self.limits.atomic_range_delete)
+            World(
+                versions=self.limits.key_version,
+                atomic=self.limits.atomic_range_delete,
+                past=self.limits.read_at_revision,
+            )
         )
         view = self.root.namespace(NAMESPACE)
         self.models = {"a": self.root, "b": self.root, "c": view, "d": view}
@@ -204,6 +210,40 @@ class StoreMachine(RuleBasedStateMachine):
     def count(self, h: str, span: Any) -> None:
         """The number of keys."""
         self.both(h, "count", **self.where(span))
+
+    @_step(h=HANDLE, key=KEY, back=BACK)
+    def get_past(self, h: str, key: int, back: int) -> None:
+        """One entry as it was."""
+        self.both(h, "get", self.pool[key], revision=self.past(back))
+
+    @_step(h=HANDLE, span=PART, limit=st.sampled_from([None, 1]), reverse=st.booleans(), back=BACK)
+    def range_past(self, h: str, span: Any, limit: int | None, reverse: bool, back: int) -> None:
+        """Entries as they were."""
+        options = {"limit": limit, "reverse": reverse, "revision": self.past(back)}
+        self.both(h, "range", **self.where(span), **options)
+
+    @_step(h=HANDLE, key=KEY, now_and_then=st.integers(0, 9))
+    def history(self, h: str, key: int, now_and_then: int) -> None:
+        """The changes of a key in this program, newest first."""
+        if now_and_then:  # it may take a store long
+            return
+        name = self.pool[key]
+        line, came = self.call(h, "history", (name,), {})
+        if not self.limits.watch_history:
+            self.agree(line, kvi.NotSupported(""), came)
+            return
+        changes = self.models[h].history(name)
+        try:
+            if not isinstance(came, list) or len(came) < len(changes):
+                raise Differs(f"{len(changes)} changes at the least")
+            for change, event in zip(changes, came, strict=False):
+                self.compare_change(change._replace(key=name), event)
+            before = self.revisions.known(0)
+            if before is not None and any(e.revision > before for e in came[len(changes) :]):
+                raise Differs(f"{len(changes)} changes")
+        except Differs as differs:
+            self.fail(str(differs), came)
+        line.result = self.result(came[: len(changes)])
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -665,6 +705,20 @@ class StoreMachine(RuleBasedStateMachine):
             except Differs as differs:
                 raise Differs(f"{self.text(expected)}, its {field} {differs}") from None
 
+    def compare_change(self, expected: Change, came: Any) -> None:
+        """An event of a history: what changed, and what was before where it is told."""
+        after, before = expected.after, expected.before
+        value = None if after is None else after.value
+        told = (expected.type, expected.key, value)
+        if not isinstance(came, kvi.Event) or (came.type, came.key, came.value) != told:
+            raise Differs(f"{expected.type} {expected.key!r} {self.text(value)}")
+        if expected.together:
+            self.revisions.learn(expected.revision, came.revision)
+        if came.previous is not None:
+            if before is None:
+                raise Differs("no previous entry")
+            self.compare_entry(before._replace(key=expected.key), came.previous)
+
     def compare_result(self, expected: kvi.TxnResult, came: Any) -> None:
         """A result of a transaction; stores without snapshots tell its revision only if it put."""
         if (
@@ -712,6 +766,13 @@ class StoreMachine(RuleBasedStateMachine):
             case "future":
                 return Revision(self.root.revision + 1000)
         return Revision(0)
+
+    def past(self, back: int) -> Revision:
+        """A revision of this program, so many before the last; or one to come."""
+        known = self.revisions.all_known()
+        if back < 0 or not known:
+            return Revision(self.root.revision + 1000)
+        return known[-1 - back % len(known)]
 
     def comparison(
         self, h: str, target: str, number: int, operator: str, operand: Any

@@ -55,6 +55,7 @@ LEASE = st.sampled_from([0, 0, 1, 2, 3])  # none, or the first, second …
 NUMBER = st.integers(0, 3)
 OPERATOR = st.sampled_from(["=", "!=", "<", ">"])
 REVISION = st.sampled_from(["its own", "zero", "first", "last", "future"])
+BACK = st.integers(-1, 12)  # from the last revision
 BOUND = st.one_of(KEY, KEY, st.sampled_from(["", "a", "a/", "b", "\U0010ffff"]))
 OPEN_BOUND = st.one_of(BOUND, BOUND, st.none())
 PART = st.one_of(st.tuples(BOUND), st.tuples(OPEN_BOUND, OPEN_BOUND))  # a prefix, or start and end

@@ -21,7 +21,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from kvi.clock import now
-from kvi.model import Event, EventType, KeyValue, Scan, Span
+from kvi.model import Event, KeyValue, Scan, Span
 from kvi.policy.txn import Change, put
 
 Record = dict[str, Any]
@@ -154,12 +154,12 @@ class State:
         old = self.entries.get(key)
         if value is None:
             del self.entries[key], self._keys[bisect_left(self._keys, key)]
-            self.events.append(Event(EventType.DELETE, key, None, self.revision, old))
+            self.events.append(Change(key, old, None).event(self.revision))
             return
         if old is None:
             insort(self._keys, key)
         new = self.entries[key] = put(old, key, b64decode(value), self.revision, lease)
-        self.events.append(Event(EventType.PUT, key, new.value, self.revision, old))
+        self.events.append(Change(key, old, new).event(self.revision))
 
 
 def _text(value: bytes | None) -> str:
