@@ -52,6 +52,7 @@ _COMMANDS = {  # each with its module, and what the help says of it
     "cp": ("renaming", "Copy a key, or all keys of a prefix, within the store."),
     "txn": ("txn", "Run a transaction, written in a file or on standard input."),
     "watch": ("watching", "Print changes as they happen."),
+    "history": ("watching", "Print the changes of a key, newest first."),
     "lock": ("running", "Run a command while holding a lock."),
     "lease": ("running", "Run a command while a lease is kept alive."),
     "temp": ("running", "Keep a key alive while a command runs."),

@@ -30,22 +30,32 @@ _UNASKED = 1000  # keys that a script may delete without a word
 _MANY = 500  # keys of one folder after which the rest of it is skipped instead of read
 
 
+_revision = click.option(
+    "--revision",
+    type=click.IntRange(0),
+    metavar="N",
+    help="As it was when the store was at this revision.",
+)
+
+
 @command(
     "get",
     "kvi put greeting hello\n"
     "kvi get greeting\n"
     "kvi get greeting | kvi put copy -\n"
     "kvi get greeting --json\n"
+    "kvi get greeting --revision 1\n"
     "kvi get nothing || echo not there",
 )
 @click.argument("key")
+@_revision
 @encoding_option
-def get_(context: Context, key: str, encoding: str) -> int:
+def get_(context: Context, key: str, revision: int | None, encoding: str) -> int:
     """Print the value of KEY, and nothing else; exit code 1 if it is not there.
 
     On a terminal a newline follows, and what could steer it is written as an escape.
     """
-    entry = context.store().get(key)
+    entry = context.store().get(key, revision=revision)
     if entry is None:
         if context.json:
             say_json(None)
@@ -235,9 +245,11 @@ def _span(function: Any) -> Any:
     "kvi put b 2\n"
     "kvi range --start a --end c\n"
     "kvi range a --json\n"
-    "kvi range --reverse --limit 1",
+    "kvi range --reverse --limit 1\n"
+    "kvi range --revision 1",
 )
 @_span
+@_revision
 @click.option("--limit", type=click.IntRange(0), metavar="N", help="At most so many.")
 @click.option("--reverse", is_flag=True, help="From the last key down.")
 @click.option("--keys-only", is_flag=True, help="Without values.")
@@ -247,6 +259,7 @@ def range_(
     prefix: str | None,
     start: str | None,
     end: str | None,
+    revision: int | None,
     limit: int | None,
     reverse: bool,
     keys_only: bool,
@@ -257,7 +270,13 @@ def range_(
     Without any, all. Exit code 1 if there are none.
     """
     found = context.store().range(
-        start, end, prefix=prefix, limit=limit, reverse=reverse, keys_only=keys_only
+        start,
+        end,
+        prefix=prefix,
+        limit=limit,
+        reverse=reverse,
+        keys_only=keys_only,
+        revision=revision,
     )
     entries = iter(found)
     first = next(entries, None)

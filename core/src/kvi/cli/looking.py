@@ -56,14 +56,21 @@ def backends_(context: Context) -> int:
         "durable",
         "fair locks",
         "history",
+        "past",
         "status",
     ]
     rows = []
     for one in installed:
         can = one.capabilities
-        marks = ["", "", "", ""]
+        marks = [""] * 5
         if can is not None:
-            flags = (can.shared, can.durable, can.lock_fair, can.watch_history)
+            flags = (
+                can.shared,
+                can.durable,
+                can.lock_fair,
+                can.watch_history,
+                can.read_at_revision,
+            )
             marks = ["yes" if flag else "no" for flag in flags]
         status = "ready" if one.error is None else f"unusable: {one.error}"
         rows.append([one.distribution, one.version, " ".join(one.schemes), *marks, status])

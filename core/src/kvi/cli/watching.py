@@ -1,4 +1,4 @@
-"""`watch`: changes as they happen."""
+"""`watch` and `history`: changes as they happen, and those of a key that have."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 import kvi
-from kvi.cli.app import Context, Ended, command
+from kvi.cli.app import NOT_FOUND, Context, Ended, command
 from kvi.cli.jobs import Job, grace_option
 from kvi.cli.output import (
     encoding_option,
     members,
     say_fields,
     say_json,
+    say_table,
     value_members,
     written,
 )
@@ -92,6 +93,36 @@ def watch_(
                 context.go_on()
                 _run(run, event, grace)
     return 0
+
+
+@command(
+    "history",
+    "kvi put greeting hello\n"
+    "kvi put greeting 'good morning'\n"
+    "kvi history greeting\n"
+    "kvi history greeting --limit 1 --json",
+)
+@click.argument("key")
+@click.option("-n", "--limit", type=click.IntRange(0), metavar="N", help="The last so many.")
+@encoding_option
+def history_(context: Context, key: str, limit: int | None, encoding: str) -> int:
+    """Print the changes of KEY, newest first, as far back as the store has them.
+
+    Each with its kind (PUT, DELETE), its revision and the new value. `get KEY --revision N` prints
+    what was there at any revision. Exit code 1 if there are none.
+    """
+    events = context.store().history(key, limit=limit)
+    if context.json:
+        for event in events:
+            _say(context, event, encoding)
+    else:
+        rows = (
+            [event.type.value, str(event.revision)]
+            + ([] if event.value is None else [written(event.value, encoding)])
+            for event in events
+        )
+        say_table(["change", "revision", "value"], rows, right=["revision"])
+    return 0 if events else NOT_FOUND
 
 
 def _say(context: Context, event: kvi.Event, encoding: str) -> None:

@@ -21,7 +21,7 @@ def check_past(revision: int, oldest: int, present: int) -> None:
 def future(revision: int) -> InvalidArgument:
     """The store has not come to ``revision``."""
     return InvalidArgument(
-        f"the store has not come to revision {revision} yet; revision= is of the past"
+        f"the store has not come to revision {revision} yet; name one that it has been at"
     )
 
 
