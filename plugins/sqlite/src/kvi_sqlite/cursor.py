@@ -33,6 +33,9 @@ MAX_BYTES = 1024 * 1024
 Row = tuple[int, bytes, bytes | None, int | None, int, int, int | None, bytes]
 
 
+_PUT, _DELETE = EventType.PUT, EventType.DELETE
+
+
 def pace(interval: float, changed: bool) -> float:
     """How long to wait before the next look, after a look that waited for ``interval``."""
     return SOONEST if changed else min(interval * SLOWING, LATEST)
@@ -112,19 +115,16 @@ def portion(rows: Iterable[Row], revision: int) -> Portion:
         if at != newest and (len(events) >= MAX_ROWS or size >= MAX_BYTES):
             return Portion(events, at - 1, at)
         newest = at
-        event = event_of(row)
-        events.append(event)
-        size += len(event.key) + len(event.value or b"")
-        if event.previous is not None:
-            size += len(event.previous.value or b"")
+        events.append(event_of(row))
+        size += len(row[1]) + len(row[2] or b"") + len(row[7] or b"")
     return Portion(events, revision, None)
 
 
 def event_of(row: Row) -> Event:
     """What a row of the history tells."""
     at, name, value, revision, created, version, lease, before = row
-    key = str(name, "utf-8")
-    previous = None
+    key, previous, new = str(name, "utf-8"), None, tuple.__new__  # Event's own takes twice as long
     if revision is not None:
-        previous = KeyValue(key, before, revision, created, version, lease)
-    return Event(EventType.DELETE if value is None else EventType.PUT, key, value, at, previous)
+        previous = new(KeyValue, (key, before, revision, created, version, lease))
+    kind = _DELETE if value is None else _PUT
+    return new(Event, (kind, key, value, at, previous, False, None, None))
