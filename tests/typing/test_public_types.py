@@ -24,6 +24,9 @@ def test_types() -> None:
             assert_type(entry, kvi.KeyValue)
             assert_type(entry.value, bytes | None)
             assert_type(entry.text, str)
+        assert_type(store.get("k", revision=1), kvi.KeyValue | None)
+        assert_type(store.range(prefix="x", revision=1), kvi.RangeResult)
+        assert_type(store.history("k", limit=2), list[kvi.Event])
         assert_type(store.count(), int)
         assert_type(store.delete("x"), bool)
         assert_type(store.delete_range(prefix="x"), int)
@@ -71,7 +74,9 @@ async def _aio_types() -> None:
         assert_type(store, aio.AsyncKvi)
         assert_type(await store.store("k", "v"), int)
         assert_type(await store.get("k"), kvi.KeyValue | None)
-        async for entry in store.range(prefix="k"):
+        assert_type(await store.get("k", revision=1), kvi.KeyValue | None)
+        assert_type(await store.history("k"), list[kvi.Event])
+        async for entry in store.range(prefix="k", revision=1):
             assert_type(entry, kvi.KeyValue)
         rows = await store.range(prefix="k")
         assert_type(rows, aio.AsyncRangeResult)
@@ -152,6 +157,8 @@ def test_types_of_entities() -> None:
         view = TypedView(store, kvi.TextCodec())
         assert_type(view, TypedView[str])
         assert_type(view.get("k"), Entry[str] | None)
+        assert_type(view.get("k", revision=0), Entry[str] | None)
+        assert_type([event.value for event in view.history("k")], list[str | None])
         assert_type([entry.value for entry in view.range()], list[str])
         assert_type(view.put("k", "text"), int)
 
@@ -207,6 +214,7 @@ async def _entities_of_aio() -> None:
         assert_type(view, aio.TypedView[str])
         assert_type(await view.put("k", "text"), int)
         assert_type(await view.get("k"), Entry[str] | None)
+        assert_type([event.value for event in await view.history("k")], list[str | None])
         assert_type([entry.value async for entry in view.range(prefix="k")], list[str])
         async with view.watch("k", initial=True) as watch:
             assert_type((await watch.next(20)).value, str | None)

@@ -42,6 +42,21 @@ def test_reads_and_writes(store: kvi.Kvi, view: TypedView[Any]) -> None:
     assert view.range().revision == store.range().revision
 
 
+def test_past(store: kvi.Kvi, view: TypedView[Any]) -> None:
+    """What was comes out decoded, too; a bad record of the past is told with its key."""
+    first = view.put("k", [1])
+    view.put("k", [2])
+    store.delete("k")
+    assert view.get("k", revision=first) == Entry("k", [1], first, first, 1, None)
+    assert [one.value for one in view.range(revision=first)] == [[1]]
+    assert [event.value for event in view.history("k")] == [None, [2], [1]]
+    assert [event.value for event in view.history("k", limit=2)] == [None, [2]]
+    store.store("k", b"{")
+    with pytest.raises(kvi.BadRecord) as caught:
+        view.history("k")
+    assert caught.value.key == "k"
+
+
 def test_in_transactions(store: kvi.Kvi, view: TypedView[Any]) -> None:
     """Conditions and puts take typed values."""
     view.put("k", [1])

@@ -147,6 +147,7 @@ class Scene:
         ttl: of the leases that calls take.
         names: of the locks that calls took.
         got: the numbers that a watch told.
+        filled: the revision at which there was all that calls read.
 
     """
 
@@ -159,6 +160,7 @@ class Scene:
         self.keys = [f"data/{number:04}" for number in range(_MANY)]
         self.names: list[str] = []
         self.got: list[int] = []
+        self.filled = 0
         self._numbers = itertools.count(1)
 
     def number(self) -> int:
@@ -201,6 +203,17 @@ async def _range_left(scene: Scene) -> None:
         assert entry.key == scene.keys[0]
         break
     await _get(scene)
+
+
+async def _past(scene: Scene) -> None:
+    store, key = scene.store, "data/0007"
+    if store.capabilities.read_at_revision:
+        entry = await store.get(key, revision=scene.filled)
+        assert entry is not None, "get does not tell what was there"
+        assert entry.text == f"value of {key}", "get tells the value of another key"
+    if store.capabilities.watch_history:
+        (event,) = await store.history(key, limit=1)
+        assert event.key == key, "the history is that of another key"
 
 
 async def _store(scene: Scene) -> None:
@@ -275,6 +288,7 @@ CALLS: dict[str, Callable[[Scene], Coroutine[Any, Any, None]]] = {
     "count": _count,
     "range": _range,
     "a range that is left": _range_left,
+    "the past": _past,
     "store": _store,
     "tas": _tas,
     "txn": _txn,
@@ -321,6 +335,7 @@ async def _run(uri: str, seed: int, hits: int) -> None:
         await store.delete_range(prefix="")
         scene = Scene(store, other)
         await fill(store, scene.keys)
+        scene.filled = await store.store("filled", b"")
         async with (
             _healthy(scene),
             _numbers(scene),

@@ -29,7 +29,7 @@ HITS = 4
 """How often each operation is hit in a run of the suite."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "reads": ("get", "range", "count"),
+    "reads": ("get", "range", "count", "past"),
     "writes": ("store", "update", "txn", "delete-range", "view"),
     "leases": ("lease", "temp-key"),
     "locks": ("lock", "lock-with", "lock-wait"),

@@ -85,6 +85,27 @@ class Count(Range):
         must(self.world.store.count(prefix="data/") == _MANY, "the count is wrong")
 
 
+class Past(Operation):
+    """`get` and `range` at a revision, and `history`, where the store has a past."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._then = world.store.store("data", b"old")
+        world.store.store("data", b"new")
+
+    def call(self) -> None:
+        """Read what was."""
+        store, then = self.world.store, self._then
+        if self.world.capabilities.read_at_revision:
+            entry = store.get("data", revision=then)
+            must(entry is not None and entry.value == b"old", "get does not tell what was there")
+            found = {one.key: one.value for one in store.range(prefix="data", revision=then)}
+            must(found.get("data") == b"old", "range does not tell what was there")
+        if self.world.capabilities.watch_history:
+            values = [event.value for event in store.history("data", limit=2)]
+            must(values == [b"new", b"old"], "the history is wrong")
+
+
 class Store(Operation):
     """`store` of one key, again and again."""
 
@@ -643,6 +664,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     "range": Range,
     "count": Count,
     "store": Store,
+    "past": Past,
     "update": Update,
     "txn": Transaction,
     "delete-range": DeleteRange,
