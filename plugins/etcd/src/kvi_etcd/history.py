@@ -50,17 +50,18 @@ def read_history(
         news = threading.Event()
         changes = watches.look_back(Span(key, key + "\0"), seen, news.set, _left(deadline))
         found: deque[Event] = deque(maxlen=limit)
-        settled, told = monotonic() + SETTLED, seen
+        quiet, told = monotonic(), seen  # since when nothing came
         try:
             while told < (made or answer.header.revision):
                 news.clear()
                 batch = changes.poll(_left(deadline))
                 if batch is not None:
+                    quiet = monotonic()  # a thousand revisions are told at a time
                     found.extend(batch.events)
                     told = batch.revision or told
                     continue
-                if made is None and monotonic() > settled:
-                    watches.ask_progress()
+                if made is None and monotonic() - quiet >= SETTLED:
+                    watches.ask_progress(changes, SETTLED)
                 news.wait(min(AGAIN, _left(deadline)))
         except Compacted:
             if changes.compacted <= seen:  # restored to an older state

@@ -35,7 +35,7 @@ from kvi_etcd.channel import Stream
 from kvi_etcd.cursor import Chunk, Cursor
 from kvi_etcd.driver import Connection
 from kvi_etcd.errors import FutureRevision
-from kvi_etcd.hub import Hub, LogIn, LookBack, MoveOn, Send, Watch
+from kvi_etcd.hub import Hub, LogIn, LookBack, MoveOn, Send, State, Watch
 
 LOGIN_TIMEOUT = 5.0
 BACKOFF_MIN, BACKOFF_MAX = 0.05, 1.0
@@ -208,15 +208,19 @@ class Watches:
                 raise watch.error
             return chunks
 
-    def ask_progress(self) -> None:
-        """Ask up to which revision there is nothing more to tell; the watches are told.
+    def ask_progress(self, changes: Changes, patience: float) -> None:
+        """Ask up to which revision there is nothing more to tell; all watches here are told.
 
-        Versions of etcd before 3.4.25 and 3.5.8 answer at once, also when changes of the past are
-        still to come, which are then missed.
+        Not within ``patience`` seconds of the last request to begin: versions of etcd before 3.4.25
+        and 3.5.8 answer at once, also when changes of the past are to come, which are then missed.
         """
+        watch = changes._watch
         with self._lock:
-            if self._run is not None and self._run.stream is not None:
-                self._run.stream.send(wire.progress_request())
+            run = self._run
+            if run is None or run.stream is None or watch.state is not State.RUNNING:
+                return
+            if time.monotonic() - watch.asked >= patience:
+                run.stream.send(wire.progress_request())
 
     def discard(self, run: _Run, watch: Watch) -> None:
         """End ``watch``, and the stream if it was the last."""
