@@ -282,7 +282,7 @@ class Hub:
         said = meaning(answer)
         if said is Meaning.CREATED or said is Meaning.REFUSED:
             return self._answered(answer, now, refused=said is Meaning.REFUSED)
-        if answer.watch_id == ALL:
+        if answer.watch_id == ALL and said is Meaning.CHANGES:
             running = [each for each in self.watches if each.state is State.RUNNING]
             return [action for each in running for action in self._keep(each, answer, size)]
         watch = self._by_id.get(answer.watch_id)
