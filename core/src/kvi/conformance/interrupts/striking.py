@@ -66,8 +66,7 @@ class Striker:
         try:
             self._armed = True
             signal.setitimer(signal.ITIMER_REAL, delay)
-            while not self._fired:
-                kept.append(call())
+            self._repeat(call, kept)
         except BaseException as error:  # noqa: BLE001  (all that can come out is judged)
             self._armed = False
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -91,6 +90,12 @@ class Striker:
         raise Broken(
             f"{type(came).__name__} came out in place of the {kind.__name__} of the handler: {came}"
         )
+
+    def _repeat(self, call: Callable[[], object], kept: list[object]) -> None:
+        # Apart from `strike`: of a loop with a condition, Python 3.12 and 3.13 forget the block
+        # that it stands in when an exception comes at its jump backward.
+        while not self._fired:
+            kept.append(call())
 
     def _look(self, given: BaseException) -> bool:
         """Note where the exception was raised; whether inside of a call."""
