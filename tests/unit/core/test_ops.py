@@ -21,6 +21,7 @@ from kvi.model import (
     Grant,
     Key,
     KeyValue,
+    LeaseInfo,
     Put,
     RangeResult,
     Scan,
@@ -83,7 +84,10 @@ OPS: dict[type[Op[Any]], tuple[Op[Any], Op[Any]]] = {
     ops.PollOp: (ops.PollOp(FEED), ops.PollOp(FEED)),
     ops.GrantOp: (ops.GrantOp(60), ops.GrantOp(60)),
     ops.RenewOp: (ops.RenewOp(3), ops.RenewOp(3)),
-    ops.LeftOp: (ops.LeftOp(3), ops.LeftOp(3)),
+    ops.LeasesOp: (
+        ops.LeasesOp((3,), Span.of_prefix("a")),
+        ops.LeasesOp((3,), Span("view/a", "view/b", "view/a")),
+    ),
     ops.RevokeOp: (ops.RevokeOp(3), ops.RevokeOp(3)),
     ops.PingOp: (ops.PingOp(), ops.PingOp()),
 }
@@ -92,7 +96,6 @@ KEYLESS = (
     ops.PollOp,
     ops.GrantOp,
     ops.RenewOp,
-    ops.LeftOp,
     ops.RevokeOp,
     ops.PingOp,
 )
@@ -125,6 +128,12 @@ def test_inward(kind: type[Op[Any]]) -> None:
     else:
         assert inner.key == PREFIX + (op.key or "")
         assert inner.effect is op.effect
+
+
+def test_leases_without_their_keys() -> None:
+    """Whoever does not ask for keys asks for none in a namespace either."""
+    op = ops.LeasesOp(None, None)
+    assert inward(op, PREFIX) is op
 
 
 @pytest.mark.parametrize(
@@ -167,6 +176,11 @@ RESULTS: list[tuple[Any, Any]] = [
     (
         Claim("view/jobs/1", 7, Key("view/jobs/1").revision == 7, "view/jobs/0", 9),
         CLAIM,
+    ),
+    ([], []),
+    (
+        [LeaseInfo(3, 60.0, None, ["view/a", "view/b"]), LeaseInfo(4, 60.0, 5.0, None)],
+        [LeaseInfo(3, 60.0, None, ["a", "b"]), LeaseInfo(4, 60.0, 5.0, None)],
     ),
     (
         Claim("view/jobs/1", 7, Key("view/jobs/1").revision == 7, None, 9),
@@ -213,11 +227,11 @@ def test_lost_keys_are_lost_for_views_of_views() -> None:
 # -- what doing it twice means --------------------------------------------------------------------
 
 EFFECTS: dict[Effect, tuple[type[Op[Any]], ...]] = {
-    Effect.READ: (ops.GetOp, ops.CountOp, ops.RangeOp, ops.PageOp, ops.WatchOp),
+    Effect.READ: (ops.GetOp, ops.CountOp, ops.RangeOp, ops.PageOp, ops.WatchOp, ops.LeasesOp),
     Effect.WRITE: (ops.PutOp, ops.DeleteOp, ops.DeleteRangeOp),
     Effect.DECIDING: (ops.TxnOp, ops.ReleaseOp),
     Effect.REPEATABLE: (ops.GrantOp, ops.RenewOp, ops.RevokeOp, ops.ClaimOp),
-    Effect.ASKING: (ops.PingOp, ops.PollOp, ops.LeftOp),
+    Effect.ASKING: (ops.PingOp, ops.PollOp),
 }
 
 

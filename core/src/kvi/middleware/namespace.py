@@ -21,6 +21,7 @@ from kvi.model import (
     Event,
     Get,
     KeyValue,
+    LeaseInfo,
     Operation,
     Put,
     RangeResult,
@@ -36,6 +37,7 @@ from kvi.ops import (
     DeleteRangeOp,
     Executor,
     GetOp,
+    LeasesOp,
     Op,
     PutOp,
     RangeOp,
@@ -92,6 +94,8 @@ def inward(op: Op[T], prefix: str) -> Op[T]:
             )
         case ClaimOp():
             into = ClaimOp(prefix + op.key, op.lease)
+        case LeasesOp():
+            into = op if op.span is None else LeasesOp(op.ids, _span_in(op.span, prefix))
         case ReleaseOp():
             into = ReleaseOp(_claim(op.claim, lambda key: prefix + key))
         case _:  # without keys
@@ -117,6 +121,8 @@ def outward(result: T, skip: int) -> T:
             out = Batch([_event_out(event, skip) for event in result.events], result.revision)
         case Claim():
             out = _claim(result, lambda key: key[skip:])
+        case list() if result and isinstance(result[0], LeaseInfo):
+            out = [_lease_out(one, skip) for one in result]
     return out  # type: ignore[no-any-return]
 
 
@@ -182,6 +188,12 @@ def _claim(claim: Claim, change: Any) -> Claim:
 
 def _entry_out(entry: KeyValue, skip: int) -> KeyValue:
     return KeyValue(entry.key[skip:], *entry[1:])
+
+
+def _lease_out(lease: LeaseInfo, skip: int) -> LeaseInfo:
+    if lease.keys is None:
+        return lease
+    return lease._replace(keys=[key[skip:] for key in lease.keys])
 
 
 def _event_out(event: Event, skip: int) -> Event:
