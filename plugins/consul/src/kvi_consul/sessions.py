@@ -88,9 +88,12 @@ def decode_ttl(body: bytes) -> float | None:
 
 def decode_sessions(body: bytes) -> list[LeaseInfo]:
     """The sessions that are leases: those with a TTL. Raises `ValueError` and the like."""
+    found = json.loads(body)
+    if not isinstance(found, list):
+        raise ValueError("no list of sessions")
     return [
         LeaseInfo(wire.lease_of(session["ID"]), ttl, None, None)
-        for session in json.loads(body)
+        for session in found
         if (ttl := _seconds(session.get("TTL", "")))
     ]
 
