@@ -35,8 +35,8 @@ def elsewhere_of(store: kvi.Kvi) -> str:
 
 def told(cli: Command, lease: int, *words: str) -> dict[str, Any]:
     """What is shown of a lease; a server may have others, of other tests."""
-    (found,) = [one for one in cli.lines("leases", *words) if one["id"] == lease]
-    return found
+    found: dict[int, dict[str, Any]] = {one["id"]: one for one in cli.lines("leases", *words)}
+    return found[lease]
 
 
 def row(cli: Command, lease: int, *words: str) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import kvi
 import pytest
-from kvi import ops
+from kvi import observers, ops
 from kvi.feed import Batch, WatchSpec
+from kvi.hookspecs import ObservedOperation, hookimpl
 from kvi.middleware.namespace import Prefixed, inward, outward
 from kvi.model import (
     Claim,
@@ -128,6 +129,60 @@ def test_inward(kind: type[Op[Any]]) -> None:
     else:
         assert inner.key == PREFIX + (op.key or "")
         assert inner.effect is op.effect
+
+
+class _Untold(Smallest):
+    """The first look at leases fails."""
+
+    def __init__(self, store: kvi.Kvi) -> None:
+        super().__init__(store)
+        self.looks = 0
+
+    def _leases(
+        self, ids: Collection[int] | None, span: Span | None, timeout: float
+    ) -> list[LeaseInfo]:
+        self.looks += 1
+        if self.looks == 1:
+            raise kvi.Unavailable("this time")
+        return self.inner._leases(ids, span, timeout)
+
+
+class _Notes:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, str]] = []
+
+    @hookimpl
+    def kvi_operation(self, operation: ObservedOperation) -> None:
+        """Remember it."""
+        self.told.append((operation.name, operation.attempts, operation.outcome))
+
+
+def test_leases_through_all_that_stands_before_a_store() -> None:
+    """A look is tried again as a read, observed, and shows that the store is alive."""
+    primitives, notes = _Untold(kvi.open("mem:leases-of-a-view")), _Notes()
+    with opened(primitives) as store, store.lease(60) as lease:
+        store.store("view/k", "v", lease=lease)
+        store.store("k", "v", lease=lease)
+        backend = kvi.Backend(store, "view")
+        observers.register(notes)
+        try:
+            (found,) = backend._do(ops.LeasesOp(None, Span()), None)
+        finally:
+            observers.unregister(notes)
+        assert (found.id, found.keys) == (lease.id, ["k"])
+        assert notes.told == [("leases", 2, "ok")]
+        assert backend.alive
+
+
+def test_backend_that_tells_of_no_leases() -> None:
+    """The smallest one says that it does not."""
+    with (
+        opened(Smallest(kvi.open("mem:"))) as store,
+        pytest.raises(kvi.NotSupported, match="which leases there are"),
+    ):
+        store._do(ops.LeasesOp(None, None), None)
 
 
 def test_leases_without_their_keys() -> None:
