@@ -36,7 +36,7 @@ def leases_(context: Context) -> int:
     and the first ones, and JSON has all. What the store does not tell is - there, and null in JSON.
     Leases are the whole store's; with a namespace the keys are those of the namespace alone.
     """
-    found = sorted(_look(context.store(), None))
+    found = sorted(_look(context.store(), None, Span()), key=lambda lease: lease.id)
     if context.json:
         for lease in found:
             say_json(lease._asdict())
@@ -60,7 +60,7 @@ def revoke(context: Context, text: str, *, yes: bool) -> int:
     id = lease_id(text)
     store = context.store()
     store._scope.ensure_writable()  # before anybody is asked in vain
-    found = _there(store, id)
+    found = _there(store, id, None if yes else Span())
     if found is not None and not yes:
         _ask(store, found)
         context.go_on()
@@ -92,18 +92,18 @@ def lease_id(text: str) -> int:
     return UUID(uuid).int if hexadecimal is None else int(hexadecimal, 16)
 
 
-def _look(store: kvi.Kvi, id: int | None) -> list[LeaseInfo]:
+def _look(store: kvi.Kvi, id: int | None, span: Span | None) -> list[LeaseInfo]:
     ids = None if id is None else (id,)
     try:
-        return store._do(LeasesOp(ids, Span()), None)
+        return store._do(LeasesOp(ids, span), None)
     except kvi.KviError as error:
         raise store._placed(error, "leases", None)
 
 
-def _there(store: kvi.Kvi, id: int) -> LeaseInfo | None:
-    """The lease if it is alive; one that nobody can see is taken to be."""
+def _there(store: kvi.Kvi, id: int, span: Span | None) -> LeaseInfo | None:
+    """The lease if it is alive; where the store does not tell, it is taken to be."""
     try:
-        found = _look(store, id)
+        found = _look(store, id, span)
     except kvi.NotSupported:
         return LeaseInfo(id, 0.0, None, None)
     return found[0] if found else None
