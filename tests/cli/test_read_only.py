@@ -31,6 +31,7 @@ WRITING: dict[str, Words] = {
     "txn": ["txn", "program"],
     "lock": ["lock", "jobs", "--wait", "0", "--", "touch", "ran"],
     "lease": ["lease", "--", "touch", "ran"],
+    "lease revoke": ["lease", "revoke", "1"],
     "temp": ["temp", "t", "w", "--", "touch", "ran"],
     "import": ["import", "export.jsonl"],
     "copy": ["copy", "sqlite:other.db", "TARGET"],

@@ -135,7 +135,7 @@ def test_errors_of_a_server(local: Command) -> None:
         commands = [
             ["get", "k"], ["get", "k", "--debug"], ["doctor"], ["doctor", "--json"], ["ls"],
             ["ping"], ["ping", "--watch", "-c", "1"], ["ping", "--watch", "-c", "1", "--json"],
-            ["lock", "jobs", "--", "true"], ["watch", "k"], ["export", "-"],
+            ["lock", "jobs", "--", "true"], ["watch", "k"], ["export", "-"], ["leases"],
         ]  # fmt: skip
         told = False
         for words in commands:

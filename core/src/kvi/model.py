@@ -24,6 +24,7 @@ __all__ = [
     "Grant",
     "Key",
     "KeyValue",
+    "LeaseInfo",
     "LeaseRef",
     "Operation",
     "Operator",
@@ -114,6 +115,24 @@ class Grant(NamedTuple):
 
     id: int
     ttl: float
+
+
+class LeaseInfo(NamedTuple):
+    """A lease as the store tells of it, for people to look at; for backends.
+
+    Attributes:
+        id: the id of the lease.
+        ttl: its time to live in seconds.
+        left: the seconds that it still has unless it is renewed; ``None`` where the store does not
+            tell.
+        keys: its keys, in key order; ``None`` where the store does not tell, or nobody asked.
+
+    """
+
+    id: int
+    ttl: float
+    left: float | None
+    keys: list[str] | None
 
 
 class EventType(enum.StrEnum):

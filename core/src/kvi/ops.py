@@ -7,7 +7,7 @@ handle and its store is one method, ``execute(op, call)``, and not one for each 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from kvi.async_primitives import AsyncPrimitives
@@ -20,6 +20,7 @@ from kvi.model import (
     Get,
     Grant,
     KeyValue,
+    LeaseInfo,
     Pass,
     RangeResult,
     Scan,
@@ -358,14 +359,19 @@ class RenewOp(_OfLease[float]):
         return primitives._lease_renew(self.lease, timeout)
 
 
-class LeftOp(_OfLease["float | None"]):
-    """Ask how many seconds a lease has left."""
+class LeasesOp(Op[list[LeaseInfo]]):
+    """Look which leases there are: those of ``ids``, or all; with the keys within a span."""
 
-    __slots__ = ()
-    effect, proves, awaited = Effect.ASKING, False, False
+    __slots__ = ("ids", "key", "span")
+    called, awaited = "leases", False
 
-    def run(self, primitives: Primitives, timeout: float) -> float | None:
-        return primitives._lease_left(self.lease, timeout)
+    def __init__(self, ids: Collection[int] | None, span: Span | None) -> None:
+        self.ids = ids
+        self.span = span
+        self.key = None if span is None else span.start
+
+    def run(self, primitives: Primitives, timeout: float) -> list[LeaseInfo]:
+        return primitives._leases(self.ids, self.span, timeout)
 
 
 class RevokeOp(_OfLease[None]):

@@ -30,7 +30,7 @@ from __future__ import annotations
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,7 +39,18 @@ from kvi.capabilities import Capabilities
 from kvi.coroutine import run
 from kvi.errors import KviError, NotSupported
 from kvi.living import Living
-from kvi.model import Claim, Event, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import (
+    Claim,
+    Event,
+    Grant,
+    KeyValue,
+    LeaseInfo,
+    RangeResult,
+    Scan,
+    Span,
+    Txn,
+    TxnResult,
+)
 
 if TYPE_CHECKING:
     from kvi.async_primitives import AsyncPrimitives
@@ -194,12 +205,16 @@ class Primitives(ABC):
         """
         return None
 
-    def _lease_left(self, lease: int, timeout: float) -> float | None:
-        """For people to look at: the seconds that a lease still has, unless it is renewed.
+    def _leases(
+        self, ids: Collection[int] | None, span: Span | None, timeout: float
+    ) -> list[LeaseInfo]:
+        """For people to look at: the leases that are alive, granted by whomever, in any order.
 
-        ``None`` where the store does not tell, and of a lease that has ended.
+        Only those of ``ids``, or with ``None`` all of the store. Each with its keys that lie in
+        ``span``; with ``None`` nobody wants the keys. What was granted before the call is there,
+        and what has ended before it is not.
         """
-        return None
+        raise NotSupported("the store does not tell which leases there are")
 
     def _get_history(self, key: str, limit: int | None, timeout: float) -> list[Event]:
         """The changes of a key, newest first: the last ``limit`` of all that the store still has.

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from kvi.clock import now
 from kvi.errors import InvalidArgument, LeaseLost
-from kvi.model import Grant, KeyValue, Operation, Put
+from kvi.model import Grant, KeyValue, LeaseInfo, Operation, Put, Span
 from kvi.ops import DeleteOp, PutOp
 from kvi.policy.lease import LeaseState
 from kvi.policy.txn import Change
@@ -328,6 +328,76 @@ class Quiet(MemoryState):
                 del self.entries[key]
             found.keys.clear()
         super().end(lease)
+
+
+@broken("lease.listed")
+class ListsNothing(Correct):
+    """No lease is told of."""
+
+    def _leases(
+        self, ids: Collection[int] | None, span: Span | None, timeout: float
+    ) -> list[LeaseInfo]:
+        return []
+
+
+@broken("lease.listed")
+class ListsTheEnded(Correct):
+    """Leases that have ended are told of."""
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        granted = super()._lease_grant(ttl, timeout)
+        self.notes[granted.id] = ttl
+        return granted
+
+    def _leases(
+        self, ids: Collection[int] | None, span: Span | None, timeout: float
+    ) -> list[LeaseInfo]:
+        found = super()._leases(ids, span, timeout)
+        ended = self.notes.keys() - {lease.id for lease in found}
+        return [*found, *(LeaseInfo(id, self.notes[id], None, []) for id in ended)]
+
+
+@broken("lease.listed")
+class ListsFormerKeys(Correct):
+    """A lease is told of with each key that it ever had."""
+
+    def apply(self, branch: Sequence[Operation]) -> Results:
+        for op in branch:
+            if isinstance(op, Put) and op.lease is not None:
+                self.notes.setdefault(op.lease, set()).add(op.key)
+        return super().apply(branch)
+
+    def _leases(
+        self, ids: Collection[int] | None, span: Span | None, timeout: float
+    ) -> list[LeaseInfo]:
+        found = super()._leases(ids, span, timeout)
+        if span is None:
+            return found
+        had = {lease.id: self.notes.get(lease.id, ()) for lease in found}
+        return [
+            lease._replace(keys=sorted(key for key in had[lease.id] if key in span))
+            for lease in found
+        ]
+
+
+@broken("lease.listed")
+class ListsKeysOfAll(Correct):
+    """A lease is told of with keys that nobody has asked for."""
+
+    def _leases(
+        self, ids: Collection[int] | None, span: Span | None, timeout: float
+    ) -> list[LeaseInfo]:
+        return super()._leases(ids, None if span is None else Span(), timeout)
+
+
+@broken("lease.listed")
+class ListsAllLeases(Correct):
+    """Whoever asks for some leases is told of all."""
+
+    def _leases(
+        self, ids: Collection[int] | None, span: Span | None, timeout: float
+    ) -> list[LeaseInfo]:
+        return super()._leases(None, span, timeout)
 
 
 class _MakingKeys(Making):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import kvi
 import pytest
-from kvi import ops
+from kvi import observers, ops
 from kvi.feed import Batch, WatchSpec
+from kvi.hookspecs import ObservedOperation, hookimpl
 from kvi.middleware.namespace import Prefixed, inward, outward
 from kvi.model import (
     Claim,
@@ -21,6 +22,7 @@ from kvi.model import (
     Grant,
     Key,
     KeyValue,
+    LeaseInfo,
     Put,
     RangeResult,
     Scan,
@@ -87,7 +89,10 @@ OPS: dict[type[Op[Any]], tuple[Op[Any], Op[Any]]] = {
     ops.PollOp: (ops.PollOp(FEED), ops.PollOp(FEED)),
     ops.GrantOp: (ops.GrantOp(60), ops.GrantOp(60)),
     ops.RenewOp: (ops.RenewOp(3), ops.RenewOp(3)),
-    ops.LeftOp: (ops.LeftOp(3), ops.LeftOp(3)),
+    ops.LeasesOp: (
+        ops.LeasesOp((3,), Span.of_prefix("a")),
+        ops.LeasesOp((3,), Span("view/a", "view/b", "view/a")),
+    ),
     ops.RevokeOp: (ops.RevokeOp(3), ops.RevokeOp(3)),
     ops.PingOp: (ops.PingOp(), ops.PingOp()),
 }
@@ -96,7 +101,6 @@ KEYLESS = (
     ops.PollOp,
     ops.GrantOp,
     ops.RenewOp,
-    ops.LeftOp,
     ops.RevokeOp,
     ops.PingOp,
 )
@@ -129,6 +133,66 @@ def test_inward(kind: type[Op[Any]]) -> None:
     else:
         assert inner.key == PREFIX + (op.key or "")
         assert inner.effect is op.effect
+
+
+class _Untold(Smallest):
+    """The first look at leases fails."""
+
+    def __init__(self, store: kvi.Kvi) -> None:
+        super().__init__(store)
+        self.looks = 0
+
+    def _leases(
+        self, ids: Collection[int] | None, span: Span | None, timeout: float
+    ) -> list[LeaseInfo]:
+        self.looks += 1
+        if self.looks == 1:
+            raise kvi.Unavailable("this time")
+        return self.inner._leases(ids, span, timeout)
+
+
+class _Notes:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, str]] = []
+
+    @hookimpl
+    def kvi_operation(self, operation: ObservedOperation) -> None:
+        """Remember it."""
+        self.told.append((operation.name, operation.attempts, operation.outcome))
+
+
+def test_leases_through_all_that_stands_before_a_store() -> None:
+    """A look is tried again as a read, observed, and shows that the store is alive."""
+    primitives, notes = _Untold(kvi.open("mem:leases-of-a-view")), _Notes()
+    with opened(primitives) as store, store.lease(60) as lease:
+        store.store("view/k", "v", lease=lease)
+        store.store("k", "v", lease=lease)
+        backend = kvi.Backend(store, "view")
+        observers.register(notes)
+        try:
+            (found,) = backend._do(ops.LeasesOp(None, Span()), None)
+        finally:
+            observers.unregister(notes)
+        assert (found.id, found.keys) == (lease.id, ["k"])
+        assert notes.told == [("leases", 2, "ok")]
+        assert backend.alive
+
+
+def test_backend_that_tells_of_no_leases() -> None:
+    """The smallest one says that it does not."""
+    with (
+        opened(Smallest(kvi.open("mem:"))) as store,
+        pytest.raises(kvi.NotSupported, match="which leases there are"),
+    ):
+        store._do(ops.LeasesOp(None, None), None)
+
+
+def test_leases_without_their_keys() -> None:
+    """Whoever does not ask for keys asks for none in a namespace either."""
+    op = ops.LeasesOp(None, None)
+    assert inward(op, PREFIX) is op
 
 
 @pytest.mark.parametrize(
@@ -173,6 +237,11 @@ RESULTS: list[tuple[Any, Any]] = [
     (
         Claim("view/jobs/1", 7, Key("view/jobs/1").revision == 7, "view/jobs/0", 9),
         CLAIM,
+    ),
+    ([], []),
+    (
+        [LeaseInfo(3, 60.0, None, ["view/a", "view/b"]), LeaseInfo(4, 60.0, 5.0, None)],
+        [LeaseInfo(3, 60.0, None, ["a", "b"]), LeaseInfo(4, 60.0, 5.0, None)],
     ),
     (
         Claim("view/jobs/1", 7, Key("view/jobs/1").revision == 7, None, 9),
@@ -219,11 +288,19 @@ def test_lost_keys_are_lost_for_views_of_views() -> None:
 # -- what doing it twice means --------------------------------------------------------------------
 
 EFFECTS: dict[Effect, tuple[type[Op[Any]], ...]] = {
-    Effect.READ: (ops.GetOp, ops.HistoryOp, ops.CountOp, ops.RangeOp, ops.PageOp, ops.WatchOp),
+    Effect.READ: (
+        ops.GetOp,
+        ops.HistoryOp,
+        ops.CountOp,
+        ops.RangeOp,
+        ops.PageOp,
+        ops.WatchOp,
+        ops.LeasesOp,
+    ),
     Effect.WRITE: (ops.PutOp, ops.DeleteOp, ops.DeleteRangeOp),
     Effect.DECIDING: (ops.TxnOp, ops.ReleaseOp),
     Effect.REPEATABLE: (ops.GrantOp, ops.RenewOp, ops.RevokeOp, ops.ClaimOp),
-    Effect.ASKING: (ops.PingOp, ops.PollOp, ops.LeftOp),
+    Effect.ASKING: (ops.PingOp, ops.PollOp),
 }
 
 

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 import kvi
 import pytest
 from kvi import Delete, Get, Key, Put
+from kvi.model import Span
+from kvi.ops import LeasesOp
 
 WRITES: list[Callable[[kvi.Kvi], object]] = [
     lambda s: s.store("k", "w"),
@@ -35,6 +37,7 @@ READS: list[Callable[[kvi.Kvi], object]] = [
     lambda s: s.txn([Key("k").exists], [Get("k")]).succeeded,
     lambda s: s.tas("none", None, None),
     lambda s: next(s.watch("k", initial=True)),
+    lambda s: s._do(LeasesOp((1,), Span()), None) == [],
 ]
 
 

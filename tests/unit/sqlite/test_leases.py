@@ -16,7 +16,7 @@ import kvi
 import pytest
 from kvi import Get, Key, Put, clock
 from kvi.feed import WatchSpec
-from kvi.model import Span
+from kvi.model import LeaseInfo, Span
 from kvi_sqlite import leases, schema
 from kvi_sqlite.boot import boot_id
 
@@ -319,6 +319,39 @@ def test_watching_handle_sweeps_by_itself(store: kvi.Kvi, path: Path, uri: str) 
     assert TTL <= clock.now() - begun < TTL + 1
     assert [e.key for e in deletes] == ["k"]
     feed.close()
+
+
+# -- looking --------------------------------------------------------------------------------------
+
+
+def test_looking_ends_nothing(path: Path, store: kvi.Kvi) -> None:
+    """Who looks sees no lease whose time is up, and writes nothing."""
+    short, long = grant(store, 60, a="1", b="2"), grant(store, 60, c="3")
+    sql(path, "UPDATE leases SET deadline = 0 WHERE id = ?", short)
+    before = history(path)
+    (found,) = inmost(store)._leases(None, Span(), 5)
+    assert (found.id, found.ttl, found.keys) == (long, 60, ["c"])
+    assert 0 < found.left <= 60
+    assert inmost(store)._leases({short}, Span(), 5) == []
+    assert history(path) == before
+    assert sql(path, "SELECT count(*) FROM leases") == [(2,)]
+
+
+def test_keys_are_found_by_their_lease(path: Path, store: kvi.Kvi) -> None:
+    """However many other keys there are, also between the bounds: the index leads to them."""
+    store.store("k", "v")
+    plan = sql(path, f"EXPLAIN QUERY PLAN {schema.KEYS_OF_LEASE}", 1, b"", b"\xff")
+    assert "entries_by_lease (lease=?)" in str(plan)
+    assert "SCAN" not in str(plan)
+
+
+def test_deadlines_of_another_boot_are_not_told(path: Path, uri: str) -> None:
+    """Who can only read cannot let a lease begin anew, and does not know when it ends."""
+    with kvi.open(uri) as store:
+        lease = grant(store, 60, k="v")
+    sql(path, "UPDATE clock SET boot = 'earlier'")
+    with kvi.open(uri, read_only=True) as store:
+        assert inmost(store)._leases(None, Span(), 5) == [LeaseInfo(lease, 60, None, ["k"])]
 
 
 # -- the machine ----------------------------------------------------------------------------------

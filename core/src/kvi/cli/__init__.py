@@ -14,6 +14,7 @@ module        holds
 ``watching``  ``watch``
 ``jobs``      commands that kvi runs: their signals, their terminal, their end
 ``running``   ``lock lease temp``: a command runs while something is held
+``leasing``   ``leases``, and ``lease revoke``
 ``records``   the lines of an export: encoding and checking, without I/O
 ``moving``    ``export import copy``
 ``looking``   ``backends doctor explain ping conformance bench``

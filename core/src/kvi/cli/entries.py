@@ -26,7 +26,7 @@ from kvi.cli.output import (
 )
 from kvi.text import prefix_end
 
-_UNASKED = 1000  # keys that a script may delete without a word
+UNASKED = 1000  # keys that a script may delete without a word
 _MANY = 500  # keys of one folder after which the rest of it is skipped instead of read
 
 
@@ -149,24 +149,39 @@ def del_(
 
 def _ask(count: int) -> None:
     """Whether so many keys are to be deleted. Raises `Failed` if not."""
-    if sys.stdin.isatty():
-        if not count:
-            return
-        if not sys.stderr.isatty():
-            raise Failed(
-                f"nobody can be asked whether to delete {count:,} keys; --yes deletes them"
-            )
-        try:
-            agreed = click.confirm(f"Delete {count:,} keys?", err=True)
-        except click.Abort as ended:
-            click.echo(err=True)
-            if isinstance(ended.__context__, KeyboardInterrupt):
-                raise ended.__context__ from None
-            agreed = False
-        if not agreed:
-            raise Failed("nothing was deleted", NOT_FOUND)
-    elif count > _UNASKED:
-        raise Failed(f"these are {count:,} keys; --yes deletes them, --dry-run counts them")
+    confirm(
+        f"Delete {count:,} keys?",
+        f"these are {count:,} keys; --yes deletes them, --dry-run counts them",
+        "nothing was deleted",
+        at_terminal=count > 0,
+        in_script=count > UNASKED,
+    )
+
+
+def confirm(
+    question: str, refusal: str, declined: str, *, at_terminal: bool, in_script: bool
+) -> None:
+    """Let who sits at a terminal agree, if ``at_terminal``; refuse a script, if ``in_script``.
+
+    Raises `Failed` if nobody agrees.
+    """
+    if not sys.stdin.isatty():
+        if in_script:
+            raise Failed(refusal)
+        return
+    if not at_terminal:
+        return
+    if not sys.stderr.isatty():
+        raise Failed(f"nobody can be asked; {refusal}")
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort as ended:
+        click.echo(err=True)
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise ended.__context__ from None
+        agreed = False
+    if not agreed:
+        raise Failed(declined, NOT_FOUND)
 
 
 def _deleted(context: Context, count: int) -> int:

@@ -10,6 +10,7 @@ import click
 import kvi
 from kvi.cli.app import CONFLICT, UNAVAILABLE, Context, Failed, command
 from kvi.cli.jobs import Job, grace_option
+from kvi.cli.leasing import revoke
 from kvi.cli.output import encoding_option, given
 from kvi.sync.loss import Loss
 
@@ -140,17 +141,30 @@ def lock_(
 
 @command(
     "lease",
-    "kvi lease -- sh -c 'kvi put member/ada here --lease $KVI_LEASE && sleep 1'",
+    "kvi lease -- sh -c 'kvi put member/ada here --lease $KVI_LEASE && sleep 1'\n"
+    "kvi put session/bob here --ttl 600\n"
+    "kvi lease revoke $(kvi leases | grep session/bob | cut -f 1)",
     cls=WithCommand,
 )
+@click.argument("ending", nargs=-1, metavar="[revoke ID]")
+@click.option("-y", "--yes", is_flag=True, help="With revoke: do not ask, whatever keys it has.")
 @_ttl
 @_grace
-def lease_(context: Context, ttl: float, grace: float) -> int:
+def lease_(context: Context, ending: tuple[str, ...], yes: bool, ttl: float, grace: float) -> int:
     """Run CMD while a lease is kept alive; what was stored with it vanishes afterwards.
 
     CMD finds KVI_LEASE in its environment, for `kvi put --lease`. If the lease is lost CMD is
     ended, and the exit code is 3; otherwise it is that of CMD.
+
+    `kvi lease revoke ID` runs nothing, but ends a lease of anybody's, and its keys with it. ID is
+    what `kvi leases` shows first, or hexadecimal behind 0x, or on Consul a session. The exit code
+    is 1 if there is no such lease. A terminal is asked if there are keys; without one, more than
+    1,000 keys want --yes.
     """
+    if ending:
+        if words_of() or len(ending) != 2 or ending[0] != "revoke":
+            raise click.UsageError("kvi lease -- CMD [ARG]..., or kvi lease revoke ID")
+        return revoke(context, ending[1], yes=yes)
     words = words_of("lease")
     with context.store() as store:
         lease = store.lease(ttl)

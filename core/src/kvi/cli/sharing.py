@@ -18,7 +18,7 @@ from kvi.cli.app import CONFLICT, NOT_FOUND, Context, Ended, Failed, command
 from kvi.cli.jobs import Job, grace_option
 from kvi.cli.output import encoding_option, given, line_of, value_members, written
 from kvi.cli.running import WithCommand, exit_code, let_go, run_while, words_of
-from kvi.ops import LeftOp
+from kvi.ops import LeasesOp
 from kvi.policy.lease import check_ttl
 from kvi.policy.line import DIRECTORY, Place, State, loads
 from kvi.policy.lock import CLAIM
@@ -383,9 +383,11 @@ def locks_(context: Context, prefix: str) -> int:
     is held. With --json each is an object with kind, name, holders, waiters and fence.
     """
     with context.store() as store:
-        for found in _found(store, prefix):
+        everything = list(_found(store, prefix))
+        left = _left(store, {one["id"] for found in everything for one in found["holders"]})
+        for found in everything:
             for one in found["holders"]:
-                one["left"] = store._do(LeftOp(int(one["id"], 16)), None)
+                one["left"] = left.get(one["id"])
             if context.json:
                 click.echo(json.dumps(found))
                 continue
@@ -395,6 +397,15 @@ def locks_(context: Context, prefix: str) -> int:
                 f"{len(found['waiters'])} waiting"
             )
     return 0
+
+
+def _left(store: kvi.Kvi, ids: set[str]) -> dict[str, float | None]:
+    """The seconds that leases have left, as far as the store tells, and tells this user."""
+    try:
+        told = store._do(LeasesOp({int(id, 16) for id in ids}, None), None)
+    except (kvi.NotSupported, kvi.PermissionDenied):
+        return {}
+    return {f"{lease.id:x}": lease.left for lease in told}
 
 
 def _holder(one: dict[str, Any]) -> str:

@@ -144,6 +144,7 @@ SECTIONS = (
             Rule("lease.lost", "A loss is told by `lost` and its call-backs; one's own `revoke()` or `close()` is none."),
             Rule("lease.gone", "A write with a lease that is gone raises `LeaseLost`, and nothing of it is done."),
             Rule("lease.revoke", "`revoke()`, the end of a `with` block and closing the handle end a lease at once."),
+            Rule("lease.listed", "Where the backend tells which leases there are, these are those that are alive, with their ttl and with the keys of the view that they have at that moment."),
             Rule("store.ttl", "A key stored with `ttl` vanishes so long after its last write, whatever becomes of the handle; one written without is permanent; `ttl` and `lease` together are refused."),
             Rule("temp-key.lives", "A temporary key replaces what was there, and is gone once it or its handle is closed."),
             Rule("temp-key.crash", "A temporary key vanishes when its holder renews it no more."),

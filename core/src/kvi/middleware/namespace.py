@@ -21,6 +21,7 @@ from kvi.model import (
     Event,
     Get,
     KeyValue,
+    LeaseInfo,
     Operation,
     Put,
     RangeResult,
@@ -36,6 +37,7 @@ from kvi.ops import (
     Executor,
     GetOp,
     HistoryOp,
+    LeasesOp,
     Op,
     PutOp,
     RangeOp,
@@ -93,6 +95,8 @@ def inward(op: Op[T], prefix: str) -> Op[T]:
             )
         case ClaimOp():
             into = ClaimOp(prefix + op.key, op.lease)
+        case LeasesOp():
+            into = op if op.span is None else LeasesOp(op.ids, _span_in(op.span, prefix))
         case ReleaseOp():
             into = ReleaseOp(_claim(op.claim, lambda key: prefix + key))
         case _:  # without keys
@@ -119,6 +123,8 @@ def outward(result: T, skip: int) -> T:
             out = _claim(out, lambda key: key[skip:])
         case [Event(), *_]:
             out = [_event_out(event, skip) for event in out]
+        case [LeaseInfo(), *_]:
+            out = [_lease_out(one, skip) for one in out]
     return out  # type: ignore[no-any-return]
 
 
@@ -184,6 +190,12 @@ def _claim(claim: Claim, change: Any) -> Claim:
 
 def _entry_out(entry: KeyValue, skip: int) -> KeyValue:
     return KeyValue(entry.key[skip:], *entry[1:])
+
+
+def _lease_out(lease: LeaseInfo, skip: int) -> LeaseInfo:
+    if lease.keys is None:
+        return lease
+    return lease._replace(keys=[key[skip:] for key in lease.keys])
 
 
 def _event_out(event: Event, skip: int) -> Event:

@@ -36,7 +36,7 @@ import math
 import re
 from typing import Any
 
-from kvi.model import Claim, Key
+from kvi.model import Claim, Key, LeaseInfo
 
 from kvi_consul import wire
 from kvi_consul.wire import Op
@@ -84,6 +84,18 @@ def decode_ttl(body: bytes) -> float | None:
     (session,) = json.loads(body)
     ttl, delay = _seconds(session["TTL"]), _seconds(session.get("LockDelay", 0))
     return min(ttl or delay, delay or ttl) or None
+
+
+def decode_sessions(body: bytes) -> list[LeaseInfo]:
+    """The sessions that are leases: those with a TTL. Raises `ValueError` and the like."""
+    found = json.loads(body)
+    if not isinstance(found, list):
+        raise ValueError("no list of sessions")
+    return [
+        LeaseInfo(wire.lease_of(session["ID"]), ttl, None, None)
+        for session in found
+        if (ttl := _seconds(session.get("TTL", "")))
+    ]
 
 
 def _seconds(given: str | int) -> float:

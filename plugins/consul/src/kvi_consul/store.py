@@ -19,7 +19,7 @@ import itertools
 import os
 import random
 import threading
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import closing, suppress
 from time import monotonic
 from typing import Any
@@ -29,7 +29,18 @@ from kvi.capabilities import Capabilities
 from kvi.errors import Contention, KviError, OutcomeUnknown, Unavailable, ValueTooLarge
 from kvi.feed import Feed, Wake, WatchSpec
 from kvi.late import imported
-from kvi.model import Claim, Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import (
+    Claim,
+    Grant,
+    KeyValue,
+    LeaseInfo,
+    Put,
+    RangeResult,
+    Scan,
+    Span,
+    Txn,
+    TxnResult,
+)
 from kvi.policy.interest import only_key
 from kvi.policy.lock import single_key
 from kvi.primitives import Primitives
@@ -38,7 +49,7 @@ from kvi_consul import errors, sessions, wire
 from kvi_consul.errors import Broken, Refusal
 from kvi_consul.pages import Pages
 from kvi_consul.plan import Held, Hidden, Planner
-from kvi_consul.transport import Transport
+from kvi_consul.transport import Answer, Transport
 from kvi_consul.watches import ConsulFeed, Watches
 from kvi_consul.wire import Op
 
@@ -502,6 +513,32 @@ class ConsulKvi(Primitives):
             raise self._of_status(status, body, write=False)
         return session.encode() in body
 
+    def _leases(
+        self, ids: Collection[int] | None, span: Span | None, timeout: float
+    ) -> list[LeaseInfo]:
+        deadline = monotonic() + timeout
+        head = self._transport.head("GET", f"/v1/session/list?{self._query}")
+        answer = self._answer(head, b"", deadline, write=False)
+        if answer.status != 200:
+            raise self._of_status(answer.status, answer.body, write=False)
+        if answer.headers.get(b"x-consul-results-filtered-by-acls") == b"true":
+            raise errors.of_hidden(write=False)
+        try:
+            found = sessions.decode_sessions(answer.body)
+        except _BAD as error:
+            raise errors.of_nonsense(self._transport.where, write=False) from error
+        if ids is not None:
+            found = [lease for lease in found if lease.id in ids]
+        if span is None or not found:
+            return found
+        keys: dict[int, list[str]] = {lease.id: [] for lease in found}
+        with closing(self._found(span, deadline)) as items:
+            for kv in items:
+                entry = self._entry(kv, write=False, keys_only=True)
+                if entry.lease in keys:
+                    keys[entry.lease].append(entry.key)
+        return [lease._replace(keys=keys[lease.id]) for lease in found]
+
     def _lease_revoke(self, lease: int, timeout: float) -> None:
         session, deadline = wire.session_of(lease), monotonic() + timeout
         key = self._claims.get(lease)
@@ -614,6 +651,10 @@ class ConsulKvi(Primitives):
     def _exchange(
         self, head: bytes, body: bytes, deadline: float, *, write: bool
     ) -> tuple[int, bytes]:
+        answer = self._answer(head, body, deadline, write=write)
+        return answer.status, answer.body
+
+    def _answer(self, head: bytes, body: bytes, deadline: float, *, write: bool) -> Answer:
         transport, doubts = self._transport, iter(_DOUBTS)
         while True:
             try:
@@ -625,7 +666,7 @@ class ConsulKvi(Primitives):
                 if pause is not None and monotonic() + pause < deadline:
                     transport.closing.wait(pause)
                     continue
-            return answer.status, answer.body
+            return answer
 
     def _of_status(self, status: int, body: bytes, *, write: bool) -> KviError:
         return errors.of_status(status, self._text(body), write=write, dc=self._dc)

@@ -73,6 +73,7 @@ _SERVICES: dict[str, dict[str, tuple[str, str]]] = {
         "LeaseRevoke": ("LeaseRevokeRequest", "LeaseRevokeResponse"),
         "LeaseKeepAlive": ("~LeaseKeepAliveRequest", "~LeaseKeepAliveResponse"),
         "LeaseTimeToLive": ("LeaseTimeToLiveRequest", "LeaseTimeToLiveResponse"),
+        "LeaseLeases": ("LeaseLeasesRequest", "LeaseLeasesResponse"),
     },
     "Cluster": {
         "MemberAdd": ("MemberAddRequest", "MemberAddResponse"),
@@ -119,6 +120,7 @@ _CALLS = {
     # thread and has a deadline.
     "keep_alive": ("Lease", "LeaseKeepAlive"),
     "left": ("Lease", "LeaseTimeToLive"),
+    "leases": ("Lease", "LeaseLeases"),
     "status": ("Maintenance", "Status"),
     "authenticate": ("Auth", "Authenticate"),
 }

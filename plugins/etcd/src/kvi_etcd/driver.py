@@ -102,9 +102,10 @@ class Pending:
         self._go_on = go_on
         self._timeout = timeout
 
-    async def answer(self) -> Any:
-        """Wait for the answer, as long as the request's time-out says, from now on."""
-        deadline = time.monotonic() + self._timeout
+    async def answer(self, deadline: float | None = None) -> Any:
+        """Wait for the answer, until then, or as long as the request's time-out says from now."""
+        if deadline is None:
+            deadline = time.monotonic() + self._timeout
         if self._begun is None:
             return await self._go_on(None, deadline)
         try:

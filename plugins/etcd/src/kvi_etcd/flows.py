@@ -100,9 +100,8 @@ class EtcdFlows(AsyncPrimitives):
         return wire.claim(name, lease, answer)
 
     async def _ping(self, timeout: float) -> None:
-        request = pb.RangeRequest(key=b"\0", count_only=True)  # linearizable, and reads no value
         with suppress(PermissionDenied):  # it is the answer of a store that serves
-            await self._calls.ask("range", request, timeout, write=False)
+            await self._calls.ask("range", wire.NOTHING, timeout, write=False)
 
     async def _close(self) -> None:
         await self._calls.close()

@@ -8,6 +8,9 @@ was cancelled is revoked in the background.
 *Renewing.* etcd has a stream for it, of any number of requests and answers. A stream with one of
 each is a plain call on the wire (`kvi_etcd.channel.Endpoint`), and as such has all that calls have:
 a deadline, a login, another endpoint, and nothing that a restart of the server could break.
+
+*Looking.* etcd lists the ids, and tells the rest of one lease at a time. Several are asked for at
+once, a bounded number.
 """
 
 from __future__ import annotations
@@ -16,15 +19,20 @@ import asyncio
 import math
 import secrets
 import time
+from collections import deque
+from collections.abc import Collection
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import grpc
-from kvi.errors import KviError, LeaseLost, OutcomeUnknown, Timeout, Unavailable
-from kvi.model import MAX_NUMBER, Grant
+from kvi.coroutine import run
+from kvi.errors import KviError, LeaseLost, OutcomeUnknown, PermissionDenied, Timeout, Unavailable
+from kvi.model import MAX_NUMBER, Grant, LeaseInfo, Span
 
+from kvi_etcd import wire
 from kvi_etcd import wire_pb2 as pb
-from kvi_etcd.driver import Calls, Connection
+from kvi_etcd.driver import Calls, Connection, Pending
 from kvi_etcd.errors import PROXY, LeaseExists
 from kvi_etcd.wire import lease_id
 
@@ -33,6 +41,7 @@ MAX_TTL = 9_000_000_000  # seconds: etcd takes no more
 _UNKNOWN = grpc.StatusCode.UNKNOWN
 PAUSE = 0.05  # seconds between a grant whose answer was lost and the next
 PATIENCE = 1.0  # seconds for revoking a lease that nobody has got
+AT_ONCE = 32  # leases that are asked for at once
 
 
 async def grant(calls: Calls[Any], ttl: float, timeout: float) -> Grant:
@@ -81,13 +90,6 @@ async def renew(calls: Calls[Any], lease: int, timeout: float) -> float:
     return float(answer.TTL)
 
 
-def left(connection: Connection, lease: int, timeout: float) -> float | None:
-    """The seconds until ``lease`` ends, in whole ones; ``None`` if it has."""
-    request = pb.LeaseTimeToLiveRequest(ID=lease_id(lease))
-    answer = connection.call("left", request, timeout, write=False)
-    return float(answer.TTL) if answer.TTL > 0 else None
-
-
 async def revoke(calls: Calls[Any], lease: int, timeout: float) -> None:
     """End ``lease``, if it has not ended."""
     with suppress(LeaseLost):
@@ -104,6 +106,56 @@ async def _give_up(calls: Calls[Any], lease: int) -> None:
         await calls.sleep(pause)
         with suppress(KviError):
             await revoke(calls, lease, PATIENCE)
+
+
+def told(
+    connection: Connection, ids: Collection[int] | None, span: Span | None, timeout: float
+) -> list[LeaseInfo]:
+    """The leases that are alive, of ``ids`` or all, and their keys within ``span``."""
+    deadline = time.monotonic() + timeout
+    if ids is None:
+        ids = _ids(connection, deadline)
+    todo = (lease for lease in ids if 0 < lease <= MAX_NUMBER)
+
+    def begin(lease: int) -> Pending:
+        request = pb.LeaseTimeToLiveRequest(ID=lease, keys=span is not None)
+        return connection.begin("left", request, _until(deadline))
+
+    found = []
+    under_way = deque((lease, begin(lease)) for lease in islice(todo, AT_ONCE))
+    try:
+        while under_way:
+            lease, pending = under_way.popleft()
+            try:
+                answer = run(pending.answer(deadline))
+                keys = None if span is None else wire.keys_within(span, answer.keys)
+            except PermissionDenied:  # not to read one of its keys; all else is told to anybody
+                request = pb.LeaseTimeToLiveRequest(ID=lease)
+                answer = connection.call("left", request, _until(deadline), write=False)
+                keys = None
+            under_way.extend((another, begin(another)) for another in islice(todo, 1))
+            if answer.TTL >= 0:  # else it has ended meanwhile
+                found.append(LeaseInfo(lease, float(answer.grantedTTL), float(answer.TTL), keys))
+    finally:
+        for _, pending in under_way:
+            pending.cancel()
+    return found
+
+
+def _ids(connection: Connection, deadline: float) -> list[int]:
+    """The leases that the current endpoint knows."""
+    # It tells what it has come to know so far, which a linearizable read brings up to date.
+    with suppress(PermissionDenied):
+        connection.call("range", wire.NOTHING, _until(deadline), write=False)
+    answer = connection.call("leases", pb.LeaseLeasesRequest(), _until(deadline), write=False)
+    return [lease.ID for lease in answer.leases]
+
+
+def _until(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise Timeout("the leases could not be looked through in time")
+    return left
 
 
 def _new_id() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from kvi.async_primitives import AsyncPrimitives
@@ -12,7 +12,18 @@ from kvi.coroutine import run
 from kvi.feed import Feed, Wake, WatchSpec
 from kvi.late import imported
 from kvi.living import Living
-from kvi.model import Claim, Event, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import (
+    Claim,
+    Event,
+    Grant,
+    KeyValue,
+    LeaseInfo,
+    RangeResult,
+    Scan,
+    Span,
+    Txn,
+    TxnResult,
+)
 from kvi.primitives import Primitives
 
 from kvi_etcd import leases
@@ -124,8 +135,10 @@ class EtcdKvi(Primitives):
     def _lease_renew(self, lease: int, timeout: float) -> float:
         return run(self._flows._lease_renew(lease, timeout))
 
-    def _lease_left(self, lease: int, timeout: float) -> float | None:
-        return leases.left(self._connection, lease, timeout)
+    def _leases(
+        self, ids: Collection[int] | None, span: Span | None, timeout: float
+    ) -> list[LeaseInfo]:
+        return leases.told(self._connection, ids, span, timeout)
 
     def _lease_revoke(self, lease: int, timeout: float) -> None:
         run(self._flows._lease_revoke(lease, timeout))

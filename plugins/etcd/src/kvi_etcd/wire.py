@@ -34,6 +34,7 @@ from kvi.policy.lock import CLAIM, place, queue_key, queue_span
 
 from kvi_etcd import wire_pb2 as pb
 
+NOTHING = pb.RangeRequest(key=b"\0", count_only=True)  # a linearizable read of no value
 MAX_REQUEST = 1_572_864  # bytes: etcd's default --max-request-bytes, 1.5 MiB
 
 _OPERATORS = {
@@ -92,6 +93,16 @@ def entries(kvs: Iterable[pb.KeyValue], *, keys_only: bool = False) -> list[KeyV
         ]
     except UnicodeDecodeError:
         return [entry(kv) for kv in kvs]  # finds the key and names it
+
+
+def keys_within(span: Span, raw: Iterable[bytes]) -> list[str]:
+    """Keys as etcd lists them, for people to look at: those in ``span``, in order."""
+    low, high = span.start.encode(), None if span.end is None else span.end.encode()
+    return [
+        key.decode(errors="replace")
+        for key in sorted(raw)
+        if low <= key and (high is None or key < high)
+    ]
 
 
 def _key(raw: bytes) -> str:

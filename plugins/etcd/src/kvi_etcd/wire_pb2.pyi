@@ -211,6 +211,18 @@ class LeaseKeepAliveResponse(_message.Message):
     header: ResponseHeader
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., ID: _Optional[int] = ..., TTL: _Optional[int] = ...) -> None: ...
 
+class LeaseLeasesRequest(_message.Message):
+    __slots__ = []
+    def __init__(self) -> None: ...
+
+class LeaseLeasesResponse(_message.Message):
+    __slots__ = ["header", "leases"]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    header: ResponseHeader
+    leases: _containers.RepeatedCompositeFieldContainer[LeaseStatus]
+    def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., leases: _Optional[_Iterable[_Union[LeaseStatus, _Mapping]]] = ...) -> None: ...
+
 class LeaseRevokeRequest(_message.Message):
     __slots__ = ["ID"]
     ID: int
@@ -222,6 +234,12 @@ class LeaseRevokeResponse(_message.Message):
     HEADER_FIELD_NUMBER: _ClassVar[int]
     header: ResponseHeader
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ...) -> None: ...
+
+class LeaseStatus(_message.Message):
+    __slots__ = ["ID"]
+    ID: int
+    ID_FIELD_NUMBER: _ClassVar[int]
+    def __init__(self, ID: _Optional[int] = ...) -> None: ...
 
 class LeaseTimeToLiveRequest(_message.Message):
     __slots__ = ["ID", "keys"]

@@ -43,7 +43,7 @@ from __future__ import annotations
 import _thread
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -51,7 +51,7 @@ from typing import TYPE_CHECKING
 
 from kvi.clock import now
 from kvi.errors import LeaseLost, Unavailable
-from kvi.model import KeyValue, Put, Span, Txn, TxnResult
+from kvi.model import KeyValue, LeaseInfo, Put, Span, Txn, TxnResult
 from kvi.mutex import Mutex
 from kvi.policy.interest import Interests
 from kvi.policy.past import check_past
@@ -302,11 +302,19 @@ class MemoryState:
         found.deadline = now() + found.ttl
         return found.ttl
 
-    def left(self, lease: int) -> float | None:
-        """The seconds until it ends; ``None`` if it has."""
-        found = self._leases.get(lease)
-        left = 0.0 if found is None else found.deadline - now()
-        return left if left > 0 else None
+    def told(self, ids: Collection[int] | None, span: Span | None) -> list[LeaseInfo]:
+        """The leases that have not ended, of ``ids`` or all, and their keys within ``span``."""
+        moment = now()
+        return [
+            LeaseInfo(
+                lease,
+                found.ttl,
+                found.deadline - moment,
+                None if span is None else sorted(key for key in found.keys if key in span),
+            )
+            for lease, found in self._leases.items()
+            if found.deadline > moment and (ids is None or lease in ids)
+        ]
 
     def end(self, lease: int) -> None:
         """End a lease, if it has not, and delete its keys."""

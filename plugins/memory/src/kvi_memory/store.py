@@ -8,13 +8,24 @@ have nothing to bound. An exception that a signal handler raises may end a secti
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from heapq import merge
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from kvi.capabilities import Capabilities
 from kvi.late import imported
-from kvi.model import Event, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import (
+    Event,
+    Grant,
+    KeyValue,
+    LeaseInfo,
+    RangeResult,
+    Scan,
+    Span,
+    Txn,
+    TxnResult,
+)
 from kvi.policy.txn import Change
 from kvi.primitives import Primitives
 
@@ -147,10 +158,12 @@ class MemoryKvi(Primitives):
             self._state.finish()
             return self._state.renew(lease)
 
-    def _lease_left(self, lease: int, timeout: float) -> float | None:
+    def _leases(
+        self, ids: Collection[int] | None, span: Span | None, timeout: float
+    ) -> list[LeaseInfo]:
         with self._state.lock:
             self._state.finish()
-            return self._state.left(lease)
+            return self._state.told(ids, span)
 
     def _lease_revoke(self, lease: int, timeout: float) -> None:
         with self._state.lock:

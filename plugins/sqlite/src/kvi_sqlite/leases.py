@@ -46,11 +46,13 @@ lease has its full time again anyway.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
+from math import isfinite
 from typing import NamedTuple
 
 from kvi.clock import now
 from kvi.errors import LeaseLost
-from kvi.model import MAX_NUMBER
+from kvi.model import MAX_NUMBER, LeaseInfo
 
 from kvi_sqlite import schema
 from kvi_sqlite.connection import Connection
@@ -241,6 +243,25 @@ def require(connection: Connection, lease: int) -> None:
     """Raise `LeaseLost` if a lease has ended. In a write, after `begin`."""
     if not exists(connection, lease):
         raise LeaseLost("no lease with this id is alive; grant a new one")
+
+
+def told(
+    connection: Connection, ids: Collection[int] | None, bounds: tuple[bytes, bytes] | None
+) -> list[LeaseInfo]:
+    """The leases that have not ended, of ``ids`` or all, and their keys within ``bounds``."""
+    execute = connection.execute
+    execute("BEGIN")
+    found = []
+    for lease, ttl, left in execute(schema.LEASES, (now(),)).fetchall():
+        if ids is not None and lease not in ids:
+            continue
+        keys = None
+        if bounds is not None:
+            keys = [str(key, "utf-8") for (key,) in execute(schema.KEYS_OF_LEASE, (lease, *bounds))]
+        # Of another boot, for those who can let none begin anew, nothing counts them down.
+        found.append(LeaseInfo(lease, ttl, left if isfinite(left) else None, keys))
+    execute("COMMIT")
+    return found
 
 
 def _behind(newest: int | None) -> int:

@@ -220,7 +220,8 @@ NEXT_REVISION = "SELECT revision FROM events WHERE id >= ? AND revision >= ? ORD
 
 GRANT = "INSERT OR IGNORE INTO leases (id, ttl, deadline) VALUES (?, ?, ?)"
 RENEW = "UPDATE leases SET deadline = ?1 + ttl WHERE id = ?2 AND deadline > ?1 RETURNING ttl"
-LEFT = "SELECT deadline - ? FROM leases WHERE id = ?"
+LEASES = "SELECT id, ttl, deadline - ?1 FROM leases WHERE deadline > ?1 ORDER BY id"
+KEYS_OF_LEASE = "SELECT key FROM entries WHERE lease = ? AND +key >= ? AND +key < ? ORDER BY key"
 FORGET_DEADLINES = "DELETE FROM deadlines WHERE lease = ?"
 KEEP_DEADLINES = """
     INSERT OR REPLACE INTO deadlines (lease, boot, deadline)

@@ -15,13 +15,13 @@ ranges keep to one revision, `kvi_sqlite.leases` why nobody sees what has expire
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Collection
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from kvi.backend.history import HistoryFeed
 from kvi.capabilities import Capabilities
-from kvi.clock import now
 from kvi.errors import LeaseLost, OutcomeUnknown, Unavailable
 from kvi.feed import Feed, Wake, WatchSpec
 from kvi.model import (
@@ -31,6 +31,7 @@ from kvi.model import (
     Event,
     Grant,
     KeyValue,
+    LeaseInfo,
     Put,
     RangeResult,
     Scan,
@@ -258,12 +259,13 @@ class SqliteKvi(Primitives):
 
         return Grant(self._pool.write(work, monotonic() + timeout), ttl)
 
-    def _lease_left(self, lease: int, timeout: float) -> float | None:
-        def work(connection: Connection) -> Any:
-            return connection.execute(schema.LEFT, (now(), lease)).fetchone()
-
-        row = self._pool.read(work, monotonic() + timeout) if lease <= MAX_NUMBER else None
-        return float(row[0]) if row is not None and row[0] > 0 else None
+    def _leases(
+        self, ids: Collection[int] | None, span: Span | None, timeout: float
+    ) -> list[LeaseInfo]:
+        low_high = None if span is None else bounds(span)
+        return self._pool.read(
+            lambda connection: leases.told(connection, ids, low_high), monotonic() + timeout
+        )
 
     def _lease_renew(self, lease: int, timeout: float) -> float:
         def work(connection: Connection) -> tuple[float | None, bool]:

@@ -15,6 +15,9 @@ from kvi.conformance.contract import rule
 from kvi.conformance.neighbours import snapshot
 from kvi.conformance.rules import Rules
 from kvi.conformance.waiting import WITHIN, Reopen, side_by_side, until
+from kvi.model import LeaseInfo, Span
+from kvi.ops import LeasesOp
+from kvi.primitives import Primitives
 
 LONG = 60.0  # seconds: nothing of a test outlives it
 MARGIN = 5.0  # seconds that a watch, and a busy machine, need beside a bound
@@ -52,6 +55,25 @@ def unknown_lease(store: kvi.Kvi) -> int:
     lease = store.lease(LONG)
     lease.revoke()
     return lease.id
+
+
+def listed(
+    store: kvi.Kvi, ids: Collection[int] | None = None, span: Span | None = None
+) -> dict[int, LeaseInfo]:
+    """What the backend tells of leases, by id."""
+    told = store._do(LeasesOp(ids, span), None)
+    found = {lease.id: lease for lease in told}
+    assert len(found) == len(told), "a lease is told twice"
+    return found
+
+
+def lists(store: kvi.Kvi) -> bool:
+    """Whether the backend tells of leases; one that does not says so."""
+    if type(store._scope.primitives)._leases is not Primitives._leases:
+        return True
+    with pytest.raises(kvi.NotSupported):
+        listed(store)
+    return False
 
 
 def _refused(store: kvi.Kvi, lease: kvi.Lease) -> bool:
@@ -233,6 +255,61 @@ class TestLeases(Rules):
         with pytest.raises(kvi.LeaseLost):
             lease.renew()
         assert store.get("k") is None
+
+    @rule("lease.listed")
+    def test_listed(self, store: kvi.Kvi, peer: kvi.Kvi, root: kvi.Kvi) -> None:
+        """Whoever looks sees each lease with the keys that it has now, in order, and no others."""
+        if not lists(peer):
+            return
+        with store.lease(LONG) as lease, store.lease(LONG) as other:
+            for key in ("d", "e", "a", "b", "c"):
+                store.store(key, b"", lease=lease)
+            store.store("c", b"", lease=other)
+            store.store("d", b"permanent")
+            store.delete("e")
+            root.store("outside", b"", lease=lease)
+            seen = ["outside"] if peer.get("outside") else []
+            found = listed(peer, span=Span())
+            assert found[lease.id].keys == ["a", "b", *seen]
+            assert found[other.id].keys == ["c"]
+            for one in (lease, other):
+                left = found[one.id].left
+                assert found[one.id].ttl == one.ttl
+                assert left is None or 0 < left <= one.ttl
+            assert listed(peer, span=Span("b", "c"))[lease.id].keys == ["b"]
+            assert listed(peer, span=Span.of_prefix("c"))[other.id].keys == ["c"]
+        assert not {lease.id, other.id} & listed(peer).keys()
+
+    @rule("lease.listed")
+    def test_some_are_listed(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Whoever asks for some gets those that are alive; who wants no keys gets none."""
+        if not lists(peer):
+            return
+        with store.lease(LONG) as lease, store.lease(LONG) as other:
+            store.store("k", b"", lease=lease)
+            strange = unknown_lease(store), 2**63 - 1, 2**64, 2**128 - 1, 2**200
+            assert listed(peer, ()) == {}
+            assert listed(peer, strange, Span()) == {}
+            (found,) = listed(peer, (*strange, lease.id)).values()
+            assert (found.id, found.keys) == (lease.id, None)
+            found = listed(peer, {other.id, lease.id}, Span())[lease.id]
+            assert found.keys == ["k"]
+            assert listed(peer, {other.id}, Span()).keys() == {other.id}
+
+    @rule("lease.listed")
+    @side_by_side
+    def test_ended_is_not_listed(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
+        """A lease that has ended by itself is there no more once its keys are gone."""
+        if not lists(peer):
+            return
+        lease = store.lease(brief, keep_alive=False)
+        store.store("k", b"", lease=lease)
+        end = now() + bound_of(store, lease) + MARGIN
+        while peer.get("k"):
+            assert now() < end, "the lease does not end"
+            time.sleep(0.02)
+        assert listed(peer, (lease.id,)) == {}
+        assert lease.id not in listed(peer, span=Span())
 
     @rule("lease.alive")
     def test_renew(self, store: kvi.Kvi) -> None:
