@@ -614,7 +614,8 @@ class Kvi(Face):
         op = PageOp(found, scan)
         try:
             self._ensure_open()
-            while (page := self._do(op, timeout)) is not None:
+            # Not `while`: see `kvi.sync.watch._found`.
+            for page in iter(lambda: self._do(op, timeout), None):
                 yield page
                 self._ensure_open()  # before the store is asked for the next one
         except KviError as error:

@@ -42,12 +42,16 @@ class Loss:
         if state is not None:
             state.add(signal.set, own=True)
         try:
-            while not isinstance(found := look(state, self._closed, deadline - now()), bool):
-                signal.wait_here(found)
-            return found
+            return self._told(signal, deadline)
         finally:
             if state is not None:
                 state.remove(signal.set)
+
+    def _told(self, signal: ThreadSignal, deadline: float) -> bool:
+        # Apart from the `finally`: see `kvi.sync.watch._found`.
+        while not isinstance(found := look(self._state, self._closed, deadline - now()), bool):
+            signal.wait_here(found)
+        return found
 
     def add_callback(self, callback: Callable[[], object]) -> None:
         """Call ``callback()`` once it is lost, on a thread of kvi; soon, if it is already.

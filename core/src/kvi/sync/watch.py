@@ -127,18 +127,20 @@ class Watch:
             flow.unwant(signal)
 
     def _wait_for_call_back(self) -> None:
-        flow = self._flow
-        deadline = now() + _PATIENCE
         signal = ThreadSignal()
-        flow.want(signal)
+        self._flow.want(signal)
         try:
-            while not flow.ended or flow.runner not in (None, get_ident()):
-                left = deadline - now()
-                if left <= 0:
-                    return
-                signal.wait_here(left)
+            self._is_left(signal)
         finally:
-            flow.unwant(signal)
+            self._flow.unwant(signal)
+
+    def _is_left(self, signal: ThreadSignal) -> None:
+        flow, deadline = self._flow, now() + _PATIENCE
+        while not flow.ended or flow.runner not in (None, get_ident()):
+            left = deadline - now()
+            if left <= 0:
+                return
+            signal.wait_here(left)
 
 
 def _found(asking: Asking, signal: ThreadSignal) -> Event:
