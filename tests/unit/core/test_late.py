@@ -79,9 +79,12 @@ def test_fork_amid_a_late_import(tmp_path: Path, uri: str, call: str) -> None:
 
 
 def test_signals_amid_forks(tmp_path: Path) -> None:
-    """What handlers raise around a fork leaves nothing taken: stores of all kinds can be used."""
+    """What handlers raise around a fork leaves nothing taken: stores of all kinds can be used.
+
+    Python's own hooks around a fork can be struck as well: the lock of `logging` then stays taken.
+    """
     program = """
-        import os, signal, sys, time
+        import logging, os, signal, sys, threading, time
         import kvi
 
         class Struck(Exception):
@@ -106,6 +109,7 @@ def test_signals_amid_forks(tmp_path: Path) -> None:
                 pass
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        logging._lock = threading.RLock()
         signal.alarm(30)  # a hang becomes a failure
         for store in held:
             store.update("k", lambda old: old + b"!")

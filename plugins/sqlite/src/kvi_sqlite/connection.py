@@ -33,6 +33,8 @@ feet: acknowledged writes are lost. Therefore:
   that says so; other files are open to it.
 
 What it takes: the module's ``_gate`` is held while a connection begins, and throughout a fork.
+``_near`` is held by a fork alone: while it is, no connection is kept. Both are locks that a fork
+takes and gives back whatever a signal's handler raises around it (`kvi.late`).
 
 *The log.* No call copies SQLite's log into the file: `kvi_sqlite.upkeep` does, when it is told that
 the log has grown by `LOG_STEP`, or that there were `COMMITS`. A log that was left long has to be
@@ -65,6 +67,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from kvi.errors import KviError, PermissionDenied, Timeout, Unavailable
+from kvi.late import ForkLock
 from kvi.living import Living
 
 from kvi_sqlite import leftovers, schema
@@ -187,7 +190,6 @@ class Pool:
         self.live: Living[Connection] = Living()
         self._running: dict[int, Connection] = {}  # by the thread that has borrowed it
         self._idle: deque[Connection] = deque()
-        self._keep = KEPT  # idle connections; 0 once closing, and while a fork is near
         self._writers: WriterQueue | None = None
         self._client: Connection | None = None
         self._log_path = path  # known, as the identity, once the file has been opened
@@ -218,7 +220,7 @@ class Pool:
 
     def give_back(self, connection: Connection) -> None:
         """Put a connection without an open transaction on the stack."""
-        if not self._keep:  # first, as a busy thread would have it back at once
+        if not self._keeps():  # first, as a busy thread would have it back at once
             self.discard(connection)
             return
         if not connection.synced:
@@ -228,8 +230,12 @@ class Pool:
                 self.discard(connection)
                 return
         self._idle.append(connection)
-        if len(self._idle) > self._keep:  # also if that has changed since
+        if len(self._idle) > KEPT or not self._keeps():  # also if that has changed since
             self._shrink()
+
+    def _keeps(self) -> bool:
+        """Whether connections are kept: not once it is closing, and not while a fork is near."""
+        return not (self.closing or _near.lock.locked())
 
     def discard(self, connection: Connection) -> None:
         """Close a connection; what was not committed is undone."""
@@ -254,7 +260,7 @@ class Pool:
 
     def _shrink(self) -> None:
         with suppress(IndexError):
-            while len(self._idle) > self._keep:
+            while len(self._idle) > (KEPT if self._keeps() else 0):
                 self.discard(self._idle.pop())
 
     def _restore(self, connection: Connection) -> None:
@@ -291,7 +297,7 @@ class Pool:
             return []
         connection.set_progress_handler(connection.deadline.passed, STEPS)
         self._idle.append(connection)
-        if not self._keep:  # closed meanwhile, or a fork is near
+        if self.closing or _near.lock.locked():  # meanwhile
             self._shrink()
         return rows
 
@@ -482,7 +488,7 @@ class Pool:
             name = str(self.path.resolve())
         except (OSError, RuntimeError):  # a loop of links; opening the file will tell
             name = str(self.path)
-        with _gate:
+        with _gate.lock:
             self._writers = _queues.get(name) or _queues.setdefault(name, WriterQueue())
             return self._writers
 
@@ -493,7 +499,7 @@ class Pool:
         status = _status(log)
         if status is None or status.st_size <= schema.WAL_KEPT:
             return self._open(deadline)
-        with _gate:
+        with _gate.lock:
             if self._opening is None or self._opening.ended.is_set():
                 self._opening = _Opening(self)
             opening = self._opening
@@ -513,7 +519,7 @@ class Pool:
             pause.wait(locked)
 
     def _open_now(self) -> Connection:
-        with _gate:
+        with _gate.lock:
             self._refuse_inherited()
             if self._identity is not None and _identity(self.path) != self._identity:
                 raise self._lost(self.path)
@@ -562,7 +568,7 @@ class Pool:
             connection = self._connect(monotonic() + timeout)
             connection.pinned = True
             connection.execute(f"PRAGMA busy_timeout = {int(timeout * 1000)}")
-            with _gate:
+            with _gate.lock:
                 if self._client is None and not self.closing:
                     self._client = connection
             if self._client is not connection:
@@ -577,7 +583,6 @@ class Pool:
         ``snapshots(timeout)`` closes the pinned ones that are not in use.
         """
         self.closing = True
-        self._keep = 0
         self.closed.set()
         if self._opening is not None:
             self._opening.ended.set()
@@ -601,8 +606,7 @@ class Pool:
     # -- fork -------------------------------------------------------------------------------------
 
     def retire(self, deadline: float) -> bool:
-        """Before a fork: close what is not pinned; whether nothing is left. Hold the gate."""
-        self._keep = 0
+        """Before a fork, which is near: close what is not pinned; whether nothing is left."""
         while True:
             self._shrink()
             if all(connection.pinned for connection in self.live):
@@ -613,12 +617,6 @@ class Pool:
                 if connection.yields:
                     connection.interrupt()
             time.sleep(0.0002)
-
-    def resume(self) -> None:
-        """In the parent, after a fork."""
-        self._keep = KEPT
-        if self.closing:  # by another thread, at this very moment
-            self._keep = 0
 
     def abandon(self) -> None:
         """In a forked child: never touch the parent's connections again."""
@@ -686,7 +684,6 @@ def _nothing() -> None:
     pass
 
 
-_gate = threading.Lock()
 _pools: Living[Pool] = Living()
 _queues: weakref.WeakValueDictionary[str, WriterQueue] = weakref.WeakValueDictionary()
 _inherited: set[Identity] = set()
@@ -702,7 +699,6 @@ def _keep_for_ever(connection: Connection) -> None:
 
 
 def _before_fork() -> None:
-    _gate.acquire()
     deadline = monotonic() + PATIENCE
     inherited = [pool for pool in _pools if not pool.retire(deadline)]
     if inherited:
@@ -710,22 +706,14 @@ def _before_fork() -> None:
             import ctypes  # noqa: F401
 
 
-def _after_fork_in_parent() -> None:
-    for pool in _pools:
-        pool.resume()
-    _gate.release()
-
-
 def _after_fork_in_child() -> None:
     _queues.clear()  # threads that do not exist here may hold them
     for pool in _pools:
         pool.abandon()
-    _gate.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+# A fork takes first what was made last.
+_gate = ForkLock(threading.TIMEOUT_MAX)
+_near = ForkLock(threading.TIMEOUT_MAX)
