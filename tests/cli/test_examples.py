@@ -37,6 +37,8 @@ NOT_RUN = {
     "kvi import backup.jsonl",
     "gunzip -c app.jsonl.gz | kvi import -",
     "kvi import backup.jsonl --dry-run",
+    "consul kv export app/ | kvi import -",
+    "etcdctl get --prefix -w json app/ | kvi import -",
 }
 """Those that need a server, last for ever, or another example's file; tested elsewhere."""
 

@@ -15,7 +15,9 @@ module        holds
 ``jobs``      commands that kvi runs: their signals, their terminal, their end
 ``running``   ``lock lease temp``: a command runs while something is held
 ``records``   the lines of an export: encoding and checking, without I/O
-``moving``    ``export import copy``
+``moving``    ``export copy``
+``importing`` ``import``
+``foreign``   what ``consul kv export`` and ``etcdctl get -w json`` write, as entries, without I/O
 ``looking``   ``backends doctor explain ping conformance bench``
 ============  =================================================================================
 

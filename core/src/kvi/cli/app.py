@@ -62,7 +62,7 @@ _COMMANDS = {  # each with its module, and what the help says of it
     "queue": ("sharing", "Put jobs into a queue, or do them."),
     "locks": ("sharing", "Show what is held, and who waits."),
     "export": ("moving", "Write entries to a file, as JSON Lines."),
-    "import": ("moving", "Store the entries of an export."),
+    "import": ("importing", "Store the entries of an export, also of other tools."),
     "copy": ("moving", "Copy entries from one store to another."),
     "backup": ("backup", "Copy a SQLite store to a file, while it is in use."),
     "backends": ("looking", "Show the installed plugins and what their stores can do."),
