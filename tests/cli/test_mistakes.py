@@ -55,6 +55,7 @@ AWAY = "etcd://127.0.0.1:1?retry=off"
 MISTAKES = [
     (["gte", "k"], 2, "Did you mean 'get'?"),
     (["get"], 2, "Missing argument 'KEY'"),
+    (["get", "a", "--prefix", "a"], 2, "Give KEY or --prefix"),
     (["get", ""], 2, "a key has at least one character"),
     (["del"], 2, "Give keys, or a range"),
     (["del", "k", "--prefix", "k"], 2, "Give keys, or a range"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,24 @@ _MANY = 500  # keys of one folder after which the rest of it is skipped instead 
     "kvi get greeting\n"
     "kvi get greeting | kvi put copy -\n"
     "kvi get greeting --json\n"
+    "kvi get --prefix greet\n"
     "kvi get nothing || echo not there",
 )
-@click.argument("key")
+@click.argument("key", required=False)
+@click.option("--prefix", metavar="TEXT", help='All keys that begin so; "" is everything.')
 @encoding_option
-def get_(context: Context, key: str, encoding: str) -> int:
+def get_(context: Context, key: str | None, prefix: str | None, encoding: str) -> int:
     """Print the value of KEY, and nothing else; exit code 1 if it is not there.
 
-    On a terminal a newline follows, and what could steer it is written as an escape.
+    On a terminal a newline follows, and what could steer it is written as an escape. With --prefix
+    it is all keys that begin so, with their values, as by `range`.
     """
+    if key is None:
+        if prefix is None:
+            raise click.UsageError("Missing argument 'KEY', or --prefix.")
+        return _say_range(context, context.store().range(prefix=prefix), encoding)
+    if prefix is not None:
+        raise click.UsageError("Give KEY or --prefix, not both.")
     entry = context.store().get(key)
     if entry is None:
         if context.json:
@@ -259,6 +268,12 @@ def range_(
     found = context.store().range(
         start, end, prefix=prefix, limit=limit, reverse=reverse, keys_only=keys_only
     )
+    return _say_range(context, found, encoding, keys_only)
+
+
+def _say_range(
+    context: Context, found: Iterable[kvi.KeyValue], encoding: str, keys_only: bool = False
+) -> int:
     entries = iter(found)
     first = next(entries, None)
     if first is None:
