@@ -18,6 +18,8 @@ module        holds
 ``moving``    ``export copy``
 ``importing`` ``import``
 ``foreign``   what ``consul kv export`` and ``etcdctl get -w json`` write, as entries, without I/O
+``shell``     ``shell``: lines, scripts, completion
+``prompt``    its prompt on a terminal, by prompt_toolkit
 ``looking``   ``backends doctor explain ping conformance bench``
 ============  =================================================================================
 

@@ -27,7 +27,7 @@ import click
 
 import kvi
 from kvi.cli import records
-from kvi.cli.app import NOT_FOUND, Context, Failed, command, uri_file, uri_in
+from kvi.cli.app import KEY, NOT_FOUND, Context, Failed, command, uri_file, uri_in
 from kvi.cli.output import bare, progress, say_json
 from kvi.errors import InvalidArgument, KviError, ValueTooLarge
 from kvi.text import prefix_end
@@ -108,7 +108,7 @@ class Batches:
     "kvi export --resume backup.jsonl",
 )
 @click.argument("file", type=click.Path(allow_dash=True, dir_okay=False))
-@click.option("--prefix", default="", metavar="TEXT", help="Only the keys that begin so.")
+@click.option("--prefix", type=KEY, default="", metavar="TEXT", help="Only the keys that begin so.")
 @click.option("--leased", is_flag=True, help="Also the keys that vanish with a lease.")
 @click.option("--resume", is_flag=True, help="Go on with an export that was broken off.")
 def export_(context: Context, file: str, prefix: str, leased: bool, resume: bool) -> int:
@@ -341,7 +341,7 @@ def _marked(store: kvi.Kvi, key: str) -> Iterator[None]:
 @click.option(
     "--to-uri-file", "to", type=uri_file, metavar="FILE", help="A file that holds the target's URI."
 )
-@click.option("--prefix", default="", metavar="TEXT", help="Only the keys that begin so.")
+@click.option("--prefix", type=KEY, default="", metavar="TEXT", help="Only the keys that begin so.")
 @click.option("--leased", is_flag=True, help="Also leased keys; they become permanent.")
 @click.option("--delete", is_flag=True, help="Delete what only the target has.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be done, and do nothing.")

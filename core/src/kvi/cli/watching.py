@@ -11,7 +11,15 @@ from typing import Any
 import click
 
 import kvi
-from kvi.cli.app import Context, Ended, command
+from kvi.cli.app import (
+    KEY,
+    Context,
+    Ended,
+    command,
+    end_option,
+    prefix_option,
+    start_option,
+)
 from kvi.cli.jobs import Job, grace_option
 from kvi.cli.output import (
     encoding_option,
@@ -32,10 +40,10 @@ _LOOK = 0.25  # seconds between two looks whether anybody reads the output still
     "kvi watch --prefix config/ --exec 'systemctl reload myservice'\n"
     "kvi watch greeting | head -1",
 )
-@click.argument("key", required=False)
-@click.option("--prefix", metavar="TEXT", help='All keys that begin so; "" is everything.')
-@click.option("--start", metavar="KEY", help="All keys from this one on.")
-@click.option("--end", metavar="KEY", help="All keys before this one.")
+@click.argument("key", required=False, type=KEY)
+@prefix_option
+@start_option
+@end_option
 @click.option("--initial", is_flag=True, help="First print what is there now.")
 @click.option("--from-revision", type=click.IntRange(1), metavar="N", help="Begin in the past.")
 @click.option("--events", type=click.Choice(["put", "delete"]), help="Only these changes.")
