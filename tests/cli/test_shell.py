@@ -60,6 +60,11 @@ class Shell(OnTerminal):
         self.asks(rest)
 
 
+def reads_lines(terminal: OnTerminal) -> bool:
+    """Whether no prompt has the terminal, which reads keys."""
+    return bool(termios.tcgetattr(terminal._ours)[3] & termios.ICANON)
+
+
 def test_prompt(local: Command) -> None:
     """Commands run as they do alone; an exit code is shown; the prompt goes on until Ctrl-D."""
     with Shell(local) as shell:
@@ -131,6 +136,49 @@ def test_interrupt_ends_the_command(cli: Command, store: kvi.Kvi) -> None:
         shell.asks("[130] ")
         assert store.lock("jobs").acquire(0)
         assert shell.run("get k") == "v\n"
+
+
+def test_commands_that_need_the_terminal(local: Command) -> None:
+    """Questions, editors, standard input until Ctrl-D: each has the terminal as if it ran alone."""
+    local.env["EDITOR"] = "sed -i.bak s/20/30/"
+    local("put", "a", "20")
+    local("put", "tmp/a", "")
+    with Shell(local) as shell:
+        shell.ready()
+        shell.run("edit a")
+        assert shell.run("get a") == "30\n"
+        shell.type("del --prefix tmp/\r")
+        shell.shows("Delete 1 keys?")
+        shell.type("\x03")
+        shell.ready()
+        shell.asks("[130]")
+        shell.type("put typed -\r")
+        until(lambda: reads_lines(shell), within=60)
+        shell.type("one\rtwo\r\x04")
+        shell.ready()
+        assert shell.run("get typed") == "one\ntwo\n\n"
+        assert shell.run("count tmp/") == "1\n"
+
+
+def test_job_control(local: Command) -> None:
+    """Ctrl-Z stops what runs, and the shell; `fg` goes on with both, and then there is a prompt."""
+    bash = ["bash", "--norc", "--noprofile", "-i"]
+    env = {**local.env, "PROMPT_TOOLKIT_NO_CPR": "1", "K": f"{sys.executable} -m kvi.cli"}
+    with OnTerminal(env, local.folder, *bash) as terminal:
+        terminal.shows("$ ")
+        terminal.type("$K shell\r")
+        terminal.shows("local.db>")
+        terminal.type("lock jobs -- sh -c 'echo run''ning; read x; echo got $x'\r")
+        terminal.shows("running")
+        terminal.type("\x1a")
+        terminal.shows("Stopped")
+        terminal.type("fg\r")
+        until(lambda: reads_lines(terminal), within=60)
+        terminal.type("it\r")
+        terminal.shows("got it")
+        terminal.type("put done yes\r")
+        with kvi.open(local.uri) as store:
+            until(lambda: store.get("done"), within=60)
 
 
 def test_killed_at_the_prompt(local: Command) -> None:
