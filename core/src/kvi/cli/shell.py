@@ -233,6 +233,7 @@ def _at_prompt(base: Context) -> int:
         with handled(signal.default_int_handler, [signal.SIGINT]):
             while True:
                 try:
+                    base.go_on()
                     text = prompt.ask(f"[{code}] {name}> " if code else f"{name}> ")
                     if text is None:
                         return 0
