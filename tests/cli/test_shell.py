@@ -160,27 +160,6 @@ def test_commands_that_need_the_terminal(local: Command) -> None:
         assert shell.run("count tmp/") == "1\n"
 
 
-def test_job_control(local: Command) -> None:
-    """Ctrl-Z stops what runs, and the shell; `fg` goes on with both, and then there is a prompt."""
-    bash = ["bash", "--norc", "--noprofile", "-i"]
-    env = {**local.env, "PROMPT_TOOLKIT_NO_CPR": "1", "K": f"{sys.executable} -m kvi.cli"}
-    with OnTerminal(env, local.folder, *bash) as terminal:
-        terminal.shows("$ ")
-        terminal.type("$K shell\r")
-        terminal.shows("local.db>")
-        terminal.type("lock jobs -- sh -c 'echo run''ning; read x; echo got $x'\r")
-        terminal.shows("running")
-        terminal.type("\x1a")
-        terminal.shows("Stopped")
-        terminal.type("fg\r")
-        until(lambda: reads_lines(terminal), within=60)
-        terminal.type("it\r")
-        terminal.shows("got it")
-        terminal.type("put done yes\r")
-        with kvi.open(local.uri) as store:
-            until(lambda: store.get("done"), within=60)
-
-
 def test_killed_at_the_prompt(local: Command) -> None:
     """SIGTERM ends the shell with its code, and the terminal is as it was."""
     with Shell(local) as shell:
