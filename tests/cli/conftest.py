@@ -97,6 +97,7 @@ ALIKE = {
     "test_parts_of_one_store_that_are_apart",
     "test_pipe_into_put_copies",
     "test_ranges_and_levels",
+    "test_script",
     "test_single_keys",
     "test_source_is_only_read",
     "test_transactions",

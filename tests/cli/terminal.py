@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import subprocess
+import termios
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +18,11 @@ from tests.support.waiting import until
 class OnTerminal:
     """A process with a terminal of its own: an interactive shell, if nothing else is given."""
 
+    columns = 80
+
     def __init__(self, env: dict[str, str], folder: Path, *words: str) -> None:
         self._ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, self.columns))
         words = words or ("bash", "--norc", "--noprofile", "-i")
         # The first of a session that opens a terminal has it as its own.
         begin = 'tty=$1; shift; exec "$@" <>"$tty" >&0 2>&0'

@@ -71,7 +71,10 @@ def test_ranges_and_levels(cli: Command, store: kvi.Kvi) -> None:
 
 
 def test_one_word_means_the_same_keys(cli: Command, store: kvi.Kvi) -> None:
-    """For each command that lists: those that begin so, also where levels are listed."""
+    """For each command that lists: those that begin so, also where levels are listed.
+
+    So does the word of --prefix, for each command that has it; `get` gives what `range` does.
+    """
     for key in ("app", "app/a", "app/b/c", "apple", "b"):
         store.store(key, "")
     for word in ("app", "app/", "appl", "x", ""):
@@ -79,6 +82,14 @@ def test_one_word_means_the_same_keys(cli: Command, store: kvi.Kvi) -> None:
         assert keys == [entry.key for entry in store.range(prefix=word)]
         assert cli("ls", "-r", word, code=word == "x").splitlines() == keys
         assert cli("count", word) == f"{len(keys)}\n"
+        for form in ([], ["--as", "hex"], ["--json"]):
+            shown = cli("range", word, *form, code=word == "x")
+            assert cli("get", "--prefix", word, *form, code=word == "x") == shown
+        assert cli("del", "--prefix", word, "--dry-run", code=word == "x") == f"{len(keys)}\n"
+        if keys:
+            most = ["-n", str(len(keys))]
+            seen = cli("watch", "--prefix", word, "--initial", *most).splitlines()
+            assert [line.split("\t")[2] for line in seen] == keys
         levels = cli("ls", word, code=word == "x").splitlines()
         assert all(any(key.startswith(level) for level in levels) for key in keys)
         assert all(level.startswith(word) for level in levels)

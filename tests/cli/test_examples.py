@@ -30,6 +30,7 @@ NOT_RUN = {
     "kvi copy sqlite:app.db etcd://127.0.0.1:2379/app --verify",
     "kvi copy etcd://127.0.0.1:2379 consul://127.0.0.1:8500 --prefix config/",
     "kvi copy --uri-file etcd.uri --to-uri-file consul.uri --verify",
+    "kvi shell   # until exit, or Ctrl-D",
     "kvi doctor --uri etcd://127.0.0.1:2379 --json",
     "kvi ping --watch --interval 5",
     "kvi bench --uri mem:",
@@ -37,6 +38,8 @@ NOT_RUN = {
     "kvi import backup.jsonl",
     "gunzip -c app.jsonl.gz | kvi import -",
     "kvi import backup.jsonl --dry-run",
+    "consul kv export app/ | kvi import -",
+    "etcdctl get --prefix -w json app/ | kvi import -",
 }
 """Those that need a server, last for ever, or another example's file; tested elsewhere."""
 

@@ -82,6 +82,24 @@ def test_ctrl_z_stops_both_and_fg_continues_both(
     shell.shows("code 7")
 
 
+def test_at_the_prompt_of_kvi(local: Command, shell: OnTerminal) -> None:
+    """Ctrl-Z stops what runs, and `kvi shell`; `fg` goes on with both, and then asks again."""
+    shell.type(f"PROMPT_TOOLKIT_NO_CPR=1 {KVI} shell\r")
+    shell.shows("local.db>")
+    shell.type(f"lock jobs -- {BEATS}\r")
+    beats_on(local.folder)
+    shell.type("\x1a")
+    shell.shows("Stopped")
+    stopped(local.folder)
+    shell.type("fg\r")
+    beats_on(local.folder)
+    (local.folder / "stop").touch()
+    shell.shows("[7] sqlite:")
+    shell.type("put done yes\r")
+    with kvi.open(local.uri) as store:
+        until(lambda: store.get("done"), within=60)
+
+
 def test_lock_that_ran_out_while_both_were_stopped(local: Command, shell: OnTerminal) -> None:
     """Somebody else gets it; the command is ended before it does anything more."""
     shell.type(f"{KVI} lock jobs --ttl 1 -- {BEATS} </dev/null\n")

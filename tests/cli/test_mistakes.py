@@ -55,6 +55,7 @@ AWAY = "etcd://127.0.0.1:1?retry=off"
 MISTAKES = [
     (["gte", "k"], 2, "Did you mean 'get'?"),
     (["get"], 2, "Missing argument 'KEY'"),
+    (["get", "a", "--prefix", "a"], 2, "Give KEY or --prefix"),
     (["get", ""], 2, "a key has at least one character"),
     (["del"], 2, "Give keys, or a range"),
     (["del", "k", "--prefix", "k"], 2, "Give keys, or a range"),
@@ -161,7 +162,7 @@ def test_exit_codes() -> None:
         kvi.OutcomeUnknown: 4, kvi.LockTimeout: 1, kvi.Conflict: 1,
     }  # fmt: skip
     for kind, code in codes.items():
-        assert app._told(kind("x")) == code, kind
+        assert app.told(kind("x")) == code, kind
 
 
 def test_interrupt_is_quiet(local: Command) -> None:
@@ -262,7 +263,11 @@ def test_starts_quickly(local: Command) -> None:
             capture_output=True, text=True, env=local.env, check=True,
         )  # fmt: skip
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-        assert not imported & {"rich", "grpc", "requests", "consul", "kvi.loader", "kvi.cli.moving"}
+        assert not imported & {
+            "rich", "grpc", "requests", "consul", "asyncio", "prompt_toolkit",
+            "click.shell_completion",
+            "kvi.loader", "kvi.cli.moving", "kvi.cli.shell",
+        }  # fmt: skip
 
 
 def test_completion(local: Command) -> None:

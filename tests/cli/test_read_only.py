@@ -79,6 +79,7 @@ def test_what_reads_works(filled: Command) -> None:
     filled.env["KVI_READ_ONLY"] = "1"
     assert filled("get", "k") == "v"
     assert filled("get", "none", code=1) == ""
+    assert filled("get", "--prefix", "k") == "k\tv\n"
     assert filled("ls") == "k\n"
     assert filled("mv", "k", "l", "--dry-run") == "k\tl\n"
     assert filled("del", "k", "--dry-run") == "1\n"

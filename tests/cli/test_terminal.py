@@ -40,7 +40,8 @@ def test_what_is_stored(local: Command, form: list[str]) -> None:
     told = b"\\u001b]0;pwn\\u0007\\u009b31m\\u007f\\u202e" if form else b"\\x1b]0;pwn\\x07"
     commands: list[tuple[list[str], int]] = [
         (["ls"], 0), (["ls", "-r"], 0), (["range"], 0), (["range", "--keys-only"], 0),
-        (["get", key], 0), (["watch", "--prefix", "", "--initial", "-n", "1"], 0),
+        (["get", key], 0), (["get", "--prefix", ""], 0),
+        (["watch", "--prefix", "", "--initial", "-n", "1"], 0),
     ]  # fmt: skip
     for words, code in commands:
         assert told in shown(local, *words, *form, code=code), words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -15,7 +16,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from tests.cli.terminal import OnTerminal
 from tests.servers import ConsulServer, EtcdServer
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 PROJECTS = {
@@ -114,7 +117,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Environment
     return Environment(tmp_path_factory.mktemp("small") / "env", wheels, "kvi-core", "kvi-memory")
 
 
-EXTRAS = ["cli", "conformance", "opentelemetry", "prometheus", "protobuf", "pydantic"]
+EXTRAS = ["cli", "shell", "conformance", "opentelemetry", "prometheus", "protobuf", "pydantic"]
 EVERYTHING = ["kvi[all]", f"kvi-core[{','.join(EXTRAS)}]"]
 
 
@@ -277,6 +280,24 @@ def test_the_command(either: Environment, tmp_path: Path) -> None:
     assert kvi_("lock", "jobs", "--", str(either.python), "-c", "print('held')") == "held\n"
     assert "verified   equal" in kvi_("copy", f"sqlite:{next(tmp_path.rglob('kvi.db'))}",
                                      f"sqlite:{tmp_path}/copy.db", "--verify")  # fmt: skip
+
+
+def test_the_prompt(either: Environment, tmp_path: Path) -> None:
+    """`kvi shell` has its prompt with the oldest library allowed, and with the newest."""
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "KVI_URI": "mem:"}
+    env["PROMPT_TOOLKIT_NO_CPR"] = "1"  # nobody answers here where the cursor is
+    with OnTerminal(env, tmp_path, str(either.folder / "bin" / "kvi"), "shell") as shell:
+        shell.shows("mem:>")
+        shell.type("put greeting 'hello there'\r")
+        until(lambda: shell.seen.count(b"\x1b[?2004h") == 2, within=60)
+        shell.type("get gr\t")
+        until(lambda: b"eeting" in shell.seen.rpartition(b"\x1b[?2004h")[2], within=60)
+        shell.type("\r")
+        shell.shows("hello there\r\n")
+        until(lambda: shell.seen.count(b"\x1b[?2004h") == 3, within=60)
+        shell.type("\x04")
+        shell.end()
+        assert shell.process.returncode == 0
 
 
 def test_command_needs_its_extra(small: Environment) -> None:

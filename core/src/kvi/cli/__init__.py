@@ -16,7 +16,11 @@ module        holds
 ``running``   ``lock lease temp``: a command runs while something is held
 ``leasing``   ``leases``, and ``lease revoke``
 ``records``   the lines of an export: encoding and checking, without I/O
-``moving``    ``export import copy``
+``moving``    ``export copy``
+``importing`` ``import``
+``foreign``   what ``consul kv export`` and ``etcdctl get -w json`` write, as entries, without I/O
+``shell``     ``shell``: lines, scripts, completion
+``prompt``    its prompt on a terminal, by prompt_toolkit
 ``looking``   ``backends doctor explain ping conformance bench``
 ============  =================================================================================
 

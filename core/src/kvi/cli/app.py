@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import click
@@ -21,6 +21,9 @@ import click
 import kvi
 from kvi.cli.output import Terminal
 from kvi.errors import KviError, OutcomeUnknown
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 NOT_FOUND, USAGE, UNAVAILABLE, UNKNOWN, CONFLICT, NO_READER = 1, 2, 3, 4, 75, 141
 
@@ -64,9 +67,10 @@ _COMMANDS = {  # each with its module, and what the help says of it
     "queue": ("sharing", "Put jobs into a queue, or do them."),
     "locks": ("sharing", "Show what is held, and who waits."),
     "export": ("moving", "Write entries to a file, as JSON Lines."),
-    "import": ("moving", "Store the entries of an export."),
+    "import": ("importing", "Store the entries of an export, also of other tools."),
     "copy": ("moving", "Copy entries from one store to another."),
     "backup": ("backup", "Copy a SQLite store to a file, while it is in use."),
+    "shell": ("shell", "Run one command after another, at a prompt or from a script."),
     "backends": ("looking", "Show the installed plugins and what their stores can do."),
     "doctor": ("looking", "Check whether the store can be used, step by step."),
     "explain": ("looking", "Tell what an error means, and what to do."),
@@ -94,9 +98,39 @@ class Failed(click.ClickException):
         self.exit_code = code  # type: ignore[misc]  # it is there to be changed
 
 
+class Kept:
+    """A store that stays open from one command to the next, while they name the same."""
+
+    def __init__(self) -> None:
+        self._store: kvi.Kvi | None = None
+        self._named: tuple[str, dict[str, Any]] | None = None
+
+    def open(self, uri: str, options: dict[str, Any]) -> kvi.Kvi:
+        """The store, opened anew if it was closed, or is another one."""
+        if self._store is None or self._store.closed or self._named != (uri, options):
+            self.close()
+            self._store, self._named = kvi.open(uri, **options), (uri, options)
+        return self._store
+
+    def close(self) -> None:
+        """Close it."""
+        store, self._store = self._store, None
+        if store is not None:
+            with suppress(KviError):
+                store.close()
+
+
 @dataclass(slots=True)
 class Context:
-    """What the options before and after the subcommand say."""
+    """What the options before and after the subcommand say.
+
+    Attributes:
+        opened: what is closed when the command ends.
+        kept: where the store comes from, if it is to stay open; of `kvi shell`.
+        keys: gives the keys that begin so, for completion; of `kvi shell`.
+        ended_by: the signal that asks the command to end.
+
+    """
 
     uri: str | None = None
     uri_from_file: str | None = None
@@ -106,6 +140,8 @@ class Context:
     json: bool = False
     debug: bool = False
     opened: list[kvi.Kvi] = field(default_factory=list)
+    kept: Kept | None = None
+    keys: Callable[[Context, str], list[str]] | None = None
     ended_by: int | None = None
 
     @property
@@ -143,11 +179,20 @@ class Context:
             raise Ended(self.ended_by)
 
     def store(self, **options: Any) -> kvi.Kvi:
-        """Open the store; it is closed when the command ends."""
-        return self.open(self.store_uri, **options)
+        """Open the store; it is closed when the command ends, unless it is kept for others."""
+        if self.kept is None or options:
+            return self.open(self.store_uri, **options)
+        return self._part(self.kept.open(*self._wanted(self.store_uri, options)))
 
     def open(self, uri: str, **options: Any) -> kvi.Kvi:
         """Open a store by its URI, with the time-out and namespace asked for."""
+        uri, options = self._wanted(uri, options)
+        store = kvi.open(uri, **options)
+        self.opened.append(store)
+        return self._part(store)
+
+    def _wanted(self, uri: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """What to open, after what was asked for."""
         if self.timeout is not None:
             options.setdefault("timeout", self.timeout)
             uri = without(uri, "timeout")  # what is typed counts
@@ -156,17 +201,21 @@ class Context:
             uri = without(uri, "read_only")
         if "retry" in options and uri != without(uri, "retry"):
             del options["retry"]
-        store = kvi.open(uri, **options)
-        self.opened.append(store)
-        if self.namespace is not None:
-            store = store.namespace(self.namespace)
-        return store
+        return uri, options
+
+    def _part(self, store: kvi.Kvi) -> kvi.Kvi:
+        return store if self.namespace is None else store.namespace(self.namespace)
 
     def close(self) -> None:
         """Close what was opened, the last first."""
         while self.opened:
             with suppress(KviError):
                 self.opened.pop().close()
+
+
+def summaries() -> dict[str, str]:
+    """What the help says of each subcommand; none is imported."""
+    return {name: short for name, (_, short) in _COMMANDS.items()}
 
 
 def without(uri: str, option: str) -> str:
@@ -205,6 +254,30 @@ def uri_in(file: str) -> str:
     return uri
 
 
+class KeyType(click.types.StringParamType):
+    """A key, or the beginning of keys; `kvi shell` completes it."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The keys that begin so."""
+        from click.shell_completion import CompletionItem
+
+        context = ctx.find_object(Context)
+        if context is None or context.keys is None:
+            return []
+        return [CompletionItem(key) for key in context.keys(context, incomplete)]
+
+
+KEY = KeyType()
+
+prefix_option = click.option(
+    "--prefix", type=KEY, metavar="TEXT", help='All keys that begin so; "" is everything.'
+)
+start_option = click.option("--start", type=KEY, metavar="KEY", help="All keys from this one on.")
+end_option = click.option("--end", type=KEY, metavar="KEY", help="All keys before this one.")
+
+
 class Lazy(click.Group):
     """Imports a subcommand when it is asked for, so that ``kvi get`` pays for nothing else."""
 
@@ -239,7 +312,7 @@ class Lazy(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Without importing any."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, short) for name, (_, short) in _COMMANDS.items()])
+            formatter.write_dl(list(summaries().items()))
 
 
 def common(function: F) -> F:
@@ -325,7 +398,7 @@ def app(context: Context) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command; returns the exit code, after telling errors in a line or two."""
+    """Run the command of this process; returns the exit code."""
     context = Context()
     # Retries are warnings of the library; the command tells how it ended.
     logging.getLogger("kvi").addHandler(logging.NullHandler())
@@ -333,6 +406,11 @@ def run(arguments: list[str]) -> int:
     for number in (*ENDING, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, context.end)
+    return perform(arguments, context)
+
+
+def perform(arguments: list[str], context: Context) -> int:
+    """Run one command; returns the exit code, after telling errors in a line or two."""
     try:
         if asked := os.environ.get("_KVI_COMPLETE"):
             from click.shell_completion import shell_complete
@@ -358,7 +436,7 @@ def run(arguments: list[str]) -> int:
             import traceback
 
             traceback.print_exc()
-        return _told(error)
+        return told(error)
     finally:
         # A second signal while it lets go ends it at once; leases end by themselves.
         with suppress(KeyboardInterrupt, BrokenPipeError):
@@ -379,7 +457,7 @@ def _prepare_streams() -> None:
                 setattr(sys, name, Terminal(stream))
 
 
-def _told(error: Exception) -> int:
+def told(error: Exception) -> int:
     """Tell an error; returns its exit code."""
     if isinstance(error, click.UsageError):
         error.show()

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 import kvi
-from kvi.cli.app import NOT_FOUND, Context, Failed, command
+from kvi.cli.app import KEY, NOT_FOUND, Context, Failed, command
 from kvi.cli.jobs import Job
 from kvi.cli.output import line_of, say_json
 from kvi.cli.running import WithCommand, exit_code, words_of
@@ -32,7 +32,7 @@ class _Refused(Exception):
     "kvi update app/config -- sed s/debug/info/",
     cls=WithCommand,
 )
-@click.argument("key")
+@click.argument("key", type=KEY)
 def update_(context: Context, key: str) -> int:
     """Change the value of KEY by CMD, atomically: CMD reads the old one and writes the new one.
 
@@ -69,7 +69,7 @@ def update_(context: Context, key: str) -> int:
     "edit",
     "kvi put app/rate 10\nEDITOR='sed -i.bak s/10/20/' kvi edit app/rate",
 )
-@click.argument("key")
+@click.argument("key", type=KEY)
 def edit_(context: Context, key: str) -> int:
     """Change the value of KEY in an editor: $VISUAL, $EDITOR, or vi.
 

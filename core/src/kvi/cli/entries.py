@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,16 @@ from typing import Any
 import click
 
 import kvi
-from kvi.cli.app import NOT_FOUND, Context, Failed, command
+from kvi.cli.app import (
+    KEY,
+    NOT_FOUND,
+    Context,
+    Failed,
+    command,
+    end_option,
+    prefix_option,
+    start_option,
+)
 from kvi.cli.output import (
     encoding_option,
     given,
@@ -44,17 +53,29 @@ _revision = click.option(
     "kvi get greeting\n"
     "kvi get greeting | kvi put copy -\n"
     "kvi get greeting --json\n"
+    "kvi get --prefix greet\n"
     "kvi get greeting --revision 1\n"
     "kvi get nothing || echo not there",
 )
-@click.argument("key")
+@click.argument("key", required=False, type=KEY)
+@prefix_option
 @_revision
 @encoding_option
-def get_(context: Context, key: str, revision: int | None, encoding: str) -> int:
+def get_(
+    context: Context, key: str | None, prefix: str | None, revision: int | None, encoding: str
+) -> int:
     """Print the value of KEY, and nothing else; exit code 1 if it is not there.
 
-    On a terminal a newline follows, and what could steer it is written as an escape.
+    On a terminal a newline follows, and what could steer it is written as an escape. With --prefix
+    it is all keys that begin so, with their values, as by `range`.
     """
+    if key is None:
+        if prefix is None:
+            raise click.UsageError("Missing argument 'KEY', or --prefix.")
+        found = context.store().range(prefix=prefix, revision=revision)
+        return _say_range(context, found, encoding)
+    if prefix is not None:
+        raise click.UsageError("Give KEY or --prefix, not both.")
     entry = context.store().get(key, revision=revision)
     if entry is None:
         if context.json:
@@ -79,7 +100,7 @@ def get_(context: Context, key: str, revision: int | None, encoding: str) -> int
     "kvi put key 00ff --as hex\n"
     "kvi put -- -key -value",
 )
-@click.argument("key")
+@click.argument("key", type=KEY)
 @click.argument("value")
 @click.option("--lease", type=int, metavar="ID", help="The lease that the key shall vanish with.")
 @click.option("--ttl", type=float, metavar="SECONDS", help="The key vanishes so long afterwards.")
@@ -105,10 +126,10 @@ def put_(
     "kvi del --prefix tmp/ --dry-run\n"
     "kvi del --prefix tmp/",
 )
-@click.argument("keys", nargs=-1, metavar="[KEY]...")
-@click.option("--prefix", metavar="TEXT", help='All keys that begin so; "" is everything.')
-@click.option("--start", metavar="KEY", help="All keys from this one on.")
-@click.option("--end", metavar="KEY", help="All keys before this one.")
+@click.argument("keys", nargs=-1, type=KEY, metavar="[KEY]...")
+@prefix_option
+@start_option
+@end_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask, however many they are.")
 @click.option("--dry-run", is_flag=True, help="Only count them.")
 def del_(
@@ -190,7 +211,7 @@ def _deleted(context: Context, count: int) -> int:
 
 
 @command("ls", "kvi put app/rate 10\nkvi put app/db/host ada\nkvi ls\nkvi ls app/\nkvi ls -r app/")
-@click.argument("prefix", default="")
+@click.argument("prefix", default="", type=KEY)
 @click.option("-r", "--recursive", is_flag=True, help="All keys, whole.")
 @click.option("--delimiter", default="/", show_default=True, metavar="TEXT", help="Ends a level.")
 def ls_(context: Context, prefix: str, recursive: bool, delimiter: str) -> int:
@@ -249,9 +270,13 @@ def levels(store: kvi.Kvi, prefix: str, delimiter: str) -> Iterator[tuple[str, b
 
 def _span(function: Any) -> Any:
     """The keys of a listing: a prefix, or bounds; all without any."""
-    function = click.option("--end", metavar="KEY", help="The keys before this one.")(function)
-    function = click.option("--start", metavar="KEY", help="The keys from this one on.")(function)
-    return click.argument("prefix", required=False)(function)
+    for decorate in (
+        click.option("--end", type=KEY, metavar="KEY", help="The keys before this one."),
+        click.option("--start", type=KEY, metavar="KEY", help="The keys from this one on."),
+        click.argument("prefix", required=False, type=KEY),
+    ):
+        function = decorate(function)
+    return function
 
 
 @command(
@@ -293,6 +318,12 @@ def range_(
         keys_only=keys_only,
         revision=revision,
     )
+    return _say_range(context, found, encoding, keys_only)
+
+
+def _say_range(
+    context: Context, found: Iterable[kvi.KeyValue], encoding: str, keys_only: bool = False
+) -> int:
     entries = iter(found)
     first = next(entries, None)
     if first is None:
@@ -321,7 +352,7 @@ def count_(context: Context, prefix: str | None, start: str | None, end: str | N
 @command(
     "tas", "kvi tas leader --absent ada\nkvi tas leader ada grace\nkvi tas leader grace --delete"
 )
-@click.argument("key")
+@click.argument("key", type=KEY)
 @click.argument("values", nargs=-1, required=False, metavar="[TEST] [SET]")
 @click.option("--absent", is_flag=True, help="Instead of TEST: the key is not there.")
 @click.option("--delete", is_flag=True, help="Instead of SET: delete the key.")
@@ -348,7 +379,7 @@ def tas_(
     "kvi cas greeting 0 hello\n"
     "kvi cas greeting 0 again || echo somebody was faster",
 )
-@click.argument("key")
+@click.argument("key", type=KEY)
 @click.argument("revision", type=click.IntRange(0))
 @click.argument("value")
 @encoding_option

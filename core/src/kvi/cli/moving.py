@@ -1,8 +1,8 @@
-"""`export import copy`: entries from here to there, streamed, in bounded memory.
+"""`export copy`: entries from here to there, streamed, in bounded memory.
 
 *Writing.* Entries go out in batches, one transaction each, as large as the store takes. Puts of the
 same values do no harm twice, so that a batch whose fate is unknown is sent again, and a run that
-was killed is simply begun again.
+was killed is simply begun again. `importing` writes so, too.
 
 *Copying* goes along both stores in the order of their keys and writes what differs. So a second run
 finds what the first one did, and ``--verify`` is the same walk without writing.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -27,13 +27,13 @@ import click
 
 import kvi
 from kvi.cli import records
-from kvi.cli.app import NOT_FOUND, Context, Failed, command, uri_file, uri_in
+from kvi.cli.app import KEY, NOT_FOUND, Context, Failed, command, uri_file, uri_in
 from kvi.cli.output import bare, progress, say_json
 from kvi.errors import InvalidArgument, KviError, ValueTooLarge
 from kvi.text import prefix_end
 from kvi.uri import StoreUri
 
-_PATIENT = kvi.RetryPolicy(idempotent=True)
+PATIENT = kvi.RetryPolicy(idempotent=True)
 _OPERATIONS, _BYTES = 100, 256 * 1024  # of a batch, where the store takes as much
 
 
@@ -108,7 +108,7 @@ class Batches:
     "kvi export --resume backup.jsonl",
 )
 @click.argument("file", type=click.Path(allow_dash=True, dir_okay=False))
-@click.option("--prefix", default="", metavar="TEXT", help="Only the keys that begin so.")
+@click.option("--prefix", type=KEY, default="", metavar="TEXT", help="Only the keys that begin so.")
 @click.option("--leased", is_flag=True, help="Also the keys that vanish with a lease.")
 @click.option("--resume", is_flag=True, help="Go on with an export that was broken off.")
 def export_(context: Context, file: str, prefix: str, leased: bool, resume: bool) -> int:
@@ -168,7 +168,7 @@ def _resumed(file: str, wanted: records.Header) -> _Part:
         for number, text in enumerate(written, 1):
             if not text.endswith(b"\n"):
                 break  # it was broken off within this line
-            record = _parsed(file, number, text)
+            record = parsed(file, number, text)
             if isinstance(record, records.End):
                 raise Failed(f"{file} is whole: nothing is left to export")
             if isinstance(record, records.Entry):
@@ -203,175 +203,12 @@ def _output(file: str, size: int | None) -> Iterator[BinaryIO]:
         yield output
 
 
-def _parsed(file: str, number: int, text: bytes) -> records.Header | records.Entry | records.End:
+def parsed(file: str, number: int, text: bytes) -> records.Header | records.Entry | records.End:
+    """What a line of an export says; raises `Failed` with its number."""
     try:
         return records.parse(text)
     except InvalidArgument as error:
         raise Failed(f"{file}, line {number:,}: {error.message}") from None
-
-
-# -- import ----------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Import:
-    """How far an import is."""
-
-    line: int = 0
-    sent: int = 0
-    taken: int = 0
-    left_out: int = 0
-    lines: list[int] = field(default_factory=list)
-    """The line of each entry that was not yet sent, in order."""
-
-    @property
-    def next_line(self) -> int:
-        """The first line that is not stored yet."""
-        return self.lines[0] if self.lines else self.line + 1
-
-
-@command(
-    "import",
-    "kvi import backup.jsonl\n"
-    "gunzip -c app.jsonl.gz | kvi import -\n"
-    "kvi import backup.jsonl --dry-run",
-)
-@click.argument("file", type=click.Path(allow_dash=True, dir_okay=False, exists=True))
-@click.option("--leased", is_flag=True, help="Also keys that were leased; they become permanent.")
-@click.option(
-    "--from-line",
-    type=click.IntRange(1),
-    default=1,
-    metavar="N",
-    help="Leave out what stands before.",
-)
-@click.option("--dry-run", is_flag=True, help="Check the file, and store nothing.")
-def import_(context: Context, file: str, leased: bool, from_line: int, dry_run: bool) -> int:
-    """Store the entries of FILE, an export; - is standard input.
-
-    A file is checked to its end before anything is stored. What is under the keys is replaced;
-    other keys stay. If it is broken off, it says with which line to go on; beginning anew does no
-    harm either.
-    """
-    if file != "-":
-        with Path(file).open("rb") as whole:
-            _check(file, whole)
-    if dry_run:
-        if file == "-":
-            _check(file, sys.stdin.buffer)
-        if context.json:
-            say_json({"imported": 0, "dry_run": True})
-        else:
-            click.echo("every line is right; nothing was stored", err=True)
-        return 0
-    store = context.store(retry=_PATIENT)
-    state = _Import()
-
-    def sent(number: int) -> None:
-        state.sent += number
-        del state.lines[:number]
-
-    batches = Batches(store, context.go_on, sent)
-    size = None if file == "-" else Path(file).stat().st_size
-    try:
-        with _input(file) as lines, progress("importing", size, context.json) as tell:
-            _store(file, lines, state, batches, leased, from_line, tell)
-    except (KviError, Failed) as error:
-        raise _broken_off(error, state) from error
-    except (Exception, KeyboardInterrupt):
-        click.echo(f"kvi: broken off{_so_far(state)}", err=True)
-        raise
-    if context.json:
-        say_json({"imported": state.sent, "left_out": state.left_out})
-    else:
-        left = f", {state.left_out:,} leased ones left out (--leased takes them)"
-        click.echo(f"imported {state.sent:,} entries{left if state.left_out else ''}", err=True)
-    return 0
-
-
-@contextmanager
-def _input(file: str) -> Iterator[BinaryIO]:
-    if file == "-":
-        yield sys.stdin.buffer
-        return
-    with Path(file).open("rb") as lines:
-        yield lines
-
-
-def _store(
-    file: str,
-    lines: Iterable[bytes],
-    state: _Import,
-    batches: Batches,
-    leased: bool,
-    from_line: int,
-    tell: Callable[[int], object],
-) -> None:
-    done, entries, end = 0, 0, None
-    for number, text in enumerate(lines, 1):
-        state.line = number
-        done += len(text)
-        if number < from_line:
-            continue
-        try:
-            record = _parsed(file, number, text)
-        except Failed:
-            batches.flush()
-            state.line = number - 1
-            raise
-        if isinstance(record, records.End):
-            end = record.entries
-        elif isinstance(record, records.Entry):
-            entries += 1
-            if record.leased and not leased:
-                state.left_out += 1
-            else:
-                state.lines.append(number)
-                batches.put(record.key, record.value)
-        tell(done)
-    batches.flush()
-    if state.line < from_line:
-        raise Failed(f"{file} has {state.line:,} lines: there is no line {from_line:,}")
-    if end is None or (from_line == 1 and end != entries):
-        raise Failed(f"{file} was cut short: {'no' if end is None else 'another'} count at its end")
-
-
-def _so_far(state: _Import) -> str:
-    return (
-        f"; {state.sent:,} entries are stored, those before line {state.next_line:,}: "
-        f"go on with --from-line {state.next_line}"
-    )
-
-
-def _broken_off(error: Exception, state: _Import) -> Exception:
-    """The same error, with how far it came."""
-    told = _so_far(state)
-    if isinstance(error, Failed):
-        return Failed(error.message + told, error.exit_code)
-    assert isinstance(error, KviError)
-    error.message += told
-    return error
-
-
-def _check(file: str, lines: Iterable[bytes]) -> None:
-    """Raise what is wrong with an export before anything of it is stored."""
-    entries, end, last = 0, None, 0
-    for number, text in enumerate(lines, 1):
-        if end is not None:
-            raise Failed(f"{file}, line {number:,}: this stands behind the export's end")
-        record = _parsed(file, number, text)
-        if isinstance(record, records.Entry):
-            entries += 1
-        elif isinstance(record, records.End):
-            end = record.entries
-        last = number
-    if end is None:
-        raise Failed(
-            f"{file} ends with line {last:,}, without the line that says that it is whole; "
-            "export it anew, or go on with export --resume"
-        )
-    if end != entries:
-        raise Failed(f"{file} has {entries:,} entries, and its last line says {end:,}")
 
 
 # -- copy ------------------------------------------------------------------------------------------
@@ -504,7 +341,7 @@ def _marked(store: kvi.Kvi, key: str) -> Iterator[None]:
 @click.option(
     "--to-uri-file", "to", type=uri_file, metavar="FILE", help="A file that holds the target's URI."
 )
-@click.option("--prefix", default="", metavar="TEXT", help="Only the keys that begin so.")
+@click.option("--prefix", type=KEY, default="", metavar="TEXT", help="Only the keys that begin so.")
 @click.option("--leased", is_flag=True, help="Also leased keys; they become permanent.")
 @click.option("--delete", is_flag=True, help="Delete what only the target has.")
 @click.option("--dry-run", is_flag=True, help="Tell what would be done, and do nothing.")
@@ -532,7 +369,7 @@ def copy_(
     source, target = _both(context, uris, to)
     refuse_links(source, target)
     here = context.open(source)
-    there = context.open(target, retry=_PATIENT)
+    there = context.open(target, retry=PATIENT)
     if not dry_run:
         refuse_overlap(here, there, prefix)
     found = _Walk()

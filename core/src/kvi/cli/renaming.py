@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 import kvi
-from kvi.cli.app import NOT_FOUND, Context, Failed, command
+from kvi.cli.app import KEY, NOT_FOUND, Context, Failed, command
 from kvi.cli.output import line_of, say_fields, say_json
 from kvi.sync.update import Tx
 from kvi.text import check_key
@@ -72,8 +72,8 @@ def _options(function: F) -> F:
         click.option("--dry-run", is_flag=True, help="Only show what would be done."),
         click.option("-f", "--force", is_flag=True, help="Replace what is there already."),
         click.option("--prefix", is_flag=True, help="All keys that begin with SOURCE."),
-        click.argument("target"),
-        click.argument("source"),
+        click.argument("target", type=KEY),
+        click.argument("source", type=KEY),
     ):
         function = option(function)
     return function

@@ -8,7 +8,7 @@ from typing import IO
 import click
 
 import kvi
-from kvi.cli.app import CONFLICT, UNAVAILABLE, Context, Failed, command
+from kvi.cli.app import CONFLICT, KEY, UNAVAILABLE, Context, Failed, command
 from kvi.cli.jobs import Job, grace_option
 from kvi.cli.leasing import revoke
 from kvi.cli.output import encoding_option, given
@@ -179,7 +179,7 @@ def lease_(context: Context, ending: tuple[str, ...], yes: bool, ttl: float, gra
     "kvi temp members/ada here -- sleep 1\nkvi temp members/ada here   # until Ctrl-C",
     cls=WithCommand,
 )
-@click.argument("key")
+@click.argument("key", type=KEY)
 @click.argument("value", required=False)
 @_ttl
 @_grace

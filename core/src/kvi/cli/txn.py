@@ -37,7 +37,7 @@ def parse(
     branches: dict[str, list[Operation]] = {"then": [], "else": []}
     for number, line in enumerate(text.split("\n"), 1):
         try:
-            words = shlex.split(_without_comment(line))
+            words = shlex.split(without_comment(line))
             if not words:
                 continue
             if words[0] == "if":
@@ -53,7 +53,7 @@ def parse(
     return when, branches["then"], branches["else"]
 
 
-def _without_comment(line: str) -> str:
+def without_comment(line: str) -> str:
     """The line up to a ``#`` that begins a word, as a shell reads it."""
     quote, before = "", " "
     for index, char in enumerate(line):

@@ -11,7 +11,16 @@ from typing import Any
 import click
 
 import kvi
-from kvi.cli.app import NOT_FOUND, Context, Ended, command
+from kvi.cli.app import (
+    KEY,
+    NOT_FOUND,
+    Context,
+    Ended,
+    command,
+    end_option,
+    prefix_option,
+    start_option,
+)
 from kvi.cli.jobs import Job, grace_option
 from kvi.cli.output import (
     encoding_option,
@@ -33,10 +42,10 @@ _LOOK = 0.25  # seconds between two looks whether anybody reads the output still
     "kvi watch --prefix config/ --exec 'systemctl reload myservice'\n"
     "kvi watch greeting | head -1",
 )
-@click.argument("key", required=False)
-@click.option("--prefix", metavar="TEXT", help='All keys that begin so; "" is everything.')
-@click.option("--start", metavar="KEY", help="All keys from this one on.")
-@click.option("--end", metavar="KEY", help="All keys before this one.")
+@click.argument("key", required=False, type=KEY)
+@prefix_option
+@start_option
+@end_option
 @click.option("--initial", is_flag=True, help="First print what is there now.")
 @click.option("--from-revision", type=click.IntRange(1), metavar="N", help="Begin in the past.")
 @click.option("--events", type=click.Choice(["put", "delete"]), help="Only these changes.")
@@ -102,7 +111,7 @@ def watch_(
     "kvi history greeting\n"
     "kvi history greeting --limit 1 --json",
 )
-@click.argument("key")
+@click.argument("key", type=KEY)
 @click.option("-n", "--limit", type=click.IntRange(0), metavar="N", help="The last so many.")
 @encoding_option
 def history_(context: Context, key: str, limit: int | None, encoding: str) -> int:
