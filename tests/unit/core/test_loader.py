@@ -344,27 +344,31 @@ def test_event_from_before_a_delete_raises_no_dead(scripted: Faulty) -> None:
     assert entities.peek(1) == entity(1, anew=True)
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("looked", [True, False])
 def test_page_from_before_a_delete_raises_no_dead(
-    scripted: Faulty, monkeypatch: pytest.MonkeyPatch
+    scripted: Faulty, monkeypatch: pytest.MonkeyPatch, looked: bool, known: bool
 ) -> None:
-    """What is deleted while it is loaded, here or by others, is not brought back by its page."""
+    """What is deleted while it is loaded, here or by others, is not brought back by its page.
+
+    Be it that the page was compared before with what is known, or not.
+    """
     for number in range(1, 5):
-        scripted.store(f"e/{number}", encoded(entity(number)))
+        revision = scripted.store(f"e/{number}", encoded(entity(number)))
     entities = loader(scripted)
-    entities.load()
-    real = LoaderFlow.learn
+    if known:
+        entities.load()
+    real = LoaderFlow._news
 
-    def late(
-        self: LoaderFlow[int, Entity], entry: KeyValue, **options: Any
-    ) -> kvi.BadRecord | None:
-        if entry.key == "e/1":  # the page is read; now the others go
-            held(entities, 2).delete()
-            self.on_event(gone(3, entry.revision + 100), None)
-            with held(entities, 4) as handle:
-                handle.update(entity(4, new=True))
-        return real(self, entry, **options)
+    def late(self: LoaderFlow[int, Entity], page: list[KeyValue]) -> list[tuple[KeyValue, str]]:
+        found = real(self, page) if looked else []
+        held(entities, 2).delete()
+        self.on_event(gone(3, revision + 100), None)
+        with held(entities, 4) as handle:
+            handle.update(entity(4, new=True))
+        return found if looked else real(self, page)
 
-    monkeypatch.setattr(LoaderFlow, "learn", late)
+    monkeypatch.setattr(LoaderFlow, "_news", late)
     entities.load()
     assert dict(entities.items()) == {1: entity(1), 4: entity(4, new=True)}
 
@@ -470,19 +474,19 @@ def test_resync_amid_loading(scripted: Faulty, monkeypatch: pytest.MonkeyPatch) 
     for number in (1, 2):
         scripted.store(f"e/{number}", encoded(entity(number)))
     entities = loader(scripted)
-    real = LoaderFlow.learn
+    real = LoaderFlow._decode
     came: list[bool] = []
 
     def late(
-        self: LoaderFlow[int, Entity], entry: KeyValue, **options: Any
-    ) -> kvi.BadRecord | None:
+        self: LoaderFlow[int, Entity], name: str, entry: KeyValue
+    ) -> tuple[int, Known[Entity]] | kvi.BadRecord:
         if not came:
             came.append(True)
             scripted.delete_range(prefix="")
             self.on_event(Event(EventType.RESYNC, "", None, 50, snapshot=[]), None)
-        return real(self, entry, **options)
+        return real(self, name, entry)
 
-    monkeypatch.setattr(LoaderFlow, "learn", late)
+    monkeypatch.setattr(LoaderFlow, "_decode", late)
     told: list[int] = []
     entities.load(told.append)
     assert came

@@ -315,23 +315,6 @@ def test_compacted() -> None:
     assert len(table.take(watch, 0.0)[0]) == 1
 
 
-def test_progress_of_all() -> None:
-    """What was asked for is told to each watch that runs, and to no other."""
-    table, watches = running(2)
-    wanted = a_watch()
-    table.open(wanted, 0.0)
-    told = pb.WatchResponse(watch_id=hub.ALL, header=pb.ResponseHeader(revision=9))
-    table.take(watches[0], 0.0)
-    assert woken(table.on_answer(told, 1, 0.0)) == watches
-    for watch in watches:
-        (chunk,) = table.take(watch, 0.0)[0]
-        assert (list(chunk.changes), chunk.revision) == ([], 9)
-    assert table.take(wanted, 0.0)[0] == []
-    odd = pb.WatchResponse(watch_id=hub.ALL, canceled=True, header=pb.ResponseHeader(revision=12))
-    assert table.on_answer(odd, 1, 0.0) == []
-    assert watches[0].cursor.seen == 9
-
-
 def test_a_store_that_went_back() -> None:
     """A member that answers below what was proven leads to a question; its answer to a verdict."""
     table, (first, second) = running(2)

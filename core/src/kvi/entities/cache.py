@@ -35,7 +35,7 @@ was restored counts anew. What was written here after it comes as an event after
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
@@ -93,7 +93,7 @@ class Slot(Generic[K, V]):
         self.doubt = False
         self.told = 0
         self.held: weakref.ref[Hold] | None = None
-        self.waiting: list[Signal] = []
+        self.waiting: list[Signal] | tuple[()] = ()  # a list once somebody has waited
 
     @property
     def hold(self) -> Hold | None:
@@ -144,7 +144,7 @@ class Cache(Generic[K, V]):
                     if slot is None:
                         slot = self._slots[name] = Slot(id, name)
                     other = slot.hold
-                    if other is None and slot.waiting[:1] in ([], [signal]):
+                    if other is None and (not slot.waiting or slot.waiting[0] is signal):
                         hold = Hold(owner)
                         slot.held = weakref.ref(hold)
                         return slot, hold
@@ -153,6 +153,7 @@ class Cache(Generic[K, V]):
                             f"this {self._among} holds the entity already: use that handle, "
                             "or unlock it first"
                         )
+                    waiting = slot.waiting = slot.waiting or []
                     del other  # else it would live for as long as this waits for its end
                 left = deadline - port.now()
                 if left <= 0:
@@ -161,9 +162,9 @@ class Cache(Generic[K, V]):
                     if queued is not None:
                         _leave(queued, signal)
                     queued = slot
-                    slot.waiting.append(signal)
+                    waiting.append(signal)
                     continue  # it may have been released before
-                await signal.wait(min(left, _SLICE) if slot.waiting[0] is signal else left)
+                await signal.wait(min(left, _SLICE) if waiting[0] is signal else left)
         finally:
             if queued is not None:
                 _leave(queued, signal)
@@ -233,37 +234,34 @@ class Cache(Generic[K, V]):
 
     # -- for loading and following ----------------------------------------------------------------
 
-    def wants(self, name: str, revision: int, *, loading: bool = False) -> bool:
+    def wants(self, name: str, revision: int) -> bool:
         """Whether an entity of this revision is news, so that decoding it is worth while."""
         with self._mutex:
-            slot = self._slots.get(name)
-            known = None if slot is None else slot.known
-            if known is None or known.revision < revision:
-                return True
-            return loading and known.revision > revision and self._is_from_before(name, known)
+            return self._wants(name, revision, loading=False)
 
-    def learn(self, name: str, id: K, known: Known[V], *, loading: bool = False) -> None:
-        """An entity was there, at this revision; so says an event, or a page while ``loading``."""
+    def learn(self, name: str, id: K, known: Known[V]) -> None:
+        """An entity was there, at this revision; so says an event."""
         with self._mutex:
-            if self._tombstones.get(name, -1) >= known.revision:
-                return
-            slot = self._slots.get(name)
-            if slot is None:
-                slot = self._slots[name] = Slot(id, name)
-            if (
-                slot.known is None
-                or slot.known.revision < known.revision
-                or (loading and self._is_from_before(name, slot.known))  # the store counts anew
-            ):
-                slot.id, slot.known = id, known
-                slot.told += 1
-                self._bad.pop(name, None)
+            self._learn(name, id, known, loading=False)
 
-    def seen(self, name: str) -> None:
-        """While loading: a page has it, at whatever revision."""
+    def see_page(self, page: Iterable[tuple[str, int]]) -> list[bool]:
+        """While loading: a page has these names, each at its revision; which of them are news."""
         with self._mutex:
-            if self._pass is not None and name in self._pass.before:
-                self._pass.seen.add(name)
+            run = self._pass
+            if run is None or not run.before:
+                return [self._wants(name, revision, loading=True) for name, revision in page]
+            news = []
+            for name, revision in page:
+                if name in run.before:
+                    run.seen.add(name)
+                news.append(self._wants(name, revision, loading=True))
+            return news
+
+    def learn_page(self, entities: Iterable[tuple[str, K, Known[V]]]) -> None:
+        """While loading: these were there, says a page."""
+        with self._mutex:
+            for name, id, known in entities:
+                self._learn(name, id, known, loading=True)
 
     def forget(self, name: str, revision: int) -> None:
         """An entity was deleted, at this revision."""
@@ -370,6 +368,29 @@ class Cache(Generic[K, V]):
 
     # -- under the mutex --------------------------------------------------------------------------
 
+    def _wants(self, name: str, revision: int, *, loading: bool) -> bool:
+        slot = self._slots.get(name)
+        known = None if slot is None else slot.known
+        if known is None or known.revision < revision:
+            return True
+        return loading and known.revision > revision and self._is_from_before(name, known)
+
+    def _learn(self, name: str, id: K, known: Known[V], *, loading: bool) -> None:
+        if self._tombstones and self._tombstones.get(name, -1) >= known.revision:
+            return
+        slot = self._slots.get(name)
+        if slot is None:
+            slot = self._slots[name] = Slot(id, name)
+        if (
+            slot.known is None
+            or slot.known.revision < known.revision
+            or (loading and self._is_from_before(name, slot.known))  # the store counts anew
+        ):
+            slot.id, slot.known = id, known
+            slot.told += 1
+            if self._bad:
+                self._bad.pop(name, None)
+
     def _is_from_before(self, name: str, known: Known[V]) -> bool:
         """Whether it was known before the pass, and nothing was learnt since."""
         return self._pass is not None and self._pass.before.get(name) is known
@@ -394,6 +415,7 @@ def _tell_first(slot: Slot[K, V]) -> None:
 
 
 def _leave(slot: Slot[K, V], signal: Signal) -> None:
+    assert isinstance(slot.waiting, list)  # it waited there
     slot.waiting.remove(signal)
     _tell_first(slot)  # which looks for a hold that ends without a word from now on
 

@@ -135,7 +135,10 @@ class ProtobufCodec(Generic[M]):
             raise InvalidArgument(
                 f"ProtobufCodec takes a generated message class, not {shown(message)}"
             )
+        from google.protobuf.message import DecodeError  # the class has imported it
+
         self._message = message
+        self._bad = (DecodeError, UnicodeDecodeError)
 
     def encode(self, value: M) -> bytes:
         """The message on the wire. Raises `InvalidArgument` for another type, or what it misses."""
@@ -150,12 +153,10 @@ class ProtobufCodec(Generic[M]):
 
     def decode(self, data: bytes) -> M:
         """The message. Raises `BadRecord` if the bytes are none."""
-        from google.protobuf.message import DecodeError
-
         message = self._message()
         try:
             message.ParseFromString(data)
-        except (DecodeError, UnicodeDecodeError) as error:
+        except self._bad as error:
             raise BadRecord(f"this is no {self._message.__name__}: {error}") from error
         return message
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from itertools import compress
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, overload
 
 from kvi.entities.cache import Known
@@ -127,26 +128,35 @@ class LoaderFlow(Generic[K, V]):
     ) -> list[BadRecord] | None:
         """Read all once; ``None`` if it was overtaken by a snapshot."""
         bad: list[BadRecord] = []
-        number = 0
+        number = told = 0
+        now, cache = port.now, self.records.cache
         scan = Scan(Span.of_prefix(self.records.prefix))
         scope = self.records.scope
-        with self.records.cache.loading() as run:
+        with cache.loading() as run:
             found = await scope.execute(port, RangeOp(scan), timeout)
             pages = PageOp(found, scan)
             try:
                 while (page := await scope.execute(port, pages, timeout)) is not None:
                     self.records.ensure_open()
-                    turn = port.now() + _TURN
-                    for entry in page:
-                        error = self.learn(entry, loading=True)
-                        if error is not None:
-                            bad.append(error)
-                        number += 1
-                        if progress is not None and number % _STEP == 0:
-                            await progress(number)
-                        if port.now() > turn:
-                            await port.sleep(0)
-                            turn = port.now() + _TURN
+                    turn = now() + _TURN
+                    for start in range(0, len(page), _STEP):
+                        part = page[start : start + _STEP]
+                        good: list[tuple[str, K, Known[V]]] = []
+                        for entry, name in self._news(part):
+                            decoded = self._decode(name, entry)
+                            if isinstance(decoded, BadRecord):
+                                bad.append(decoded)
+                            else:
+                                good.append((name, *decoded))
+                            if now() > turn:
+                                await port.sleep(0)
+                                turn = now() + _TURN
+                        if not run.overtaken:
+                            cache.learn_page(good)
+                        number += len(part)
+                        if progress is not None and number // _STEP > told:
+                            told = number // _STEP
+                            await progress(told * _STEP)
             finally:
                 pages.close()
             if progress is not None and not run.overtaken and (number % _STEP or not number):
@@ -184,29 +194,38 @@ class LoaderFlow(Generic[K, V]):
         elif event.type is EventType.DELETE:
             records.cache.forget(name, event.revision)
         else:
-            self.learn(KeyValue(event.key, event.value, event.revision, 0))
+            self._learn(KeyValue(event.key, event.value, event.revision, 0))
         watch = self.watch
         revision = None if watch is None else watch.revision
         if revision is not None:
             records.cache.passed(revision)
         return None
 
-    def learn(self, entry: KeyValue, *, loading: bool = False) -> BadRecord | None:
-        """Take what an event or a page says of an entity; returns what is wrong with it."""
-        records = self.records
-        name = entry.key.removeprefix(records.prefix)
-        if loading:
-            records.cache.seen(name)
-        if not records.cache.wants(name, entry.revision, loading=loading):
-            return None
+    def _learn(self, entry: KeyValue) -> None:
+        """Take what an event says of an entity."""
+        cache = self.records.cache
+        name = entry.key.removeprefix(self.records.prefix)
+        if cache.wants(name, entry.revision):
+            decoded = self._decode(name, entry)
+            if not isinstance(decoded, BadRecord):
+                cache.learn(name, *decoded)
+
+    def _news(self, page: list[KeyValue]) -> list[tuple[KeyValue, str]]:
+        """The entries of a page that are not known as they are, with the names of the entities."""
+        start = len(self.records.prefix)
+        names = [entry.key[start:] for entry in page]
+        revisions = (entry.revision for entry in page)
+        news = self.records.cache.see_page(zip(names, revisions, strict=True))
+        return list(compress(zip(page, names, strict=True), news))
+
+    def _decode(self, name: str, entry: KeyValue) -> tuple[K, Known[V]] | BadRecord:
+        """The entity, or what is wrong with it."""
         try:
-            id, known = records.decode(entry)
+            return self.records.decode(entry)
         except BadRecord as error:
-            records.cache.spoil(name, error, entry.revision)
+            self.records.cache.spoil(name, error, entry.revision)
             _log.warning("a record is left out: %s", error)
             return error
-        records.cache.learn(name, id, known, loading=loading)
-        return None
 
     def _resync(self, snapshot: Iterable[KeyValue]) -> None:
         records = self.records

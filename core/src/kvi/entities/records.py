@@ -153,7 +153,10 @@ class Records(Generic[K, V]):
                 record = self._codec.decode(entry.value)
                 entity: V = record if self._unpack is None else self._unpack(record)
                 id = self.id_of(entity)
-                own = self.key_of(self.name_of(id))
+                name = self._written(id)
+                own = self.prefix + name
+                if own != entry.key or not name:  # then it may be none
+                    own = self.key_of(self.name_of(id))
             except BadRecord:
                 raise
             except Exception as error:
@@ -163,7 +166,7 @@ class Records(Generic[K, V]):
         except BadRecord as error:
             error.located("decode", entry.key, self.scope.uri)
             raise
-        return id, Known(entity, entry.revision)
+        return id, tuple.__new__(Known, (entity, entry.revision))
 
     def decoded(self, entry: KeyValue | None) -> tuple[K, Known[V]] | None:
         """What its holder has found of an entity; a `BadRecord` is noted, and raised."""

@@ -1,18 +1,24 @@
 """The history of a key: a watch from the first revision that is still there, up to the present.
 
 etcd keeps its history by revision, and finds the changes of one key by looking through all of it,
-which it does for watches alone. The watch has a stream of its own: only then does it tell its
-progress, whatever other watches wait for.
+which it does for watches alone. Where the history begins is told by the server, when a watch from
+its very beginning is refused. Where it ends:
 
 =========================  =======================================================================
-what is there at present   the history is complete
+what is there at present   all was told
 =========================  =======================================================================
 an entry                   with the change that made it
-no entry                   with a report of progress: there may be no change at all, or a deletion
-                           may be followed by others
+no entry                   once two *probes* in turn have brought nothing: there may be no change
+                           at all, or a deletion may be followed by others
 =========================  =======================================================================
 
-Where the history begins is told by the server, when a watch from its very beginning is refused.
+*A probe* is another watch on the same stream, of all keys from the present revision on, which has a
+change. The server looks into the past for all watches that want it at once, in passes, a thousand
+revisions for each, and tells what it finds in any order. So what a first probe is told of was found
+in a pass that came to the key as well, and what a second one is told of is told after all of that.
+(Beside 512 watches that catch up, a pass takes some of them; then it may have missed the key.)
+
+Who may not watch all keys has no probe. Then what came within `QUIET` is taken for all.
 """
 
 from __future__ import annotations
@@ -21,17 +27,15 @@ import threading
 from collections import deque
 from time import monotonic
 
-from kvi.errors import Compacted, Timeout
+from kvi.errors import Compacted, PermissionDenied, Timeout
 from kvi.model import Event, Span
 
 from kvi_etcd import wire_pb2 as pb
 from kvi_etcd.driver import Connection
-from kvi_etcd.watches import Watches
+from kvi_etcd.watches import Changes, Watches
 
-# Seconds. The server looks for watches in the past every 0.1; of the versions that tell a progress
-# that is none (`Watches.ask_progress`), this leaves them the time for two.
-SETTLED = 0.25
-AGAIN = 0.05
+QUIET = 1.0  # seconds; a pass is every 0.1
+_AGAIN = 0.05
 
 
 def read_history(
@@ -43,35 +47,91 @@ def read_history(
     """
     deadline = monotonic() + timeout
     request = pb.RangeRequest(key=key.encode())
-    answer = connection.call("range", request, timeout, write=False)
-    made = answer.kvs[0].mod_revision if answer.kvs else None
     seen = 1  # the revision of the empty store
-    while made is None or made > seen:
-        news = threading.Event()
-        changes = watches.look_back(Span(key, key + "\0"), seen, news.set, _left(deadline))
-        found: deque[Event] = deque(maxlen=limit)
-        quiet, told = monotonic(), seen  # since when nothing came
+    while True:
+        answer = connection.call("range", request, _left(deadline), write=False)
+        made = answer.kvs[0].mod_revision if answer.kvs else None
+        present = answer.header.revision
+        if (made or present) <= seen:
+            return []
+        look = _Look(watches, key, seen, limit, deadline)
         try:
-            while told < (made or answer.header.revision):
-                news.clear()
-                batch = changes.poll(_left(deadline))
-                if batch is not None:
-                    quiet = monotonic()  # a thousand revisions are told at a time
-                    found.extend(batch.events)
-                    told = batch.revision or told
-                    continue
-                if made is None and monotonic() - quiet >= SETTLED:
-                    watches.ask_progress(changes, SETTLED)
-                news.wait(min(AGAIN, _left(deadline)))
+            if made is not None:
+                while look.told < made:
+                    look.wait()
+            else:
+                look.settle(present)
         except Compacted:
-            if changes.compacted <= seen:  # restored to an older state
+            if look.changes.compacted > seen:
+                seen = look.changes.compacted
+            elif look.told > seen:  # compacted meanwhile
+                continue
+            else:  # restored to an older state
                 raise
-            seen = changes.compacted
         else:
-            return list(reversed(found))
+            return list(reversed(look.found))
         finally:
-            changes.close()
-    return []
+            look.changes.close()
+
+
+class _Look:
+    """The watch, and what it has told."""
+
+    def __init__(
+        self, watches: Watches, key: str, seen: int, limit: int | None, deadline: float
+    ) -> None:
+        self._watches = watches
+        self._deadline = deadline
+        self._news = threading.Event()
+        self.found: deque[Event] = deque(maxlen=limit)
+        self.told = seen
+        span = Span(key, key + "\0")
+        self.changes = watches.look_back(span, seen, self._news.set, _left(deadline))
+
+    def wait(self, longest: float = _AGAIN) -> bool:
+        """Take what is there, or wait for it; whether there was anything."""
+        self._news.clear()
+        batch = self.changes.poll(_left(self._deadline))
+        if batch is None:
+            self._news.wait(min(longest, _left(self._deadline)))
+            return False
+        self.found.extend(batch.events)
+        self.told = batch.revision or self.told
+        return True
+
+    def settle(self, present: int) -> None:
+        """Wait until there is nothing more up to revision ``present``, which has changes."""
+        quiet = False
+        while not quiet:
+            began, told = self.changes.number, self.told
+            try:
+                self._probe(present)
+                self._probe(present)
+            except PermissionDenied:
+                self._be_quiet()
+                return
+            while self.wait(0):
+                pass
+            quiet = self.told == told and self.changes.number == began
+
+    def _probe(self, present: int) -> None:
+        probe: Changes | None = None
+        news = threading.Event()
+        try:
+            probe = self._watches.look_back(Span(), present - 1, news.set, _left(self._deadline))
+            while (batch := probe.poll(_left(self._deadline))) is None or not batch.events:
+                if batch is None:
+                    news.wait(min(_AGAIN, _left(self._deadline)))
+                news.clear()
+        finally:
+            if probe is not None:
+                probe.close()
+
+    def _be_quiet(self) -> None:
+        since = monotonic()
+        while monotonic() - since < QUIET:
+            if self.wait():
+                since = monotonic()
 
 
 def _left(deadline: float) -> float:

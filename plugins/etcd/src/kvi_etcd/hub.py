@@ -39,9 +39,6 @@ beyond a watch's revision again before that resumes. So a watch that begins anew
 has lost its history; only one that has seen nothing yet has nothing to lose. A store that has the
 old id, but has gone back, is found by its revision: see `kvi_etcd.cursor`.
 
-*Progress.* Asked for it, the server tells, under the id `ALL`, up to which revision all watches of
-the stream have been told everything.
-
 *Large answers.* etcd cuts an answer into fragments if asked to, in a time that grows with the
 square of the number of changes in a fragment: seconds, where they are small. So it is asked to only
 on the stream that follows one that broke for an answer of more than `client.MAX_PAGE` bytes.
@@ -65,7 +62,6 @@ WINDOW = 64  # creates under way: enough to hide the round trip when thousands a
 BATCH = 1000  # events that a consumer is given at once
 REFUSALS = 3  # of the credentials, by every endpoint
 BELIEVED = 1.0  # seconds after a login: tokens live longer
-ALL = -1  # the id of no watch
 SILENCE = 0.5  # seconds without an answer to a create, before a stream is taken for dead
 
 
@@ -282,9 +278,6 @@ class Hub:
         said = meaning(answer)
         if said is Meaning.CREATED or said is Meaning.REFUSED:
             return self._answered(answer, now, refused=said is Meaning.REFUSED)
-        if answer.watch_id == ALL and said is Meaning.CHANGES:
-            running = [each for each in self.watches if each.state is State.RUNNING]
-            return [action for each in running for action in self._keep(each, answer, size)]
         watch = self._by_id.get(answer.watch_id)
         if watch is None:
             return []

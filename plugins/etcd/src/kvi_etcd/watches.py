@@ -35,7 +35,7 @@ from kvi_etcd.channel import Stream
 from kvi_etcd.cursor import Chunk, Cursor
 from kvi_etcd.driver import Connection
 from kvi_etcd.errors import FutureRevision
-from kvi_etcd.hub import Hub, LogIn, LookBack, MoveOn, Send, State, Watch
+from kvi_etcd.hub import Hub, LogIn, LookBack, MoveOn, Send, Watch
 
 LOGIN_TIMEOUT = 5.0
 BACKOFF_MIN, BACKOFF_MAX = 0.05, 1.0
@@ -86,6 +86,11 @@ class Changes(Feed):
     def close(self) -> None:
         """End it."""
         self._watches.discard(self._run, self._watch)
+
+    @property
+    def number(self) -> int:
+        """Another one each time that the server is asked to begin."""
+        return self._watch.id
 
     @property
     def compacted(self) -> int:
@@ -207,20 +212,6 @@ class Watches:
             if not chunks and watch.error is not None and not self._closed:
                 raise watch.error
             return chunks
-
-    def ask_progress(self, changes: Changes, patience: float) -> None:
-        """Ask up to which revision there is nothing more to tell; all watches here are told.
-
-        Not within ``patience`` seconds of the last request to begin: versions of etcd before 3.4.25
-        and 3.5.8 answer at once, also when changes of the past are to come, which are then missed.
-        """
-        watch = changes._watch
-        with self._lock:
-            run = self._run
-            if run is None or run.stream is None or watch.state is not State.RUNNING:
-                return
-            if time.monotonic() - watch.asked >= patience:
-                run.stream.send(wire.progress_request())
 
     def discard(self, run: _Run, watch: Watch) -> None:
         """End ``watch``, and the stream if it was the last."""

@@ -252,11 +252,6 @@ def cancel_request(watch: int) -> pb.WatchRequest:
     return pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=watch))
 
 
-def progress_request() -> pb.WatchRequest:
-    """Tell of the revision up to which all watches of the stream have been told everything."""
-    return pb.WatchRequest(progress_request=pb.WatchProgressRequest())
-
-
 def events(changes: Iterable[pb.Event], skip: Callable[[bytes], object]) -> list[Event]:
     """The events of kvi for changes that a watch told; keys that are not UTF-8 go to ``skip``."""
     # Spelled out, past Event's own constructor: this is most of what a change costs.
