@@ -8,10 +8,10 @@ SERVERS := $(BIN)/python -m tests.servers
 # Tests start thousands of processes. Where an environment forbids bytecode, each would compile all.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test check lint types conformance reports simulate soak bench proto fresh clean
+.PHONY: help demo test check lint types conformance reports simulate soak bench bench-check proto fresh clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/ready ## three small programs on SQLite, and on real etcd and Consul servers
 	@$(SERVERS) -- $(BIN)/python -m docs.examples.demo
@@ -48,7 +48,13 @@ soak: .venv/ready ## long torture and repetition
 	$(SERVERS) -- $(PYTEST) -m soak -s --timeout 7200
 
 bench: .venv/ready ## kvi beside the least work that could do the job, and its peers
-	$(SERVERS) --fast -- $(BIN)/python -m benchmarks
+	@mkdir -p build
+	$(SERVERS) --fast -- $(BIN)/python -m benchmarks --json build/bench.json
+	$(BIN)/python -m benchmarks.page build/bench.json
+
+bench-check: .venv/ready ## what of the last make bench falls short of its target
+	@test -e build/bench.json || { echo "run make bench first" >&2; exit 2; }
+	@$(BIN)/python -m benchmarks.page --check build/bench.json
 
 # The oldest gRPC tools that run on the oldest Python, so that what they write suits every protobuf.
 proto: ## make the messages of the etcd plugin and of an example anew from their .proto files

@@ -21,7 +21,7 @@ from benchmarks import machine
 from benchmarks.measure import QUICK, THOROUGH, Effort
 from benchmarks.report import Report, Row, show
 
-PARTS = ("start", "memory", "sqlite", "etcd", "consul", "locks", "watches", "aio")
+PARTS = ("start", "memory", "entities", "sqlite", "etcd", "consul", "locks", "watches", "aio")
 _SERVERS: dict[str, Callable[[str], str]] = {
     "etcd": machine.etcd_version,
     "consul": machine.consul_version,

@@ -73,10 +73,10 @@ def rows(effort: Effort, uri: str) -> Iterator[Row]:
             puts["python-consul"] = calls(peer.put, _KEY, _VALUE)
         try:
             compared = compare(effort, gets)
-            targets = (at_most(compared, 1.6), faster(compared, 2, "python-consul"))
+            targets = (at_most(compared, 1), faster(compared, 4, "python-consul"))
             yield Row("consul", "get", compared, targets)
             compared = compare(effort, puts)
-            targets = (at_most(compared, 1.6), faster(compared, 1.6, "python-consul"))
+            targets = (at_most(compared, 1), faster(compared, 4, "python-consul"))
             yield Row("consul", "store", compared, targets)
             compared = compare(
                 effort, {FLOOR: calls(floor.range, _PREFIX), KVI: calls(_read, store)}

@@ -67,9 +67,9 @@ def _single(effort: Effort, store: kvi.Kvi) -> Iterator[Row]:
         gets["opendal"] = calls(peer.read, _KEY)
         stores["opendal"] = calls(peer.write, _KEY, _VALUE)
     compared = compare(effort, gets)
-    yield Row("memory", "get", compared, (at_most(compared, 6),))
+    yield Row("memory", "get", compared, (at_most(compared, 2),))
     compared = compare(effort, stores)
-    yield Row("memory", "store", compared, (at_most(compared, 15),))
+    yield Row("memory", "store", compared, (at_most(compared, 6),))
 
 
 def _ranges(effort: Effort) -> Iterator[Row]:
@@ -99,9 +99,9 @@ def _ranges(effort: Effort) -> Iterator[Row]:
         {name: compared.samples[name] for name in compared.samples if "few" not in name}
     )
     growth = compared.ratio(KVI, "kvi, few").median
-    yield Row("memory", f"range of {_SPAN} of {few:,}", of_few, (at_most(of_few, 2),))
+    yield Row("memory", f"range of {_SPAN} of {few:,}", of_few, (at_most(of_few, 1.5),))
     flat = Target(f"as fast as of {few:,}", f"{growth:.2f}×", growth <= 1.25)
-    targets = (at_most(of_many, 2), flat)
+    targets = (at_most(of_many, 1.5), flat)
     yield Row("memory", f"range of {_SPAN} of {many:,}", of_many, targets)
 
 

@@ -188,6 +188,7 @@ class SqliteKvi(Primitives):
                 leases.require(connection, lease)
             if buried:
                 bury(connection, name)
+            connection.execute(schema.UNDO, (first_id(revision), name))
             _put(connection, first_id(revision), revision, name, lease, value)
             trim(connection, revision, self._history)
             return revision, True
@@ -383,14 +384,16 @@ def _apply(connection: Connection, changes: tuple[Change, ...], revision: int) -
             _delete(connection, event, revision, name)
         else:
             assert new.value is not None  # it is to be written
+            if change.old is not None:
+                connection.execute(schema.UNDO, (event, name))
             _put(connection, event, revision, name, new.lease, new.value)
 
 
 def _put(
     connection: Connection, event: int, revision: int, name: bytes, lease: int | None, value: bytes
 ) -> None:
+    """Write an entry; what it was is noted already."""
     execute = connection.execute
-    execute(schema.UNDO, (event, name))
     execute(schema.UPSERT, (name, revision, lease, value))
     execute(schema.EVENT_OF_UPSERT, (event, name))
 

@@ -1,0 +1,103 @@
+"""What was measured, as a page, and what of it falls short.
+
+`python -m benchmarks.page FILE` writes docs/benchmarks.md from what `python -m benchmarks --json
+FILE` has written. With `--check` it writes nothing, prints what does not reach its target, and ends
+with 1 if anything does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import AGAIN, FLOOR, KVI, Comparison
+from benchmarks.report import shown
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+_HEAD = """# Benchmarks
+
+Made by `make bench`, on one machine with two cores; nothing here is a promise. Each row is kvi
+beside the *floor*, the least work that could do the job: a dict under a lock, raw `sqlite3`
+with the same durability, a bare gRPC stub, bare `http.client`. All contenders run in turn, in
+many short rounds; a ratio is the median of those within a round, with the interval that chance
+explains (95 %). *Chance* is the floor beside itself: what this machine does without any help.
+`make bench-check` prints what falls short of its target.
+"""
+
+
+def page(report: dict[str, Any]) -> str:
+    """The page."""
+    lines = [_HEAD, "Measured on:", ""]
+    lines += [f"- {line}" for line in report["machine"]]
+    for store, rows in groupby(report["rows"], key=lambda row: str(row["store"])):
+        lines += ["", f"## {store[0].upper()}{store[1:]}", "", *_table(list(rows))]
+    short = list(falls_short(report))
+    lines += ["", "## What falls short", ""]
+    lines += [f"- {line}" for line in short] or ["Nothing."]
+    if report["notes"]:
+        lines += ["", "## Left out", "", *(f"- {note}" for note in report["notes"])]
+    return "\n".join(lines) + "\n"
+
+
+def falls_short(report: dict[str, Any]) -> Iterator[str]:
+    """What does not reach its target, a line each."""
+    for row in report["rows"]:
+        for target in row["targets"]:
+            if target["reached"] is False:
+                what = f"{row['store']}, {row['case']}"
+                yield f"{what}: {target['measured']}, aimed at {target['aim']}"
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| case | kvi | floor | kvi ÷ floor | chance | target | others |"
+    yield "|---|---:|---:|---|---|---|---|"
+    for row in rows:
+        compared = Comparison(row["samples"])
+        ratio = compared.ratio()
+        chance = f"{compared.ratio(AGAIN).median:.2f}×" if AGAIN in compared.samples else ""
+        others = [
+            f"{name} {shown(compared.seconds(name))}" for name in compared.peers if name != AGAIN
+        ]
+        cells = (
+            row["case"],
+            shown(compared.seconds(KVI)),
+            shown(compared.seconds(FLOOR)),
+            f"**{ratio.median:.2f}×** ({ratio.low:.2f}–{ratio.high:.2f})",
+            chance,
+            "<br>".join(map(_goal, row["targets"])),
+            "; ".join([*others, *[row["remark"]] * bool(row["remark"])]),
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def _goal(target: dict[str, Any]) -> str:
+    mark = {True: "✓", False: "✗", None: "–"}[target["reached"]]
+    return f"{mark} {target['aim']}"
+
+
+def main(argv: list[str]) -> int:
+    """Write the page, or tell what falls short."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page")
+    parser.add_argument("file", type=Path)
+    parser.add_argument(
+        "--check", action="store_true", help="print what falls short, write nothing"
+    )
+    options = parser.parse_args(argv)
+    report = json.loads(options.file.read_text())
+    if not options.check:
+        PAGE.write_text(page(report), encoding="utf-8")
+        return 0
+    short = list(falls_short(report))
+    for line in short:
+        print(line)
+    return 1 if short else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
