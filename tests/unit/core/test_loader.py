@@ -334,8 +334,10 @@ def test_event_from_before_a_delete_raises_no_dead(scripted: Faulty) -> None:
     entities.load()
     handle, _ = entities.lock_or_create(entity(1))
     revision = handle.revision
-    assert entities._flow.watch is not None
-    entities._flow.watch.end()  # its own events come no more, those of the test do
+    watch = entities._flow.watch
+    assert watch is not None
+    until(lambda: (watch.revision or 0) >= revision)
+    watch.end()  # its own events come no more, those of the test do
     entities._flow.records.cache._following = lambda: True
     handle.delete()
     entities._flow.on_event(put(1, revision), None)
