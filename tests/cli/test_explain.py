@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import kvi
@@ -48,3 +49,12 @@ def test_errors_name_it_on_a_terminal(local: Command) -> None:
     words = ["kvi", "get", "k", "--uri", "nothing:"]
     with OnTerminal(local.env, local.folder, *words) as asked:
         assert b"`kvi explain UnknownBackend` tells more" in asked.end()
+
+
+def test_lines_are_as_wide_as_the_terminal(local: Command) -> None:
+    """On a terminal, of 100 columns here, the text is broken for it, and stays the same text."""
+    words = (sys.executable, "-m", "kvi.cli", "explain", "OutcomeUnknown")
+    with OnTerminal(local.env, local.folder, *words) as narrow:
+        shown = narrow.end().decode().replace("\r\n", "\n")
+    assert 80 < max(map(len, shown.splitlines())) <= 100
+    assert shown.split() == local("explain", "OutcomeUnknown").split()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import secrets
+import shutil
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -410,8 +413,23 @@ def explain_(context: Context, error: str | None) -> int:
     if context.json:
         say_json({"error": name, "text": texts[name]})
     else:
-        click.echo(f"{name}\n\n{texts[name]}")
+        text = _filled(texts[name]) if on_terminal() else texts[name]
+        click.echo(f"{name}\n\n{text}")
     return 0
+
+
+def _filled(text: str) -> str:
+    """Paragraphs and their points, in lines as wide as the terminal."""
+    width = shutil.get_terminal_size().columns
+    return "\n\n".join(
+        "\n".join(
+            textwrap.fill(
+                " ".join(part.split()), width, subsequent_indent="  " * part.startswith("- ")
+            )
+            for part in re.split(r"\n(?=- )", paragraph)
+        )
+        for paragraph in text.split("\n\n")
+    )
 
 
 def explanations() -> dict[str, str]:
