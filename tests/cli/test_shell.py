@@ -77,7 +77,10 @@ def test_prompt(local: Command) -> None:
         shell.asks("[1] sqlite:")
         assert "No such command 'gte'. Did you mean 'get'?" in shell.run("gte nothing")
         shell.asks("[2] sqlite:")
-        assert "No closing quotation" in shell.run("get 'nothing")
+        shell.type("put two 'a\r")
+        shell.asks("> ")  # the word goes on
+        assert shell.run("get b'") == ""
+        assert shell.run("get two") == "a\nget b\n"
         assert "exit takes one exit code" in shell.run("exit now")
         assert "This is kvi shell already" in shell.run("shell")
         assert "Compare" not in shell.run("help get")
@@ -442,6 +445,9 @@ def test_words_of_lines() -> None:
     assert [(number, words) for number, words in commands(lines)] == [
         (1, ["a", "b\nc", "d"]), (5, ["g", "h"]), (7, ["i", "jk"]), (10, ["l#m"]),
     ]  # fmt: skip
+    many = ["put k 'first", *('a "quoted" \\ line' for _ in range(20_000)), "last'"]
+    ((_, words),) = commands(many)
+    assert words[2].count("\n") == 20_001
     with pytest.raises(kvi.InvalidArgument, match="line 2: No closing quotation"):
         list(commands(["a", "b 'c", "d"]))
 

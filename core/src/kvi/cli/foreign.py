@@ -188,11 +188,16 @@ def _decoded(found: dict[str, Any], member: str, key: str | None = None) -> byte
         raise InvalidArgument(f'"{member}"{of} is not base64: {error}') from None
 
 
+_DIGITS = 40  # more than any number of theirs has
+
+
 def _number(found: object) -> int:
     """A number, also one that stands as text; 0 if it is absent."""
     if found is None:
         return 0
-    if isinstance(found, int) or (isinstance(found, str) and found.isdecimal()):
+    if isinstance(found, int):
+        return found
+    if isinstance(found, str) and found.isdecimal() and len(found) <= _DIGITS:
         return int(found)
     raise InvalidArgument(f"not a number: {found!r}")
 

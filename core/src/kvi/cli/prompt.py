@@ -16,12 +16,13 @@ from types import FrameType
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
+from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.output import create_output
 
 from kvi.cli.app import ENDING, Ended
 from kvi.cli.output import bare
-from kvi.cli.shell import Found, handled
+from kvi.cli.shell import Found, handled, is_open
 
 
 class Prompt:
@@ -33,6 +34,8 @@ class Prompt:
             completer=_Completer(complete),
             complete_in_thread=True,
             complete_while_typing=False,  # a store is asked when Tab asks for it
+            multiline=Condition(lambda: is_open(self._session.default_buffer.text)),
+            prompt_continuation="> ",
             output=create_output(bare(sys.stdout)),
         )
 

@@ -43,12 +43,13 @@ from kvi.cli.app import (
     told,
 )
 from kvi.cli.output import line_of
-from kvi.cli.txn import without_comment
+from kvi.cli.txn import scan
 from kvi.text import prefix_end
 
 _PATIENCE = 0.5  # seconds of a call for completion: who types does not wait for a store
 _SHOWN = 50  # keys and levels that are offered
 _PAGE = 100  # keys that are read at once to find them
+_QUOTES = ("'", '"')
 _LEAVE = {"exit": "Leave.", "quit": "Leave."}
 _HELP = {"help": "Show what a command does."}
 
@@ -106,23 +107,32 @@ def commands(lines: Iterable[str]) -> Iterator[Line]:
 
     Raises `InvalidArgument` for quotes without an end.
     """
-    begun, first, wrong = "", 0, ""
+    begun: list[str] = []
+    first, left = 0, ""  # what is left open: a quote, or a backslash at the end of a line
     for number, line in enumerate(lines, 1):
-        text = without_comment(begun + line)
         first = first or number
-        try:
-            words = shlex.split(text)
-        except ValueError as error:  # no closing quotation, or nothing behind a backslash
-            wrong = str(error)
-            begun = text[:-1] if "escaped" in wrong else text + "\n"
+        begun.append(line)
+        if left in _QUOTES and left not in line:  # it is none of those that end it
+            begun.append("\n")
             continue
+        text, left = scan("".join(begun))
+        if left:
+            begun = [text, "\n"] if left in _QUOTES else [text[:-1]]
+            continue
+        words = shlex.split(text)
         if words and words[0] == "kvi":
             del words[0]
         if words:
             yield Line(first, words)
-        begun, first, wrong = "", 0, ""
-    if wrong:
-        raise kvi.InvalidArgument(f"line {first}: {wrong}")
+        begun, first = [], 0
+    if left:
+        what = "No closing quotation" if left in _QUOTES else "No escaped character"
+        raise kvi.InvalidArgument(f"line {first}: {what}")
+
+
+def is_open(text: str) -> bool:
+    """Whether the last word of it goes on in the next line."""
+    return bool(scan(text)[1])
 
 
 def _run(base: Context, words: list[str]) -> int:

@@ -55,6 +55,11 @@ def parse(
 
 def without_comment(line: str) -> str:
     """The line up to a ``#`` that begins a word, as a shell reads it."""
+    return scan(line)[0]
+
+
+def scan(line: str) -> tuple[str, str]:
+    """The same, and what it leaves open: a quote, a backslash at its end, or nothing."""
     quote, before = "", " "
     for index, char in enumerate(line):
         if before == "\\" and quote != "'":
@@ -65,9 +70,9 @@ def without_comment(line: str) -> str:
         elif char in "'\"":
             quote = char
         elif char == "#" and before.isspace():
-            return line[:index]
+            return line[:index], ""
         before = char
-    return line
+    return line, "\\" if before == "\\" and quote != "'" else quote
 
 
 def _compare(words: list[str], encoding: str) -> Compare:
