@@ -115,6 +115,53 @@ def test_page_of_the_past_that_is_compacted(server: EtcdServer, store: kvi.Kvi) 
         list(entries)
 
 
+def test_compacted_again_and_again(server: EtcdServer, store: kvi.Kvi) -> None:
+    """A compaction during the call is no error: what is left of the history is told."""
+    done = threading.Event()
+
+    def compact_all() -> None:
+        while not done.wait(0.4):  # a look takes 0.2
+            compact(server, store.store("other", b""))
+
+    store.store("k", b"1")
+    store.delete("k")
+    compacting = threading.Thread(target=compact_all)
+    compacting.start()
+    try:
+        for _ in range(15):
+            assert told(store, "never") == []
+            assert told(store, "k") in ([None, b"1"], [None], [])
+    finally:
+        done.set()
+        compacting.join()
+
+
+@pytest.mark.parametrize("delay", [0.01, 0.05, 0.1, 0.2])
+def test_closed_meanwhile(server: EtcdServer, delay: float) -> None:
+    """Closing the handle ends a look at once, whatever it waits for."""
+    raised: list[kvi.KviError] = []
+    with kvi.open(server.uri, timeout=30) as store:
+        store.store("other", b"")
+
+        def look_again_and_again() -> None:
+            while True:
+                store.history("never there")
+
+        def look() -> None:
+            with pytest.raises(kvi.KviError) as caught:
+                look_again_and_again()
+            raised.append(caught.value)
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        time.sleep(delay)  # somewhere in it
+        began = time.monotonic()
+        store.close()
+        thread.join(10)
+    assert time.monotonic() - began < 5
+    assert [type(error) for error in raised] == [kvi.Closed]
+
+
 def test_nothing_is_left(store: kvi.Kvi) -> None:
     """Each looking back ends its stream and its thread."""
 

@@ -28,6 +28,7 @@ from collections import deque
 from time import monotonic
 
 from kvi.errors import Compacted, PermissionDenied, Timeout
+from kvi.feed import Batch
 from kvi.model import Event, Span
 
 from kvi_etcd import wire_pb2 as pb
@@ -59,15 +60,13 @@ def read_history(
             if made is not None:
                 while look.told < made:
                     look.wait()
-            else:
-                look.settle(present)
-        except Compacted:
-            if look.changes.compacted > seen:
-                seen = look.changes.compacted
-            elif look.told > seen:  # compacted meanwhile
+            elif gone := look.settle(present):
+                seen = max(seen, gone)
                 continue
-            else:  # restored to an older state
+        except Compacted:
+            if look.changes.compacted <= seen:  # restored to an older state
                 raise
+            seen = look.changes.compacted
         else:
             return list(reversed(look.found))
         finally:
@@ -90,42 +89,54 @@ class _Look:
 
     def wait(self, longest: float = _AGAIN) -> bool:
         """Take what is there, or wait for it; whether there was anything."""
-        self._news.clear()
-        batch = self.changes.poll(_left(self._deadline))
+        batch = self._poll(self.changes, self._news, longest)
         if batch is None:
-            self._news.wait(min(longest, _left(self._deadline)))
             return False
         self.found.extend(batch.events)
         self.told = batch.revision or self.told
         return True
 
-    def settle(self, present: int) -> None:
-        """Wait until there is nothing more up to revision ``present``, which has changes."""
+    def settle(self, present: int) -> int:
+        """Wait until there is nothing more up to revision ``present``, which has changes; 0 then.
+
+        If that is gone meanwhile: the first revision that is not.
+        """
         quiet = False
         while not quiet:
             began, told = self.changes.number, self.told
             try:
-                self._probe(present)
-                self._probe(present)
+                if gone := self._probe(present) or self._probe(present):
+                    return gone
             except PermissionDenied:
                 self._be_quiet()
-                return
+                return 0
             while self.wait(0):
                 pass
             quiet = self.told == told and self.changes.number == began
+        return 0
 
-    def _probe(self, present: int) -> None:
-        probe: Changes | None = None
+    def _probe(self, present: int) -> int:
         news = threading.Event()
+        probe = self._watches.look_back(Span(), present - 1, news.set, _left(self._deadline))
         try:
-            probe = self._watches.look_back(Span(), present - 1, news.set, _left(self._deadline))
-            while (batch := probe.poll(_left(self._deadline))) is None or not batch.events:
-                if batch is None:
-                    news.wait(min(_AGAIN, _left(self._deadline)))
-                news.clear()
+            while (batch := self._poll(probe, news, _AGAIN)) is None or not batch.events:
+                pass
+        except Compacted:
+            if not probe.compacted:  # restored to an older state
+                raise
+            return probe.compacted
         finally:
-            if probe is not None:
-                probe.close()
+            probe.close()
+        return 0
+
+    def _poll(self, changes: Changes, news: threading.Event, longest: float) -> Batch | None:
+        """What is there, or nothing, after a while."""
+        news.clear()
+        self._watches.ensure_open()
+        batch = changes.poll(_left(self._deadline))
+        if batch is None:
+            news.wait(min(longest, _left(self._deadline)))
+        return batch
 
     def _be_quiet(self) -> None:
         since = monotonic()

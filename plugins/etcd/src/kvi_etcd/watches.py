@@ -213,6 +213,11 @@ class Watches:
                 raise watch.error
             return chunks
 
+    def ensure_open(self) -> None:
+        """Raise `Unavailable` once these are closed: what is kept then tells nothing more."""
+        if self._closed:
+            raise Unavailable("the handle is closed")
+
     def discard(self, run: _Run, watch: Watch) -> None:
         """End ``watch``, and the stream if it was the last."""
         with self._lock:
