@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import kvi
 import pytest
-from kvi_sqlite import schema
+from kvi_sqlite import past, schema, snapshot
 
 
 @pytest.fixture
@@ -110,6 +111,39 @@ def test_lease_that_is_being_buried(path: Path) -> None:
             assert last.revision == ended
             assert last.previous is not None
             assert (last.previous.value, last.previous.lease) == (b"v", lease.id)
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 7])
+@pytest.mark.parametrize("rows", [2, 5])
+def test_pages_and_what_was_looked_up_ahead(
+    store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch, ahead: int, rows: int
+) -> None:
+    """Wherever a page and what is known of the next keys end, each entry comes once, in order."""
+    monkeypatch.setattr(past, "AHEAD", ahead)
+    monkeypatch.setattr(snapshot, "PAGE_ROWS", rows)
+    chance = random.Random(f"{ahead} {rows}")
+    states: dict[int, dict[str, str]] = {}
+    state: dict[str, str] = {}
+    for number in range(120):
+        key = f"k/{chance.randrange(25):02}"
+        if chance.random() < 0.3 and key in state:
+            store.delete(key)
+            del state[key]
+        else:
+            store.store(key, str(number))
+            state[key] = str(number)
+        revision = store.range(limit=0).revision
+        assert revision is not None
+        states[revision] = dict(state)
+    for revision, expected in states.items():
+        found = [(entry.key, entry.text) for entry in store.range(revision=revision)]
+        assert found == sorted(expected.items())
+        back = store.range(revision=revision, reverse=True, limit=chance.randrange(1, 30))
+        last = [(entry.key, entry.text) for entry in back]
+        assert last == sorted(expected.items(), reverse=True)[: len(last)]
+        part = store.range("k/07", "k/19", revision=revision, limit=6)
+        within = [one for one in sorted(expected.items()) if "k/07" <= one[0] < "k/19"]
+        assert [(entry.key, entry.text) for entry in part] == within[:6]
 
 
 def test_watch_tells_the_entry_before(store: kvi.Kvi) -> None:

@@ -2,15 +2,19 @@
 
 Of each change there is what was there before (*undo* in `kvi_sqlite.schema`). An entry that has not
 changed since a revision is what it was then; of one that has, the first change since knows. A page
-is merged out of both, in key order, so that no page needs more memory than it has entries. It looks
-through the history once more for each page: that is bounded, and reading the past is rare.
+is merged out of both, in key order, so that no page needs more memory than it has entries.
+
+Which keys have changed is found by looking through the history, for the next `AHEAD` of them at a
+time, however many pages these are.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Generator, Iterator
 from heapq import merge
 from operator import itemgetter
+from typing import NamedTuple
 
 from kvi.model import MAX_NUMBER, Event, Scan
 from kvi.policy.past import check_past, gone
@@ -19,6 +23,8 @@ from kvi_sqlite import schema
 from kvi_sqlite.connection import Connection
 from kvi_sqlite.cursor import event_of
 from kvi_sqlite.leases import first_id
+
+AHEAD = 32_768  # keys: a few megabytes
 
 _SQL = {
     (reverse, keys_only): schema.past_sql(reverse=reverse, keys_only=keys_only)
@@ -35,19 +41,59 @@ def check_revision(connection: Connection, revision: int, present: int) -> None:
     check_past(revision, trimmed, present)
 
 
+class Changed(NamedTuple):
+    """Keys that were there, and have changed since, among those of ``[low, high)``.
+
+    Attributes:
+        items: each with the id of its first event since; in key order.
+
+    """
+
+    low: bytes
+    high: bytes
+    items: list[tuple[bytes, int]]
+
+
+def changed_since(
+    connection: Connection, scan: Scan, revision: int, low: bytes, high: bytes
+) -> Changed:
+    """Those that have changed since ``revision``: all between the bounds, or the next ones."""
+    since = (low, high, first_id(revision + 1), revision, AHEAD)
+    items: list[tuple[bytes, int]] = [
+        (key, event)
+        for key, event, _ in connection.execute(schema.CHANGED_SINCE[scan.reverse], since)
+    ]
+    if scan.reverse:
+        items.reverse()
+    if len(items) == AHEAD:  # there may be more behind the last one
+        return (
+            Changed(items[0][0], high, items)
+            if scan.reverse
+            else Changed(low, items[-1][0] + b"\0", items)
+        )
+    return Changed(low, high, items)
+
+
 def rows_at(
-    connection: Connection, scan: Scan, revision: int, low: bytes, high: bytes, limit: int
+    connection: Connection,
+    scan: Scan,
+    revision: int,
+    changed: Changed,
+    low: bytes,
+    high: bytes,
+    limit: int,
 ) -> Generator[Entry]:
     """The entries of ``[low, high)`` as they were at ``revision``, at most ``limit``; lazily.
 
     Raises `Compacted` at one that is not known any more.
     """
     execute = connection.execute
-    since = (low, high, first_id(revision + 1), revision, limit)
-    changed = execute(schema.CHANGED_SINCE[scan.reverse], since).fetchall()
+    first, last = (bisect_left(changed.items, bound, key=itemgetter(0)) for bound in (low, high))
+    places = range(first, last)
 
     def undone() -> Iterator[Entry]:
-        for key, event, _ in changed:
+        for place in reversed(places) if scan.reverse else places:
+            key, event = changed.items[place]
             row = execute(schema.BEFORE, (event,)).fetchone()
             if row is None:
                 raise gone(revision)

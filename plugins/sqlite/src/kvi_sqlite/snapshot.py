@@ -17,7 +17,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from time import monotonic
@@ -31,7 +31,7 @@ from kvi_sqlite import schema
 from kvi_sqlite.connection import Connection, Pool
 from kvi_sqlite.errors import CLOSED, translate
 from kvi_sqlite.leases import check_due
-from kvi_sqlite.past import check_revision, rows_at
+from kvi_sqlite.past import Changed, Entry, changed_since, check_revision, rows_at
 
 PAGE_ROWS = 512
 PAGE_BYTES = 1024 * 1024  # of keys and values; one row can be bigger
@@ -59,11 +59,15 @@ def bounds(span: Span) -> tuple[bytes, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """What a pass has not read yet: keys in ``[low, high)``, ``left`` of them (``None``: all)."""
+    """What a pass has not read yet: keys in ``[low, high)``, ``left`` of them (``None``: all).
+
+    ``changed``: of a pass over the past, what is known already of these keys.
+    """
 
     low: bytes
     high: bytes
     left: int | None
+    changed: Changed | None = None
 
 
 def revision_of(connection: Connection) -> int:
@@ -90,12 +94,15 @@ def read_page(connection: Connection, scan: Scan, rest: Rest) -> tuple[list[KeyV
     size = 0
     last = b""
     new = tuple.__new__  # KeyValue's own constructor would be a fifth of the time of a range
-    part = rest.low, rest.high, limit
-    rows = (
-        connection.execute(_SQL[scan.reverse, scan.keys_only], part)
-        if scan.revision is None
-        else rows_at(connection, scan, scan.revision, *part)
-    )
+    changed, low, high = rest.changed, rest.low, rest.high
+    rows: sqlite3.Cursor | Generator[Entry]
+    if scan.revision is None:
+        rows = connection.execute(_SQL[scan.reverse, scan.keys_only], (low, high, limit))
+    else:
+        if changed is None:
+            changed = changed_since(connection, scan, scan.revision, low, high)
+        low, high = max(low, changed.low), min(high, changed.high)
+        rows = rows_at(connection, scan, scan.revision, changed, low, high, limit)
     for last, value, revision, create_revision, version, lease in rows:
         entry = (str(last, "utf-8"), value, revision, create_revision, version, lease)
         page.append(new(KeyValue, entry))
@@ -103,15 +110,18 @@ def read_page(connection: Connection, scan: Scan, rest: Rest) -> tuple[list[KeyV
         if size >= PAGE_BYTES:
             rows.close()
             break
-    else:
-        if len(page) < limit:
-            return page, None
     left = None if rest.left is None else rest.left - len(page)
+    if len(page) == limit or size >= PAGE_BYTES:
+        behind = last if scan.reverse else last + b"\0"  # the next key in the order of bytes
+    elif (low, high) == (rest.low, rest.high):
+        return page, None
+    else:  # of what lies behind, nobody has looked yet what has changed
+        behind, changed = low if scan.reverse else high, None
     if left == 0:
         return page, None
     if scan.reverse:
-        return page, Rest(rest.low, last, left)
-    return page, Rest(last + b"\0", rest.high, left)  # the next key in the order of bytes
+        return page, Rest(rest.low, behind, left, changed)
+    return page, Rest(behind, rest.high, left, changed)
 
 
 class Snapshot:
