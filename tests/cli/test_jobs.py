@@ -85,7 +85,7 @@ def test_ctrl_z_stops_both_and_fg_continues_both(
 def test_at_the_prompt_of_kvi(local: Command, shell: OnTerminal) -> None:
     """Ctrl-Z stops what runs, and `kvi shell`; `fg` goes on with both, and then asks again."""
     shell.type(f"PROMPT_TOOLKIT_NO_CPR=1 {KVI} shell\r")
-    shell.shows("local.db>")
+    shell.shows("sqlite:")
     shell.type(f"lock jobs -- {BEATS}\r")
     beats_on(local.folder)
     shell.type("\x1a")

@@ -69,7 +69,7 @@ def test_prompt(local: Command) -> None:
     """Commands run as they do alone; an exit code is shown; the prompt goes on until Ctrl-D."""
     with Shell(local) as shell:
         shell.ready()
-        shell.asks("local.db>")
+        shell.asks("sqlite:")
         assert shell.run("put greeting 'hello  world'   # no more") == ""
         assert shell.run("kvi get greeting") == "hello  world\n"
         assert json.loads(shell.run("get greeting --json"))["value"] == "hello  world"

@@ -11,7 +11,7 @@ from kvi.capabilities import Capabilities
 from kvi.driver.threads import Threads
 from kvi.feed import Feed, Wake, WatchSpec
 from kvi.flow.scope import Scope
-from kvi.model import Claim, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import Claim, Event, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.primitives import Primitives
 
 
@@ -141,3 +141,6 @@ class Over(Smallest):
 
     def _lock_release(self, claim: Claim, timeout: float) -> bool:
         return self.inner._lock_release(claim, timeout)
+
+    def _get_history(self, key: str, limit: int | None, timeout: float) -> list[Event]:
+        return self.inner._get_history(key, limit, timeout)

@@ -38,6 +38,7 @@ from kvi import derived
 from kvi.capabilities import Capabilities
 from kvi.coroutine import run
 from kvi.errors import KviError, NotSupported
+from kvi.late import imported
 from kvi.living import Living
 from kvi.model import (
     Claim,
@@ -219,11 +220,12 @@ class Primitives(ABC):
     def _get_history(self, key: str, limit: int | None, timeout: float) -> list[Event]:
         """The changes of a key, newest first: the last ``limit`` of all that the store still has.
 
-        Called only where ``watch_history``. ``limit`` is at least 1.
+        Called only where ``watch_history``. ``limit`` is at least 1. Derived from ``_watch``: the
+        first poll that finds nothing is taken for the end. Override it where a poll may find
+        nothing although there is something, and where it can be had faster.
         """
-        raise NotSupported(
-            "this backend does not tell the history of a key (Primitives._get_history)"
-        )
+        changes: list[Event] = imported("kvi.backend.history").changes_of(self, key, limit, timeout)
+        return changes
 
     def _native(self) -> Any:
         """The native client, or ``None``."""

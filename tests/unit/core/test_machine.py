@@ -189,7 +189,7 @@ def _at_length(mutant: Any, said: list[str]) -> Any:
 MUTANTS: list[Any] = [
     _at_length(InclusiveEnd, [".range(", "end=", "# expected: []"]),
     (NothingIsEmpty, ["b''", "# expected: False", "# came:     True"]),
-    (AlwaysDeleted, ["a.delete('a')", "# expected: False", "# came:     True"]),
+    (AlwaysDeleted, [".delete('", "# expected: False", "# came:     True"]),
     _at_length(SameIsNothing, ["a.store('a', ", "# expected: a revision above"]),
     _at_length(LeaseStays, ["a.store('a', ", "list(b.range())", "1.lease.id)]"]),
     _at_length(VersionGoesOn, ["a.delete", "list(b.range())", ", 1, None)]", ", 2, None)]"]),
@@ -255,6 +255,7 @@ class Poor(Smallest):
             store.capabilities,
             watch_history=False,
             snapshot_range=False,
+            read_at_revision=False,
             lock_fair=False,
             key_version=False,
             atomic_range_delete="no",

@@ -131,7 +131,7 @@ class AsyncKvi(AsyncFace):
                     found = await self._do(RangeOp(scan), timeout)
                     return AsyncRangeResult(self, found, scan, timeout)
                 at = scan.revision
-                if at != 0 and self.capabilities.snapshot_range:
+                if at != 0 and (at or self.capabilities.snapshot_range):
                     at = (await self._do(RangeOp(probe_of(scan)), timeout)).revision
                 return AsyncRangeResult(self, RangeResult(at, lambda: ()), scan, timeout)
             except KviError as error:

@@ -2,7 +2,10 @@
 
 The backend gives a function, `OpenChanges`, that opens a source of the changes from a revision on,
 which raises `Compacted` once they are gone. `HistoryFeed` adds the initial state and the resync,
-for which the store's ranges must be snapshots (`snapshot_range`)::
+for which the store's ranges must be snapshots (`snapshot_range`). `changes_of` is the history of
+one key, as `Primitives` has it where nothing else is given.
+
+::
 
     initial=True:   LISTING ──last page handed out──► FOLLOWING
     otherwise:      FOLLOWING
@@ -15,6 +18,7 @@ for yet is in the store, not in memory.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
@@ -29,7 +33,7 @@ from kvi.mutex import Mutex
 if TYPE_CHECKING:
     from kvi.primitives import Primitives
 
-__all__ = ["HistoryFeed", "OpenChanges"]
+__all__ = ["HistoryFeed", "OpenChanges", "changes_of"]
 
 
 class OpenChanges(Protocol):
@@ -47,6 +51,55 @@ class OpenChanges(Protocol):
                 when they went while nobody read them: the watch is then told the present state.
 
         """
+
+
+def changes_of(store: Primitives, key: str, limit: int | None, timeout: float) -> list[Event]:
+    """The last changes of ``key``, newest first, by a watch from the earliest revision on.
+
+    What is there up to the present must be told by one poll after the other: the first that finds
+    nothing is taken for the end.
+    """
+    deadline = monotonic() + timeout
+    span = Span(key, key + "\0")
+    while True:
+        present = HistoryFeed._revision_of(store._range(Scan(span, limit=1), _left(deadline)))
+        found: deque[Event] = deque(maxlen=limit)
+        whole = True
+        with suppress(Compacted):  # meanwhile: look anew
+            feed = _from_the_first(store, span, present, deadline)
+            try:
+                told = 0
+                while told < present and (batch := feed.poll(_left(deadline))) is not None:
+                    found.extend(batch.events)
+                    whole = whole and all(e.type is not EventType.RESYNC for e in batch.events)
+                    told = batch.revision or told
+            finally:
+                feed.close()
+            if whole:
+                return list(reversed(found))
+
+
+def _from_the_first(store: Primitives, span: Span, present: int, deadline: float) -> Feed:
+    """A watch from the first revision on that there still is, found by halves."""
+
+    def watch(start: int) -> Feed:
+        return store._watch(WatchSpec(span, start), _nothing, _left(deadline))
+
+    gone, there = 0, present + 1
+    with suppress(Compacted):
+        return watch(1)  # mostly
+    while there - gone > 1:
+        start = (gone + there) // 2
+        try:
+            watch(start).close()
+            there = start
+        except Compacted:
+            gone = start
+    return watch(there)
+
+
+def _nothing() -> None:
+    pass
 
 
 PAGE = 500  # events of the initial state in a batch

@@ -595,7 +595,7 @@ class Kvi(Face):
     def _nothing(self, scan: Scan, timeout: float | None) -> RangeResult:
         """An empty range, at the store's present revision where ranges have one."""
         revision = scan.revision
-        if revision != 0 and self.capabilities.snapshot_range:
+        if revision != 0 and (revision or self.capabilities.snapshot_range):
             revision = self._do(RangeOp(probe_of(scan)), timeout).revision
         return RangeResult(revision, lambda: ())
 

@@ -1,4 +1,4 @@
-"""The store: nine primitives (`kvi.primitives.Primitives`), and three more, on a journal.
+"""The store: nine primitives (`kvi.primitives.Primitives`), and two more for speed, on a journal.
 
 Everything hard is elsewhere: what a transaction does in `kvi.policy.txn`, what the state is in
 `kvi_directory.state`, who may look at it and when in `kvi_directory.journal`. Locks and temporary
@@ -13,7 +13,7 @@ from kvi.backend.history import HistoryFeed
 from kvi.capabilities import Capabilities
 from kvi.errors import Compacted, LeaseLost
 from kvi.feed import Batch, Feed, Wake, WatchSpec
-from kvi.model import Event, Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.model import Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.txn import Change, choose, perform
 from kvi.primitives import Primitives
 
@@ -79,10 +79,6 @@ class DirectoryKvi(Primitives):
             return Changes(self._journal, span, start, wake, timeout)
 
         return HistoryFeed(self, spec, changes, timeout)
-
-    def _get_history(self, key: str, limit: int | None, timeout: float) -> list[Event]:
-        with self._journal.reading(timeout) as state:
-            return state.since(state.base, Span(key, key + "\0"))[::-1][:limit]
 
     def _lease_grant(self, ttl: float, timeout: float) -> Grant:
         with self._journal.writing(timeout) as state:
