@@ -445,6 +445,10 @@ def test_words_of_lines() -> None:
     assert [(number, words) for number, words in commands(lines)] == [
         (1, ["a", "b\nc", "d"]), (5, ["g", "h"]), (7, ["i", "jk"]), (10, ["l#m"]),
     ]  # fmt: skip
+    ((_, words),) = commands(['put "a', "b\\", "c\\\\", 'd"', ""])
+    assert words == ["put", "a\nbc\\\nd"]
+    ((_, words),) = commands(["put 'a", "b\\", "c'"])
+    assert words == ["put", "a\nb\\\nc"]
     many = ["put k 'first", *('a "quoted" \\ line' for _ in range(20_000)), "last'"]
     ((_, words),) = commands(many)
     assert words[2].count("\n") == 20_001

@@ -60,6 +60,7 @@ class Prompt:
             if app.future is not None and not app.future.done():
                 app.exit(exception=Ended(number))
 
+        # From the handler, in the thread of the loop: it sleeps, and nothing else wakes it.
         app.loop.call_soon_threadsafe(leave)
 
 

@@ -112,7 +112,7 @@ def commands(lines: Iterable[str]) -> Iterator[Line]:
     for number, line in enumerate(lines, 1):
         first = first or number
         begun.append(line)
-        if left in _QUOTES and left not in line:  # it is none of those that end it
+        if left in _QUOTES and left not in line and line[-1:] != "\\":  # it goes on as it was
             begun.append("\n")
             continue
         text, left = scan("".join(begun))
