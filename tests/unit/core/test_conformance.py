@@ -400,6 +400,61 @@ def test_hanging_test_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "Timeout" in result.reason
 
 
+def test_failure_on_no_line(tmp_path: Path) -> None:
+    """What fails at an instruction of no line, as what a signal's handler raises may, is told."""
+    source = """
+        def on_no_line(function):
+            function.__code__ = function.__code__.replace(co_linetable=b"")
+            return function
+
+        @on_no_line
+        def first():
+            raise KeyError("first")
+
+        @on_no_line
+        def second():
+            try:
+                first()
+            finally:
+                raise ValueError("second")
+
+        class TestOwn(Rules):
+            @rule("error.typed")
+            def test_one(self, store):
+                second()
+
+            @rule("error.typed")
+            def test_two(self, store):
+                pass
+    """
+    found = author(tmp_path, OWN, source)
+    one, two = found["TestOwn.test_one[handle]"], found["TestOwn.test_two[handle]"]
+    assert (one.outcome, one.message) == ("fail", "ValueError: second")
+    assert two.outcome == "pass"
+
+
+@pytest.mark.timeout(60)
+def test_long_lists_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told by the first that differ, at once, also where all differences are wanted."""
+    monkeypatch.setenv("CI", "1")
+    source = """
+        class TestOwn(Rules):
+            @rule("error.typed")
+            def test_own(self, store):
+                found = [f"{i}" * 3 for i in range(3000)]
+                assert [x + "!" if i % 7 == 5 else x for i, x in enumerate(found)] == found
+
+            @rule("error.typed")
+            def test_short(self, store):
+                assert [1, 2] == [1, 3]
+    """
+    found = author(tmp_path, OWN, source)
+    message = found["TestOwn.test_own[handle]"].message
+    assert "3000 and 3000 long, and from index 5:" in message
+    assert "['555!', '666', '777'] != ['555', '666', '777']" in message
+    assert "At index 1 diff: 2 != 3" in found["TestOwn.test_short[handle]"].message
+
+
 @pytest.mark.slow
 def test_more_tests_beside_a_conftest(tmp_path: Path) -> None:
     """A file of tests that is run too may have a conftest.py with its fixtures."""

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from inspect import isfunction
+from types import TracebackType
 
 import pytest
 
@@ -25,6 +26,9 @@ from kvi.conformance.trace import TRACE
 from kvi.uri import StoreUri
 
 _EXPLAINS = "kvi-conformance"
+
+LONG = 100
+"""Items of a sequence of which a failed assertion shows no more than the first that differ."""
 
 UNKNOWN = "unknown:"
 """How the message of a test begins whose check came to no end."""
@@ -40,10 +44,31 @@ def ensure(config: pytest.Config) -> None:
 class _Explains:
     """Adds to the report of a test what it checked, and if it failed, its history."""
 
+    def __init__(self) -> None:
+        self._checks = False  # is a test of the suite under way?
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
+        self._checks = isinstance(item, pytest.Function) and bool(rules_of(item.function))
+        try:
+            return (yield)
+        finally:
+            self._checks = False
+
+    def pytest_assertrepr_compare(self, op: str, left: object, right: object) -> list[str] | None:
+        if not self._checks or op != "==":
+            return None
+        for kind in (list, tuple, bytes, str):
+            if isinstance(left, kind) and isinstance(right, kind):
+                return first_difference(left, right)
+        return None
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        if call.excinfo:
+            only_lines(call.excinfo.value)
         report = yield
         if not isinstance(item, pytest.Function) or not (names := rules_of(item.function)):
             return report
@@ -58,6 +83,48 @@ class _Explains:
             told = "\n".join(f"{name}: {RULES[name].text}" for name in names)
             report.sections.append(("rules of the contract", told))
         return report
+
+
+def first_difference(left: Sequence[object], right: Sequence[object]) -> list[str] | None:
+    """Where two long sequences differ first; None if both are short.
+
+    All differences are what pytest itself shows where `CI` is set, or with `-v`. It looks for them
+    for minutes where there are a thousand, and the test counts as one that hangs.
+    """
+    if max(len(left), len(right)) <= LONG:
+        return None
+    pairs = enumerate(zip(left, right, strict=False))
+    at = next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))
+    shown = slice(at, at + 3)
+    return [
+        f"{len(left)} and {len(right)} long, and from index {at}:",
+        f"{left[shown]!r} != {right[shown]!r}",
+    ]
+
+
+def only_lines(error: BaseException) -> None:
+    """Take out of its traceback, and of those behind it, what is on no line of the source.
+
+    A signal's handler can strike at an instruction that CPython counts to no line, and pytest
+    cannot show such an entry: it would end the run where a test hangs.
+    """
+    behind: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while behind:
+        if (shown := behind.pop()) is None or id(shown) in seen:
+            continue
+        seen.add(id(shown))
+        behind += [shown.__cause__, shown.__context__]
+        kept = shown.__traceback__ = _on_a_line(shown.__traceback__)
+        while kept is not None:
+            kept.tb_next = _on_a_line(kept.tb_next)
+            kept = kept.tb_next
+
+
+def _on_a_line(entry: TracebackType | None) -> TracebackType | None:
+    while entry is not None and entry.tb_lineno is None:
+        entry = entry.tb_next
+    return entry
 
 
 def _unanswered(item: pytest.Function, error: BaseException) -> str:
