@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sqlite3
@@ -398,6 +399,24 @@ def test_log_is_bounded_without_readers(path: Path, store: kvi.Kvi) -> None:
         store.store(f"k{number % 7}", b"v" * 1024 * 1024)
         longest = max(longest, wal(path).stat().st_size)
     assert longest < 4 * schema.WAL_KEPT
+
+
+def test_log_begins_anew_beside_a_busy_writer(path: Path, store: kvi.Kvi) -> None:
+    """Long before it has to be cut off: to write over it takes less than to let it grow."""
+
+    def beginnings() -> int:
+        return int.from_bytes(wal(path).read_bytes()[12:16])  # of SQLite's own file format
+
+    store.ping()
+    first, number = beginnings(), itertools.count()
+
+    def has_begun_anew() -> bool:
+        for _ in range(100):
+            store.store(f"k{next(number) % 100}", b"v" * 100)
+        assert wal(path).stat().st_size < schema.WAL_KEPT // 2
+        return beginnings() > first + 2
+
+    until(has_begun_anew)
 
 
 def test_first_call_on_a_long_log_keeps_its_time_out(

@@ -2,11 +2,12 @@
 
 *What.* Entries whose lease has ended become events (`kvi_sqlite.leases`). Events that count as gone
 are deleted. The write-ahead log is copied into the file (a *checkpoint*), which SQLite would do
-within some commit, however long it takes. The log can begin anew only at a moment without readers:
-beside some that take turns it grows for ever. So once it is longer than `schema.WAL_KEPT` and
-nearly all of it has been copied, the rest is copied with the writers held off, and readers are
-awaited for `LOG_PATIENCE`. (One that stays, a range half read, cannot be helped: the next try is
-after `LOG_PAUSE`.)
+within some commit, however long it takes. When nearly all of it has been copied, the rest is, with
+the writers held off: then the next of them begins the log anew, over what is there. That takes the
+disk half as long as a log that grows, which it does for ever beside a busy writer. The log can
+begin anew only at a moment without readers: beside some that take turns it grows as well. So once
+it is longer than `schema.WAL_KEPT` it is cut off, and readers are awaited for `CUT_PATIENCE`. (One
+that stays, a range half read, cannot be helped: the next try is after `CUT_PAUSE`.)
 
 *When.* A handle's own commits tell that there may be something to do, and so does the file when it
 is opened, of what a process left that has died. All that there is to do is written in the file, and
@@ -43,7 +44,7 @@ ROWS, BYTES = 128, 1024 * 1024  # of a statement, however large one value is
 PORTION = 4 * BYTES
 PATIENCE = 0.5  # seconds for getting at the file
 PAUSE = 0.25  # seconds until the next try after a failure
-LOG_PATIENCE, LOG_PAUSE = 0.050, 1.0
+CUT_PATIENCE, CUT_PAUSE = 0.050, 1.0
 NEARLY = 1000  # pages of the log that are copied while writers are held off: some milliseconds
 
 _log = logging.getLogger("kvi")
@@ -61,7 +62,7 @@ class Upkeep:
         self._last = False  # the round that is under way is the last one
         self._news = threading.Event()
         self._ended = 0.0  # when the last portion did
-        self._next_restart = 0.0
+        self._next_cut = 0.0
         pool.chores = self.poke
 
     # -- for the handle ---------------------------------------------------------------------------
@@ -153,7 +154,7 @@ class Upkeep:
         return more
 
     def _copy_log(self) -> None:
-        """Copy the log into the file if it has grown, and let it begin anew if it is long."""
+        """Copy the log into the file if it has grown, so that it begins anew."""
         pool = self._pool
         if not pool.log_grew():
             return
@@ -163,15 +164,13 @@ class Upkeep:
             _, pages, copied = pool.read(_copy, monotonic() + PATIENCE)
             if pages - copied <= NEARLY or self._stopped:
                 break
-        moment = monotonic()
-        if (
-            pool.log_size() > schema.WAL_KEPT
-            and pages - copied <= NEARLY
-            and moment >= self._next_restart
-        ):
-            with pool.writers.place(pool, moment + PATIENCE):
-                if pool.read(_restart, moment + PATIENCE):
-                    self._next_restart = moment + LOG_PAUSE
+        if pages - copied <= NEARLY and not self._stopped:
+            deadline = monotonic() + PATIENCE
+            with pool.writers.place(pool, deadline):
+                if pool.log_size() <= schema.WAL_KEPT or monotonic() < self._next_cut:
+                    pool.read(_copy, deadline)
+                elif pool.read(_cut, deadline):
+                    self._next_cut = monotonic() + CUT_PAUSE
         pool.log_copied()
 
 
@@ -200,10 +199,10 @@ def _copy(connection: Connection) -> tuple[int, int, int]:
         return found
 
 
-def _restart(connection: Connection) -> bool:
-    """Copy the rest of the log and let it begin anew; whether somebody was in the way."""
+def _cut(connection: Connection) -> bool:
+    """Copy the rest of the log and cut it off; whether somebody was in the way."""
     with _Yielding(connection):
-        connection.execute(f"PRAGMA busy_timeout = {int(LOG_PATIENCE * 1000)}")
+        connection.execute(f"PRAGMA busy_timeout = {int(CUT_PATIENCE * 1000)}")
         busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         connection.execute("PRAGMA busy_timeout = 0")
         return bool(busy)
