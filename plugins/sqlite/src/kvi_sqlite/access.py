@@ -42,11 +42,17 @@ class Access:
                 # Not asked anew: where leases end all the time, no read would come to an end.
                 moment = self.sweep(deadline)
 
-    def write(self, work: Callable[[Connection], tuple[T, bool]], deadline: float) -> T:
+    def write(
+        self,
+        work: Callable[[Connection], tuple[T, bool]],
+        deadline: float,
+        *,
+        small: bool = False,
+    ) -> T:
         """Run ``work`` as `Pool.write` does; it sweeps by itself, or raises `Expired`."""
         while True:
             try:
-                return self._pool.write(work, deadline)
+                return self._pool.write(work, deadline, small=small)
             except Expired:
                 self.sweep(deadline)
 

@@ -73,7 +73,7 @@ from kvi.living import Living
 from kvi_sqlite import leftovers, schema
 from kvi_sqlite.errors import CLOSED, is_passing, translate
 from kvi_sqlite.readers import Reading, may_write, reading
-from kvi_sqlite.writers import WriterQueue
+from kvi_sqlite.writers import Place, WriterQueue
 
 T = TypeVar("T")
 
@@ -84,6 +84,8 @@ COMMITS = 256  # until then, too: beyond its first round, a log is written over 
 LOG_CLOSED = 128 * 1024 * 1024  # bytes of the longest log that is copied when the file is closed
 STEPS = 50_000  # of SQLite's machine between looks at the budget: about a millisecond
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.020  # seconds; a commit takes 0.1 to 10 ms
+TOGETHER = 64  # pieces of others in one commit: some milliseconds
+IN_HAND = 0.1  # seconds that a head has left when it does one more of them
 
 Identity = tuple[int, int]
 
@@ -355,14 +357,40 @@ class Pool:
         deadline: float,
         *,
         synced: bool = True,
+        small: bool = False,
     ) -> T:
         """Run ``work`` in a write transaction; it returns its result and whether it wrote.
 
-        If it did not, or raised, the transaction is undone. If not ``synced``, the loss of power
-        may undo it too.
+        If it did not, or raised, what it did is undone. If not ``synced``, the loss of power may
+        undo it too. If it is ``small``, and others write, it may share their transaction, and may
+        be run more than once.
         """
         writers = self._writers or self.writers
-        with writers.place(self, deadline):
+        place = writers.place(self, deadline, work if small and synced else None)
+        with place:
+            if place.done:
+                if place.error is not None:
+                    raise place.error
+                shared: T = place.result
+                return shared
+            result, wrote = self._lead(work, deadline, writers, synced=synced)
+            if wrote:
+                for tell in writers.listeners:
+                    tell()
+            return result
+
+    def _lead(
+        self,
+        work: Callable[[Connection], tuple[T, bool]],
+        deadline: float,
+        writers: WriterQueue,
+        *,
+        synced: bool,
+    ) -> tuple[T, bool]:
+        """Run ``work`` at the head of the queue, and if it wrote, that of those behind it too."""
+        alone = not synced
+        while True:
+            group: list[Place] = []
             connection = self._begin(deadline, synced)
             committing = False
             try:
@@ -370,18 +398,27 @@ class Pool:
                 self._running[get_ident()] = connection
                 self._check_files(connection)
                 result, wrote = work(connection)
-                if wrote:
+                if not wrote:
+                    connection.execute("ROLLBACK")
+                else:
+                    if not alone:
+                        self._take_along(connection, writers, group, deadline)
                     committing = True
                     self._commit(connection, deadline)
-                else:
-                    connection.execute("ROLLBACK")
+                    writers.end(group)
             except sqlite3.Error as error:
                 self.discard(connection)
+                if group and not committing:  # not by its own work
+                    writers.untake(group)
+                    alone = True
+                    continue
+                self._tell_failure(error, writers, group)
                 raise translate(
                     error, self.path, committing=committing, closing=self.closing
                 ) from error
             except BaseException:
                 self._restore(connection)
+                writers.untake(group)
                 raise
             finally:
                 self._running.pop(get_ident(), None)
@@ -393,9 +430,36 @@ class Pool:
                 self._commits += 1
                 if chores or self.log_grew():
                     self.chores()
-                for tell in writers.listeners:
-                    tell()
-            return result
+            return result, wrote
+
+    def _take_along(
+        self, connection: Connection, writers: WriterQueue, group: list[Place], deadline: float
+    ) -> None:
+        """Do the work of those behind the head, in its transaction."""
+        while len(group) < TOGETHER and monotonic() < deadline - IN_HAND:
+            place = writers.take(self, len(group))
+            if place is None:
+                return
+            group.append(place)
+            assert place.work is not None  # or it would not have been taken
+            changes = connection.total_changes
+            try:
+                place.result, place.wrote = place.work(connection)
+            except sqlite3.Error:
+                raise
+            except Exception as error:  # noqa: BLE001  (who waits for it gets it)
+                place.error = error
+            if not place.wrote and connection.total_changes != changes:
+                raise _Spoiled  # by what is to be undone
+
+    def _tell_failure(self, error: sqlite3.Error, writers: WriterQueue, group: list[Place]) -> None:
+        """A commit failed: so did the writes in it, and the others are to be done anew."""
+        wrote = [place for place in group if place.wrote]
+        for place in wrote:
+            place.error = translate(error, self.path, committing=True, closing=self.closing)
+            place.error.__cause__ = error
+        writers.end(wrote)
+        writers.untake([place for place in group if not place.wrote])
 
     def _begin(self, deadline: float, synced: bool) -> Connection:
         pause: Pause | None = None
@@ -626,6 +690,10 @@ class Pool:
             _keep_for_ever(connection)
             if connection.identity is not None:
                 _inherited.add(connection.identity)
+
+
+class _Spoiled(sqlite3.Error):
+    """Work that is to be undone was done for others, in a transaction that is not to be."""
 
 
 class _Opening:

@@ -53,6 +53,7 @@ from kvi_sqlite.upkeep import Upkeep
 from kvi_sqlite.watching import Watcher
 
 MAX_KEY = 1024 * 1024
+FEW, SMALL = 16, 64 * 1024  # operations, and bytes of values, that others may wait for
 ROW_OVERHEAD = 1024  # the header and the integers of a row take less than 100 bytes
 
 
@@ -193,7 +194,7 @@ class SqliteKvi(Primitives):
             trim(connection, revision, self._history)
             return revision, True
 
-        return self._access.write(work, monotonic() + timeout)
+        return self._access.write(work, monotonic() + timeout, small=len(value) <= SMALL)
 
     def _delete(self, key: str, timeout: float) -> bool:
         name = key.encode()
@@ -207,7 +208,7 @@ class SqliteKvi(Primitives):
             trim(connection, revision, self._history)
             return True, True
 
-        return self._access.write(work, monotonic() + timeout)
+        return self._access.write(work, monotonic() + timeout, small=True)
 
     def _delete_range(self, span: Span, timeout: float) -> int:
         low, high = bounds(span)
@@ -228,7 +229,9 @@ class SqliteKvi(Primitives):
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
         deadline = monotonic() + timeout
         if any(isinstance(op, (Put, Delete)) for op in (*txn.then, *txn.otherwise)):
-            return self._access.write(lambda connection: self._writing(connection, txn), deadline)
+            return self._access.write(
+                lambda connection: self._writing(connection, txn), deadline, small=_is_small(txn)
+            )
         return self._access.read(
             lambda connection, moment: _reading(connection, txn, moment), deadline
         )
@@ -258,7 +261,7 @@ class SqliteKvi(Primitives):
         def work(connection: Connection) -> tuple[int, bool]:
             return leases.grant(connection, ttl), True
 
-        return Grant(self._pool.write(work, monotonic() + timeout), ttl)
+        return Grant(self._pool.write(work, monotonic() + timeout, small=True), ttl)
 
     def _leases(
         self, ids: Collection[int] | None, span: Span | None, timeout: float
@@ -321,7 +324,7 @@ class SqliteKvi(Primitives):
             trim(connection, revision, self._history)
             return _place(connection, name, lease, revision, revision), True
 
-        return self._access.read(look, deadline) or self._access.write(claim, deadline)
+        return self._access.read(look, deadline) or self._access.write(claim, deadline, small=True)
 
     # -- watches ----------------------------------------------------------------------------------
 
@@ -365,6 +368,13 @@ class _State:
             row = self._connection.execute(schema.GET, (key.encode(),)).fetchone()
             entry = self._seen[key] = None if row is None else KeyValue(key, *row)
             return entry
+
+
+def _is_small(txn: Txn) -> bool:
+    """Whether it takes no longer than a put of one entry may."""
+    ops = (*txn.then, *txn.otherwise)
+    size = sum(len(op.value) for op in ops if isinstance(op, Put))
+    return len(ops) + len(txn.when) <= FEW and size <= SMALL
 
 
 def _reading(connection: Connection, txn: Txn, moment: float) -> TxnResult:
