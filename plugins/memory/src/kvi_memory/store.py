@@ -81,6 +81,9 @@ class MemoryKvi(Primitives):
         with state.lock:
             return state.replace(key, value)  # a key that is there is a good one
 
+    def _short_range(self, scan: Scan) -> tuple[int, list[KeyValue]] | None:
+        return None if self.forked else self._read_range(scan)
+
     def _get(self, key: str, timeout: float) -> KeyValue | None:
         state = self._state
         with state.lock:
@@ -88,6 +91,10 @@ class MemoryKvi(Primitives):
             return state.read(key)
 
     def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        revision, page = self._read_range(scan)
+        return RangeResult(revision, lambda: (page,))
+
+    def _read_range(self, scan: Scan) -> tuple[int, list[KeyValue]]:
         state = self._state
         with state.lock:
             state.finish()
@@ -99,7 +106,7 @@ class MemoryKvi(Primitives):
                 page = list(map(state.entries.__getitem__, islice(keys, scan.limit)))
         if scan.keys_only:
             page = [entry._replace(value=None) for entry in page]
-        return RangeResult(revision, lambda: (page,))
+        return revision, page
 
     def _past(self, scan: Scan, revision: int) -> list[KeyValue]:
         """The entries of ``scan`` as they were at ``revision``. Holds the lock."""
