@@ -249,7 +249,8 @@ class Cache(Generic[K, V]):
         with self._mutex:
             run = self._pass
             if run is None or not run.before:
-                return [self._wants(name, revision, loading=True) for name, revision in page]
+                slots, wants = self._slots, self._wants
+                return [n not in slots or wants(n, revision, loading=True) for n, revision in page]
             news = []
             for name, revision in page:
                 if name in run.before:
@@ -260,8 +261,13 @@ class Cache(Generic[K, V]):
     def learn_page(self, entities: Iterable[tuple[str, K, Known[V]]]) -> None:
         """While loading: these were there, says a page."""
         with self._mutex:
+            slots = self._slots
+            plain = not (self._tombstones or self._bad)
             for name, id, known in entities:
-                self._learn(name, id, known, loading=True)
+                if plain and name not in slots:
+                    slots[name] = Slot(id, name, known)
+                else:
+                    self._learn(name, id, known, loading=True)
 
     def forget(self, name: str, revision: int) -> None:
         """An entity was deleted, at this revision."""

@@ -46,6 +46,7 @@ Progress = Callable[[int], Awaitable[object]]
 _log = logging.getLogger("kvi.loader")
 _STEP = 1000  # entities between two calls of a progress function
 _PAUSE = 0.01  # seconds between looks whether another load is over
+_FEW = 8  # entities between two looks at the clock
 _TURN = 0.005  # seconds of decoding, after which others have a turn
 
 
@@ -142,13 +143,13 @@ class LoaderFlow(Generic[K, V]):
                     for start in range(0, len(page), _STEP):
                         part = page[start : start + _STEP]
                         good: list[tuple[str, K, Known[V]]] = []
-                        for entry, name in self._news(part):
+                        for nth, (entry, name) in enumerate(self._news(part)):
                             decoded = self._decode(name, entry)
                             if isinstance(decoded, BadRecord):
                                 bad.append(decoded)
                             else:
                                 good.append((name, *decoded))
-                            if now() > turn:
+                            if nth % _FEW == 0 and now() > turn:
                                 await port.sleep(0)
                                 turn = now() + _TURN
                         if not run.overtaken:
@@ -221,7 +222,7 @@ class LoaderFlow(Generic[K, V]):
     def _decode(self, name: str, entry: KeyValue) -> tuple[K, Known[V]] | BadRecord:
         """The entity, or what is wrong with it."""
         try:
-            return self.records.decode(entry)
+            return self.records.decode(name, entry)
         except BadRecord as error:
             self.records.cache.spoil(name, error, entry.revision)
             _log.warning("a record is left out: %s", error)
@@ -238,7 +239,7 @@ class LoaderFlow(Generic[K, V]):
                 entities[name] = (records.id_of(known.value), known)
                 continue
             try:
-                entities[name] = records.decode(entry)
+                entities[name] = records.decode(name, entry)
             except BadRecord as error:
                 bad[name] = (error, entry.revision)
                 _log.warning("a record is left out: %s", error)

@@ -145,37 +145,33 @@ class Records(Generic[K, V]):
             raise
         return data
 
-    def decode(self, entry: KeyValue) -> tuple[K, Known[V]]:
-        """An entry as an entity; raises `BadRecord`."""
+    def decode(self, name: str, entry: KeyValue) -> tuple[K, Known[V]]:
+        """An entry as the entity of this name; raises `BadRecord`."""
         assert entry.value is not None
         try:
-            try:
-                record = self._codec.decode(entry.value)
-                entity: V = record if self._unpack is None else self._unpack(record)
-                id = self.id_of(entity)
-                name = self._written(id)
-                own = self.prefix + name
-                if own != entry.key or not name:  # then it may be none
-                    own = self.key_of(self.name_of(id))
-            except BadRecord:
-                raise
-            except Exception as error:
-                raise BadRecord(f"no entity can be made of it: {error!r}") from error
-            if own != entry.key:
+            record = self._codec.decode(entry.value)
+            entity: V = record if self._unpack is None else self._unpack(record)
+            id = self.id_of(entity)
+            if self._written(id) != name or not name:
+                own = self.key_of(self.name_of(id))  # if it is one at all
                 raise BadRecord(f"it says that it belongs under {own!r}")
-        except BadRecord as error:
-            error.located("decode", entry.key, self.scope.uri)
-            raise
+        except Exception as error:
+            if isinstance(error, BadRecord):
+                error.located("decode", entry.key, self.scope.uri)
+                raise
+            bad = BadRecord(f"no entity can be made of it: {error!r}")
+            raise bad.located("decode", entry.key, self.scope.uri) from error
         return id, tuple.__new__(Known, (entity, entry.revision))
 
     def decoded(self, entry: KeyValue | None) -> tuple[K, Known[V]] | None:
         """What its holder has found of an entity; a `BadRecord` is noted, and raised."""
         if entry is None:
             return None
+        name = entry.key.removeprefix(self.prefix)
         try:
-            return self.decode(entry)
+            return self.decode(name, entry)
         except BadRecord as error:
-            self.cache.spoil(entry.key.removeprefix(self.prefix), error, entry.revision)
+            self.cache.spoil(name, error, entry.revision)
             raise
 
     def want(self, id: K, timeout: float | None) -> Wanted[K, V]:
