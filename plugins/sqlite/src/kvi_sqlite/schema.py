@@ -183,6 +183,7 @@ UPSERT = """
 """
 DELETE = "DELETE FROM entries WHERE key = ?"
 DELETE_RANGE = f"DELETE FROM entries WHERE key >= ? AND key < ? AND {_THERE}"  # noqa: S608
+EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
 EVENT_OF_UPSERT = """
     INSERT INTO events (id, revision, key, create_revision, version, lease, value)
     SELECT ?1, revision, key, create_revision, version, lease, value FROM entries WHERE key = ?2

@@ -387,16 +387,30 @@ def _reading(connection: Connection, txn: Txn, moment: float) -> TxnResult:
 
 
 def _apply(connection: Connection, changes: tuple[Change, ...], revision: int) -> None:
-    for event, change in enumerate(changes, first_id(revision)):
-        name = change.key.encode()
-        new = change.new
+    """Write the changes of a transaction, which has each key once; so their order is free."""
+    undone: list[tuple[object, ...]] = []
+    deleted: list[tuple[object, ...]] = []
+    written: list[tuple[object, ...]] = []
+    events: list[tuple[object, ...]] = []
+    for event, (key, old, new) in enumerate(changes, first_id(revision)):
+        name = key.encode()
+        if old is not None:
+            undone.append((event, name))
         if new is None:
-            _delete(connection, event, revision, name)
+            deleted.append((name,))
+            events.append((event, revision, name, None, None, None, None))
         else:
-            assert new.value is not None  # it is to be written
-            if change.old is not None:
-                connection.execute(schema.UNDO, (event, name))
-            _put(connection, event, revision, name, new.lease, new.value)
+            _, value, _, created, version, lease = new
+            written.append((name, revision, lease, value))
+            events.append((event, revision, name, created, version, lease, value))
+    for statement, rows in (
+        (schema.UNDO, undone),  # before what it would undo
+        (schema.DELETE, deleted),
+        (schema.UPSERT, written),
+        (schema.EVENT, events),
+    ):
+        if rows:
+            connection.executemany(statement, rows)
 
 
 def _put(
