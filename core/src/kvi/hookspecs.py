@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -26,6 +25,9 @@ from kvi.errors import KviError
 from kvi.options import Option
 from kvi.primitives import Primitives
 from kvi.uri import StoreUri
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "INTERFACE",

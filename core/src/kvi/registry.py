@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pluggy
 
@@ -183,6 +182,8 @@ def back_up(uri: str, target: str | os.PathLike[str], *, replace: bool = False) 
     Raises `NotSupported` where the plugin cannot, `InvalidArgument` for a part of a store or a
     target that is there (unless ``replace``), and what reading the store does.
     """
+    from pathlib import Path  # as late as it can be: it takes a while
+
     shown = None
     try:
         parsed = StoreUri.parse(uri)
