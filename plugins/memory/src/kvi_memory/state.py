@@ -31,7 +31,9 @@ the block when an exception comes at its jump backward, and the lock would stay 
 its keys; a watch that was not woken has missed nothing, however far the history has moved on.
 
 *Leases* end by the clock. Whatever names a lease that is past its deadline finds it gone, and the
-reaper, a thread that lives as long as there are leases, deletes its keys, in one commit.
+reaper, a thread that lives as long as there are leases, deletes its keys, in one commit. It has
+their deadlines in a heap (Williams, 1964), and looks at those that are over: a lease that was
+renewed goes back with its new one, and one that has ended is skipped.
 
 The data is one per name and process, and outlives every handle. A forked child has a copy of its
 own, as of everything in memory, with new locks. The parent's watches are not the child's, and its
@@ -45,6 +47,7 @@ import os
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from heapq import heapify, heappop, heappush, heapreplace
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -96,6 +99,7 @@ class MemoryState:
 
     __slots__ = (
         "_bytes",
+        "_due",
         "_keys",
         "_leases",
         "_nudges",
@@ -117,6 +121,7 @@ class MemoryState:
         self.history: deque[_Commit] = deque()
         self._bytes = 0  # counted since the beginning, also of what the history no longer has
         self._leases: dict[int, _Lease] = {}
+        self._due: list[tuple[float, int]] = []  # of each lease a deadline, no later than its own
         self.forked()
 
     def forked(self) -> None:
@@ -282,7 +287,14 @@ class MemoryState:
         while (lease := int.from_bytes(os.urandom(8)) >> 2) in self._leases or not lease:
             pass
         granted = _Lease(ttl)
-        self.reap()  # before there is anything to reap: the reaper waits for the lock
+        if len(self._due) > 2 * len(self._leases) + 64:  # most are of leases that have ended
+            due = [(found.deadline, id) for id, found in self._leases.items()]
+            heapify(due)
+            self._due = due
+        first = (granted.deadline, lease)
+        heappush(self._due, first)
+        if self._due[0] is first or not self._reaping:
+            self.reap()  # before there is anything to reap: the reaper waits for the lock
         self._leases[lease] = granted
         return lease
 
@@ -321,7 +333,8 @@ class MemoryState:
         found = self._leases.get(lease)
         if found is None:
             return
-        self._nudges.put(None)
+        if len(self._leases) == 1:
+            self._nudges.put(None)  # the reaper can go
         changes = tuple(Change(key, self.entries[key], None) for key in sorted(found.keys))
         if changes:
             self.commit(changes, lease)
@@ -352,15 +365,28 @@ class MemoryState:
         while True:
             with self.lock:
                 self.finish()
-                moment = now()
-                for lease in [k for k, v in self._leases.items() if v.deadline <= moment]:
-                    self.end(lease)
-                if not self._leases:
+                soonest = self._end_due()
+                if soonest is None:
                     self._reaping = False
                     return
-                soonest = min(found.deadline for found in self._leases.values())
             with suppress(Empty):
                 self._nudges.get(timeout=min(max(0.0, soonest - now()), 3600))
+
+    def _end_due(self) -> float | None:
+        """End the leases that are due; when the next may be, if there is one. Holds the lock."""
+        due, moment = self._due, now()
+        while due:
+            deadline, lease = due[0]
+            found = self._leases.get(lease)
+            if found is None:
+                heappop(due)
+            elif found.deadline > deadline:  # renewed meanwhile
+                heapreplace(due, (found.deadline, lease))
+            elif deadline > moment:
+                return deadline
+            else:
+                self.end(lease)
+        return None
 
 
 def _weight(change: Change) -> int:
