@@ -5,10 +5,11 @@ PLUGINS := memory sqlite etcd consul
 PROJECTS := pyproject.toml core/pyproject.toml $(PLUGINS:%=plugins/%/pyproject.toml)
 PYTEST := $(BIN)/python -m pytest -q
 SERVERS := $(BIN)/python -m tests.servers
+CHARTS := $(BIN)/python -m pip install -q --disable-pip-version-check --group charts
 # Tests start thousands of processes. Where an environment forbids bytecode, each would compile all.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test check lint types conformance reports simulate soak bench bench-check proto fresh clean
+.PHONY: help demo test check lint types conformance reports simulate soak bench growth bench-check proto fresh clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +51,14 @@ soak: .venv/ready ## long torture and repetition
 bench: .venv/ready ## kvi beside the least work that could do the job, and its peers
 	@mkdir -p build
 	$(SERVERS) --fast -- $(BIN)/python -m benchmarks --json build/bench.json
+	@$(CHARTS)
 	$(BIN)/python -m benchmarks.page build/bench.json
+
+growth: .venv/ready ## how calls and memory grow with what there is: half an hour
+	@mkdir -p build
+	$(SERVERS) --fast -- $(BIN)/python -m benchmarks.growing --json build/growth.json
+	@$(CHARTS)
+	$(BIN)/python -m benchmarks.growing --page build/growth.json
 
 bench-check: .venv/ready ## what of the last make bench falls short of its target
 	@test -e build/bench.json || { echo "run make bench first" >&2; exit 2; }

@@ -4,22 +4,31 @@ Of each subject so many are made in one process, in steps of ten; after each ste
 made, and their median is told. A call that has to look at everything would cost ten times as much
 at each step; aimed at is that none grows faster than the logarithm of the number.
 
-`python -m benchmarks.growing SUBJECT URI` prints a line of JSON for each step. Memory is what the
-process holds more than before the first step, where Linux's ``/proc`` tells.
+`python -m benchmarks.growing --json FILE` measures every subject on every store, each in a process
+of its own, and takes the servers from ``KVI_TEST_ETCD`` and ``KVI_TEST_CONSUL``; given a SUBJECT
+and a URI, it prints a line of JSON for each step of that one. `--page FILE` writes docs/growth.md
+from what was measured. Memory is what the process holds more than before the first step, where
+Linux's ``/proc`` tells.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import json
 import math
+import os
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import groupby
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -27,7 +36,12 @@ import kvi
 import kvi.aio
 from kvi.recipes import Group, Queue
 
+from benchmarks import charts
 from benchmarks.growth import STATUS, memory
+from benchmarks.machine import versions
+from benchmarks.report import shown
+
+PAGE = Path(__file__).parents[1] / "docs" / "growth.md"
 
 _CALLS = 100  # of each kind after each step
 _LONGEST = 2.0  # seconds of them, if that is shorter
@@ -44,10 +58,12 @@ class Subject:
 
     Attributes:
         sizes: how many there are after each step.
+        on_consul: the most that are made there.
 
     """
 
     sizes: tuple[int, ...] = (10, 100, 1_000, 10_000)
+    on_consul = 1_000_000
 
     def __init__(self, uri: str) -> None:
         self.stack = ExitStack()
@@ -130,7 +146,7 @@ class Members(Subject):
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
-        self._group = Group(self.store, "growing", ttl=_TTL)
+        self._group = Group(self.store, "growing lock", ttl=_TTL)
         self._members: list[object] = []
 
     def grow(self, first: int, last: int) -> None:
@@ -145,7 +161,7 @@ class Jobs(Subject):
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
-        self._queue = Queue(self.store, "growing")
+        self._queue = Queue(self.store, "growing queue")
 
     def grow(self, first: int, last: int) -> None:
         for number in range(first, last):
@@ -163,6 +179,8 @@ class Jobs(Subject):
 
 class Waiting(Subject):
     """Tasks that wait for one lock; the one that has it hands it over."""
+
+    on_consul = 100
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
@@ -182,7 +200,7 @@ class Waiting(Subject):
         await self._handle.close()
 
     async def _wait(self, lined_up: asyncio.Event) -> None:
-        lock = self._handle.lock("growing", ttl=_TTL)
+        lock = self._handle.lock("growing lock", ttl=_TTL)
         lined_up.set()
         await lock.acquire(None)
         goes = asyncio.Event()
@@ -199,7 +217,9 @@ class Waiting(Subject):
         for event in begun:
             await event.wait()
         want, deadline = len(self._tasks), time.monotonic() + 10 * _PATIENCE
-        while (await self._handle.count(prefix="growing/")) < want:
+        if not self._handle.capabilities.lock_fair:  # there is no line
+            return
+        while (await self._handle.count(prefix="growing lock/")) < want:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
 
@@ -258,23 +278,128 @@ def _median(call: Callable[[], object]) -> float:
     return statistics.median(took)
 
 
-def growth(lines: list[dict[str, Any]], name: str) -> float:
+def faster_than_logarithm(lines: Sequence[Mapping[str, Any]], name: str) -> float:
     """How many times as fast as the logarithm of the number a call has grown; aimed at is 1."""
     first, last = lines[0], lines[-1]
     logarithm = math.log(last["number"]) / math.log(first["number"])
     return float(last["seconds"][name] / first["seconds"][name] / logarithm)
 
 
+# -- all of them ----------------------------------------------------------------------------------
+
+_HEAD = """# Growth
+
+Made by `make growth`, on one machine with two cores; nothing here is a promise. So many keys,
+watches, leases and so on are made in one process; then some calls are made beside them, and their
+median is told. What has to look at everything would take ten times as long at each step.
+
+*Growth* is how many times as long the call takes beside the most as beside the fewest, and what
+the logarithm of their numbers would allow. *Memory* is what the process of the program has grown
+by; that of a server is its own affair.
+
+![Cost of a call by what is there](images/growth.svg)
+"""
+_NOTES = """## What is in the figures
+
+- A group's members and waiting jobs are keys with leases; who waits for a lock has a lease too.
+- On Consul a lock is one key, for which all who wait try again when it is free: there a hand-over
+  takes as long as there are who wait, and only so many are measured.
+"""
+
+
 def main(argv: list[str]) -> int:
-    """Measure one subject on one store."""
-    name, uri, most = argv[0], argv[1], int(argv[2]) if len(argv) > 2 else sys.maxsize
-    subject = SUBJECTS[name](uri)
-    try:
-        for line in measure(subject, [size for size in subject.sizes if size <= most]):
-            print(json.dumps(line), flush=True)
-    finally:
-        subject.close()
+    """Measure one subject on one store, or all; or write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growing")
+    parser.add_argument("subject", nargs="?", choices=SUBJECTS)
+    parser.add_argument("uri", nargs="?")
+    parser.add_argument("--most", type=int, default=sys.maxsize, help="leave larger numbers out")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--page", type=Path, metavar="FILE")
+    options = parser.parse_args(argv)
+    if options.page:
+        found = json.loads(options.page.read_text())
+        PAGE.write_text(page(found), encoding="utf-8")
+        charts.growth(list(_panels(found)), charts.IMAGES / "growth.svg")
+        return 0
+    if options.subject:
+        subject = SUBJECTS[options.subject](options.uri)
+        try:
+            for line in measure(subject, [n for n in subject.sizes if n <= options.most]):
+                print(json.dumps(line), flush=True)
+        finally:
+            subject.close()
+        return 0
+    with tempfile.TemporaryDirectory(prefix="kvi-growth-") as folder:
+        found = {"machine": versions(), "lines": list(_all(Path(folder), options.most))}
+    options.json.write_text(json.dumps(found, indent=1))
     return 0
+
+
+def _all(folder: Path, most: int) -> Iterator[dict[str, Any]]:
+    for name, kind in SUBJECTS.items():
+        stores = {
+            "memory": "mem:growing",
+            "sqlite": f"sqlite:{folder}/{name.replace(' ', '-')}.db",
+            "etcd": os.environ["KVI_TEST_ETCD"],
+            "consul": os.environ["KVI_TEST_CONSUL"],
+        }
+        for store, uri in stores.items():
+            bound = min(most, kind.on_consul if store == "consul" else sys.maxsize)
+            command = [sys.executable, "-m", "benchmarks.growing", name, uri, "--most", str(bound)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            yield {
+                "subject": name,
+                "store": store,
+                "steps": [json.loads(line) for line in done.stdout.splitlines()],
+            }
+            with kvi.open(uri, timeout=_PATIENCE) as handle:
+                handle.delete_range(prefix="")
+            print(f"measured: {name}, {store}", file=sys.stderr, flush=True)
+
+
+def page(found: dict[str, Any]) -> str:
+    """The page."""
+    lines = [_HEAD, "Measured on:", "", *(f"- {line}" for line in found["machine"])]
+    for name, measured in groupby(found["lines"], key=lambda line: str(line["subject"])):
+        lines += ["", f"## {name[0].upper()}{name[1:]}", ""]
+        rows = list(measured)
+        sizes = [step["number"] for step in max((row["steps"] for row in rows), key=len)]
+        numbers = " | ".join(f"{size:,}" for size in sizes)
+        lines += [f"| store | call | {numbers} | growth | memory |"]
+        lines += [f"|---|---|{'---:|' * len(sizes)}---|---:|"]
+        lines += [line for row in rows for line in _rows(row, len(sizes))]
+    return "\n".join([*lines, "", _NOTES])
+
+
+def _rows(row: dict[str, Any], columns: int) -> Iterator[str]:
+    steps = row["steps"]
+    held = steps[-1]["memory"]
+    memory_of = "" if held is None else f"{held / 1e6:,.0f} MB"
+    for call in steps[0]["seconds"]:
+        cells = [shown(step["seconds"][call]) for step in steps]
+        cells += [""] * (columns - len(cells))
+        grown = steps[-1]["seconds"][call] / steps[0]["seconds"][call]
+        allowed = grown / faster_than_logarithm(steps, call)
+        mark = "✓" if grown <= allowed else "✗"
+        yield (
+            f"| {row['store']} | {call} | {' | '.join(cells)} "
+            f"| {mark} {grown:.2g}×, log {allowed:.2g}× | {memory_of} |"
+        )
+        memory_of = ""
+
+
+def _panels(found: dict[str, Any]) -> Iterator[tuple[str, str, list[charts.Line]]]:
+    for name, measured in groupby(found["lines"], key=lambda line: str(line["subject"])):
+        lines = []
+        calls: list[str] = []
+        for colour, row in enumerate(measured):
+            calls = list(row["steps"][0]["seconds"])
+            for dashes, call in enumerate(calls):
+                points = [(step["number"], step["seconds"][call] * 1e6) for step in row["steps"]]
+                label = f"{row['store']}, {call}" if len(calls) > 1 else row["store"]
+                lines.append(charts.Line(label, colour, dashes, points))
+        title = name if len(calls) > 1 else f"{name}: {calls[0]}"
+        yield title, "µs a call", lines
 
 
 if __name__ == "__main__":

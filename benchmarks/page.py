@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from benchmarks import charts
 from benchmarks.measure import AGAIN, FLOOR, KVI, Comparison
 from benchmarks.report import shown
 
+_AIM = re.compile(r"≤ ([0-9.]+)× floor$")
+_WORTH_SHOWING = 12.0  # times the floor
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 _HEAD = """# Benchmarks
@@ -27,7 +31,10 @@ beside the *floor*, the least work that could do the job: a dict under a lock, r
 with the same durability, a bare gRPC stub, bare `http.client`. All contenders run in turn, in
 many short rounds; a ratio is the median of those within a round, with the interval that chance
 explains (95 %). *Chance* is the floor beside itself: what this machine does without any help.
-`make bench-check` prints what falls short of its target.
+`make bench-check` prints what falls short of its target. How calls grow with what there is stands
+in [growth.md](growth.md).
+
+![kvi beside the floor](images/benchmarks.svg)
 """
 
 
@@ -76,6 +83,17 @@ def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def _bars(report: dict[str, Any]) -> Iterator[charts.Bar]:
+    """The rows whose ratio to the floor says something: not those of no target beside a dict."""
+    for row in report["rows"]:
+        ratio = Comparison(row["samples"]).ratio()
+        aims = [match[1] for target in row["targets"] if (match := _AIM.match(target["aim"]))]
+        if aims or ratio.median <= _WORTH_SHOWING:
+            label = f"{row['store']}: {row['case']}"
+            aim = float(aims[0]) if aims else None
+            yield charts.Bar(label, ratio.median, ratio.low, ratio.high, aim)
+
+
 def _goal(target: dict[str, Any]) -> str:
     mark = {True: "✓", False: "✗", None: "–"}[target["reached"]]
     return f"{mark} {target['aim']}"
@@ -92,6 +110,7 @@ def main(argv: list[str]) -> int:
     report = json.loads(options.file.read_text())
     if not options.check:
         PAGE.write_text(page(report), encoding="utf-8")
+        charts.ratios(list(_bars(report)), charts.IMAGES / "benchmarks.svg")
         return 0
     short = list(falls_short(report))
     for line in short:
