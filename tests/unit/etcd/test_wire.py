@@ -219,32 +219,49 @@ def test_create_request(span: Span, key: bytes, end: bytes) -> None:
     assert create.prev_kv
 
 
+def claimed(*found: pb.KeyValue, new: bool, revision: int) -> pb.TxnResponse:
+    """An answer to a claim: the newest two of the queue, or the oldest."""
+    listing = pb.ResponseOp(response_range=pb.RangeResponse(kvs=found))
+    return pb.TxnResponse(
+        header=pb.ResponseHeader(revision=revision),
+        succeeded=new,
+        responses=[pb.ResponseOp(), listing],
+    )
+
+
 def test_claim() -> None:
     """A claim is read off one answer: a new key's create revision is the answer's own."""
-    ours, first, alien = 0xB, 0xA, 0xC
-    queue = pb.ResponseOp(
-        response_range=pb.RangeResponse(
-            kvs=[
-                pb.KeyValue(key=b"L/a", create_revision=5, lease=first),
-                pb.KeyValue(key=b"L/b", create_revision=9, lease=ours),
-                pb.KeyValue(key=b"L/c", create_revision=6),  # kept by no lease: no contender
-                pb.KeyValue(key=b"L/\xff", create_revision=7, lease=alien),
-            ]
-        )
-    )
-    header = pb.ResponseHeader(revision=9)
-    put = pb.ResponseOp(response_put=pb.PutResponse())
-    new = pb.TxnResponse(header=header, succeeded=True, responses=[put, queue])
-    claim = wire.claim("L", ours, new)
+    before = pb.KeyValue(key=b"L/a", create_revision=5, lease=0xA)
+    own = pb.KeyValue(key=b"L/b", create_revision=9, lease=0xB)
+    claim = wire.claim("L", 0xB, claimed(own, before, new=True, revision=9))
+    assert claim is not None
     assert (claim.key, claim.fence, claim.ahead, claim.revision) == ("L/b", 9, "L/a", 9)
-    own = pb.ResponseOp(
-        response_range=pb.RangeResponse(
-            kvs=[pb.KeyValue(key=b"L/b", create_revision=9, lease=ours)]
-        )
-    )
-    later = pb.ResponseHeader(revision=20)
-    old = pb.TxnResponse(header=later, succeeded=False, responses=[own, queue])
-    assert wire.claim("L", ours, old) == claim._replace(revision=20)
+    held = claim._replace(ahead=None)
+    assert wire.claim("L", 0xB, claimed(own, new=True, revision=9)) == held
+    again = claimed(own, new=False, revision=20)
+    assert wire.claim("L", 0xB, again) == held._replace(revision=20)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pb.KeyValue(key=b"L/c", create_revision=6),  # kept by no lease: no contender
+        pb.KeyValue(key=b"L/c", create_revision=6, lease=0xD),  # nor under a lease's own name
+        pb.KeyValue(key=b"L/\xff", create_revision=7, lease=0xC),
+    ],
+    ids=["no lease", "another lease", "no text"],
+)
+def test_claim_beside_keys_of_others(other: pb.KeyValue) -> None:
+    """Where a key that is none of the queue stands in the way, the whole queue has to say."""
+    own = pb.KeyValue(key=b"L/b", create_revision=9, lease=0xB)
+    assert wire.claim("L", 0xB, claimed(own, other, new=True, revision=9)) is None
+    assert wire.claim("L", 0xB, claimed(other, new=False, revision=9)) is None
+
+
+def test_claim_that_waits() -> None:
+    """Who is neither new nor the first has to ask who is before it."""
+    first = pb.KeyValue(key=b"L/a", create_revision=5, lease=0xA)
+    assert wire.claim("L", 0xB, claimed(first, new=False, revision=9)) is None
 
 
 @pytest.mark.parametrize("lease", [0, -1, 2**63, 2**200])

@@ -41,6 +41,11 @@ def single_key(name: str) -> str:
     return f"{name}/.lock"
 
 
+def is_contender(name: str, entry: KeyValue) -> bool:
+    """Whether an entry of `queue_span` stands in the queue: a key of somebody else's may, too."""
+    return entry.lease is not None and entry.key == queue_key(name, entry.lease)
+
+
 def place(name: str, lease: int, created: int, entries: Iterable[KeyValue], revision: int) -> Claim:
     """The claim of ``lease``, whose key was created at ``created``.
 
@@ -50,8 +55,7 @@ def place(name: str, lease: int, created: int, entries: Iterable[KeyValue], revi
     for entry in entries:
         if (
             entry.create_revision < created
-            and entry.lease is not None
-            and entry.key == queue_key(name, entry.lease)
+            and is_contender(name, entry)
             and (ahead is None or entry.create_revision > ahead.create_revision)
         ):
             ahead = entry

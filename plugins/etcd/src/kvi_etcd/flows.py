@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from kvi.async_primitives import AsyncPrimitives
 from kvi.capabilities import Capabilities
+from kvi.clock import now
 from kvi.errors import Compacted, PermissionDenied
 from kvi.model import Claim, Get, Grant, KeyValue, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.past import future, gone
@@ -95,9 +96,11 @@ class EtcdFlows(AsyncPrimitives):
         await leases.revoke(self._calls, lease, timeout)
 
     async def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        deadline = now() + timeout
         request = wire.claim_request(name, lease)
         answer = await self._calls.ask("txn", request, timeout, write=True)
-        return wire.claim(name, lease, answer)
+        claim = wire.claim(name, lease, answer)
+        return claim or await super()._lock_claim(name, lease, max(0.0, deadline - now()))
 
     async def _ping(self, timeout: float) -> None:
         with suppress(PermissionDenied):  # it is the answer of a store that serves

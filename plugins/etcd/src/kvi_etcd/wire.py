@@ -30,7 +30,7 @@ from kvi.model import (
     Txn,
     TxnResult,
 )
-from kvi.policy.lock import CLAIM, place, queue_key, queue_span
+from kvi.policy.lock import CLAIM, is_contender, place, queue_key, queue_span
 
 from kvi_etcd import wire_pb2 as pb
 
@@ -200,34 +200,59 @@ def txn_result(txn: Txn, answer: pb.TxnResponse) -> TxnResult:
 
 
 def claim_request(name: str, lease: int) -> pb.TxnRequest:
-    """Create the key of a contender for a lock, or find it; and read the queue, all in one."""
+    """Create the key of a contender for a lock, and read who is before it; or find it.
+
+    The newest key is its own, so that the next is of whoever came before. If it is there already,
+    and is the oldest, nobody is before it any more. So no answer grows with the queue.
+    """
     key = queue_key(name, lease).encode()
     low, high = key_range(queue_span(name))
-    queue = pb.RequestOp(request_range=pb.RangeRequest(key=low, range_end=high, keys_only=True))
+
+    def listing(order: pb.RangeRequest.SortOrder, limit: int) -> pb.RequestOp:
+        request = pb.RangeRequest(
+            key=low,
+            range_end=high,
+            keys_only=True,
+            sort_target=pb.RangeRequest.CREATE,
+            sort_order=order,
+            limit=limit,
+        )
+        return pb.RequestOp(request_range=request)
+
     put = pb.PutRequest(key=key, value=CLAIM, lease=lease_id(lease))
     return pb.TxnRequest(
         compare=[pb.Compare(target=pb.Compare.CREATE, key=key, create_revision=0)],
-        success=[pb.RequestOp(request_put=put), queue],
-        failure=[pb.RequestOp(request_range=pb.RangeRequest(key=key)), queue],
+        success=[pb.RequestOp(request_put=put), listing(pb.RangeRequest.DESCEND, 2)],
+        failure=[
+            pb.RequestOp(request_range=pb.RangeRequest(key=key)),
+            listing(pb.RangeRequest.ASCEND, 1),
+        ],
     )
 
 
-def claim(name: str, lease: int, answer: pb.TxnResponse) -> Claim:
-    """Where the claim stands that `claim_request` asked for."""
-    first, queue = answer.responses
-    revision = answer.header.revision
-    created = revision if answer.succeeded else first.response_range.kvs[0].create_revision
-    listing = _contenders(queue.response_range.kvs)
-    return place(name, lease, created, listing, revision)
+def claim(name: str, lease: int, answer: pb.TxnResponse) -> Claim | None:
+    """Where the claim stands that `claim_request` asked for; ``None`` if the whole queue says."""
+    listing = answer.responses[1]
+    kvs, revision = listing.response_range.kvs, answer.header.revision
+    found = _contenders(name, kvs)
+    if len(found) < len(kvs):  # a key of somebody else's is between, or before all
+        return None
+    if answer.succeeded:
+        return place(name, lease, revision, found, revision)
+    if found[0].lease != lease:
+        return None
+    return place(name, lease, found[0].create_revision, found, revision)
 
 
-def _contenders(kvs: Iterable[pb.KeyValue]) -> list[KeyValue]:
-    """The entries of a queue; those whose key is not UTF-8 are none of ours."""
-    listing = []
+def _contenders(name: str, kvs: Iterable[pb.KeyValue]) -> list[KeyValue]:
+    """Those of a queue; keys that are not UTF-8 are none of ours."""
+    found = []
     for kv in kvs:
         with suppress(InvalidKey):
-            listing.append(entry(kv, keys_only=True))
-    return listing
+            contender = entry(kv, keys_only=True)
+            if is_contender(name, contender):
+                found.append(contender)
+    return found
 
 
 def create_request(

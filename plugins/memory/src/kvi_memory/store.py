@@ -105,7 +105,8 @@ class MemoryKvi(Primitives):
                 keys = state.between(scan.span, scan.reverse)
                 page = list(map(state.entries.__getitem__, islice(keys, scan.limit)))
         if scan.keys_only:
-            page = [entry._replace(value=None) for entry in page]
+            made = tuple.__new__  # KeyValue's own takes thrice as long
+            page = [made(KeyValue, (key, None, *rest)) for key, _, *rest in page]
         return revision, page
 
     def _past(self, scan: Scan, revision: int) -> list[KeyValue]:
