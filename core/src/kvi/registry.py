@@ -7,8 +7,9 @@ entry points of the installed distributions, so that installing one more needs n
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import pluggy
 
@@ -30,13 +31,17 @@ from kvi.late import ImportLock
 from kvi.middleware.namespace import check_name
 from kvi.middleware.read_only import ReadOnly
 from kvi.middleware.retry import Retrying
+from kvi.ops import Executor
 from kvi.options import COMMON, resolve
 from kvi.policy.retry import RetryPolicy
 from kvi.port import Runtime
 from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
-__all__ = ["InstalledBackend", "back_up", "backends", "open_scope"]
+__all__ = ["InstalledBackend", "around", "back_up", "backends", "open_scope", "within"]
+
+around: list[Callable[[Scope], Executor]] = []
+"""Makes what stands around each handle that is opened from now on, outermost: for tests."""
 
 _PACKAGES = {
     "mem": "kvi-memory",
@@ -170,10 +175,30 @@ def open_scope(runtime: Runtime, uri: str, options: Mapping[str, object]) -> Sco
         info = plugin.info
         parsed = parsed.showing(option.name for option in info.options if not option.secret)
         shown = parsed.redacted
-        return _scope_of(runtime, plugin, parsed, options)
+        scope = _scope_of(runtime, plugin, parsed, options)
     except KviError as error:
         error.operation, error.uri = "open", shown
         raise
+    for wrap in around:
+        scope.executor = wrap(scope)
+    return scope
+
+
+def within(uri: str, name: str) -> str:
+    """The URI of the keys below ``name/`` of what is at ``uri``, which may be a namespace itself.
+
+    Raises what `open_scope` does for a URI of no store, and `InvalidOption` for a bad name.
+    """
+    parsed = StoreUri.parse(uri)
+    info = _plugin_for(parsed).info
+    check_name(name)
+    place, _, query = uri.partition("?")
+    if info.path_is_namespace and parsed.path.strip("/"):
+        return f"{place.rstrip('/')}/{quote(name)}" + (f"?{query}" if query else "")
+    options = dict(parsed.query)
+    outer = options.pop("namespace", None)
+    options["namespace"] = name if outer is None else f"{outer}/{name}"
+    return f"{place}?" + "&".join(f"{quote(n)}={quote(v)}" for n, v in options.items())
 
 
 def back_up(uri: str, target: str | os.PathLike[str], *, replace: bool = False) -> None:

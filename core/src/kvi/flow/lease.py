@@ -108,6 +108,12 @@ class LeaseFlow:
         """Whether it is known to have ended, in whatever way."""
         return self.term.state is not LeaseState.ALIVE
 
+    def gone(self) -> LeaseState:
+        """It is known that the store keeps it no more; the state now."""
+        with self._lock:
+            self.term.gone()
+            return self._observe()
+
     def may_live(self, moment: float) -> bool:
         """Whether the store may still keep it, told or not."""
         return moment < self.term.deadline
@@ -205,9 +211,7 @@ class LeaseFlow:
         try:
             ttl = await self.scope.executor.execute(RenewOp(self.id), call)
         except LeaseLost:
-            with self._lock:
-                self.term.gone()
-                return self._observe()
+            return self.gone()
         except BaseException:
             with self._lock:
                 self.term.failed(port.now())
