@@ -36,7 +36,7 @@ class PydanticCodec(Generic[M]):
             data = value.model_dump_json(by_alias=True).encode()
             self._model.model_validate_json(data)
         except (PydanticSerializationError, UnicodeEncodeError, ValidationError) as error:
-            raise InvalidArgument(f"{self!r} cannot store this model: {_told(error)}") from error
+            raise InvalidArgument(f"{self!r} cannot store this model: {told(error)}") from error
         return data
 
     def decode(self, data: bytes) -> M:
@@ -44,13 +44,13 @@ class PydanticCodec(Generic[M]):
         try:
             return self._model.model_validate_json(data)
         except ValidationError as error:
-            raise BadRecord(f"this is no {self._model.__name__}: {_told(error)}") from error
+            raise BadRecord(f"this is no {self._model.__name__}: {told(error)}") from error
 
     def __repr__(self) -> str:
         return f"PydanticCodec({self._model.__name__})"
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """What is wrong and where, without what is stored."""
     if not isinstance(error, ValidationError):
         return str(error)
