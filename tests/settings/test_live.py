@@ -215,7 +215,8 @@ def test_snapshot(tmp_path: Path, uri: str) -> None:
             store.store("app/name", "newest")
             faults.clear()
             until(lambda: live.current.name == "newest")
-            assert (live.offline, live.error) == (False, None)
+            assert not live.offline
+            assert live.error is None
             assert live.age < 60
             until(lambda: changes)
             until(lambda: json.loads(path.read_text())["saved"] > time.time() - 60)

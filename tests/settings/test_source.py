@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import kvi
 import pytest
@@ -18,11 +18,13 @@ class Database(BaseModel):
     port: int = 5432
 
 
-def settings_from(store: kvi.Kvi | str, **config: Any) -> type[Any]:
+def settings_from(
+    store: kvi.Kvi | str, *, extra: Literal["forbid", "ignore"] = "forbid"
+) -> type[Any]:
     """A class of settings with a store below its environment."""
 
     class Settings(BaseSettings):
-        model_config = SettingsConfigDict(env_prefix="APP_", env_nested_delimiter="__", **config)
+        model_config = SettingsConfigDict(env_prefix="APP_", env_nested_delimiter="__", extra=extra)
         name: str = "none"
         tags: list[str] = []
         database: Database = Database()
