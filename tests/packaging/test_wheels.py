@@ -117,7 +117,10 @@ def small(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Environment
     return Environment(tmp_path_factory.mktemp("small") / "env", wheels, "kvi-core", "kvi-memory")
 
 
-EXTRAS = ["cli", "shell", "conformance", "opentelemetry", "prometheus", "protobuf", "pydantic"]
+EXTRAS = [
+    *("cli", "shell", "conformance", "opentelemetry", "prometheus", "protobuf", "pydantic"),
+    *("pytest", "settings"),
+]
 EVERYTHING = ["kvi[all]", f"kvi-core[{','.join(EXTRAS)}]"]
 
 
@@ -353,10 +356,58 @@ with kvi.open("mem:typed") as store:
 """
 
 
+LIVE = """
+import kvi, threading
+from kvi.settings import KviSettingsSource, LiveSettings
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True)
+    name: str = "none"
+    tags: list[str] = []
+
+class Once(Settings):
+    @classmethod
+    def settings_customise_sources(cls, settings_cls, init_settings, *others, **named):
+        return init_settings, KviSettingsSource(settings_cls, store, "app")
+
+changed = threading.Event()
+with kvi.open("mem:live") as store, LiveSettings(Settings, store, "app") as live:
+    live.on_change(lambda change: changed.set())
+    store.txn(then=[kvi.Put("app/name", "n"), kvi.Put("app/tags", '["a"]')])
+    assert changed.wait(20)
+    print(live.current == Settings(name="n", tags=["a"]), Once().tags)
+"""
+
+OWN_TESTS = """
+import kvi
+import pytest
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_own(kvi_store, kvi_faults, applied):
+    kvi_faults.unknown("store", applied=applied)
+    with pytest.raises(kvi.OutcomeUnknown):
+        kvi_store.store("k", "v")
+    assert kvi_store.count() == applied
+"""
+
+
 def test_extras(either: Environment) -> None:
     """They bring what observers and codecs need, in the newest and the oldest versions."""
     assert either.run(OBSERVED) == "1.0"
     assert either.run(TYPED) == "['meters/2'] [Meter(id=1, rate=2.5)]"
+
+
+def test_live_settings(either: Environment) -> None:
+    """Settings work with pydantic-settings in the newest and the oldest version."""
+    assert either.run(LIVE) == "True ['a']"
+
+
+def test_own_tests(either: Environment, tmp_path: Path) -> None:
+    """Pytest finds the fixtures by itself, in the newest and the oldest version."""
+    (tmp_path / "test_own.py").write_text(OWN_TESTS)
+    passed = run(either.python, "-I", "-m", "pytest", "-q", "-W", "error", cwd=tmp_path)
+    assert "2 passed" in passed
 
 
 def test_extras_are_needed(small: Environment) -> None:
@@ -365,6 +416,7 @@ def test_extras_are_needed(small: Environment) -> None:
         "observers.opentelemetry": "opentelemetry",
         "observers.prometheus": "prometheus",
         "loader.pydantic": "pydantic",
+        "settings": "pydantic",
     }.items():
         done = subprocess.run(
             [str(small.python), "-I", "-c", f"import kvi.{module}"],
@@ -372,5 +424,6 @@ def test_extras_are_needed(small: Environment) -> None:
             check=False,
         )
         assert name.encode() in done.stderr
+    assert small.run("import kvi.health, kvi.testing; print(kvi.testing.Faults)")
     program = "import kvi\nwith kvi.Backend('mem:') as s: print(s.store('k', 'v'), s.alive)"
     assert small.run(program) == "1 True"

@@ -357,6 +357,16 @@ def test_observer_closes(store: kvi.Kvi) -> None:
     assert told == ["x"]
 
 
+def test_observer_closes_the_store(uri: str) -> None:
+    """Also where the store was given by its URI."""
+    live = LiveSettings(Settings, uri, "app")
+    live.on_change(lambda change: live.close())
+    with kvi.open(uri) as store:
+        store.store("app/name", "x")
+    until(lambda: live._store.closed)
+    assert live.current.name == "x"
+
+
 def test_asyncio(uri: str, tmp_path: Path) -> None:
     """The twin for asyncio follows in the same way; its observers run in the loop."""
     path = tmp_path / "settings.json"

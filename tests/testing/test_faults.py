@@ -165,6 +165,10 @@ def test_asyncio(faults: Faults, uri: str) -> None:
             assert await held.lost.wait(5)
             with pytest.raises(kvi.LeaseLost):
                 await held.release()
+            temporary = await store.temp_key("t", ttl=30)
+            await faults.lose(temporary)
+            assert not temporary.alive
+            assert await store.get("t") is None
 
     asyncio.run(main())
 
@@ -176,6 +180,18 @@ def test_lock(mem: kvi.Kvi, faults: Faults) -> None:
         mem.lock("jobs", timeout=0).acquire()
     with mem.lock("jobs", timeout=5) as held:
         assert held.held
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_release(mem: kvi.Kvi, faults: Faults, applied: bool) -> None:
+    """A release is known by the name of its lock; one in doubt frees it with its lease at least."""
+    held = mem.lock("jobs", ttl=1)
+    assert held.acquire(5)
+    fault = faults.unknown("release", key="jobs", applied=applied)
+    with pytest.raises(kvi.OutcomeUnknown):
+        held.release()
+    assert fault.hits == 1
+    assert mem.lock("jobs").acquire(10)
 
 
 def test_recipe(mem: kvi.Kvi, faults: Faults) -> None:

@@ -52,6 +52,9 @@ FAULTS = """
         kvi_store.store("k", "v")
         kvi_faults.unavailable(times=None)
 
+    def test_left_on_before(kvi_faults, kvi_store_uri):
+        kvi_faults.unavailable(times=None)
+
     def test_gone(kvi_store):
         kvi_store.store("k", "v")
 """
@@ -92,7 +95,7 @@ AIO = """
 
 
 @pytest.mark.parametrize(
-    ("program", "passed"), [(STORE, 3), (FAULTS, 4), (AIO, 4)], ids=["store", "faults", "aio"]
+    ("program", "passed"), [(STORE, 3), (FAULTS, 5), (AIO, 4)], ids=["store", "faults", "aio"]
 )
 def test_fixtures(pytester: pytest.Pytester, uri: str, program: str, passed: int) -> None:
     """Each test has a store of its own, with faults on order; nothing is left in a shared one."""

@@ -53,7 +53,7 @@ from kvi.flow.lock import LockFlow
 from kvi.flow.scope import Scope
 from kvi.model import Span
 from kvi.mutex import Mutex
-from kvi.ops import Direct, Executor, Op, RevokeOp, TxnOp
+from kvi.ops import Direct, Executor, Op, ReleaseOp, RevokeOp, TxnOp
 from kvi.policy.retry import Effect
 from kvi.port import Port
 from kvi.sync.face import Face
@@ -281,8 +281,11 @@ class Faults:
 
         async def flow(port: Port) -> None:
             call = Call(port, port.now() + scope.timeout, decided=True)
-            with suppress(LeaseLost):  # it has ended in this moment
-                await inner.execute(RevokeOp(lease.id), call)
+            try:
+                with suppress(LeaseLost):  # it has ended in this moment
+                    await inner.execute(RevokeOp(lease.id), call)
+            except KviError as error:
+                raise scope.placed(error, "lose", None) from error.__cause__
             lease.gone()
 
         store: Any = held._store if hasattr(held, "_store") else held._lease._store
@@ -426,7 +429,10 @@ def _touches(op: Op[Any], span: Span) -> bool:
         start = max(other.start, span.start)
         ends = [end for end in (other.end, span.end) if end is not None]
         return not ends or start < min(ends)
-    return op.key is not None and op.key in span
+    if op.key is None:
+        return False
+    # a release names the key that the claim stands on, below the lock's name
+    return op.key in span or (isinstance(op, ReleaseOp) and op.key.rpartition("/")[0] in span)
 
 
 def _checked(name: object) -> str:

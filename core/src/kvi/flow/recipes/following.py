@@ -156,6 +156,9 @@ class FollowFlow:
         except KviError as error:
             log().debug("what is followed on %s could not be read: %s", self.scope.uri, error)
             failure = error
+        except Exception as error:  # noqa: BLE001  (a mistake of the backend)
+            failure = KviError(f"the backend failed: {error!r}")
+            failure.__cause__ = error
         if not self.scope.closed:
             self.scope.runtime.call_back(partial(self._hand_over, seen, failure))
 
