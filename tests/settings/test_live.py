@@ -121,18 +121,27 @@ def test_whole_transactions(store: kvi.Kvi) -> None:
     assert all(one.current.pool.low == one.current.pool.high for one in seen)
 
 
-def test_environment(store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sources of a class of pydantic-settings go before the store."""
+def test_environment(store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The sources of a class of pydantic-settings go before the store, in their own order."""
+    (tmp_path / ".env").write_text("APP_POOL__HIGH=60\nAPP_TITLE=of the file\n")
 
     class Mine(BaseSettings):
-        model_config = SettingsConfigDict(frozen=True, env_prefix="APP_", env_nested_delimiter="__")
+        model_config = SettingsConfigDict(
+            frozen=True,
+            env_prefix="APP_",
+            env_nested_delimiter="__",
+            env_file=tmp_path / ".env",
+        )
         name: str = "none"
+        title: str = "none"
         pool: Pool = Pool()
 
     monkeypatch.setenv("APP_POOL__HIGH", "50")
-    store.txn(then=[kvi.Put("app/name", "stored"), kvi.Put("app/pool/high", "5")])
+    stored = {"name": "stored", "title": "stored", "pool/high": "5"}
+    store.txn(then=[kvi.Put(f"app/{key}", value) for key, value in stored.items()])
     with LiveSettings(Mine, store, "app") as live:
         assert type(live.current) is Mine
+        assert live.current.title == "of the file"
         assert (live.current.name, live.current.pool.high) == ("stored", 50)
         store.store("app/pool/low", "40")
         until(lambda: live.current.pool == Pool(low=40, high=50))

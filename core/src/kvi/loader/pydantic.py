@@ -54,7 +54,7 @@ def told(error: Exception) -> str:
     """What is wrong and where, without what is stored."""
     if not isinstance(error, ValidationError):
         return str(error)
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+    found = error.errors(include_url=False)
     return "; ".join(
         ": ".join([".".join(map(str, one["loc"])), one["msg"]]).removeprefix(": ")
         for one in found[:3]

@@ -118,12 +118,23 @@ def _check_names(values: Mapping[str, Any]) -> None:
 
 
 def _of_its_own(model: type[BaseSettings]) -> dict[str, Any]:
+    config = model.model_config  # which the oldest sources do not look at themselves
+    names: dict[str, Any] = {
+        "case_sensitive": config.get("case_sensitive"),
+        "env_prefix": config.get("env_prefix"),
+        "env_nested_delimiter": config.get("env_nested_delimiter"),
+    }
     sources = model.settings_customise_sources(
         model,
         init_settings=InitSettingsSource(model, init_kwargs={}),
-        env_settings=EnvSettingsSource(model),
-        dotenv_settings=DotEnvSettingsSource(model),
-        file_secret_settings=SecretsSettingsSource(model),
+        env_settings=EnvSettingsSource(model, **names),
+        dotenv_settings=DotEnvSettingsSource(
+            model,
+            env_file=config.get("env_file"),
+            env_file_encoding=config.get("env_file_encoding"),
+            **names,
+        ),
+        file_secret_settings=SecretsSettingsSource(model, secrets_dir=config.get("secrets_dir")),
     )
     values: dict[str, Any] = {}
     for source in sources:  # the first has the highest rank
