@@ -155,10 +155,10 @@ def test_slow(store: kvi.Kvi, faults: Faults) -> None:
         asking = asyncio.ensure_future(ask(app, "/readyz"))
         await asyncio.sleep(0)
         assert (await ask(app, "/livez")).status == 200
-        assert time.monotonic() - began < 0.25
+        assert not asking.done()
         ready = await asking
         assert (ready.status, ready.told["error"]) == (503, "Timeout")
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20
 
     asyncio.run(main())
 
@@ -221,6 +221,17 @@ def test_asyncio(faults: Faults) -> None:
         assert (closed.status, closed.told["error"]) == (503, "Closed")
 
     asyncio.run(main())
+
+
+def test_wrapped(store: kvi.Kvi, faults: Faults) -> None:
+    """A view and a backend are asked too, and a backend learns from it."""
+    with kvi.Backend(store, "b") as backend:
+        for one in (store.namespace("a"), backend):
+            app = health(one, keep=0)
+            assert asked(app, "/readyz").status == 200
+            with faults.unavailable("ping"):
+                assert asked(app, "/readyz").status == 503
+        assert not backend.alive
 
 
 def test_unexpected(store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch) -> None:

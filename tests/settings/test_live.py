@@ -152,10 +152,10 @@ def test_environment(store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_age(store: kvi.Kvi) -> None:
     """The age begins anew with each look, also while nothing changes."""
-    with LiveSettings(Settings, store, "app", interval=0.1) as live:
-        for _ in range(3):
-            until(lambda: live.age > 0.05)
-            until(lambda: live.age < 0.05)
+    with LiveSettings(Settings, store, "app", interval=0.5) as live:
+        for _ in range(2):
+            until(lambda: live.age > 0.4)
+            until(lambda: live.age < 0.4)
 
 
 def test_unreachable_meanwhile() -> None:

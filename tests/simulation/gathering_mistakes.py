@@ -14,6 +14,8 @@ from kvi.flow.lease import LeaseFlow
 from kvi.flow.loss import LossState
 from kvi.flow.recipes.barrier import _Gate, _Party
 from kvi.flow.recipes.cache import CacheChange, CacheFlow
+from kvi.flow.recipes.following import FollowFlow
+from kvi.flow.recipes.following import Seen as Followed
 from kvi.flow.recipes.group import MemberFlow
 from kvi.flow.recipes.observing import Notice
 from kvi.flow.recipes.register import Seen
@@ -319,3 +321,46 @@ def backwards(real: Any) -> Any:
         return changes
 
     return apply
+
+
+def unnoticed(real: Any) -> Any:
+    """What changes while all is read, or is being told, is forgotten."""
+
+    async def read(flow: FollowFlow, port: Port) -> None:
+        await real(flow, port)
+        flow._stirred = False
+
+    return read
+
+
+def unwatched(real: Any) -> Any:
+    """All is read first, and watched only then."""
+
+    async def look(flow: FollowFlow, port: Port) -> Followed:
+        asked, skip, scope = port.now(), len(flow.prefix), flow.scope
+        call = Call(port, asked + scope.timeout)
+        revision, found = await entries_of(scope, call, Scan(flow._span))
+        await real(flow, port)
+        values = {entry.key[skip:]: entry.value or b"" for entry in found}
+        return Followed(values, revision, asked)
+
+    return look
+
+
+def unended(real: Any) -> Any:
+    """What was read before the end is told after it."""
+
+    def hand_over(flow: FollowFlow, seen: Any, failure: KviError | None) -> None:
+        flow._tell(seen, failure)
+        flow._rest(failed=failure is not None)
+
+    return hand_over
+
+
+def content(real: Any) -> Any:
+    """Where reading failed, the next change or the interval is waited for."""
+
+    def rest(flow: FollowFlow, *, failed: bool) -> None:
+        real(flow, failed=False)
+
+    return rest

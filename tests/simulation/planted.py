@@ -20,6 +20,7 @@ from kvi.flow.recipes.cache import CacheFlow
 from kvi.flow.recipes.claims import Claims
 from kvi.flow.recipes.counter import CounterFlow, SequenceFlow
 from kvi.flow.recipes.election import ElectionLine
+from kvi.flow.recipes.following import FollowFlow
 from kvi.flow.recipes.group import MemberFlow
 from kvi.flow.recipes.job import JobFlow
 from kvi.flow.recipes.line import Line
@@ -188,6 +189,18 @@ PLANTED: dict[str, Planted] = {
     "copy as new as the store": Planted("cache", CacheFlow, "confirm", gathering_mistakes.believed),
     "early change forgotten": Planted("cache", CacheFlow, "_load", gathering_mistakes.hasty),
     "copy goes back": Planted("cache", CacheFlow, "_apply", gathering_mistakes.backwards),
+    "change while it is read": Planted(
+        "following", FollowFlow, "_read", gathering_mistakes.unnoticed
+    ),
+    "read before it is watched": Planted(
+        "following", FollowFlow, "look", gathering_mistakes.unwatched
+    ),
+    "told after the end": Planted(
+        "following", FollowFlow, "_hand_over", gathering_mistakes.unended
+    ),
+    "failed look not repeated": Planted(
+        "following", FollowFlow, "_rest", gathering_mistakes.content
+    ),
     "watch deaf to what it missed": Planted("group", Notice, "wait", gathering_mistakes.deaf),
 }
 

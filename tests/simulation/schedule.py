@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tests.simulation.scenarios import (
     copies,
     endpoints,
+    following,
     groups,
     leases,
     lines,
@@ -47,6 +48,7 @@ SCENARIOS: dict[str, Callable[[World], None]] = {
     "barrier": meetings.barrier,
     "group": groups.gathering,
     "cache": copies.cache,
+    "following": following.following,
 }
 
 

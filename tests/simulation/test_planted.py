@@ -35,6 +35,8 @@ _FIRST_FOUND = {
     "joining under way outlives leaving": 48,
     "lost lease goes on": 60,
     "early change forgotten": 96,
+    "read before it is watched": 195,
+    "change while it is read": 341,
 }
 """The schedules that found those which take long. They are tried first; others follow if the flows
 have changed meanwhile."""

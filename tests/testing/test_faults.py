@@ -76,7 +76,7 @@ def test_unavailable(store: kvi.Kvi, faults: Faults) -> None:
         store.get("k")
     assert store.get("k") is None
     assert fault.hits == 2
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
 
 
 def test_delay(store: kvi.Kvi, faults: Faults) -> None:
@@ -85,12 +85,12 @@ def test_delay(store: kvi.Kvi, faults: Faults) -> None:
     faults.delay(0.3, "get")
     began = time.monotonic()
     assert store.get("k") is not None
-    assert 0.3 <= time.monotonic() - began < 3
+    assert 0.3 <= time.monotonic() - began < 20
     faults.delay(30, "store")
     began = time.monotonic()
     with pytest.raises(kvi.Timeout):
         store.store("k", "w", timeout=0.2)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     found = store.get("k")
     assert found is not None
     assert found.text == "v"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from pathlib import Path
 import kvi
 import pytest
 from kvi import registry
+from kvi.flow.scope import Scope
+from kvi.ops import Executor
+from kvi.registry import around, within
 
 GOOD = """
     from kvi.hookspecs import BackendInfo, hookimpl
@@ -202,3 +206,49 @@ def test_only_the_asked_plugin_is_imported() -> None:
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("uri", "inner"),
+    [
+        ("mem:", "mem:?namespace=t"),
+        ("mem:x?timeout=2", "mem:x?timeout=2&namespace=t"),
+        ("sqlite:a%20b.db?namespace=app", "sqlite:a%20b.db?namespace=app/t"),
+        ("etcd://h:1", "etcd://h:1?namespace=t"),
+        ("etcd://h:1/?timeout=2", "etcd://h:1/?timeout=2&namespace=t"),
+        ("etcd://u:p%40ss@h:1/a/b?timeout=2", "etcd://u:p%40ss@h:1/a/b/t?timeout=2"),
+        ("consul://h/app/", "consul://h/app/t"),
+        ("consul://h?token=a%26b%3D", "consul://h?token=a%26b%3D&namespace=t"),
+    ],
+)
+def test_within(uri: str, inner: str) -> None:
+    """A namespace can be put into a URI, whatever it has already; it opens."""
+    assert within(uri, "t") == inner
+    if not uri.startswith("sqlite:"):
+        kvi.open(inner).close()
+
+
+def test_within_refuses() -> None:
+    """What is no URI or no name is refused."""
+    with pytest.raises(kvi.UnknownBackend):
+        within("nosuch:x", "t")
+    with pytest.raises(kvi.InvalidOption):
+        within("mem:", "/t")
+
+
+def test_around() -> None:
+    """What tests put around handles is outermost, also on `kvi.aio`, and gone again."""
+    made: list[Scope] = []
+
+    def wrap(scope: Scope) -> Executor:
+        made.append(scope)
+        return scope.executor
+
+    around.append(wrap)
+    try:
+        kvi.open("mem:around").close()
+        asyncio.run(kvi.aio.open("mem:around").close())
+    finally:
+        around.remove(wrap)
+    kvi.open("mem:around").close()
+    assert len(made) == 2
