@@ -352,7 +352,7 @@ def test_real_servers(request: pytest.FixtureRequest, name: str, face: str) -> N
             proxy.stall()
             began = time.monotonic()
             assert fetch(at, "/readyz")[0] == 503
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 20
             assert fetch(at, "/livez", "HEAD") == (200, b"")
             proxy.flow()
             until(lambda: fetch(at, "/readyz")[0] == 200)
