@@ -15,6 +15,7 @@ from pathlib import Path
 
 import kvi
 import kvi.settings.aio
+import kvi.settings.core
 import pytest
 from kvi.conformance.proxy import TcpProxy
 from kvi.settings import LiveSettings, SettingsChange
@@ -250,6 +251,21 @@ def test_snapshot_of_what_was_good(tmp_path: Path) -> None:
             store.store("app/pool/low", "2")
             until(lambda: live.current.pool.low == 2)
             assert not live.offline
+
+
+def test_snapshot_is_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing changes it is written anew now and then, with the moment of the last look."""
+    monkeypatch.setattr(kvi.settings.core, "_REFRESH", 0.2)
+    path = tmp_path / "settings.json"
+    path.write_text("what was there")
+    path.chmod(0o644)
+    with (
+        kvi.open("mem:live-refreshed") as store,
+        LiveSettings(Settings, store, "app", snapshot=path, interval=0.1),
+    ):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        first = json.loads(path.read_text())
+        until(lambda: json.loads(path.read_text())["saved"] > first["saved"] + 0.2)
 
 
 def test_snapshot_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -32,6 +32,7 @@ from kvi.errors import BadRecord, InvalidArgument, KviError, shown
 from kvi.flow.recipes.following import FollowFlow, Seen
 from kvi.flow.scope import Scope
 from kvi.log import log
+from kvi.mutex import Mutex
 from kvi.settings import snapshot as snapshots
 from kvi.settings.source import folder, made
 from kvi.settings.tree import check_frozen
@@ -95,7 +96,9 @@ class LiveCore(Generic[M]):
         self._refused: tuple[Mapping[str, bytes], BadRecord] | None = None
         self._confirmed = -inf  # on the runtime's clock
         self._kept: snapshots.Kept | None = None  # in force while offline
+        self._saving = Mutex()  # guards the file, and what follows
         self._saved = -inf  # when the snapshot was written, on the wall clock
+        self._written: Mapping[str, bytes] = {}  # what is in it
 
     def over(self, scope: Scope) -> FollowFlow:
         """Follow the entries in a store; `begin` comes next.
@@ -142,20 +145,23 @@ class LiveCore(Generic[M]):
         )
 
     def save(self) -> None:
-        """Write the snapshot, if what is in force is newer. What fails is logged, and tried again.
+        """Write the snapshot, if what is in force is newer.
 
-        By one thread at a time.
+        What fails is logged, and tried again after the interval.
         """
-        now = time.time()
-        if self._place is None or self.offline or now - self._saved < _REFRESH:
+        if self._place is None or self.offline:
             return
-        truth = now - self.age
-        try:
-            snapshots.save(self._place, self.prefix, self._entries, truth)
-        except OSError as error:
-            log().warning("the snapshot %s could not be written: %s", self._place, error.strerror)
-        else:
-            self._saved = now
+        with self._saving:
+            now, entries = time.time(), self._entries
+            if entries == self._written and now - self._saved < _REFRESH:
+                return
+            try:
+                snapshots.save(self._place, self.prefix, entries, now - self.age)
+            except OSError as error:
+                said = error.strerror
+                log().warning("the snapshot %s could not be written: %s", self._place, said)
+            else:
+                self._written, self._saved = entries, now
 
     def _take(self, seen: Seen | None, failure: KviError | None) -> None:
         """What the flow brings, on a thread for call-backs, one at a time."""
@@ -177,7 +183,6 @@ class LiveCore(Generic[M]):
                 log().warning("a change of settings was refused: %s", error)
                 self._tell(SettingsChange(before, before, error))
                 return
-            self._saved = -inf
             self._adopt(seen, before if model == before else model)
         self.save()
         if mended or self.current is not before:
