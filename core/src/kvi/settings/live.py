@@ -64,12 +64,12 @@ class LiveSettings(Generic[M]):
             if isinstance(error, KviError):
                 raise self._store._placed(error, "settings", core.prefix)
             raise
-        weakref.finalize(self, self._store._runtime.post, core.flow.end).atexit = False
 
     def _begin(self, core: LiveCore[M]) -> None:
         store = self._store
         store._ensure_open()
         flow = core.over(store._scope)
+        weakref.finalize(self, store._runtime.post, flow.end).atexit = False
         seen: Seen | None = None
         failure: KviError | None = None
         try:
