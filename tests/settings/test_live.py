@@ -326,6 +326,17 @@ def test_by_uri(uri: str) -> None:
         LiveSettings(Settings, uri, "app", interval=0)
 
 
+def test_by_uri_of_nobody() -> None:
+    """A store that was given by its URI, and cannot be reached, is closed again; it says why."""
+    threads = threading.active_count()
+    with pytest.raises(kvi.Unavailable) as raised:
+        LiveSettings(Settings, "consul://127.0.0.1:1?timeout=1&retry=off", "app")
+    assert raised.value.operation == "settings"
+    until(lambda: threading.active_count() <= threads)
+    with pytest.raises(kvi.UnknownBackend):
+        LiveSettings(Settings, "nosuch:x", "app")
+
+
 def test_dropped(store: kvi.Kvi) -> None:
     """Settings that nobody has any more are followed no more."""
     live = LiveSettings(Settings, store, "app")

@@ -59,11 +59,11 @@ class LiveSettings(Generic[M]):
         try:
             self._begin(core)
         except BaseException as error:
+            if isinstance(error, KviError):  # before the store is closed: that is not why
+                error = self._store._placed(error, "settings", core.prefix)
             if self._owned:
                 self._store.close()
-            if isinstance(error, KviError):
-                raise self._store._placed(error, "settings", core.prefix)
-            raise
+            raise error
 
     def _begin(self, core: LiveCore[M]) -> None:
         store = self._store
