@@ -111,8 +111,8 @@ def test_few(uri: str, use: Callable[[kvi.Kvi, int], None]) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
 def test_many(uri: str, use: Callable[[kvi.Kvi, int], None]) -> None:
-    """After ten thousand too; on Consul, where each takes long, after a thousand."""
-    check(uri, use, MANY // 10 if uri.startswith("consul") else MANY)
+    """After ten thousand too."""
+    check(uri, use, MANY)
 
 
 def check(uri: str, use: Callable[[kvi.Kvi, int], None], times: int) -> None:

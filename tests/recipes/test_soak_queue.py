@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
-from pathlib import Path
 
 import kvi
 import pytest
@@ -16,10 +14,8 @@ JOBS, WORKERS = 100_000, 3
 pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(7200)]
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
-def test_many(kind: str, tmp_path: Path) -> None:
+def test_many(uri: str) -> None:
     """Each is had once, at its first attempt, in the order of the puts; then nothing is left."""
-    uri = f"mem:{secrets.token_hex(8)}" if kind == "memory" else f"sqlite:{tmp_path}/store.db"
     flow_of(uri, JOBS)
 
 
