@@ -81,6 +81,13 @@ def test_queue(cli: Command, store: kvi.Kvi) -> None:
     (dead,) = cli.lines("queue", "dead", "q", "--max-attempts", "2")
     assert dead == {"id": first, "attempts": 2, "value": "a b"}
     assert cli("queue", "dead", "q", "--max-attempts", "2") == f"{first}\t2\ta b\n"
+    most = ("--max-attempts", "2")
+    assert cli("queue", "retry", "q", first, *most) == ""
+    cli("queue", "retry", "q", first, *most, code=1)
+    cli(*words, "true")
+    assert cli("queue", "count", "q", *most) == "0\n"
+    cli("queue", "discard", "q", first, *most, code=1)
+    cli("queue", "discard", "q", *most, code=2)
     assert Queue(store, "q", max_attempts=2).count() == 0
     cli("queue", "put", "q", code=2)
     cli("queue", "get", "q", code=2)

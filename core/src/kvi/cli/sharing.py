@@ -244,9 +244,10 @@ def every_(
     "kvi queue ack mails $(cut -f 1 job)",
     cls=WithCommand,
 )
-@click.argument("action", type=click.Choice(["put", "get", "ack", "nack", "count", "dead"]))
+@click.argument("action", type=click.Choice(
+    ["put", "get", "ack", "nack", "count", "dead", "retry", "discard"]))  # fmt: skip
 @click.argument("name")
-@click.argument("value", required=False, metavar="[VALUE|CLAIM]")
+@click.argument("value", required=False, metavar="[VALUE|CLAIM|ID]")
 @click.option("--priority", type=int, default=0, show_default=True, help="Larger comes first.")
 @click.option("--delay", type=click.FloatRange(0), default=0.0, metavar="SECONDS",
               help="Until when nobody gets it.")  # fmt: skip
@@ -283,14 +284,17 @@ def queue_(
 
     `get --hold` prints a line: the claim, the attempt and the value. `ack NAME CLAIM` says that the
     job is done, `nack NAME CLAIM` gives it back; the exit code is 3 if its time was up before.
+
+    `dead` lists the jobs whose attempts are used up. `retry NAME ID` puts one back, with all its
+    attempts before it; `discard NAME ID` deletes it; the exit code is 1 if it is not among them.
     """
     runs = action == "get" and hold is None
     words = words_of("queue get NAME" if runs else None)
-    wants = action in ("put", "ack", "nack")
+    wants = action in ("put", "ack", "nack", "retry", "discard")
     if (value is None) is wants or (words and not runs) or (hold is not None and action != "get"):
         raise click.UsageError(
             "kvi queue put NAME VALUE, or get NAME -- CMD, or get NAME --hold SECONDS, "
-            "or ack|nack NAME CLAIM, or count|dead NAME"
+            "or ack|nack NAME CLAIM, or count|dead NAME, or retry|discard NAME ID"
         )
     with context.store() as store:
         queue = Queue(store, name, max_attempts=max_attempts, ttl=ttl)
@@ -309,6 +313,9 @@ def queue_(
             for dead in queue.dead():
                 told = {"id": dead.id, "attempts": dead.attempts}
                 _tell_job(context, told, dead.value, encoding)
+        elif action in ("retry", "discard"):
+            end = queue.retry if action == "retry" else queue.discard
+            return 0 if end(value or "") else NOT_FOUND
         else:
             job = _held(store, queue, value or "")
             job.ack() if action == "ack" else job.nack(delay)

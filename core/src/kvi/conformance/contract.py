@@ -230,7 +230,7 @@ SECTIONS = (
             Rule("queue.again", "A job is delivered again after a lost lease or a `nack`, and its attempts are counted.", "atomic_range"),
             Rule("queue.waits", "Who waits gets what is put.", "atomic_range"),
             Rule("queue.dedup", "A `dedup` holds until its job is acknowledged.", "atomic_range"),
-            Rule("queue.dead", "A job whose attempts are used up is dead.", "atomic_range"),
+            Rule("queue.dead", "A job whose attempts are used up is dead, until it is put back or deleted.", "atomic_range"),
             Rule("queue.delay", "Nobody gets a delayed job before its time.", "atomic_range"),
             Rule("cache.live", "A cache follows what is below its prefix; `wait` reads own writes.", "atomic_range"),
             Rule("cache.age", "A cache with `max_age` knows that it is not older.", "atomic_range"),

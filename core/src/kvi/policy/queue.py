@@ -26,7 +26,7 @@ a job is      guarantee                      left by
               claim's name (`Layout.leave`)  *orphan*
 *orphan*      claimed, without its key       `recover`, by whoever looks: *ready*, or *dead* after
                                              its last attempt
-*dead*        nobody gets it                 —
+*dead*        nobody gets it                 `revive`: *ready*, as if it was never tried; or deleted
 ============  =============================  =====================================================
 
 Each step is one transaction, so a crash leaves a job in one of these states, and never in two or
@@ -43,7 +43,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvi.capabilities import Capabilities
-from kvi.errors import InvalidArgument, shown
+from kvi.errors import InvalidArgument, InvalidKey, shown
 from kvi.model import Compare, Delete, Get, Key, KeyValue, Operation, Put, Span, Txn
 from kvi.policy.lease import check_ttl
 from kvi.policy.line import Place, dumps, loads
@@ -199,6 +199,21 @@ class Layout:
         item = Item.of(entry)
         when = [same(entry.key, entry.revision), Key(f"{self.by}{item.id}").absent]
         return not self.is_last(item), _txn("queue_recover", when, self._again(item))
+
+    def grave(self, id: object) -> str:
+        """The key of a dead job. Raises `InvalidArgument` for what is no id."""
+        if not isinstance(id, str):
+            raise InvalidArgument(f"a job's id is text, as of DeadJob.id, not {shown(id)}")
+        try:
+            return check_key(f"{self.dead}{id}", self._limits.max_key)
+        except InvalidKey as error:
+            raise InvalidArgument(f"a job's id, as of DeadJob.id: {error.message}") from None
+
+    def revive(self, entry: KeyValue) -> Txn:
+        """Make a dead job ready, with all its attempts before it; its ``dedup`` is forgotten."""
+        item = Item.of(entry)._replace(attempts=0, back=0, dedup=None)
+        then = [Delete(entry.key), *self._waiting(item, None)]
+        return _txn("queue_retry", [same(entry.key, entry.revision)], then)
 
     def is_last(self, item: Item) -> bool:
         """Whether a job's attempts are used up."""

@@ -70,8 +70,33 @@ class Queue:
         return None if found is None else Job(store, self.name, found)
 
     async def dead(self, *, timeout: float | None = None) -> list[DeadJob]:
-        """The jobs whose attempts are used up, in the order of their turns."""
+        """The jobs whose attempts are used up, in order; see `retry` and `discard`."""
         return await ask(self._store, self.name, "dead", self._flow.dead, timeout)
+
+    async def retry(self, id: str, *, timeout: float | None = None) -> bool:
+        """Put a dead job back, with all its attempts before it; true only if it was dead.
+
+        It has its old place, and no ``dedup`` any more. ``id`` is that of `dead`, or of `put`.
+        """
+        flow = self._flow
+        return await ask(
+            self._store,
+            self.name,
+            "retry",
+            lambda scope, call: flow.retry(scope, call, id),
+            timeout,
+        )
+
+    async def discard(self, id: str, *, timeout: float | None = None) -> bool:
+        """Delete a dead job; true only if it was dead. The dead stay until then, or `retry`."""
+        flow = self._flow
+        return await ask(
+            self._store,
+            self.name,
+            "discard",
+            lambda scope, call: flow.discard(scope, call, id),
+            timeout,
+        )
 
     async def count(self, *, timeout: float | None = None) -> int:
         """How many jobs there are: ready, delayed and claimed ones, not the dead."""

@@ -353,6 +353,26 @@ class TestWork(RecipeRules):
         with pytest.raises(kvi.InvalidArgument, match="max_attempts"):
             face.Queue(peer, "q", max_attempts=3).count()
 
+    @rule("queue.dead")
+    def test_retry_and_discard(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A dead job can be put back, as if it was never tried, or deleted, once."""
+        queue, other = (face.Queue(each, "q", max_attempts=1) for each in (store, peer))
+        first = queue.put("a", dedup="x")
+        second = queue.put("b")
+        assert not queue.retry(first), "it is not dead"
+        for _ in (first, second):
+            queue.get(0).nack()
+        assert queue.get(0) is None
+        assert other.retry(first)
+        assert not queue.retry(first)
+        job = queue.get(0)
+        assert (job.id, job.value, job.attempt) == (first, b"a", 1)
+        job.ack()
+        assert other.discard(second)
+        assert not queue.discard(second)
+        assert queue.dead() == []
+        assert queue.count() == 0
+
     @rule("queue.delay")
     @side_by_side
     def test_delay(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:

@@ -26,7 +26,7 @@ from kvi.flow.recipes.state import Owner, entries_of
 from kvi.flow.scope import PASSING, Scope
 from kvi.log import log
 from kvi.model import KeyValue, Scan, Span, Txn, TxnResult
-from kvi.ops import CountOp, TxnOp
+from kvi.ops import CountOp, DeleteOp, GetOp, TxnOp
 from kvi.policy.lease import check_ttl
 from kvi.policy.line import Mark, State, check_recipe, loads
 from kvi.policy.queue import DeadJob, Item, Layout, NewJob, check_whole
@@ -192,6 +192,21 @@ class QueueFlow:
         await self.owner.ensure(scope, call)
         _, entries = await entries_of(scope, call, Scan(Span.of_prefix(self.layout.dead)))
         return [DeadJob(one.id, one.value, one.attempts) for one in map(Item.of, entries)]
+
+    async def retry(self, scope: Scope, call: Call, id: object) -> bool:
+        """Make a dead job ready; whether it was dead."""
+        key = self.layout.grave(id)
+        await self.owner.ensure(scope, call)
+        entry = await scope.executor.execute(GetOp(key), call)
+        if entry is None:
+            return False
+        return (await self._execute(call, self.layout.revive(entry))).succeeded
+
+    async def discard(self, scope: Scope, call: Call, id: object) -> bool:
+        """Delete a dead job; whether there was one."""
+        key = self.layout.grave(id)
+        await self.owner.ensure(scope, call)
+        return await scope.executor.execute(DeleteOp(key), call)
 
     async def _execute(self, call: Call, txn: Txn) -> TxnResult:
         return await self._scope.executor.execute(TxnOp(txn), call)
