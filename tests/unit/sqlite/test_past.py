@@ -62,7 +62,7 @@ def test_older_layout(path: Path) -> None:
     connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
     connection.execute("PRAGMA user_version = 3")
     for revision, key in ((1, b"a"), (2, b"b"), (3, b"a")):
-        connection.execute(schema.UPSERT, (key, revision, None, b"%d" % revision))
+        connection.execute(schema.UPSERT, (key, revision, revision, None, b"%d" % revision))
         connection.execute(schema.EVENT_OF_UPSERT, (revision << schema.SEQ_BITS, key))
     connection.close()
     with opened(path) as store:

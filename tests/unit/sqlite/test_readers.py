@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sqlite3
@@ -134,18 +135,22 @@ def test_reads_beside_a_busy_writer(path: Path, uri: str) -> None:
         store.txn(then=[Put("a", "000000"), Put("b", "000000")])
     writer = threading.Thread(target=write)
     writer.start()
-    last = ""
+    last, reads = "", itertools.count()
     try:
         with kvi.open(uri, read_only=True, timeout=60) as reader:
-            for _ in range(300):
+
+            def has_read_enough() -> bool:
+                nonlocal last
                 a, b = reader.range()
                 assert a.text == b.text >= last
                 last = a.text
                 assert (value_of(reader, "a") or "") >= last
+                return next(reads) >= 300 and last > "000000"
+
+            until(has_read_enough, within=60)
     finally:
         stop.set()
         writer.join()
-    assert last > "000000"
 
 
 def test_long_range_is_of_one_state(path: Path, uri: str) -> None:

@@ -119,7 +119,7 @@ def trim(connection: Connection, revision: int, history: int, changes: int = 1) 
     """
     every = schema.TRIM_EVERY
     if revision > history and (revision % every == 0 or changes * 8 > every):
-        connection.execute(schema.TRIMMED, (revision - history,))
+        connection.execute(schema.TRIMMED, (revision - history,) * 2)
         connection.chores = True
 
 
@@ -175,7 +175,7 @@ def bury(connection: Connection, name: bytes) -> None:
     if found is not None:
         row, lease, revision, event = found
         _delete_row(connection, event, revision, row)
-        execute(schema.NEXT_ID, (lease, 1))
+        execute(schema.NEXT_ID, (1, lease))
 
 
 def _delete_row(connection: Connection, event: int, revision: int, row: int) -> None:
@@ -203,7 +203,7 @@ def bury_part(connection: Connection, rows: int, size: int) -> int:
     if part == len(sizes) < rows:
         execute(schema.BURIED, (lease,))
     else:
-        execute(schema.NEXT_ID, (lease, deleted))
+        execute(schema.NEXT_ID, (deleted, lease))
     return sum(sizes[:part]) + 1
 
 
@@ -227,7 +227,8 @@ def grant(connection: Connection, ttl: float) -> int:
 
 def renew(connection: Connection, lease: int) -> float | None:
     """Let the time of a lease begin anew; its ttl, or ``None`` if it has ended. In a write."""
-    rows = connection.execute(schema.RENEW, (now(), lease)).fetchall()
+    moment = now()
+    rows = connection.execute(schema.RENEW, (moment, lease, moment)).fetchall()
     if not rows:
         return None
     connection.execute(schema.FORGET_DEADLINES, (lease,))
@@ -252,7 +253,7 @@ def told(
     execute = connection.execute
     execute("BEGIN")
     found = []
-    for lease, ttl, left in execute(schema.LEASES, (now(),)).fetchall():
+    for lease, ttl, left in execute(schema.LEASES, (now(),) * 2).fetchall():
         if ids is not None and lease not in ids:
             continue
         keys = None

@@ -100,7 +100,7 @@ def rows_at(
             value, *rest = row
             yield (key, None if scan.keys_only else value, *rest)
 
-    same = execute(_SQL[scan.reverse, scan.keys_only], (low, high, limit, revision))
+    same = execute(_SQL[scan.reverse, scan.keys_only], (low, high, revision, revision, limit))
     both = merge(same, undone(), key=itemgetter(0), reverse=scan.reverse)
     for _, entry in zip(range(limit), both, strict=False):
         yield entry

@@ -144,6 +144,8 @@ _MARKS = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {
 _PARTS = (_FIRST, _LEASES, _ENDS, _UNDO)  # by the version that brought them
 TABLES = (*chain.from_iterable(_PARTS), *_MARKS)
 
+# No statement has numbered parameters, ``?1``: CPython 3.12.0 to 3.12.3 warn of them as of names.
+
 # Each is a step to the end of an index.
 _REVISION = "(SELECT revision FROM events ORDER BY id DESC LIMIT 1)"
 _NEWEST = "(SELECT max(id) FROM events)"
@@ -172,12 +174,12 @@ GET_LEASED = f"""
 COUNT = f"""
     SELECT count(*) - (
         SELECT count(*) FROM entries
-        WHERE lease IN (SELECT lease FROM tombstones) AND key >= ?1 AND key < ?2
-    ), {_DUE} FROM entries WHERE key >= ?1 AND key < ?2
+        WHERE lease IN (SELECT lease FROM tombstones) AND key >= ? AND key < ?
+    ), {_DUE} FROM entries WHERE key >= ? AND key < ?
 """  # noqa: S608
 UPSERT = """
     INSERT INTO entries (key, revision, create_revision, version, lease, value)
-    VALUES (?1, ?2, ?2, 1, ?3, ?4)
+    VALUES (?, ?, ?, 1, ?, ?)
     ON CONFLICT (key) DO UPDATE SET revision = excluded.revision, version = version + 1,
         lease = excluded.lease, value = excluded.value
 """
@@ -186,19 +188,19 @@ DELETE_RANGE = f"DELETE FROM entries WHERE key >= ? AND key < ? AND {_THERE}"  #
 EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
 EVENT_OF_UPSERT = """
     INSERT INTO events (id, revision, key, create_revision, version, lease, value)
-    SELECT ?1, revision, key, create_revision, version, lease, value FROM entries WHERE key = ?2
+    SELECT ?, revision, key, create_revision, version, lease, value FROM entries WHERE key = ?
 """
 EVENT_OF_DELETE = "INSERT INTO events (id, revision, key) VALUES (?, ?, ?)"
 EVENTS_OF_DELETE_RANGE = f"""
     INSERT INTO events (id, revision, key)
-    SELECT ?1 + row_number() OVER (ORDER BY key) - 1, ?2, key
-    FROM entries WHERE key >= ?3 AND key < ?4 AND {_THERE}
+    SELECT ? + row_number() OVER (ORDER BY key) - 1, ?, key
+    FROM entries WHERE key >= ? AND key < ? AND {_THERE}
 """  # noqa: S608
 # Each goes before what changes the entries.
 UNDO = f"INSERT INTO undo SELECT ?, {_STATE} FROM entries WHERE key = ?"  # noqa: S608
 UNDO_DELETE_RANGE = f"""
-    INSERT INTO undo SELECT ?1 + row_number() OVER (ORDER BY key) - 1, {_STATE}
-    FROM entries WHERE key >= ?2 AND key < ?3 AND {_THERE}
+    INSERT INTO undo SELECT ? + row_number() OVER (ORDER BY key) - 1, {_STATE}
+    FROM entries WHERE key >= ? AND key < ? AND {_THERE}
 """  # noqa: S608
 
 # Where a change is looked for, `id` finds it and `revision` excludes the rest of a commit that ran
@@ -210,18 +212,18 @@ _CHANGE = """
     FROM events LEFT JOIN undo USING (id)
 """
 CHANGES = f"""
-    SELECT {_CHANGE} WHERE id >= ?1 AND id < ?2 AND events.revision >= ?3
-    AND key >= ?4 AND key < ?5 ORDER BY id
+    SELECT {_CHANGE} WHERE id >= ? AND id < ? AND events.revision >= ?
+    AND key >= ? AND key < ? ORDER BY id
 """
 LAST_CHANGES = f"""
-    SELECT {_CHANGE} WHERE id >= ?1 AND events.revision >= ?2 AND key = ?3
-    ORDER BY id DESC LIMIT ?4
+    SELECT {_CHANGE} WHERE id >= ? AND events.revision >= ? AND key = ?
+    ORDER BY id DESC LIMIT ?
 """
 NEXT_REVISION = "SELECT revision FROM events WHERE id >= ? AND revision >= ? ORDER BY id LIMIT 1"
 
 GRANT = "INSERT OR IGNORE INTO leases (id, ttl, deadline) VALUES (?, ?, ?)"
-RENEW = "UPDATE leases SET deadline = ?1 + ttl WHERE id = ?2 AND deadline > ?1 RETURNING ttl"
-LEASES = "SELECT id, ttl, deadline - ?1 FROM leases WHERE deadline > ?1 ORDER BY id"
+RENEW = "UPDATE leases SET deadline = ? + ttl WHERE id = ? AND deadline > ? RETURNING ttl"
+LEASES = "SELECT id, ttl, deadline - ? FROM leases WHERE deadline > ? ORDER BY id"
 KEYS_OF_LEASE = "SELECT key FROM entries WHERE lease = ? AND +key >= ? AND +key < ? ORDER BY key"
 FORGET_DEADLINES = "DELETE FROM deadlines WHERE lease = ?"
 KEEP_DEADLINES = """
@@ -230,8 +232,8 @@ KEEP_DEADLINES = """
 """
 TAKE_DEADLINES = """
     UPDATE leases SET deadline = coalesce((
-        SELECT deadlines.deadline FROM deadlines WHERE lease = leases.id AND boot = ?2
-    ), ?1 + ttl)
+        SELECT deadlines.deadline FROM deadlines WHERE lease = leases.id AND boot = ?
+    ), ? + ttl)
 """
 LEASE = "SELECT 1 FROM leases WHERE id = ?"
 EXPIRED = "SELECT id FROM leases WHERE deadline <= ? ORDER BY deadline LIMIT ?"
@@ -241,11 +243,11 @@ LEASED = """
 """
 EVENTS_OF_END = """
     INSERT INTO events (id, revision, key)
-    SELECT ?1 + row_number() OVER (ORDER BY key) - 1, ?2, key FROM entries WHERE lease = ?3
+    SELECT ? + row_number() OVER (ORDER BY key) - 1, ?, key FROM entries WHERE lease = ?
 """
 UNDO_END = f"""
-    INSERT INTO undo SELECT ?1 + row_number() OVER (ORDER BY key) - 1, {_STATE}
-    FROM entries WHERE lease = ?2
+    INSERT INTO undo SELECT ? + row_number() OVER (ORDER BY key) - 1, {_STATE}
+    FROM entries WHERE lease = ?
 """  # noqa: S608
 DELETE_LEASED = "DELETE FROM entries WHERE lease = ?"
 END = "DELETE FROM leases WHERE id = ?"
@@ -265,15 +267,15 @@ TOMBSTONE_OF = """
     SELECT entries.id, tombstones.lease, tombstones.revision, next
     FROM entries JOIN tombstones ON tombstones.lease = entries.lease WHERE key = ?
 """
-NEXT_ID = "UPDATE tombstones SET next = next + ?2 WHERE lease = ?1"
+NEXT_ID = "UPDATE tombstones SET next = next + ? WHERE lease = ?"
 EVENTS_OF_PART = """
     INSERT INTO events (id, revision, key)
-    SELECT ?1 + row_number() OVER () - 1, ?2, key
-    FROM (SELECT key FROM entries WHERE lease = ?3 ORDER BY id LIMIT ?4)
+    SELECT ? + row_number() OVER () - 1, ?, key
+    FROM (SELECT key FROM entries WHERE lease = ? ORDER BY id LIMIT ?)
 """
 UNDO_PART = f"""
-    INSERT INTO undo SELECT ?1 + row_number() OVER () - 1, {_STATE}
-    FROM (SELECT {_STATE} FROM entries WHERE lease = ?2 ORDER BY id LIMIT ?3)
+    INSERT INTO undo SELECT ? + row_number() OVER () - 1, {_STATE}
+    FROM (SELECT {_STATE} FROM entries WHERE lease = ? ORDER BY id LIMIT ?)
 """  # noqa: S608
 SIZES_OF_PART = "SELECT length(value) FROM entries WHERE lease = ? ORDER BY id LIMIT ?"
 DELETE_PART = """
@@ -296,32 +298,34 @@ OLD_EVENTS = """
 """
 TRIM = "DELETE FROM events WHERE id <= ?"
 TRIM_UNDO = "DELETE FROM undo WHERE id <= ?"
-TRIMMED = "UPDATE history SET trimmed = ?1 WHERE trimmed < ?1"
+TRIMMED = "UPDATE history SET trimmed = ? WHERE trimmed < ?"
 TRIMMED_TO = "SELECT trimmed FROM history"
 CHORES = f"SELECT trimmed, (SELECT min(id) FROM events), {_TOMBSTONED} FROM history"  # noqa: S608
 
 
 def few_sql(*, reverse: bool, keys_only: bool) -> str:
-    """The statement that reads a few entries: ``(low, high, limit, longest)``.
+    """The statement that reads a few entries: ``(longest[, longest], low, high, limit)``.
 
-    Keys and values that are longer come as null. Behind its entry, each row has the store's
-    revision, the nearest deadline and whether there are tombstones; nothing is left out.
+    The first ``longest`` is of keys, the second, unless ``keys_only``, of values: what is longer
+    comes as null. Behind its entry, each row has the store's revision, the nearest deadline and
+    whether there are tombstones; nothing is left out.
     """
-    value = "NULL" if keys_only else "CASE WHEN length(value) <= ?4 THEN value END"
+    value = "NULL" if keys_only else "CASE WHEN length(value) <= ? THEN value END"
     order = _ORDERS[reverse]
     return (
-        f"SELECT CASE WHEN length(key) <= ?4 THEN key END, {value}, "  # noqa: S608
+        f"SELECT CASE WHEN length(key) <= ? THEN key END, {value}, "  # noqa: S608
         f"revision, create_revision, version, lease, {_REVISION}, {_DUE}, {_TOMBSTONED} "
-        f"FROM entries WHERE key >= ?1 AND key < ?2 ORDER BY entries.key {order} LIMIT ?3"
+        f"FROM entries WHERE key >= ? AND key < ? ORDER BY entries.key {order} LIMIT ?"
     )
 
 
-# Keys of ``[?1, ?2)`` that were there at revision ``?4``, each with the first event behind that.
+# ``(low, high, id, revision, limit)``: keys that were there at that revision, each with the first
+# event behind it, which has an id from that one on.
 CHANGED_SINCE = {
     reverse: f"""
         SELECT key, min(id), version FROM events
-        WHERE id >= ?3 AND revision > ?4 AND key >= ?1 AND key < ?2
-        GROUP BY key HAVING version IS NOT 1 ORDER BY key {order} LIMIT ?5
+        WHERE key >= ? AND key < ? AND id >= ? AND revision > ?
+        GROUP BY key HAVING version IS NOT 1 ORDER BY key {order} LIMIT ?
     """  # noqa: S608
     for reverse, order in _ORDERS.items()
 }
@@ -350,13 +354,13 @@ def range_sql(*, reverse: bool, keys_only: bool) -> str:
 
 
 def past_sql(*, reverse: bool, keys_only: bool) -> str:
-    """As `range_sql`, of the entries that have not changed: ``(low, high, limit, revision)``."""
+    """As `range_sql`, of what has not changed: ``(low, high, revision, revision, limit)``."""
     value = "NULL" if keys_only else "value"
     return (
         f"SELECT key, {value}, revision, create_revision, version, lease FROM entries "  # noqa: S608
-        "WHERE key >= ?1 AND key < ?2 AND revision <= ?4 AND (lease IS NULL OR lease NOT IN "
-        "(SELECT lease FROM tombstones WHERE revision <= ?4)) "
-        f"ORDER BY key {_ORDERS[reverse]} LIMIT ?3"
+        "WHERE key >= ? AND key < ? AND revision <= ? AND (lease IS NULL OR lease NOT IN "
+        "(SELECT lease FROM tombstones WHERE revision <= ?)) "
+        f"ORDER BY key {_ORDERS[reverse]} LIMIT ?"
     )
 
 
@@ -385,7 +389,7 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         if _is_of_another_boot(connection):
             here = boot_id()
             execute(KEEP_DEADLINES)
-            execute(TAKE_DEADLINES, (now(), here))
+            execute(TAKE_DEADLINES, (here, now()))
             execute("DELETE FROM deadlines WHERE boot = ?", (here,))
             execute("UPDATE clock SET boot = ?", (here,))
         execute("COMMIT")

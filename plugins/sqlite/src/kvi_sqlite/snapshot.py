@@ -214,8 +214,9 @@ class Ranges:
         asked = FEW + 1 if scan.limit is None else min(scan.limit, FEW + 1)
         low, high = bounds(scan.span)
         keys_only = scan.keys_only
+        longest = (PAGE_BYTES // asked,) * (1 if keys_only else 2)
         statement = _FEW_SQL[scan.reverse, keys_only]
-        rows = self._pool.glance(statement, (low, high, asked, PAGE_BYTES // asked))
+        rows = self._pool.glance(statement, (*longest, low, high, asked))
         if not 0 < len(rows) <= FEW:
             return None
         *_, newest, due, buried = rows[0]

@@ -174,7 +174,7 @@ class SqliteKvi(Primitives):
 
     def _count(self, span: Span, timeout: float) -> int:
         def work(connection: Connection, moment: float) -> int:
-            count, due = connection.execute(schema.COUNT, bounds(span)).fetchone()
+            count, due = connection.execute(schema.COUNT, bounds(span) * 2).fetchone()
             check_due(due, moment)
             return int(count)
 
@@ -401,7 +401,7 @@ def _apply(connection: Connection, changes: tuple[Change, ...], revision: int) -
             events.append((event, revision, name, None, None, None, None))
         else:
             _, value, _, created, version, lease = new
-            written.append((name, revision, lease, value))
+            written.append((name, revision, revision, lease, value))
             events.append((event, revision, name, created, version, lease, value))
     for statement, rows in (
         (schema.UNDO, undone),  # before what it would undo
@@ -418,7 +418,7 @@ def _put(
 ) -> None:
     """Write an entry; what it was is noted already."""
     execute = connection.execute
-    execute(schema.UPSERT, (name, revision, lease, value))
+    execute(schema.UPSERT, (name, revision, revision, lease, value))
     execute(schema.EVENT_OF_UPSERT, (event, name))
 
 
