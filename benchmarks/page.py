@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import charts
 from benchmarks.measure import AGAIN, FLOOR, KVI, Comparison
+from benchmarks.reasons import REASONS
 from benchmarks.report import shown
 
 _AIM = re.compile(r"≤ ([0-9.]+)× floor$")
@@ -46,10 +47,16 @@ def page(report: dict[str, Any]) -> str:
         lines += ["", f"## {store[0].upper()}{store[1:]}", "", *_table(list(rows))]
     short = list(falls_short(report))
     lines += ["", "## What falls short", ""]
-    lines += [f"- {line}" for line in short] or ["Nothing."]
+    lines += [f"- {_explained(line)}" for line in short] or ["Nothing."]
     if report["notes"]:
         lines += ["", "## Left out", "", *(f"- {note}" for note in report["notes"])]
     return "\n".join(lines) + "\n"
+
+
+def _explained(line: str) -> str:
+    what, _, measured = line.partition(": ")
+    reason = REASONS.get(what)
+    return f"**{what}**: {measured}." + (f" {reason}" if reason else "")
 
 
 def falls_short(report: dict[str, Any]) -> Iterator[str]:
