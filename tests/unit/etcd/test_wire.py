@@ -219,49 +219,55 @@ def test_create_request(span: Span, key: bytes, end: bytes) -> None:
     assert create.prev_kv
 
 
-def claimed(*found: pb.KeyValue, new: bool, revision: int) -> pb.TxnResponse:
-    """An answer to a claim: the newest two of the queue, or the oldest."""
+def claimed(*found: pb.KeyValue, own: pb.KeyValue, new: bool, revision: int = 9) -> pb.TxnResponse:
+    """An answer to a claim: the newest two of the queue, or itself and the oldest."""
+    first = pb.ResponseOp()
+    if not new:
+        first.response_range.kvs.append(own)
     listing = pb.ResponseOp(response_range=pb.RangeResponse(kvs=found))
-    return pb.TxnResponse(
-        header=pb.ResponseHeader(revision=revision),
-        succeeded=new,
-        responses=[pb.ResponseOp(), listing],
-    )
+    header = pb.ResponseHeader(revision=revision)
+    return pb.TxnResponse(header=header, succeeded=new, responses=[first, listing])
+
+
+OWN = pb.KeyValue(key=b"L/b", create_revision=9, lease=0xB)
+BEFORE = pb.KeyValue(key=b"L/a", create_revision=5, lease=0xA)
+OTHERS = [
+    pb.KeyValue(key=b"L/c", create_revision=6),  # kept by no lease: no contender
+    pb.KeyValue(key=b"L/c", create_revision=6, lease=0xD),  # nor under a lease's own name
+    pb.KeyValue(key=b"L/\xff", create_revision=7, lease=0xC),
+]
 
 
 def test_claim() -> None:
     """A claim is read off one answer: a new key's create revision is the answer's own."""
-    before = pb.KeyValue(key=b"L/a", create_revision=5, lease=0xA)
-    own = pb.KeyValue(key=b"L/b", create_revision=9, lease=0xB)
-    claim = wire.claim("L", 0xB, claimed(own, before, new=True, revision=9))
+    claim = wire.claim("L", 0xB, claimed(OWN, BEFORE, own=OWN, new=True))
     assert claim is not None
     assert (claim.key, claim.fence, claim.ahead, claim.revision) == ("L/b", 9, "L/a", 9)
     held = claim._replace(ahead=None)
-    assert wire.claim("L", 0xB, claimed(own, new=True, revision=9)) == held
-    again = claimed(own, new=False, revision=20)
+    assert wire.claim("L", 0xB, claimed(OWN, own=OWN, new=True)) == held
+    again = claimed(OWN, own=OWN, new=False, revision=20)
     assert wire.claim("L", 0xB, again) == held._replace(revision=20)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        pb.KeyValue(key=b"L/c", create_revision=6),  # kept by no lease: no contender
-        pb.KeyValue(key=b"L/c", create_revision=6, lease=0xD),  # nor under a lease's own name
-        pb.KeyValue(key=b"L/\xff", create_revision=7, lease=0xC),
-    ],
-    ids=["no lease", "another lease", "no text"],
-)
+def test_claim_that_waits() -> None:
+    """Who is neither new nor the first asks who is before it."""
+    answer = claimed(BEFORE, own=OWN, new=False, revision=20)
+    assert wire.claim("L", 0xB, answer) is None
+    assert wire.before_request("L", answer).max_create_revision == 8
+    found = pb.RangeResponse(header=pb.ResponseHeader(revision=21), kvs=[BEFORE])
+    claim = wire.claim_behind("L", 0xB, 9, found)
+    assert claim is not None
+    assert (claim.key, claim.fence, claim.ahead, claim.revision) == ("L/b", 9, "L/a", 21)
+    alone = pb.RangeResponse(header=pb.ResponseHeader(revision=21))
+    assert wire.claim_behind("L", 0xB, 9, alone) == claim._replace(ahead=None)
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=["no lease", "another lease", "no text"])
 def test_claim_beside_keys_of_others(other: pb.KeyValue) -> None:
     """Where a key that is none of the queue stands in the way, the whole queue has to say."""
-    own = pb.KeyValue(key=b"L/b", create_revision=9, lease=0xB)
-    assert wire.claim("L", 0xB, claimed(own, other, new=True, revision=9)) is None
-    assert wire.claim("L", 0xB, claimed(other, new=False, revision=9)) is None
-
-
-def test_claim_that_waits() -> None:
-    """Who is neither new nor the first has to ask who is before it."""
-    first = pb.KeyValue(key=b"L/a", create_revision=5, lease=0xA)
-    assert wire.claim("L", 0xB, claimed(first, new=False, revision=9)) is None
+    assert wire.claim("L", 0xB, claimed(OWN, other, own=OWN, new=True)) is None
+    assert wire.claim("L", 0xB, claimed(other, own=OWN, new=False)) is None
+    assert wire.claim_behind("L", 0xB, 9, pb.RangeResponse(kvs=[other])) is None
 
 
 @pytest.mark.parametrize("lease", [0, -1, 2**63, 2**200])

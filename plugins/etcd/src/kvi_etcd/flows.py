@@ -100,7 +100,14 @@ class EtcdFlows(AsyncPrimitives):
         request = wire.claim_request(name, lease)
         answer = await self._calls.ask("txn", request, timeout, write=True)
         claim = wire.claim(name, lease, answer)
-        return claim or await super()._lock_claim(name, lease, max(0.0, deadline - now()))
+        if claim is None and not answer.succeeded:  # it waits: who is before it by now?
+            before, left = wire.before_request(name, answer), max(0.0, deadline - now())
+            found = await self._calls.ask("range", before, left, write=False)
+            claim = wire.claim_behind(name, lease, before.max_create_revision + 1, found)
+        if claim is not None:
+            return claim
+        # Keys of somebody else's stand among them: then the whole queue has to say.
+        return await super()._lock_claim(name, lease, max(0.0, deadline - now()))
 
     async def _ping(self, timeout: float) -> None:
         with suppress(PermissionDenied):  # it is the answer of a store that serves

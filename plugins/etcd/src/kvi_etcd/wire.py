@@ -8,7 +8,6 @@ key, ``\0``; and a ``range_end`` of ``\0`` means "to the end", which is how an o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
 from kvi.errors import InvalidKey, LeaseLost, ValueTooLarge
 from kvi.model import (
@@ -206,52 +205,70 @@ def claim_request(name: str, lease: int) -> pb.TxnRequest:
     and is the oldest, nobody is before it any more. So no answer grows with the queue.
     """
     key = queue_key(name, lease).encode()
-    low, high = key_range(queue_span(name))
-
-    def listing(order: pb.RangeRequest.SortOrder, limit: int) -> pb.RequestOp:
-        request = pb.RangeRequest(
-            key=low,
-            range_end=high,
-            keys_only=True,
-            sort_target=pb.RangeRequest.CREATE,
-            sort_order=order,
-            limit=limit,
-        )
-        return pb.RequestOp(request_range=request)
-
     put = pb.PutRequest(key=key, value=CLAIM, lease=lease_id(lease))
+    newest = _queue(name, pb.RangeRequest.DESCEND, limit=2)
+    oldest = _queue(name, pb.RangeRequest.ASCEND, limit=1)
     return pb.TxnRequest(
         compare=[pb.Compare(target=pb.Compare.CREATE, key=key, create_revision=0)],
-        success=[pb.RequestOp(request_put=put), listing(pb.RangeRequest.DESCEND, 2)],
+        success=[pb.RequestOp(request_put=put), pb.RequestOp(request_range=newest)],
         failure=[
             pb.RequestOp(request_range=pb.RangeRequest(key=key)),
-            listing(pb.RangeRequest.ASCEND, 1),
+            pb.RequestOp(request_range=oldest),
         ],
     )
 
 
 def claim(name: str, lease: int, answer: pb.TxnResponse) -> Claim | None:
-    """Where the claim stands that `claim_request` asked for; ``None`` if the whole queue says."""
-    listing = answer.responses[1]
-    kvs, revision = listing.response_range.kvs, answer.header.revision
-    found = _contenders(name, kvs)
-    if len(found) < len(kvs):  # a key of somebody else's is between, or before all
+    """Where the claim stands that `claim_request` asked for; ``None`` if that does not say."""
+    first, listing = answer.responses
+    found, revision = _contenders(name, listing.response_range.kvs), answer.header.revision
+    if found is None:
         return None
     if answer.succeeded:
         return place(name, lease, revision, found, revision)
-    if found[0].lease != lease:
+    created = first.response_range.kvs[0].create_revision
+    if found[0].create_revision < created:
         return None
-    return place(name, lease, found[0].create_revision, found, revision)
+    return place(name, lease, created, (), revision)
 
 
-def _contenders(name: str, kvs: Iterable[pb.KeyValue]) -> list[KeyValue]:
-    """Those of a queue; keys that are not UTF-8 are none of ours."""
+def before_request(name: str, answer: pb.TxnResponse) -> pb.RangeRequest:
+    """Read who is before the claim that was there already, as `claim_request` was answered."""
+    created = answer.responses[0].response_range.kvs[0].create_revision
+    request = _queue(name, pb.RangeRequest.DESCEND, limit=1)
+    request.max_create_revision = created - 1
+    return request
+
+
+def claim_behind(name: str, lease: int, created: int, answer: pb.RangeResponse) -> Claim | None:
+    """Where a claim of that create revision stands, by the answer to `before_request`."""
+    found = _contenders(name, answer.kvs)
+    return None if found is None else place(name, lease, created, found, answer.header.revision)
+
+
+def _queue(name: str, order: pb.RangeRequest.SortOrder, *, limit: int) -> pb.RangeRequest:
+    low, high = key_range(queue_span(name))
+    return pb.RangeRequest(
+        key=low,
+        range_end=high,
+        keys_only=True,
+        sort_target=pb.RangeRequest.CREATE,
+        sort_order=order,
+        limit=limit,
+    )
+
+
+def _contenders(name: str, kvs: Iterable[pb.KeyValue]) -> list[KeyValue] | None:
+    """Those of a queue; ``None`` if a key of somebody else's is among them."""
     found = []
     for kv in kvs:
-        with suppress(InvalidKey):
+        try:
             contender = entry(kv, keys_only=True)
-            if is_contender(name, contender):
-                found.append(contender)
+        except InvalidKey:  # no text
+            return None
+        if not is_contender(name, contender):
+            return None
+        found.append(contender)
     return found
 
 

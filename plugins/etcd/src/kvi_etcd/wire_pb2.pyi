@@ -354,7 +354,7 @@ class PutResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[ResponseHeader, _Mapping]] = ..., prev_kv: _Optional[_Union[KeyValue, _Mapping]] = ...) -> None: ...
 
 class RangeRequest(_message.Message):
-    __slots__ = ["count_only", "key", "keys_only", "limit", "range_end", "revision", "serializable", "sort_order", "sort_target"]
+    __slots__ = ["count_only", "key", "keys_only", "limit", "max_create_revision", "range_end", "revision", "serializable", "sort_order", "sort_target"]
     class SortOrder(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = []
     class SortTarget(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -367,6 +367,7 @@ class RangeRequest(_message.Message):
     KEYS_ONLY_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    MAX_CREATE_REVISION_FIELD_NUMBER: _ClassVar[int]
     MOD: RangeRequest.SortTarget
     NONE: RangeRequest.SortOrder
     RANGE_END_FIELD_NUMBER: _ClassVar[int]
@@ -380,12 +381,13 @@ class RangeRequest(_message.Message):
     key: bytes
     keys_only: bool
     limit: int
+    max_create_revision: int
     range_end: bytes
     revision: int
     serializable: bool
     sort_order: RangeRequest.SortOrder
     sort_target: RangeRequest.SortTarget
-    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., limit: _Optional[int] = ..., revision: _Optional[int] = ..., sort_order: _Optional[_Union[RangeRequest.SortOrder, str]] = ..., sort_target: _Optional[_Union[RangeRequest.SortTarget, str]] = ..., serializable: bool = ..., keys_only: bool = ..., count_only: bool = ...) -> None: ...
+    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., limit: _Optional[int] = ..., revision: _Optional[int] = ..., sort_order: _Optional[_Union[RangeRequest.SortOrder, str]] = ..., sort_target: _Optional[_Union[RangeRequest.SortTarget, str]] = ..., serializable: bool = ..., keys_only: bool = ..., count_only: bool = ..., max_create_revision: _Optional[int] = ...) -> None: ...
 
 class RangeResponse(_message.Message):
     __slots__ = ["count", "header", "kvs", "more"]
