@@ -9,7 +9,7 @@ CHARTS := $(BIN)/python -m pip install -q --disable-pip-version-check --group ch
 # Tests start thousands of processes. Where an environment forbids bytecode, each would compile all.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test check lint types conformance reports simulate soak bench growth bench-check proto fresh clean
+.PHONY: help demo test check lint types docs conformance reports simulate soak bench growth bench-check proto fresh clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ lint: .venv/ready ## style, and the layers: an import points down
 
 types: .venv/ready
 	$(BIN)/mypy
+
+docs: .venv/ready ## the documentation site, in build/site; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 conformance: .venv/ready ## check one store, and delete all in it: make conformance URI=etcd://127.0.0.1:2379
 	@test -n "$(URI)" || { echo "which store? make conformance URI=…" >&2; exit 2; }

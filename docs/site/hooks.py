@@ -1,0 +1,183 @@
+"""Hooks of MkDocs: what the pages of `docs/` become on the way to the site.
+
+The pages are plain Markdown that reads well without the site. So the site's own needs are met
+here::
+
+    CHANGELOG.md, CONTRIBUTING.md          become pages
+    docs/examples/NAME                     becomes a page with its files
+    [text](../core/src/kvi/port.py)        keeps its text: what is no page has no link on the site
+    <!-- reference: kvi.Kvi kvi.aio.X -->  becomes what mkdocstrings says of both, side by side
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import os.path
+import posixpath
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from mkdocs.structure.toc import AnchorLink
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+EXAMPLES = DOCS / "examples"
+FROM_THE_ROOT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+LANGUAGES = {".py": "python", ".toml": "toml", ".proto": "protobuf"}
+
+FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+twins: set[str] = set()
+"""Names that stand beside another one of the same meaning."""
+
+LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)")
+REFERENCE = re.compile(r"^<!-- reference: (.+) -->$", re.MULTILINE)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that have no file in `docs/`."""
+    for source, page in FROM_THE_ROOT.items():
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    for folder in examples():
+        page = f"examples/{folder.name}.md"
+        files.append(File.generated(config, page, content=shown(folder)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Give links their place on the site, and references their text."""
+    parts = FENCED.split(markdown)
+    here = page.file.src_uri
+    parts[::2] = [LINK.sub(lambda match: linked(match, here, files), part) for part in parts[::2]]
+    return REFERENCE.sub(lambda match: referred(match[1].split()), "".join(parts))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Name twins once in the table of contents."""
+    page.toc.items[:] = without_twins(page.toc.items)
+    return html
+
+
+def without_twins(entries: list[AnchorLink]) -> list[AnchorLink]:
+    """The entries of a table of contents, with those below a twin moved to the one before it."""
+    kept: list[AnchorLink] = []
+    for entry in entries:
+        entry.children = without_twins(entry.children)
+        if entry.id in twins and kept:
+            kept[-1].children += entry.children
+        else:
+            kept.append(entry)
+    return kept
+
+
+def examples() -> list[Path]:
+    """The folders of whole programs."""
+    return sorted(
+        folder
+        for folder in EXAMPLES.iterdir()
+        if (folder / "__init__.py").exists() or (folder / "pyproject.toml").exists()
+    )
+
+
+def shown(folder: Path) -> str:
+    """An example as a page: what its README or its docstring says, then its files."""
+    readme, module = folder / "README.md", folder / "__init__.py"
+    if readme.exists():
+        text = readme.read_text()
+    else:
+        text = f"# {folder.name}\n\n{ast.get_docstring(ast.parse(module.read_text())) or ''}\n"
+    for path in sorted(folder.rglob("*")):
+        language = LANGUAGES.get(path.suffix)
+        code = path.read_text().strip() if language and "_pb2" not in path.name else ""
+        if code:
+            text += f"\n## {path.relative_to(folder)}\n\n```{language}\n{code}\n```\n"
+    return text
+
+
+def linked(match: re.Match[str], here: str, files: Files) -> str:
+    """A link as the site has it; the text alone if it leads to what is no page."""
+    text, target, anchor = match[1], match[2], match[3] or ""
+    path = source_of(here).parent / target
+    named = posixpath.normpath(os.path.relpath(path, DOCS))
+    if path.parent.resolve() == ROOT:
+        named = {"README.md": "index.md", **FROM_THE_ROOT}.get(path.name, named)
+    if files.get_file_from_path(f"{named}.md") is not None:
+        named = f"{named}.md"
+    if files.get_file_from_path(named) is None:
+        if not path.exists():
+            return match[0]  # MkDocs says that it leads nowhere
+        return text
+    return f"[{text}]({posixpath.relpath(named, posixpath.dirname(here))}{anchor})"
+
+
+def source_of(page: str) -> Path:
+    """The file of the repository that a page was made of."""
+    for source, named in FROM_THE_ROOT.items():
+        if page == named:
+            return ROOT / source
+    if page.startswith("examples/"):
+        return EXAMPLES / Path(page).stem / "README.md"
+    return DOCS / page
+
+
+def referred(names: list[str]) -> str:
+    """What mkdocstrings says of a name; of two, member by member, side by side."""
+    classes = [name for name in names if inspect.isclass(found(name))]
+    text = beside([asked(name, name, names, 3) for name in names])
+    for member in dict.fromkeys(member for name in classes for member in members(found(name))):
+        having = [name for name in classes if member in members(found(name))]
+        text += beside([asked(f"{name}.{member}", member, having, 4) for name in having])
+    return text
+
+
+def asked(name: str, heading: str, names: list[str], level: int) -> str:
+    """The order to mkdocstrings for one name, without its members."""
+    if not name.startswith(names[0]):
+        twins.add(name)
+    options = {
+        "heading": heading,
+        "toc_label": heading.rpartition(".")[2],
+        "heading_level": level,
+        "members": False,
+        "inherited_members": False,
+        "line_length": 46 if len(names) > 1 else 80,
+    }
+    lines = (f"      {option}: {json.dumps(value)}\n" for option, value in options.items())
+    return f"::: {name}\n    options:\n{''.join(lines)}"
+
+
+def beside(blocks: list[str]) -> str:
+    """Blocks in columns, where there is room."""
+    if len(blocks) == 1:
+        return f"\n{blocks[0]}\n"
+    inner = "\n".join(f'<div markdown="1">\n\n{block}\n</div>' for block in blocks)
+    return f'\n<div class="beside" markdown="1">\n{inner}\n</div>\n'
+
+
+def found(name: str) -> Any:
+    """What a dotted name of the public interface means."""
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def members(kind: type) -> list[str]:
+    """The public methods and properties of a class, in the order of its bases and its source."""
+    return list(dict.fromkeys(_members(kind)))
+
+
+def _members(kind: type) -> Iterator[str]:
+    for base in kind.__mro__:
+        if base.__module__.split(".")[0] != "kvi":
+            continue
+        for name, value in vars(base).items():
+            described = value.fget if isinstance(value, property) else value
+            described = getattr(described, "__func__", described)
+            if not name.startswith("_") and callable(described) and described.__doc__:
+                yield name
