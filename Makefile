@@ -9,10 +9,10 @@ CHARTS := $(BIN)/python -m pip install -q --disable-pip-version-check --group ch
 # Tests start thousands of processes. Where an environment forbids bytecode, each would compile all.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test check lint types docs conformance reports simulate soak bench growth bench-check proto fresh clean
+.PHONY: help demo test check lint types docs capabilities conformance reports simulate soak bench growth bench-check proto fresh clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/ready ## three small programs on SQLite, and on real etcd and Consul servers
 	@$(SERVERS) -- $(BIN)/python -m docs.examples.demo
@@ -35,6 +35,9 @@ types: .venv/ready
 
 docs: .venv/ready ## the documentation site, in build/site; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
+
+capabilities: .venv/ready ## the page of what the stores can do, from what they declare
+	@$(BIN)/python -m docs.site.capabilities
 
 conformance: .venv/ready ## check one store, and delete all in it: make conformance URI=etcd://127.0.0.1:2379
 	@test -n "$(URI)" || { echo "which store? make conformance URI=…" >&2; exit 2; }
