@@ -14,10 +14,11 @@ STORES = {"mem": "memory", "sqlite": "SQLite", "etcd": "etcd", "consul": "Consul
 BEGINNING = """\
 # Capabilities
 
-Made by `make capabilities`, from what the plugins declare; the tests fail while it is out of date. Where a store
-cannot keep a promise of [the contract](contract.md), it says so here: `store.capabilities` has the same in a
-program, and [the suite](conformance.md) checks that it is true. What is denied raises `NotSupported`, or behaves as
-is told below the table. [The stores](stores.md) tells the reasons.
+Made by `make capabilities`, from what the plugins declare; the tests fail while it is out of date.
+Where a store cannot keep a promise of [the contract](contract.md), it says so here.
+`store.capabilities` has the same in a program, and [the suite](conformance.md) checks that it is
+true. What is denied raises `NotSupported`, or behaves as is told below the table. [The
+stores](stores.md) tells the reasons.
 
 """
 

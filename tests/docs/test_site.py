@@ -1,0 +1,85 @@
+"""The documentation site: it can be built, and its pages say what is so."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kvi import errors
+from kvi.conformance.contract import RULES
+from kvi.conformance.interrupts.operations import OPERATIONS
+from mkdocs.config import load_config
+
+from docs.site import capabilities, hooks
+from tests.conformance.broken import BROKEN
+from tests.simulation.planted import PLANTED
+from tests.simulation.schedule import SCENARIOS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def named(entry: object) -> list[str]:
+    """The pages of a part of the navigation."""
+    if isinstance(entry, str):
+        return [entry]
+    parts = list(entry.values()) if isinstance(entry, dict) else entry
+    assert isinstance(parts, list)
+    return [page for part in parts for page in named(part)]
+
+
+def test_navigation_has_every_page() -> None:
+    """Once each: the files of `docs/`, and what is made of others."""
+    pages = named(load_config(str(ROOT / "mkdocs.yml")).nav)
+    files = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")]
+    files = [file for file in files if not file.startswith("examples/")]
+    made = [f"examples/{folder.name}.md" for folder in hooks.examples()]
+    assert sorted(pages) == sorted([*files, *made, *hooks.FROM_THE_ROOT.values()])
+
+
+@pytest.mark.slow
+def test_site_is_built(tmp_path: Path) -> None:
+    """Without a warning, and without anything that a page would fetch from elsewhere."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 30
+    fetched = re.compile(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?(?:https?:)?//[^>]*>")
+    for page in pages:
+        assert fetched.findall(page.read_text()) == [], page
+    assert (tmp_path / "search" / "search_index.json").stat().st_size > 100_000
+    shutil.rmtree(tmp_path)
+
+
+def test_capabilities_are_those_declared() -> None:
+    """The page of capabilities is what `make capabilities` would write now."""
+    assert capabilities.PAGE.read_text() == capabilities.page()
+
+
+def test_every_error_has_an_example() -> None:
+    """Each has a section on the page of failures, which raises it; that it does, the run tells."""
+    page = (DOCS / "failures.md").read_text()
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    assert sorted(sections) == sorted(set(errors.__all__) - {"KviError"})
+    for name, text in sections.items():
+        assert re.search(rf"(raises\(|except )kvi\.{name}\b", text), name
+
+
+def test_figures_are_those_of_the_code() -> None:
+    """What the page of tests counts is what there is."""
+    page = (DOCS / "tested.md").read_text()
+    figures = [int(figure) for figure in re.findall(r"^\| .* \| (\d+) \|$", page, re.MULTILINE)]
+    assert figures == [len(RULES), len(BROKEN), len(PLANTED), len(SCENARIOS), len(OPERATIONS)]
+
+
+def test_mistakes_name_rules() -> None:
+    """The rules that the page of mistakes names are rules of the contract."""
+    page = (DOCS / "mistakes.md").read_text()
+    rules = re.findall(r"`([a-z-]+\.[a-z-]+)`", "".join(re.findall(r"\| ([^|]*) \|$", page, re.M)))
+    assert len(rules) > 40
+    assert set(rules) <= {rule if isinstance(rule, str) else rule.name for rule in RULES}
