@@ -12,7 +12,6 @@ here::
 from __future__ import annotations
 
 import ast
-import importlib
 import inspect
 import json
 import os.path
@@ -20,6 +19,7 @@ import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -34,6 +34,25 @@ FROM_THE_ROOT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributin
 LANGUAGES = {".py": "python", ".toml": "toml", ".proto": "protobuf"}
 
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+INNER = {
+    "call",
+    "draft",
+    "flow",
+    "found",
+    "handles",
+    "pages",
+    "records",
+    "rows",
+    "scope",
+    "state",
+    "watch",
+}
+"""Arguments that only kvi's own code has to give."""
+
+GIVEN = {"AsyncLivenessChannel", "AsyncTempKey", "LivenessChannel", "TempKey"}
+COROUTINE = {"send", "throw", "close"}
+"""What makes an object a coroutine, which is awaited and not called."""
+
 twins: set[str] = set()
 """Names that stand beside another one of the same meaning."""
 
@@ -147,10 +166,18 @@ def asked(name: str, heading: str, names: list[str], level: int) -> str:
         "heading_level": level,
         "members": False,
         "inherited_members": False,
+        "show_signature": not is_given(name),
         "line_length": 46 if len(names) > 1 else 80,
     }
     lines = (f"      {option}: {json.dumps(value)}\n" for option, value in options.items())
     return f"::: {name}\n    options:\n{''.join(lines)}"
+
+
+def is_given(name: str) -> bool:
+    """Whether a name is a class that kvi makes objects of, so that nobody needs its constructor."""
+    if not inspect.isclass(kind := found(name)):
+        return False
+    return bool(INNER & inspect.signature(kind).parameters.keys()) or kind.__name__ in GIVEN
 
 
 def beside(blocks: list[str]) -> str:
@@ -163,13 +190,13 @@ def beside(blocks: list[str]) -> str:
 
 def found(name: str) -> Any:
     """What a dotted name of the public interface means."""
-    module, _, attribute = name.rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
+    return resolve_name(name)
 
 
 def members(kind: type) -> list[str]:
     """The public methods and properties of a class, in the order of its bases and its source."""
-    return list(dict.fromkeys(_members(kind)))
+    left_out = COROUTINE if hasattr(kind, "send") else set()
+    return [name for name in dict.fromkeys(_members(kind)) if name not in left_out]
 
 
 def _members(kind: type) -> Iterator[str]:
