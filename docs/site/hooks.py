@@ -7,6 +7,7 @@ here::
     docs/examples/NAME                     becomes a page with its files
     [text](../core/src/kvi/port.py)        keeps its text: what is no page has no link on the site
     <!-- reference: kvi.Kvi kvi.aio.X -->  becomes what mkdocstrings says of both, side by side
+    `Kvi.get`, `kvi.aio.open`, `Timeout`   lead to where the reference has them
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os.path
 import posixpath
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -57,6 +59,7 @@ twins: set[str] = set()
 """Names that stand beside another one of the same meaning."""
 
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)")
+NAMED = re.compile(r"<a\b.*?</a>|<h\d.*?</h\d>|<pre.*?</pre>|<code>([\w.]+)</code>", re.DOTALL)
 REFERENCE = re.compile(r"^<!-- reference: (.+) -->$", re.MULTILINE)
 
 
@@ -79,9 +82,35 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Name twins once in the table of contents."""
+    """Let names lead to the reference, and name twins once in the table of contents."""
     page.toc.items[:] = without_twins(page.toc.items)
-    return html
+    folder = posixpath.dirname(page.file.dest_uri)
+
+    def lead(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in (known := places()):
+            return match[0]
+        target = posixpath.relpath(known[name], folder)
+        return f'<a class="name" href="{target}"><code>{name}</code></a>'
+
+    return NAMED.sub(lead, html)
+
+
+@cache
+def places() -> dict[str, str]:
+    """Where each name of the public interface stands in the reference, as it may be written."""
+    known: dict[str, str] = {}
+    for path in sorted((DOCS / "reference").glob("*.md")):
+        for line in REFERENCE.findall(path.read_text()):
+            for name in line.split():
+                inner = members(found(name)) if inspect.isclass(found(name)) else []
+                for one in (name, *(f"{name}.{member}" for member in inner)):
+                    known[one] = f"reference/{path.stem}.html#{one}"
+    # Without the module, too, where it is a class that is meant.
+    for module in ("kvi.recipes.", "kvi.aio.", "kvi."):
+        short = {name.removeprefix(module): place for name, place in known.items()}
+        known |= {name: place for name, place in short.items() if name[0].isupper()}
+    return known
 
 
 def without_twins(entries: list[AnchorLink]) -> list[AnchorLink]:
@@ -116,7 +145,7 @@ def shown(folder: Path) -> str:
         language = LANGUAGES.get(path.suffix)
         code = path.read_text().strip() if language and "_pb2" not in path.name else ""
         if code:
-            text += f"\n## {path.relative_to(folder)}\n\n```{language}\n{code}\n```\n"
+            text += f"\n## `{path.relative_to(folder)}`\n\n```{language}\n{code}\n```\n"
     return text
 
 
