@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os.path
 import re
-import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,38 @@ def named(entry: object) -> list[str]:
     parts = list(entry.values()) if isinstance(entry, dict) else entry
     assert isinstance(parts, list)
     return [page for part in parts for page in named(part)]
+
+
+class Reader(HTMLParser):
+    """What a page can be linked by, and what it links to."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note its name and its target."""
+        for name, value in attrs:
+            if name == "id" and value:
+                self.ids.add(value)
+            elif name == "href" and value and tag == "a":
+                self.links.append(value)
+
+
+def lost_links(site: Path) -> list[tuple[str, str]]:
+    """The links within the built site that lead nowhere, with their pages."""
+    pages = {page: Reader(page) for page in site.rglob("*.html") if page.name != "404.html"}
+    lost = []
+    for page, reader in pages.items():
+        for link in reader.links:
+            path, _, anchor = link.partition("#")
+            target = Path(os.path.normpath(page.parent / path)) if path else page
+            there = target.exists() and (not anchor or anchor in pages[target].ids)
+            if "://" not in link and not there:
+                lost.append((page.name, link))
+    return lost
 
 
 def navigation() -> list[str]:
@@ -58,7 +91,7 @@ def test_site_is_built(tmp_path: Path) -> None:
     for page in pages:
         assert fetched.findall(page.read_text()) == [], page
     assert (tmp_path / "search" / "search_index.json").stat().st_size > 100_000
-    shutil.rmtree(tmp_path)
+    assert lost_links(tmp_path) == []
 
 
 def test_capabilities_are_those_declared() -> None:
