@@ -60,6 +60,8 @@ twins: set[str] = set()
 
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)")
 NAMED = re.compile(r"<a\b.*?</a>|<h\d.*?</h\d>|<pre.*?</pre>|<code>([\w.]+)</code>", re.DOTALL)
+CELL = re.compile(r"<td>(.*?)</td>", re.DOTALL)
+SHORT = 24  # characters that a narrow column can take
 REFERENCE = re.compile(r"^<!-- reference: (.+) -->$", re.MULTILINE)
 
 
@@ -93,7 +95,13 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         target = posixpath.relpath(known[name], folder)
         return f'<a class="name" href="{target}"><code>{name}</code></a>'
 
-    return NAMED.sub(lead, html)
+    return CELL.sub(measured, NAMED.sub(lead, html))
+
+
+def measured(cell: re.Match[str]) -> str:
+    """A cell of a table, marked if it is text, which wants room."""
+    long = len(re.sub(r"<[^>]*>", "", cell[1])) > SHORT
+    return f'<td class="long">{cell[1]}</td>' if long else cell[0]
 
 
 @cache
@@ -206,6 +214,8 @@ def is_given(name: str) -> bool:
     """Whether a name is a class that kvi makes objects of, so that nobody needs its constructor."""
     if not inspect.isclass(kind := found(name)):
         return False
+    if issubclass(kind, Exception):
+        return True
     return bool(INNER & inspect.signature(kind).parameters.keys()) or kind.__name__ in GIVEN
 
 
@@ -224,6 +234,8 @@ def found(name: str) -> Any:
 
 def members(kind: type) -> list[str]:
     """The public methods and properties of a class, in the order of its bases and its source."""
+    if issubclass(kind, Exception) and kind.__base__ is not Exception:
+        return []  # those of its base
     left_out = COROUTINE if hasattr(kind, "send") else set()
     return [name for name in dict.fromkeys(_members(kind)) if name not in left_out]
 
