@@ -17,11 +17,16 @@ from typing import Any, NamedTuple
 import kvi
 import kvi.aio
 import kvi.aio.recipes
+import kvi.health
 import kvi.recipes
+import kvi.settings
+import kvi.settings.aio
+import kvi.testing
 from kvi import errors
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
-MODULES = (kvi, kvi.aio, kvi.recipes, kvi.aio.recipes)
+EXTRAS = (kvi.settings, kvi.settings.aio, kvi.health, kvi.testing)
+MODULES = (kvi, kvi.aio, kvi.recipes, kvi.aio.recipes, *EXTRAS)
 SHARING = re.compile(r"\b(threads?|tasks?|event loop)\b", re.IGNORECASE)
 COROUTINE = ("send", "throw")  # of the protocol of coroutines, whose arguments Python tells
 INSIDE = ("kvi.RetryPolicy.decide",)  # for kvi's own middleware

@@ -63,7 +63,7 @@ class _Answer(NamedTuple):
 class Health:
     """The app; made by `health`. It belongs to no loop: each loop that serves it has its own ping.
 
-    Safe for any number of requests.
+    Safe for any number of requests, of tasks and threads.
     """
 
     def __init__(self, store: Kvi | AsyncKvi, timeout: float, keep: float) -> None:

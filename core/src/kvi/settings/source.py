@@ -39,7 +39,10 @@ class KviSettingsSource(PydanticBaseSettingsSource):
     says what keys and values mean. A key that the model does not have is passed on, as by a file of
     settings: its ``extra`` decides.
 
-    Making the settings raises `BadRecord` for a value that is no text, and what `kvi.open` and
+    ``timeout`` (seconds) bounds each page of what is read, by default that of the store. It
+    keeps nothing between two times, so threads may share it.
+
+    Raises `InvalidArgument` for what is no store. Making the settings raises `BadRecord` for a value that is no text, and what `kvi.open` and
     `kvi.Kvi.range` raise.
     """
 
@@ -59,7 +62,7 @@ class KviSettingsSource(PydanticBaseSettingsSource):
         self._timeout = timeout
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """What pydantic-settings asks for a single member."""
+        """What pydantic-settings asks for one ``field`` of the model, by its ``field_name``."""
         return self().get(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
