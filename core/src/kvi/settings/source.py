@@ -42,8 +42,8 @@ class KviSettingsSource(PydanticBaseSettingsSource):
     ``timeout`` (seconds) bounds each page of what is read, by default that of the store. It
     keeps nothing between two times, so threads may share it.
 
-    Raises `InvalidArgument` for what is no store. Making the settings raises `BadRecord` for a value that is no text, and what `kvi.open` and
-    `kvi.Kvi.range` raise.
+    Raises `InvalidArgument` for what is no store. Making the settings raises `BadRecord` for a
+    value that is no text, and what `kvi.open` and `kvi.Kvi.range` raise.
     """
 
     def __init__(
