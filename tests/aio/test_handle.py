@@ -212,7 +212,7 @@ async def test_slow_calls_stop_no_other(sqlite_uri: str) -> None:
                 with stalls.watched() as machine:
                     for number in range(20):
                         await store.store("other", str(number))
-            assert ticks.longest < 0.05 + machine.longest
+            assert ticks.longest < 0.05 + 2 * machine.longest
         assert {entry.text for entry in await asyncio.gather(*slow) if entry} == {"v"}
 
 
@@ -247,7 +247,7 @@ async def test_memory_gives_others_a_turn() -> None:
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
-        assert ticks.longest < 0.05 + machine.longest
+        assert ticks.longest < 0.05 + 2 * machine.longest
 
 
 @pytest.mark.slow
@@ -286,7 +286,7 @@ def test_paused_server(kind: type[EtcdServer | ConsulServer]) -> None:
                         server.resume()
             assert all(isinstance(result, kvi.KviError) for result in results)
             assert took < 10 + machine.longest
-            assert ticks.longest < 0.05 + machine.longest
+            assert ticks.longest < 0.05 + 2 * machine.longest
             await until(lambda: server)
             deadline = time.monotonic() + 30
             while True:
@@ -319,7 +319,7 @@ async def test_locked_file(sqlite_uri: str) -> None:
                     )
                     results = await asyncio.gather(*calls, return_exceptions=True)
                     assert await store.get("k")  # readers do not wait for writers
-            assert ticks.longest < 0.05 + machine.longest
+            assert ticks.longest < 0.05 + 2 * machine.longest
             assert all(isinstance(result, kvi.KviError) for result in results)
         await store.store("k", "w", timeout=20)
 

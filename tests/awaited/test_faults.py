@@ -134,7 +134,7 @@ async def test_silent_peer(server: EtcdServer) -> None:
                     with pytest.raises((kvi.Unavailable, kvi.Timeout)) as caught:
                         await store.store("silent", "v", timeout=0.5)
                     assert not isinstance(caught.value, kvi.OutcomeUnknown)
-            assert ticks.longest < 0.05 + machine.longest
+            assert ticks.longest < 0.05 + 2 * machine.longest
             proxy.flow()
             await until_so(lambda: answers(store))
             assert await store.get("silent") is None
@@ -170,7 +170,7 @@ async def test_name_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
                     took = time.monotonic() - began
             assert took < 1 + 1 + machine.longest
             assert all(isinstance(one, kvi.Unavailable | kvi.Timeout) for one in results)
-            assert ticks.longest < 0.05 + machine.longest
+            assert ticks.longest < 0.05 + 2 * machine.longest
 
 
 @in_loop
@@ -183,7 +183,7 @@ async def test_first_use_does_not_block(server: EtcdServer) -> None:
             async with opened(server.uri) as store:
                 await store.ping()
                 await asyncio.sleep(0)
-    assert ticks.longest < 0.05 + machine.longest
+    assert ticks.longest < 0.05 + 2 * machine.longest
 
 
 @in_loop

@@ -14,7 +14,7 @@ class Stalls:
     """What was found so far; see `watched`."""
 
     longest = 0.0
-    """Seconds that a thread which only sleeps was late, at the most."""
+    """Seconds that a thread which only sleeps was late, at the most. Two may meet in one wait."""
 
 
 @contextmanager
