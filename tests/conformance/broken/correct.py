@@ -134,6 +134,7 @@ class Correct(Planted, MemoryKvi):
     face: ClassVar[type[Handle]] = Handle
 
     _short_get = None  # type: ignore[assignment]  # as in `Primitives`
+    _short_range = None  # type: ignore[assignment]
     _short_put = None  # type: ignore[assignment]
 
     def __init__(self, uri: str, name: str, *, timeout: float) -> None:
