@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import kvi
@@ -173,3 +176,20 @@ def test_import_is_lean() -> None:
         check=False,
     )
     assert (done.stdout, done.stderr) == ("module 'kvi' has no attribute 'Nothing'\n", "")
+
+
+@pytest.mark.parametrize("uri", ["mem:", "sqlite:{}/store.db"])
+def test_call_that_fails_leaves_no_garbage(uri: str, tmp_path: Path) -> None:
+    """Its error goes with whoever caught it, and with it all that its frames hold."""
+    with kvi.open(uri.format(tmp_path)) as store:
+        gc.collect()
+        gc.disable()
+        try:
+            for call in (store.store, store.store):
+                with suppress(kvi.LeaseLost):
+                    call("k", b"v", lease=12345)
+            with suppress(kvi.InvalidKey):
+                store.get("")
+            assert not [one for one in gc.get_objects() if isinstance(one, kvi.KviError)]
+        finally:
+            gc.enable()

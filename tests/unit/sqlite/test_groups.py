@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import threading
 import time
@@ -9,13 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from math import inf
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import kvi
 import pytest
 from kvi import Key, Put
 from kvi_sqlite.connection import Connection, Pool
+from kvi_sqlite.writers import Place, WriterQueue
 
 from tests.support.inside import inmost
 from tests.support.waiting import until
@@ -118,7 +122,7 @@ def test_large_work_shares_with_nobody(
     calls[1] = partial(store.store, "k1", b"v" * 1024 * 1024)
     first, large, last = (future.result(30) for future in at_once(path, pool, threads, calls))
     assert first < large < last
-    assert pool._commits == commits + 2  # the large one takes the last along
+    assert pool._commits == commits + 3
 
 
 def test_handles_share_no_commit(
@@ -274,3 +278,80 @@ def test_close_beside_a_group(
         acknowledged.add(f"k{number}")
     with kvi.open(f"sqlite:{path}") as again:
         assert acknowledged <= {entry.key for entry in again.range()}
+
+
+# -- the queue by itself --------------------------------------------------------------------------
+
+
+def test_late_as_it_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is late while it is taken, and is given back, leaves its place."""
+    queue, seen, goes_on = WriterQueue(), threading.Event(), threading.Event()
+    real = WriterQueue.is_through
+
+    def slow(self: WriterQueue, place: Place, *, late: bool) -> bool:
+        through = real(self, place, late=late)
+        if late:
+            seen.set()
+            assert goes_on.wait(30)
+        return through
+
+    with ThreadPoolExecutor(1) as threads, queue.place("me", inf):
+        monkeypatch.setattr(WriterQueue, "is_through", slow)
+
+        def wait() -> None:
+            with queue.place("me", deadline(0.05), bad):
+                raise AssertionError("it had a turn")
+
+        waiting = threads.submit(wait)
+        until(lambda: len(queue) == 2)
+        taken = queue.take("me", 0)
+        assert taken is not None
+        assert seen.wait(30)
+        queue.untake([taken])
+        goes_on.set()
+        with pytest.raises(kvi.Timeout):
+            waiting.result(30)
+    assert len(queue) == 0
+
+
+def test_upkeep_goes_right_behind_the_head() -> None:
+    """However many wait; only behind those whose work the head does already."""
+    queue, order, lock = WriterQueue(), list[str](), threading.Lock()
+
+    def wait(name: str, *, soon: bool = False) -> None:
+        with queue.place("me", inf, bad, soon=soon) as _, lock:
+            order.append(name)
+
+    with ThreadPoolExecutor(3) as threads, queue.place("me", inf):
+        first = threads.submit(wait, "first")
+        until(lambda: len(queue) == 2)
+        second = threads.submit(wait, "second")
+        until(lambda: len(queue) == 3)
+        taken = queue.take("me", 0)
+        assert taken is not None
+        upkeep = threads.submit(wait, "upkeep", soon=True)
+        until(lambda: len(queue) == 4)
+        queue.end([taken])
+        first.result(30)
+    for each in (second, upkeep):
+        each.result(30)
+    assert order == ["first", "upkeep", "second"]
+
+
+def test_many_failures_in_groups_hold_nothing(
+    path: Path, store: kvi.Kvi, pool: Pool, threads: ThreadPoolExecutor
+) -> None:
+    """Errors of others do not keep a group, and what it was to write, alive."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(one, Place) for one in gc.get_objects())
+        for _ in range(20):
+            calls = [partial(store.store, f"k{n}", b"v", lease=n % 2 * 7 or None) for n in range(8)]
+            futures = at_once(path, pool, threads, calls)
+            for number, future in enumerate(futures):
+                assert isinstance(future.exception(30), kvi.LeaseLost if number % 2 else NoneType)
+            del futures, future
+        assert sum(isinstance(one, Place) for one in gc.get_objects()) <= before + 8
+    finally:
+        gc.enable()

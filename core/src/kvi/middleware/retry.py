@@ -46,12 +46,13 @@ class Retrying:
                 try:
                     return await self._inner.execute(op, call)
                 except KviError as error:
-                    await self._pause(error, op, call)
+                    if not await self._pause(error, op, call):
+                        raise
         finally:
             call.decided = False
 
-    async def _pause(self, error: KviError, op: Op[T], call: Call) -> None:
-        """Wait before the next try, or raise ``error``."""
+    async def _pause(self, error: KviError, op: Op[T], call: Call) -> bool:
+        """Wait before the next try; whether there is to be one."""
         call.doubt = call.doubt or isinstance(error, OutcomeUnknown)
         port = call.port
         pause = self._policy.decide(
@@ -62,16 +63,17 @@ class Retrying:
             chance=port.chance(),
         )
         if pause is None or self._closed() or port.cancelled:
-            raise error
+            return False
         _log(error, op, call.attempts, pause, self._uri)
         end = port.now() + pause
         while (rest := end - port.now()) > 0:
             await port.sleep(rest)
             if self._closed():
-                raise error
+                return False
         if port.now() >= call.deadline:
-            raise error
+            return False
         call.attempts += 1
+        return True
 
 
 def _log(error: KviError, op: Op[T], attempts: int, pause: float, uri: str) -> None:

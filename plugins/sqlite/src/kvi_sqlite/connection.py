@@ -349,7 +349,10 @@ class Pool:
             finally:
                 self._running.pop(get_ident(), None)
             pause = pause or Pause(self, deadline)
-            pause.wait(locked)
+            try:
+                pause.wait(locked)
+            finally:
+                del locked  # it holds this frame
 
     def write(
         self,
@@ -365,30 +368,30 @@ class Pool:
         undo it too. If it is ``small``, and others write, it may share their transaction, and may
         be run more than once.
         """
-        writers = self._writers or self.writers
-        place = writers.place(self, deadline, work if small and synced else None)
+        shares = small and synced
+        place = (self._writers or self.writers).place(self, deadline, work if shares else None)
         with place:
-            if place.done:
-                if place.error is not None:
-                    raise place.error
-                shared: T = place.result
-                return shared
-            result, wrote = self._lead(work, deadline, writers, synced=synced)
-            if wrote:
-                for tell in writers.listeners:
-                    tell()
-            return result
+            if not place.done:
+                return self.lead(work, deadline, synced=synced, shares=shares)
+        error, place.error = place.error, None
+        if error is None:
+            shared: T = place.result
+            return shared
+        try:
+            raise error
+        finally:
+            del error  # or it and this frame would hold one another, and with them the group
 
-    def _lead(
+    def lead(
         self,
         work: Callable[[Connection], tuple[T, bool]],
         deadline: float,
-        writers: WriterQueue,
         *,
-        synced: bool,
-    ) -> tuple[T, bool]:
-        """Run ``work`` at the head of the queue, and if it wrote, that of those behind it too."""
-        alone = not synced
+        synced: bool = True,
+        shares: bool = False,
+    ) -> T:
+        """As `write`, for who has the head of the queue; may do the work of those behind, too."""
+        writers, alone = self.writers, not shares
         while True:
             group: list[Place] = []
             connection = self._begin(deadline, synced)
@@ -407,21 +410,26 @@ class Pool:
                     self._commit(connection, deadline)
                     writers.end(group)
             except sqlite3.Error as error:
-                self.discard(connection)
                 if group and not committing:  # not by its own work
                     writers.untake(group)
                     alone = True
+                    if isinstance(error, _Spoiled):
+                        self._restore(connection)
+                    else:
+                        self.discard(connection)
                     continue
                 self._tell_failure(error, writers, group)
+                self.discard(connection)
                 raise translate(
                     error, self.path, committing=committing, closing=self.closing
                 ) from error
             except BaseException:
-                self._restore(connection)
                 writers.untake(group)
+                self._restore(connection)
                 raise
             finally:
                 self._running.pop(get_ident(), None)
+                group.clear()  # the frames of errors that were raised for others still have it
             connection.deadline.end()
             chores = connection.chores
             connection.chores = False
@@ -430,7 +438,9 @@ class Pool:
                 self._commits += 1
                 if chores or self.log_grew():
                     self.chores()
-            return result, wrote
+                for tell in writers.listeners:
+                    tell()
+            return result
 
     def _take_along(
         self, connection: Connection, writers: WriterQueue, group: list[Place], deadline: float
@@ -488,7 +498,10 @@ class Pool:
             else:
                 return connection
             pause = pause or Pause(self, deadline)
-            pause.wait(locked)
+            try:
+                pause.wait(locked)
+            finally:
+                del locked  # it holds this frame
 
     def _check_files(self, connection: Connection) -> None:
         """Raise `Unavailable` if others would not see what ``connection`` writes."""
@@ -580,7 +593,10 @@ class Pool:
                 if not is_passing(error):
                     raise translate(error, self.path, closing=self.closing) from error
                 locked = error
-            pause.wait(locked)
+            try:
+                pause.wait(locked)
+            finally:
+                del locked  # it holds this frame
 
     def _open_now(self) -> Connection:
         with _gate.lock:

@@ -16,9 +16,9 @@ each step looks for it there. So any number of processes may be at it, and none 
 *How long.* A portion is one transaction, which takes half as long as there was between the last
 portion and this one, within `SHORTEST` and `LONGEST`: where much is written, much is done. It
 deletes at most `PORTION` bytes of values, for SQLite may write to the log what it frees
-(``secure_delete``), and the log is copied between portions. It stands in line with the writers of
-this process, and gives the write lock up in between. It is not synced to the disk: what the loss of
-power undoes is there to be done again.
+(``secure_delete``), and the log is copied between portions. It goes right behind the head of the
+writers of this process, however many wait, and gives the write lock up in between. It is not synced
+to the disk: what the loss of power undoes is there to be done again.
 
 *Who.* One thread a handle, which no interrupt and no user's time-out reaches. It starts when there
 is something to do and ends with that. `stop`, at the close of a handle, lets it finish its
@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from math import inf
 from time import monotonic
 
 from kvi.errors import KviError
@@ -45,7 +46,7 @@ PORTION = 4 * BYTES
 PATIENCE = 0.5  # seconds for getting at the file
 PAUSE = 0.25  # seconds until the next try after a failure
 CUT_PATIENCE, CUT_PAUSE = 0.050, 1.0
-NEARLY = 1000  # pages of the log that are copied while writers are held off: some milliseconds
+NEARLY = 1000  # pages of the log that are copied, and synced, while writers are held off
 
 _log = logging.getLogger("kvi")
 
@@ -127,10 +128,12 @@ class Upkeep:
 
     def _work(self) -> None:
         """Do all that there is to do; a portion, if the handle is being closed."""
-        while self._portion() and not self._stopped:
-            self._copy_log()
-        if not self._stopped:
-            self._copy_log()
+        try:
+            while self._portion() and not self._stopped:
+                self._copy_log()
+        finally:
+            if not self._stopped:
+                self._copy_log()
 
     def _portion(self) -> bool:
         """Do a part of what is written; whether there may be more."""
@@ -149,7 +152,9 @@ class Upkeep:
                     size += part
             return True, True
 
-        more = self._pool.write(work, monotonic() + PATIENCE, synced=False)
+        pool = self._pool
+        with pool.writers.place(pool, inf, soon=True):
+            more = pool.lead(work, monotonic() + PATIENCE, synced=False)
         self._ended = monotonic()
         return more
 
@@ -162,11 +167,13 @@ class Upkeep:
         while copied > before:  # again for what was written meanwhile; not for what readers keep
             before = copied
             _, pages, copied = pool.read(_copy, monotonic() + PATIENCE)
+            if pages < 0:  # another process is at it
+                return
             if pages - copied <= NEARLY or self._stopped:
                 break
         if pages - copied <= NEARLY and not self._stopped:
-            deadline = monotonic() + PATIENCE
-            with pool.writers.place(pool, deadline):
+            with pool.writers.place(pool, inf, soon=True):
+                deadline = monotonic() + PATIENCE
                 if pool.log_size() <= schema.WAL_KEPT or monotonic() < self._next_cut:
                     pool.read(_copy, deadline)
                 elif pool.read(_cut, deadline):
@@ -203,9 +210,10 @@ def _cut(connection: Connection) -> bool:
     """Copy the rest of the log and cut it off; whether somebody was in the way."""
     with _Yielding(connection):
         connection.execute(f"PRAGMA busy_timeout = {int(CUT_PATIENCE * 1000)}")
-        busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        connection.execute("PRAGMA busy_timeout = 0")
-        return bool(busy)
+        try:
+            return bool(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+        finally:
+            connection.execute("PRAGMA busy_timeout = 0")
 
 
 def _trim_part(connection: Connection) -> int:

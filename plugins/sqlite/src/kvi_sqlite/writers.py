@@ -6,11 +6,13 @@ file has one `WriterQueue` in a process, shared by all handles on it, and only i
 
 *Theory.* A writer enters with a `Place`, and leaves by the end of its block. ``_places`` are all of
 them in order of arrival; the first is the head. It is never free while somebody waits, so nobody
-overtakes. A waiter sleeps on a lock of its own. Whoever ends its sleep has changed its state under
-``_lock`` before; who wakes looks there what it means, and may find nothing new.
+overtakes, but upkeep, which goes *soon*: right behind the head and what that has taken. At the end
+of a long line it would never catch up with those before it. A waiter sleeps on a lock of its own.
+Whoever ends its sleep has changed its state under ``_lock`` before; who wakes looks there, once,
+what it means for it, and may find nothing new.
 
 *Groups.* A commit waits for the disk, and those behind the head would each wait for one of their
-own. So the head, its own work done, does theirs too, as far as it is small and for the same handle:
+own. So a head whose work is small does theirs too, as far as it is small and for the same handle:
 each piece with a revision of its own, all in one commit. None is told before that is on the disk.
 If SQLite fails amid their work, all is undone, they wait as before, and the head goes on alone.
 
@@ -33,6 +35,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +62,7 @@ class Place:
         result: of the work, once it is done.
         wrote: whether the work did.
         error: what the work raised, or the commit.
+        soon: it goes right behind the head.
         done: there is a result or an error.
 
     """
@@ -72,6 +76,7 @@ class Place:
         "error",
         "owner",
         "result",
+        "soon",
         "taken",
         "thread",
         "work",
@@ -79,7 +84,12 @@ class Place:
     )
 
     def __init__(
-        self, queue: WriterQueue, owner: object, deadline: float, work: Work | None
+        self,
+        queue: WriterQueue,
+        owner: object,
+        deadline: float,
+        work: Work | None,
+        soon: bool,
     ) -> None:
         self._queue = queue
         self._deadline = deadline
@@ -88,6 +98,7 @@ class Place:
         self.owner = owner
         self.thread = threading.get_ident()
         self.work = work
+        self.soon = soon
         self.called_off = self.taken = self.done = self.wrote = False
         self.result: Any = None
         self.error: BaseException | None = None
@@ -96,18 +107,14 @@ class Place:
         queue = self._queue
         if queue.join(self):
             return
-        left = self._deadline - monotonic()
+        left = max(0.0, self._deadline - monotonic())
         while True:
-            self._sleep.acquire(timeout=max(0.0, min(left, threading.TIMEOUT_MAX)))
+            self._sleep.acquire(timeout=min(left, threading.TIMEOUT_MAX))
             left = self._deadline - monotonic()
             if queue.is_through(self, late=left <= 0):
                 return
-            if self.called_off:
-                raise Unavailable(CLOSED)
-            if self.taken:
+            if left <= 0:  # and it is taken: whoever ends that wakes it
                 left = threading.TIMEOUT_MAX
-            elif left <= 0:
-                raise Timeout("other threads kept writing")
 
     def __exit__(self, *raised: object) -> None:
         self._queue.leave(self)
@@ -131,23 +138,38 @@ class WriterQueue:
     def __len__(self) -> int:
         return len(self._places)
 
-    def place(self, owner: object, deadline: float, work: Work | None = None) -> Place:
-        """A place for ``owner``, to enter with ``with``; the head may do its ``work``."""
-        return Place(self, owner, deadline, work)
+    def place(
+        self, owner: object, deadline: float, work: Work | None = None, *, soon: bool = False
+    ) -> Place:
+        """A place for ``owner``, to enter with ``with``; the head may do its ``work``.
+
+        It is the last of all, or, if ``soon``, the one behind the head.
+        """
+        return Place(self, owner, deadline, work, soon)
 
     def join(self, place: Place) -> bool:
         """Line up; whether it is the head."""
         with self._lock:
-            self._places.append(place)
-            return self._places[0] is place
+            at = len(self._places)
+            if place.soon:
+                behind = enumerate(islice(self._places, 1, None), 1)
+                at = next((at for at, other in behind if not other.taken), at)
+            self._places.insert(at, place)
+            return at == 0
 
     def is_through(self, place: Place, *, late: bool) -> bool:
-        """Whether it is the head, or done. If not, and it is ``late``, it leaves unless taken."""
+        """Whether it is the head, or done. If it is ``late`` and was not taken, it leaves.
+
+        Raises `Timeout` then, and `Unavailable` if it was called off.
+        """
         with self._lock:
-            if place.done or (bool(self._places) and self._places[0] is place):
+            if place.called_off:
+                raise Unavailable(CLOSED)
+            if place.done or self._places[0] is place:
                 return True
-            if late and not place.taken and not place.called_off:
+            if late and not place.taken:
                 self._places.remove(place)
+                raise Timeout("other threads kept writing")
             return False
 
     def leave(self, place: Place) -> None:
@@ -194,7 +216,7 @@ class WriterQueue:
         with self._lock:
             for place in places:
                 self._places.remove(place)
-                place.done = True
+                place.done, place.work = True, None
                 place.wake()
 
     def listen(self, listener: Callable[[], object]) -> None:
