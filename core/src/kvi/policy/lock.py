@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from operator import attrgetter
 
 from kvi.capabilities import Capabilities
 from kvi.errors import InvalidArgument, shown
@@ -41,6 +42,9 @@ def single_key(name: str) -> str:
     return f"{name}/.lock"
 
 
+_creation = attrgetter("create_revision")
+
+
 def is_contender(name: str, entry: KeyValue) -> bool:
     """Whether an entry of `queue_span` stands in the queue: a key of somebody else's may, too."""
     return entry.lease is not None and entry.key == queue_key(name, entry.lease)
@@ -51,14 +55,11 @@ def place(name: str, lease: int, created: int, entries: Iterable[KeyValue], revi
 
     ``entries`` are those of `queue_span` as of ``revision``; the claim's own may be among them.
     """
-    ahead: KeyValue | None = None
-    for entry in entries:
-        if (
-            entry.create_revision < created
-            and is_contender(name, entry)
-            and (ahead is None or entry.create_revision > ahead.create_revision)
-        ):
-            ahead = entry
+    before = [entry for entry in entries if entry.create_revision < created]
+    ahead = max(before, key=_creation, default=None)
+    if ahead is not None and not is_contender(name, ahead):  # nearly always it is one
+        contenders = (entry for entry in before if is_contender(name, entry))
+        ahead = max(contenders, key=_creation, default=None)
     key = queue_key(name, lease)
     guard = Key(key).create_revision == created
     return Claim(key, created, guard, None if ahead is None else ahead.key, revision)
