@@ -103,7 +103,8 @@ class Keys(Subject):
         return {
             "get": lambda: store.get(some()),
             "store": lambda: store.store(some(), _VALUE),
-            "range of 100": lambda: list(store.range(some(), limit=100)),
+            "prefix of 100": lambda: list(store.range(prefix=some()[:-2])),
+            "100 of the rest": lambda: list(store.range(some(), limit=100)),
         }
 
 
@@ -303,6 +304,9 @@ by; that of a server is its own affair.
 """
 _NOTES = """## What is in the figures
 
+- etcd counts all keys behind the first at each page of a range, whatever its `limit`, and Consul has no
+  `limit` at all: there `range(start, limit=100)` takes as long as there are keys behind. Give an end, or a
+  prefix.
 - A group's members and waiting jobs are keys with leases; who waits for a lock has a lease too.
 - On Consul a lock is one key, for which all who wait try again when it is free: there a hand-over
   takes as long as there are who wait, and only so many are measured.
@@ -315,6 +319,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("subject", nargs="?", choices=SUBJECTS)
     parser.add_argument("uri", nargs="?")
     parser.add_argument("--most", type=int, default=sys.maxsize, help="leave larger numbers out")
+    parser.add_argument("--only", action="append", choices=SUBJECTS, help="measure these anew")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--page", type=Path, metavar="FILE")
     options = parser.parse_args(argv)
@@ -333,14 +338,19 @@ def main(argv: list[str]) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="kvi-growth-") as folder:
         lines: list[dict[str, Any]] = []
-        for line in _all(Path(folder), options.most):
+        if options.only:
+            known = json.loads(options.json.read_text())["lines"]
+            lines = [line for line in known if line["subject"] not in options.only]
+        for line in _all(Path(folder), options.only or SUBJECTS, options.most):
             lines.append(line)
+            lines.sort(key=lambda line: list(SUBJECTS).index(line["subject"]))
             options.json.write_text(json.dumps({"machine": versions(), "lines": lines}, indent=1))
     return 0
 
 
-def _all(folder: Path, most: int) -> Iterator[dict[str, Any]]:
-    for name, kind in SUBJECTS.items():
+def _all(folder: Path, names: Iterable[str], most: int) -> Iterator[dict[str, Any]]:
+    for name in names:
+        kind = SUBJECTS[name]
         stores = {
             "memory": "mem:growing",
             "sqlite": f"sqlite:{folder}/{name.replace(' ', '-')}.db",
