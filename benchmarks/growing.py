@@ -304,9 +304,9 @@ by; that of a server is its own affair.
 """
 _NOTES = """## What is in the figures
 
-- etcd counts all keys behind the first at each page of a range, whatever its `limit`, and Consul has no
-  `limit` at all: there `range(start, limit=100)` takes as long as there are keys behind. Give an end, or a
-  prefix.
+- etcd counts all keys behind the first at each page of a range, whatever its `limit`, and Consul
+  has no `limit` at all: there `range(start, limit=100)` takes as long as there are keys behind.
+  Give an end, or a prefix.
 - A group's members and waiting jobs are keys with leases; who waits for a lock has a lease too.
 - On Consul a lock is one key, for which all who wait try again when it is free: there a hand-over
   takes as long as there are who wait, and only so many are measured.
