@@ -20,6 +20,9 @@ REASONS = {
         "which every typed package imports; 5 are pluggy, 4 the URI (`urllib.parse`, `re`), 8"
         " the values' own dataclasses. Without these there would be 20 left."
     ),
+    "a new process, kvi get, on SQLite": (
+        "As above, and `click`, `rich` and the SQLite plugin are imported too."
+    ),
     "memory, store": (
         "The floor replaces a reference. kvi makes the entry and its change (two tuples), "
         "counts bytes, and appends to the history that watches and reads of the past need."
@@ -67,7 +70,10 @@ REASONS = {
         "The pages and their number are the floor's. kvi makes an entry of each pair, with "
         "its key as text."
     ),
-    "consul, get": _MAIN.replace("gRPC's client and a pool", "A pool"),
+    "consul, get": (
+        "The call is handed to another thread, as on etcd, for a connection cannot be left in "
+        "the middle of an answer either."
+    ),
     "consul, store": ("As `get`."),
     "locks, etcd, lock + unlock": (
         "Two calls of the main thread, see etcd; and a lock has more to keep: its lease, who "
