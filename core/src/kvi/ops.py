@@ -29,6 +29,7 @@ from kvi.model import (
     TxnResult,
 )
 from kvi.policy.retry import Effect
+from kvi.port import Flow
 from kvi.primitives import Primitives
 
 T = TypeVar("T")
@@ -101,9 +102,9 @@ class Direct:
     def __init__(self, primitives: Primitives) -> None:
         self.primitives = primitives
 
-    async def execute(self, op: Op[T], call: Call) -> T:
+    def execute(self, op: Op[T], call: Call) -> Flow[T]:
         """Ask the store."""
-        return await call.port.perform(op, self.primitives, call.left())
+        return call.port.perform(op, self.primitives, call.left())
 
 
 class GetOp(_Keyed["KeyValue | None"]):

@@ -173,13 +173,21 @@ class LoopPort:
         finally:
             self._waits.remove(signal)
 
-    async def perform(self, op: Performable[T], primitives: Primitives, timeout: float) -> T:
+    def perform(self, op: Performable[T], primitives: Primitives, timeout: float) -> Flow[T]:
         """Await it, or let a thread do it, unless that costs more than the thing itself."""
         if op.called in primitives.in_place:
-            await self._loop.breathe()
-            return op.run(primitives, timeout)
+            return self._do(op, primitives, timeout)
         if op.awaited and (form := self._loop.form_of(primitives)) is not None:
-            return await self._ask(op, form, timeout)
+            return self._ask(op, form, timeout)
+        return self._have_done(op, primitives, timeout)
+
+    async def _do(self, op: Performable[T], primitives: Primitives, timeout: float) -> T:
+        """Do it in place."""
+        await self._loop.breathe()
+        return op.run(primitives, timeout)
+
+    async def _have_done(self, op: Performable[T], primitives: Primitives, timeout: float) -> T:
+        """Let a thread do it."""
         job = self._job = _Job(op, primitives, now() + timeout)
         late = job.loop.call_later(timeout, job.expire)
         self._loop.jobs.submit(job)
