@@ -37,6 +37,7 @@ from kvi_consul.watches import ConsulFeed, Query
 from tests.servers import ConsulServer
 from tests.servers.find import find_consul
 from tests.support.inside import inmost
+from tests.support.secure import SecureConsul
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.consul, pytest.mark.xdist_group("consul")]
@@ -782,61 +783,9 @@ def test_a_fork_leaves_the_watches_of_the_parent_alone(store: kvi.Kvi) -> None:
 # -- access ----------------------------------------------------------------------------------------
 
 
-class Secured:
-    """A server with ACLs."""
-
-    def __init__(self) -> None:
-        self.master = "11111111-2222-3333-4444-555555555555"
-        config = {
-            "primary_datacenter": "dc1",
-            "acl": {
-                "enabled": True,
-                "default_policy": "deny",
-                "token_ttl": "0s",
-                "tokens": {"master": self.master},
-            },
-        }
-        self.server = ConsulServer(config=config)
-
-    def __enter__(self) -> Secured:
-        self.server.start()
-        self.address = urlsplit(self.server.uri).netloc
-        with kvi.open(f"consul://{self.master}@{self.address}", timeout=10) as store:
-            deadline = monotonic() + 20
-            while True:
-                try:
-                    store.store("probe", "v")
-                    break
-                except kvi.KviError:
-                    assert monotonic() < deadline
-                    time.sleep(0.1)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.server.close()
-
-    def ask(self, method: str, path: str, body: object = None) -> Any:
-        """Ask as the master."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=20)
-        try:
-            connection.request(method, path, json.dumps(body), {"X-Consul-Token": self.master})
-            answer = connection.getresponse()
-            content = answer.read()
-            assert answer.status == 200, content
-            return json.loads(content)
-        finally:
-            connection.close()
-
-    def token(self, rules: str) -> Any:
-        """A token with a policy of its own."""
-        name = secrets.token_hex(4)
-        self.ask("PUT", "/v1/acl/policy", {"Name": name, "Rules": rules})
-        return self.ask("PUT", "/v1/acl/token", {"Policies": [{"Name": name}]})
-
-
 def test_a_token_that_ends_ends_the_watch() -> None:
     """A watch whose token is deleted raises that; one that may not make sessions is told so."""
-    with Secured() as secured:
+    with SecureConsul() as secured:
         token = secured.token('key_prefix "open/" {policy="write"}')
         uri = f"consul://{token['SecretID']}@{secured.address}"
         with kvi.open(uri, timeout=10) as store:
@@ -867,7 +816,7 @@ def test_a_token_that_ends_ends_the_watch() -> None:
 
 def test_sessions_with_acls() -> None:
     """Who may make sessions can grant, renew and revoke them, and revoke them again."""
-    with Secured() as secured:
+    with SecureConsul() as secured:
         token = secured.token('key_prefix "" {policy="write"} session_prefix "" {policy="write"}')
         with kvi.open(f"consul://{token['SecretID']}@{secured.address}", timeout=10) as store:
             mirror = Mirror(store, Span.of_prefix("k"))

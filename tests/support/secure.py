@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
+import secrets
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
 
-from tests.servers import EtcdServer
+import kvi
+
+from tests.servers import ConsulServer, EtcdServer
 from tests.support.tls import Certificates
+from tests.support.waiting import until
 
 
 class SecureEtcd(EtcdServer):
@@ -66,3 +72,57 @@ class SecureEtcd(EtcdServer):
         status, answer = self._ask("GET", "/health", timeout=timeout)
         if status != 200 or json.loads(answer).get("health") != "true":
             raise OSError(answer.decode(errors="replace"))
+
+
+class SecureConsul:
+    """A server with ACLs; what `ask` asks, the master asks."""
+
+    def __init__(self) -> None:
+        self.master = "11111111-2222-3333-4444-555555555555"
+        config = {
+            "primary_datacenter": "dc1",
+            "acl": {
+                "enabled": True,
+                "default_policy": "deny",
+                "token_ttl": "0s",
+                "tokens": {"master": self.master},
+            },
+        }
+        self.server = ConsulServer(config=config)
+
+    def __enter__(self) -> Self:
+        self.server.start()
+        self.address = urlsplit(self.server.uri).netloc
+        with kvi.open(f"consul://{self.master}@{self.address}", timeout=10) as store:
+            until(lambda: _stored(store), within=20)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.close()
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """Ask, and return the answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=20)
+        try:
+            connection.request(method, path, json.dumps(body), {"X-Consul-Token": self.master})
+            answer = connection.getresponse()
+            content = answer.read()
+            assert answer.status == 200, content
+            return json.loads(content)
+        finally:
+            connection.close()
+
+    def token(self, rules: str) -> Any:
+        """A token with a policy of its own."""
+        name = secrets.token_hex(4)
+        self.ask("PUT", "/v1/acl/policy", {"Name": name, "Rules": rules})
+        return self.ask("PUT", "/v1/acl/token", {"Policies": [{"Name": name}]})
+
+
+def _stored(store: kvi.Kvi) -> bool:
+    """Whether a key could be stored."""
+    try:
+        store.store("probe", "v")
+    except kvi.KviError:
+        return False
+    return True
