@@ -28,6 +28,7 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 EXTRAS = (kvi.settings, kvi.settings.aio, kvi.health, kvi.testing)
 MODULES = (kvi, kvi.aio, kvi.recipes, kvi.aio.recipes, *EXTRAS)
 SHARING = re.compile(r"\b(threads?|tasks?|event loop)\b", re.IGNORECASE)
+UNIT = re.compile(r"\b(seconds?|factor|chance|share|times)\b", re.IGNORECASE)
 COROUTINE = ("send", "throw")  # of the protocol of coroutines, whose arguments Python tells
 INSIDE = ("kvi.RetryPolicy.decide",)  # for kvi's own middleware
 
@@ -113,6 +114,18 @@ def test_arguments_are_told() -> None:
         if _last(public.name) not in COROUTINE and public.name not in INSIDE:
             words = set(re.findall(r"\w+", told(public))) | common | {"self"}
             missing += [(public.name, name) for name in parameters(public) if name not in words]
+    assert missing == []
+
+
+def test_units_are_told() -> None:
+    """Each number that is no count says what it counts: seconds, or a share of something."""
+    common = listed("Arguments that many calls take")
+    missing = []
+    for public in FUNCTIONS:
+        text = told(public)
+        for name, kind in inspect.get_annotations(public.function).items():
+            if "float" in re.findall(r"\w+", str(kind)) and name not in common:
+                missing += [(public.name, name)] * (UNIT.search(text) is None)
     assert missing == []
 
 
