@@ -189,8 +189,12 @@ def test_background_job_that_needs_the_terminal(local: Command, shell: OnTermina
     ask = "sh -c 'echo $PPID >kvi; echo $$ >cmd; read x </dev/tty; echo got $x'"
     shell.type(f"{KVI} lock jobs --ttl 60 -- {ask} </dev/null &\n")
     stopped(local.folder)
-    shell.type("\n")
-    shell.shows("Stopped")  # the shell knows it, too
+
+    def told() -> bool:
+        shell.type("\n")  # the shell tells at its next prompt, once it knows
+        return b"Stopped" in shell.seen
+
+    until(told)
     shell.type("fg\n")
     shell.type("this\n")
     shell.shows("got this")

@@ -315,3 +315,29 @@ def learner_believed(real: Any) -> Any:
         return real(way, happened, now)  # type: ignore[no-any-return]
 
     return decide
+
+
+def left_in_silence(real: Any) -> Any:
+    """Who leaves the line of a handle does not tell the next."""
+
+    def leave_line(ledger: Ledger, signal: Signal) -> None:
+        lock = ledger._stands.pop(signal, None)
+        if lock is not None:
+            ledger._lines[lock].remove(signal)
+            if not ledger._lines[lock]:
+                del ledger._lines[lock]
+
+    return leave_line
+
+
+def trusting(real: Any) -> Any:
+    """Who does not know what became of a claim stands in line as the others do."""
+
+    async def stand_in_line(attempt: _Attempt, lease: LeaseFlow) -> None:
+        doubt, attempt.doubt = attempt.doubt, False
+        try:
+            await real(attempt, lease)
+        finally:
+            attempt.doubt = doubt
+
+    return stand_in_line

@@ -74,6 +74,10 @@ PLANTED: dict[str, Planted] = {
     "guard that is always true": Planted("lock", network, "place", mistakes.unguarded),
     "retry of a deciding write": Planted("lock", RetryPolicy, "decide", mistakes.retried),
     "waiter leaves its claim": Planted("lock", _Attempt, "_withdraw", mistakes.left_waiting),
+    "next in line is not told": Planted("single", Ledger, "leave_line", mistakes.left_in_silence),
+    "claim in doubt stands in line": Planted(
+        "single", _Attempt, "_stand_in_line", mistakes.trusting
+    ),
     "lease forgotten": Planted("lock", LeaseFlow, "abandon", mistakes.not_abandoned),
     "lock of a caller who left": Planted("lock", LockFlow, "give_up", mistakes.given_up_silently),
     "keep-alive stops at first failure": Planted("keep", Term, "failed", mistakes.first_failure),

@@ -13,11 +13,13 @@ from kvi.driver.threads import ThreadPort
 from kvi.flow import lock as module
 from kvi.flow.lease import LeaseFlow
 from kvi.middleware.retry import Retrying
+from kvi.model import Claim
 from kvi.policy.retry import RetryPolicy
 from kvi.port import Cancelled
 from kvi.sync.lock import Lock
 from kvi.sync.loss import Loss
 
+from tests.support.backends import Smallest, opened
 from tests.support.faulty import Faulty, fails, kvi_over
 from tests.support.inside import revoke
 from tests.support.waiting import until
@@ -621,3 +623,42 @@ def test_one_object_many_threads(store: Faulty) -> None:
     assert won[0]
     assert set(most) == {1}
     assert not lock.held
+
+
+class Unfair(Smallest):
+    """A backend whose locks have no queue; it counts who asks for one."""
+
+    def __init__(self, store: kvi.Kvi) -> None:
+        limits = replace(store.capabilities, lock_fair=False, watch_history=False)
+        super().__init__(store, limits)
+        self.claims = 0
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        self.claims += 1
+        return super()._lock_claim(name, lease, timeout)
+
+
+def test_without_a_queue_only_the_first_asks() -> None:
+    """Those of one handle who wait stand in line: a release does not make all of them ask."""
+    backend = Unfair(kvi.open("mem:unfair"))
+    order: list[int] = []
+    with opened(backend) as store:
+
+        def work(number: int) -> None:
+            with store.lock("jobs", ttl=TTL):
+                order.append(number)
+
+        with store.lock("jobs", ttl=TTL):
+            threads = []
+            for number in range(20):
+                threads.append(threading.Thread(target=work, args=(number,), daemon=True))
+                threads[-1].start()
+                until(lambda: backend.claims >= len(threads) + 1)
+                until(lambda: len(store._scope.ledger._stands) == len(threads))
+            waiting = backend.claims
+        for thread in threads:
+            thread.join(20)
+        assert order == list(range(20))
+        assert backend.claims - waiting <= 20 * 4
+        assert not store._scope.ledger._lines
+        assert not store._scope.ledger._stands

@@ -479,6 +479,7 @@ def test_threads_that_come_and_go(
                 pool._queue.put(None)  # see `module.LINGER`
         return not alive(threads)
 
+    until(lambda: len(done) == len(work) == 300)
     until(all_gone)
     assert sorted(done) == sorted(work) == list(range(300))  # two may take turns
     assert not threads._flows._free

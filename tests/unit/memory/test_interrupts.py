@@ -254,7 +254,7 @@ def test_lease_of_an_interrupted_grant_ends() -> None:
         store = MemoryKvi(f"mem:{name}", name, timeout=5)
         try:
             with _At(point):
-                lease = store._lease_grant(0.02, 5).id
+                lease = store._lease_grant(0.5, 5).id
                 store._txn(Txn(then=(kvi.Put("leased", b"", lease),)), 5)
             break
         except Interrupt:

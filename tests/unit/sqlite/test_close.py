@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -232,3 +234,13 @@ def test_writer_whose_time_is_up_leaves_the_line() -> None:
         assert len(writers) == 1
     with writers.place("me", 0):
         assert len(writers) == 1
+
+
+def test_dropped_handle(tmp_path: Path) -> None:
+    """Its connections are closed, without a word from Python."""
+    store = kvi.open(f"sqlite:{tmp_path}/store.db")
+    store.store("k", "v")
+    (connection,) = store._scope.primitives._pool.live  # type: ignore[attr-defined]
+    gone = weakref.ref(connection)
+    del store, connection
+    until(lambda: (gc.collect(), gone() is None)[1], "its connection is closed")

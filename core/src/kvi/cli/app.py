@@ -441,6 +441,7 @@ def perform(arguments: list[str], context: Context) -> int:
         # A second signal while it lets go ends it at once; leases end by themselves.
         with suppress(KeyboardInterrupt, BrokenPipeError):
             context.close()
+        _empty_output()
 
 
 def _prepare_streams() -> None:
@@ -493,3 +494,11 @@ def _no_reader() -> int:
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return NO_READER
+
+
+def _empty_output() -> None:
+    """Write what is left of the output; Python would try it at its end, and take its own code."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _no_reader()

@@ -28,11 +28,15 @@ class Contest(Protocol):
 
     Attributes:
         name: what is contended for.
+        queued: who waits has a place in the store. Else all who wait look whenever the lock may be
+            free, and one of them is lucky: so those of one handle stand in a line of their own, of
+            which only the first looks.
         recheck: seconds after which who waits looks again without having been told.
 
     """
 
     name: str
+    queued: bool
     recheck: float
 
     async def claim(self, scope: Scope, call: Call, lease: LeaseFlow) -> Claim:
@@ -57,6 +61,7 @@ class StoreLock:
 
     def __init__(self, name: str, limits: Capabilities) -> None:
         self.name = name
+        self.queued = limits.lock_fair
         self.recheck = LOOK_AGAIN if limits.lock_fair else LOOK_AGAIN_UNFAIR
 
     async def claim(self, scope: Scope, call: Call, lease: LeaseFlow) -> Claim:

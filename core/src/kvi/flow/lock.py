@@ -48,7 +48,7 @@ from kvi.errors import (
     Unavailable,
 )
 from kvi.feed import Feed, WatchSpec
-from kvi.flow.contest import Contest
+from kvi.flow.contest import LOOK_AGAIN, Contest
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.loss import LossState
 from kvi.flow.scope import PASSING, Scope
@@ -338,14 +338,27 @@ class _Attempt:
             return claim
         lease.lost.add(self._awake.set, own=True)
         try:
+            if not (self._once or self._contest.queued):
+                await self._stand_in_line(lease)
             while not self._once and claim.ahead is not None and self._left() > 0:
                 claim = await self._next(claim, lease)
         finally:
             lease.lost.remove(self._awake.set)
+            self._scope.ledger.leave_line(self._awake)
         if claim.ahead is None:
             return claim
         await self._withdraw(claim, lease)
         return None
+
+    async def _stand_in_line(self, lease: LeaseFlow) -> None:
+        """Wait until nobody of this handle is before it, or for long enough."""
+        if self.doubt:  # a claim that comes to stand late would be what those before it wait for
+            return
+        ledger = self._scope.ledger
+        ledger.stand_in_line(self._scope.prefix + self._contest.name, self._awake)
+        while not ledger.is_first(self._awake) and (left := self._left()) > 0:
+            self._check(lease)
+            await self._awake.wait(min(left, LOOK_AGAIN))
 
     async def _next(self, claim: Claim, lease: LeaseFlow) -> Claim:
         """Wait until the key ahead goes, or for long enough; the claim as it stands then."""

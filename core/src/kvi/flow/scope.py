@@ -38,7 +38,7 @@ from kvi.middleware.namespace import Prefixed, check_name, narrowed
 from kvi.middleware.read_only import refused_write
 from kvi.mutex import Mutex
 from kvi.ops import Direct, Executor, Op, RevokeOp
-from kvi.port import Port, Runtime
+from kvi.port import Port, Runtime, Signal
 from kvi.primitives import Primitives
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class Held(Protocol):
 class Ledger:
     """What hangs on a handle and its views: leases, idle leases, watches. Safe for threads.
 
+    Where a store has no queue for a lock, it has one for those of this handle who wait.
+
     Attributes:
         orphans: marks of recipes whose holder is gone, and since when that is known; see
             `kvi.policy.line`.
@@ -97,6 +99,8 @@ class Ledger:
         self._members: dict[Member, None] = {}  # in the order of their coming
         self.orphans: dict[tuple[str, int], float] = {}
         self._idle: list[tuple[Held, object, float]] = []  # of which kind, and since when
+        self._lines: dict[str, list[Signal]] = {}  # by lock: who waits, in the order of coming
+        self._stands: dict[Signal, str] = {}  # in which of them
 
     def add(self, member: Member) -> None:
         """Know it until it is discarded; raises `Closed` if nothing new may begin."""
@@ -143,6 +147,29 @@ class Ledger:
             for one in mine:
                 self._idle.remove(one)
         return bool(mine)
+
+    def stand_in_line(self, lock: str, signal: Signal) -> None:
+        """Wait for ``lock`` behind those of this handle who wait already, until `leave_line`."""
+        with self._lock:
+            self._stands[signal] = lock
+            self._lines.setdefault(lock, []).append(signal)
+
+    def is_first(self, signal: Signal) -> bool:
+        """Whether nobody is before it. Whoever leaves sets the signal of who is first then."""
+        with self._lock:
+            return self._lines[self._stands[signal]][0] is signal
+
+    def leave_line(self, signal: Signal) -> None:
+        """Let the next one come first; does nothing for who stands in no line."""
+        with self._lock:
+            lock = self._stands.pop(signal, None)
+            if lock is not None:
+                line = self._lines[lock]
+                line.remove(signal)
+                if line:
+                    line[0].set()
+                else:
+                    del self._lines[lock]
 
     def clear(self, scope: Scope) -> list[Member]:
         """Take out what hangs on ``scope``, which is closed, and on the scopes within it."""
