@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 import kvi
 import pytest
+from kvi.conformance.server_process import free_ports
 
 from tests.servers import ConsulServer, EtcdServer, find_consul, find_etcdctl
 from tests.servers.cluster import EtcdCluster
-from tests.servers.run import free_ports
 from tests.support.secure import SecureConsul, SecureEtcd
 from tests.support.tls import Certificates
 

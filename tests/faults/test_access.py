@@ -16,10 +16,10 @@ from typing import Any
 import kvi
 import pytest
 from kvi import observers
+from kvi.conformance.server_process import free_ports
 from kvi.hookspecs import ObservedOperation, hookimpl
 
 from tests.servers import ConsulServer, EtcdServer, find_etcdctl
-from tests.servers.run import free_ports
 from tests.support.secure import SecureEtcd
 from tests.support.tls import Certificates
 from tests.support.waiting import until

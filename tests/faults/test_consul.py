@@ -26,10 +26,10 @@ import kvi
 import pytest
 from kvi import Delete, Get, Key, Put
 from kvi.conformance.proxy import TcpProxy
+from kvi.conformance.server_process import free_ports
 from kvi_consul.store import CAPABILITIES
 
 from tests.servers import ConsulServer
-from tests.servers.run import free_ports
 from tests.support.inside import inmost
 from tests.support.tls import Certificates, TlsProxy
 from tests.support.waiting import until

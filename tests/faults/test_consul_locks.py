@@ -29,7 +29,7 @@ class Agents:
 
     def __init__(self, stack: ExitStack) -> None:
         self.server = stack.enter_context(ConsulServer())
-        gossip = f"{self.server.host}:{self.server._ports['serf_lan']}"
+        gossip = f"{self.server.host}:{self.server.ports['serf_lan']}"
         joins = {"retry_join": [gossip], "retry_interval": "1s", "leave_on_terminate": True}
         client = {"server": False, "bootstrap_expect": 0}
         self.agent = stack.enter_context(ConsulServer(config={**client, **joins}))

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import kvi
 import pytest
 from kvi.conformance.proxy import TcpProxy
+from kvi.conformance.server_process import free_ports
 
 from tests.servers import ConsulServer, EtcdServer, Server
-from tests.servers.run import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

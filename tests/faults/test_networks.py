@@ -13,10 +13,9 @@ from collections.abc import Iterator
 import pytest
 from kvi.conformance.faults.ordeal import TIMEOUT, Ordeal, run
 from kvi.conformance.faults.record import Fate, check_state, check_told
-from kvi.conformance.server import Server
+from kvi.conformance.proxy import ProxiedProcess
 
 from tests.servers import ConsulServer, EtcdServer
-from tests.support.faulty_servers import Proxied
 from tests.support.stalls import Stalls, watched
 from tests.support.waiting import until
 
@@ -27,7 +26,7 @@ WAKES = 3  # how often a call waits for its turn: for a connection, an answer, a
 LATE = 1.5 * TIMEOUT  # seconds that each piece of an answer comes late
 
 
-class Blackhole(Proxied):
+class Blackhole(ProxiedProcess):
     """Nothing comes through, and nothing is refused."""
 
     def isolate(self) -> None:
@@ -39,7 +38,7 @@ class Blackhole(Proxied):
         self.proxy.flow()
 
 
-class HalfOpen(Proxied):
+class HalfOpen(ProxiedProcess):
     """The connections are dead and nobody has said so; new ones work."""
 
     def isolate(self) -> None:
@@ -50,7 +49,7 @@ class HalfOpen(Proxied):
         """There is no end to it: the old connections stay dead."""
 
 
-class Slow(Proxied):
+class Slow(ProxiedProcess):
     """Every answer comes after the time-out."""
 
     def isolate(self) -> None:
@@ -62,7 +61,7 @@ class Slow(Proxied):
         self.proxy.delay = 0.0
 
 
-class Torn(Proxied):
+class Torn(ProxiedProcess):
     """The connection breaks in the middle of an answer."""
 
     def cut(self) -> None:
@@ -71,7 +70,7 @@ class Torn(Proxied):
         until(lambda: not self.proxy.is_to_cut)
 
 
-FAULTS: dict[str, tuple[type[Proxied], str]] = {
+FAULTS: dict[str, tuple[type[ProxiedProcess], str]] = {
     "blackholed": (Blackhole, "isolate"),
     "half-open": (HalfOpen, "isolate"),
     "delayed": (Slow, "isolate"),
@@ -93,8 +92,7 @@ FAULTS: dict[str, tuple[type[Proxied], str]] = {
 def ordeal(request: pytest.FixtureRequest) -> Iterator[tuple[Ordeal, Stalls]]:
     """What clients and watches were told through one fault, and how busy the machine was."""
     process, proxied, fault = request.param
-    with process() as running, proxied.around(running) as server:
-        assert isinstance(server, Server)
+    with proxied(process()) as server:
         with watched() as stalls:
             ordeal = run(server, fault)
         yield ordeal, stalls

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import kvi
 import pytest
+from kvi.conformance.server_process import free_ports
 from kvi.flow.supervision import SIZE
 from kvi.sync.backend import Backend, LivenessChannel
 
-from tests.servers.run import free_ports
 from tests.support.faulty import Faulty
 
 PREFIX = "service/voltha"

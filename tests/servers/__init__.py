@@ -8,12 +8,13 @@ From a shell: `python -m tests.servers -- COMMAND`.
 
 from __future__ import annotations
 
+from kvi.conformance.server_process import ServerFailed
+
 from tests.servers.binary import (
     Binary,
     BinaryUnusable,
     EtcdSource,
     ServerError,
-    ServerFailed,
     ServerMissing,
 )
 from tests.servers.cluster import Cluster, ConsulCluster, EtcdCluster

@@ -16,7 +16,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from tests.servers.binary import VARIABLE, Binary, BinaryUnusable, ServerFailed, ServerMissing
+from kvi.conformance.server_process import ServerFailed
+
+from tests.servers.binary import VARIABLE, Binary, BinaryUnusable, ServerMissing
 from tests.servers.fetch import say
 from tests.servers.find import find_consul, find_etcd, find_etcdctl
 from tests.servers.run import ConsulServer, EtcdServer, Server

@@ -49,10 +49,6 @@ class ServerMissing(ServerError):
         )
 
 
-class ServerFailed(ServerError):
-    """A server did not start, did not get ready, or died; the text has what its log says."""
-
-
 @dataclass(frozen=True, slots=True)
 class Binary:
     """One program that has been run once to learn its version."""

@@ -9,7 +9,6 @@ All members start side by side, for none is ready before most are there.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from tests.servers.binary import ServerFailed
-from tests.servers.run import ConsulServer, EtcdServer, Server, free_ports
+from kvi.conformance.server_process import ServerFailed, free_ports
+
+from tests.servers.run import ConsulServer, EtcdServer, Server
 
 SIZE = 3
 _TRIES = 3
@@ -100,31 +100,21 @@ class Cluster(ABC, Generic[S]):
         """What `_leader_of` calls this member."""
 
 
-def _prepared(member: Server) -> None:
-    shutil.rmtree(member.data_dir, ignore_errors=True)
-    member.data_dir.mkdir(mode=0o700)
-    member.log_path.write_bytes(b"")
-
-
 class EtcdMember(EtcdServer):
     """One of several etcd nodes; its ports are chosen before it starts."""
 
     def __init__(self, ports: dict[str, int]) -> None:
-        super().__init__()
-        self._ports = ports
+        super().__init__(ports=ports)
         self.others: str = ""
 
     @property
     def peer(self) -> str:
         """How the others know it."""
-        return f"{self._name}=http://{self.host}:{self._ports['peer']}"
+        return f"{self._name}=http://{self.host}:{self.ports['peer']}"
 
-    def _start_first(self, deadline: float) -> None:
-        _prepared(self)
-        self._spawn(deadline)
-
-    def _command(self) -> list[str]:
-        return [*super()._command(), f"--initial-cluster={self.others}"]
+    def command(self) -> list[str]:
+        """Its own, with the others."""
+        return [*super().command(), f"--initial-cluster={self.others}"]
 
     def state(self) -> dict[str, Any]:
         """What it says of itself."""
@@ -160,27 +150,22 @@ class ConsulMember(ConsulServer):
     """One of several Consul servers; its ports are chosen before it starts."""
 
     def __init__(self, ports: dict[str, int]) -> None:
-        super().__init__(config={"bootstrap_expect": SIZE})
-        self._ports = ports
+        super().__init__(config={"bootstrap_expect": SIZE}, ports=ports)
 
     @property
     def gossip(self) -> str:
         """Where the others find it."""
-        return f"{self.host}:{self._ports['serf_lan']}"
+        return f"{self.host}:{self.ports['serf_lan']}"
 
     @property
     def raft(self) -> str:
         """How the others know it."""
-        return f"{self.host}:{self._ports['server']}"
+        return f"{self.host}:{self.ports['server']}"
 
     def join(self, others: Sequence[str]) -> None:
         """Look for the others there, once it starts."""
         self._config["retry_join"] = list(others)
         self._config["retry_interval"] = "1s"
-
-    def _start_first(self, deadline: float) -> None:
-        _prepared(self)
-        self._spawn(deadline)
 
     def told_leader(self) -> object:
         """Whom it believes to lead."""

@@ -4,59 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import kvi
-from kvi.conformance.proxy import ProxiedServer, TcpProxy
+from kvi.conformance.proxy import ProxiedProcess
 from kvi.conformance.server import Server
 from kvi_memory.state import HISTORY
 from kvi_sqlite.schema import TRIM_EVERY
 
-from tests.servers import Server as Process
 from tests.servers import find_etcdctl
 
 _SCRATCH = "forget"  # the key that `forget` may write to
 
 
-class Proxied(ProxiedServer):
-    """A server process behind a proxy. Both end with whoever made them."""
-
-    def __init__(self, process: Process, proxy: TcpProxy) -> None:
-        super().__init__(proxy)
-        self.process = process
-        self.scheme = process.scheme
-
-    @classmethod
-    @contextmanager
-    def around(cls, process: Process) -> Iterator[Server]:
-        """Put a proxy before a running server."""
-        with TcpProxy(process.port) as proxy:
-            yield cls(process, proxy)
-
-    def stop(self) -> None:
-        """End it by SIGTERM."""
-        self.process.stop()
-
-    def kill(self) -> None:
-        """End it by SIGKILL."""
-        self.process.kill()
-
-    def start(self) -> None:
-        """Start it again, and wait until it serves."""
-        self.process.start()
-
-    def pause(self) -> None:
-        """SIGSTOP."""
-        self.process.pause()
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        self.process.resume()
-
-
-class ProxiedEtcd(Proxied):
+class ProxiedEtcd(ProxiedProcess):
     """An etcd behind a proxy."""
 
     def forget(self) -> None:

@@ -14,7 +14,8 @@ class GrpcProxy(EtcdServer):
         super().__init__()
         self._server = server
 
-    def _command(self) -> list[str]:
+    def command(self) -> list[str]:
+        """The proxy's."""
         return [
             str(self.binary.path),
             "grpc-proxy",
@@ -24,7 +25,8 @@ class GrpcProxy(EtcdServer):
             f"--data-dir={self.data_dir}",
         ]
 
-    def _check_ready(self, timeout: float) -> None:
+    def probe(self, timeout: float) -> None:
+        """Ask for its health."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
         try:
             connection.request("GET", "/health")

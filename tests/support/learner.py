@@ -17,9 +17,10 @@ class Learner(EtcdServer):
         )
         self._voter = voter
 
-    def _command(self) -> list[str]:
-        command = super()._command()
-        own = f"http://{self.host}:{self._ports['peer']}"
+    def command(self) -> list[str]:
+        """Its own, once the others know of it."""
+        command = super().command()
+        own = f"http://{self.host}:{self.ports['peer']}"
         done = subprocess.run(
             [
                 str(find_etcdctl().path),
@@ -42,8 +43,8 @@ class Learner(EtcdServer):
         )
         return [*command, f"--initial-cluster={cluster}"]
 
-    def _check_ready(self, timeout: float) -> None:
-        # a learner calls itself unhealthy; what it says of itself shows that it serves
+    def probe(self, timeout: float) -> None:
+        """A learner calls itself unhealthy; what it says of itself shows that it serves."""
         answer: tuple[int, Any] = self._ask(
             "POST", "/v3/maintenance/status", b"{}", timeout=timeout
         )

@@ -50,10 +50,11 @@ class SecureEtcd(EtcdServer):
         """The store's URI, without any files."""
         return f"etcd+tls://{self.address}"
 
-    def _command(self) -> list[str]:
-        client = f"https://{self.host}:{self._ports['client']}"
+    def command(self) -> list[str]:
+        """Its own, over TLS."""
+        client = f"https://{self.host}:{self.ports['client']}"
         urls = [f"--listen-client-urls={client}", f"--advertise-client-urls={client}"]
-        return [*super()._command(), *urls]
+        return [*super().command(), *urls]
 
     def _ask(
         self, method: str, path: str, body: bytes | None = None, *, timeout: float
@@ -68,7 +69,8 @@ class SecureEtcd(EtcdServer):
         finally:
             connection.close()
 
-    def _check_ready(self, timeout: float) -> None:
+    def probe(self, timeout: float) -> None:
+        """Ask for its health alone."""
         status, answer = self._ask("GET", "/health", timeout=timeout)
         if status != 200 or json.loads(answer).get("health") != "true":
             raise OSError(answer.decode(errors="replace"))

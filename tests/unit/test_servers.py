@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import stat
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +10,6 @@ import pytest
 
 from tests.servers import (
     BinaryUnusable,
-    ServerFailed,
     ServerMissing,
     find_consul,
     find_etcd,
@@ -24,8 +18,6 @@ from tests.servers import (
 from tests.servers.binary import Tool, version_tuple
 from tests.servers.debian import release_names, source_for_suite
 from tests.servers.fetch import FetchFailed, Pack, cache_folder, fetch
-from tests.servers.guarded import GuardedProcess
-from tests.servers.run import free_ports
 
 _OWN = release_names("ID=debian\nVERSION_CODENAME=bookworm\n")
 
@@ -47,27 +39,6 @@ def program(path: Path, says: str) -> Path:
     path.write_text(f"#!/bin/sh\necho '{says}'\n")
     path.chmod(0o755)
     return path
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-    """Wait for a condition; fail when it does not come true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {seconds:g} s: {what}"
-        time.sleep(0.01)
-
-
-def runs(pid: int) -> bool:
-    """Whether a process exists that has not ended (a zombie has)."""
-    if Path("/proc/self/stat").exists():
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].strip()
-        except OSError:
-            return False
-    else:
-        ask = ["ps", "-o", "state=", "-p", str(pid)]
-        state = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
-    return bool(state) and not state.startswith("Z")
 
 
 # --- finding
@@ -247,96 +218,3 @@ def test_no_source_of_the_release_makes_nothing(deb822: bool) -> None:
     """Without a source of the machine's own release there is no text at all."""
     assert source_for_suite("", "bullseye", _OWN, deb822=deb822) == ""
     assert "bookworm" not in release_names("ID=other\n")
-
-
-# --- the guard
-
-
-def spawn_sleep(folder: Path) -> tuple[GuardedProcess, int]:
-    """Start a guard with `sleep` in the place of a server."""
-    folder.mkdir()
-    process = GuardedProcess(folder)
-    pid = process.spawn(["sleep", "600"], folder / "log").pid
-    assert pid is not None
-    return process, pid
-
-
-def test_close_kills_process_and_removes_folder(tmp_path: Path) -> None:
-    """When `close` returns, process, guard and folder are gone; a second close does nothing."""
-    process, pid = spawn_sleep(tmp_path / "home")
-    process.close()
-    process.close()
-    assert not runs(pid)
-    assert not runs(process.guard_pid)
-    assert not (tmp_path / "home").exists()
-    with pytest.raises(ServerFailed, match="closed"):
-        process.status()
-
-
-def test_signals_and_return_code(tmp_path: Path) -> None:
-    """Signals reach the process and no other; its end and the way of it are reported."""
-    process, pid = spawn_sleep(tmp_path / "home")
-    try:
-        with pytest.raises(ServerFailed, match="running"):
-            process.spawn(["sleep", "600"], tmp_path / "home" / "log")
-        assert process.signal(signal.SIGSTOP).running
-        assert process.status().pid == pid
-        process.signal(signal.SIGKILL)
-        until(lambda: not process.status().running, "the end of the process")
-        assert process.status().returncode == -signal.SIGKILL
-        assert process.signal(signal.SIGTERM).returncode == -signal.SIGKILL
-        with pytest.raises(ServerFailed, match="No such file"):
-            process.spawn([str(tmp_path / "nothing")], tmp_path / "home" / "log")
-        again = process.spawn(["sleep", "600"], tmp_path / "home" / "log")
-        assert again.running
-        assert again.pid != pid
-    finally:
-        process.close()
-
-
-# A parent that dies by SIGKILL while a child that it forked still holds the guard's pipe open.
-_PARENT = """
-import os, pathlib, sys, time
-from tests.servers.guarded import GuardedProcess
-folder = pathlib.Path(sys.argv[1])
-process = GuardedProcess(folder)
-state = process.spawn(["sleep", "600"], folder / "log")
-heir = os.fork() if sys.argv[2] == "fork" else 0
-if sys.argv[2] == "fork" and heir == 0:
-    os.close(1)
-    time.sleep(600)
-print(state.pid, process.guard_pid, heir, flush=True)
-time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize("way", ["plain", "fork"])
-def test_guard_outlives_a_killed_parent_only_to_clean_up(tmp_path: Path, way: str) -> None:
-    """After SIGKILL of the tests, server and guard end and the folder goes, forks or not."""
-    folder = tmp_path / "home"
-    folder.mkdir()
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(
-        [sys.executable, "-c", _PARENT, str(folder), way],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=root,
-    ) as parent:
-        assert parent.stdout is not None
-        pid, guard, heir = map(int, parent.stdout.readline().split())
-        try:
-            assert runs(pid)
-            parent.kill()
-            parent.wait()
-            until(lambda: not folder.exists(), "the folder removed")
-            until(lambda: not runs(pid) and not runs(guard), "server and guard ended")
-        finally:
-            if heir:
-                os.kill(heir, signal.SIGKILL)
-
-
-def test_free_ports_are_outside_the_ephemeral_range() -> None:
-    """Chosen ports differ, and none is one that a client's own connection might be given."""
-    ports = free_ports(20)
-    assert len(set(ports)) == 20
-    assert all(20000 <= port < 32768 for port in ports)

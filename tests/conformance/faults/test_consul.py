@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 from kvi.conformance.faults import *  # noqa: F403
+from kvi.conformance.proxy import ProxiedProcess
 from kvi.conformance.server import Server
 
 from tests.servers import ConsulServer
-from tests.support.faulty_servers import Proxied
 
 pytestmark = [
     pytest.mark.consul,
@@ -21,5 +21,5 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def kvi_server() -> Iterator[Server]:
     """A server of these tests alone, behind a proxy."""
-    with ConsulServer() as process, Proxied.around(process) as server:
+    with ProxiedProcess(ConsulServer()) as server:
         yield server

@@ -25,8 +25,5 @@ HASTE = ["--heartbeat-interval=20", "--election-timeout=200"]
 @pytest.fixture(scope="module")
 def kvi_server() -> Iterator[Server]:
     """A server of these tests alone, behind a proxy."""
-    with (
-        EtcdServer(fast=True, extra_args=HASTE) as process,
-        ProxiedEtcd.around(process) as server,
-    ):
+    with ProxiedEtcd(EtcdServer(fast=True, extra_args=HASTE)) as server:
         yield server

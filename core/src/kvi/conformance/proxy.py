@@ -1,24 +1,21 @@
 """`TcpProxy` stands between a store and its server, and treats connections as bad networks do.
 
-`ProxiedServer` offers what it can do to the suite. An author adds how the server is started::
-
-    class AcmeServer(ProxiedServer):
-        scheme = "acme"
-
-        def kill(self):
-            self.process.kill()
-            self.process.wait()
-
-        def start(self):
-            self.process = start_and_wait_until_it_answers()
+`ProxiedServer` offers to the suite what the proxy can do, and `ProxiedProcess` what can be done to
+a server process as well: all that the suite has a fault for, but `forget`. An author says how the
+server is run, by a `kvi.conformance.server_process.ServerProcess`::
 
     @pytest.fixture(scope="module")
     def kvi_server():
-        with TcpProxy(7000) as proxy:
-            server = AcmeServer(proxy)
-            server.start()
+        with ProxiedProcess(AcmeServer()) as server:
             yield server
-            server.kill()
+
+===========  ===============================  ==================================================
+what         is owned by                      and ends with
+===========  ===============================  ==================================================
+the process  the `ProxiedProcess`, which      its block, or with the tests, however they end:
+             starts it if nobody has          see `kvi.conformance.server_process`
+the proxy    the `ProxiedProcess`             its block; its threads are daemons
+===========  ===============================  ==================================================
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ from contextlib import suppress
 from typing import Self
 
 from kvi.conformance.server import Server
+from kvi.conformance.server_process import ServerProcess
 
 _PIECE = 64 * 1024
 
@@ -258,3 +256,52 @@ class ProxiedServer(Server):
     def deliver(self) -> None:
         """Let it through."""
         self.proxy.deliver()
+
+
+class ProxiedProcess(ProxiedServer):
+    """A server process behind a proxy: it can be killed, stopped and paused as well.
+
+    A context manager that starts the process, unless it runs, and ends both. As `Server`, it is
+    used by one thread at a time. Override `forget` if the store can be made to forget its history.
+
+    Attributes:
+        process: the server itself.
+
+    """
+
+    def __init__(self, process: ServerProcess) -> None:
+        """Start ``process`` unless it runs; raises `ServerFailed` if it does not get ready."""
+        self.process = process.__enter__()
+        self.scheme = process.scheme
+        super().__init__(TcpProxy(process.port))
+
+    def stop(self) -> None:
+        """End it by SIGTERM."""
+        self.process.stop()
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        self.process.kill()
+
+    def start(self) -> None:
+        """Start it again, and wait until it serves."""
+        self.process.start()
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self.process.pause()
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.process.resume()
+
+    def close(self) -> None:
+        """End the proxy and the process, and remove its data; again, it does nothing."""
+        self.proxy.close()
+        self.process.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()

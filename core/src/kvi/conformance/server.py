@@ -6,27 +6,38 @@ rules that need one::
     from kvi.conformance import *
     from kvi.conformance.faults import *
 
-    class AcmeServer(Server):
-        uri = "acme://127.0.0.1:7000"
+    class AcmeServer(ServerProcess):
+        scheme = "acme"
 
-        def kill(self):
-            self.process.kill()
-            self.process.wait()
+        def command(self):
+            return ["acme-server", f"--port={self.port}", f"--data={self.data_dir}"]
 
-        def start(self):
-            self.process = start_and_wait_until_it_answers()
+        def probe(self, timeout):
+            with kvi.open(self.uri, timeout=timeout) as store:
+                store.ping()
 
-    @pytest.fixture
+    @pytest.fixture(scope="module")
     def kvi_server():
-        server = AcmeServer()
-        server.start()
-        yield server
-        server.kill()
+        with ProxiedProcess(AcmeServer()) as server:
+            yield server
 
-`kvi.conformance.proxy` has one that can be cut off. Only `uri` must be there. What else a subclass
-overrides is what it can do; `offers` tells. A rule that needs what the server does not offer is
-reported as not run, with that reason. Some faults need what ends them as well: `stop` and `kill`
-need `start`, `pause` needs `resume`, `isolate` needs `rejoin`, `hold_back` needs `deliver`.
+That is `kvi.conformance.server_process`, which runs a program, and `kvi.conformance.proxy`, which
+cuts it off. A server of another kind, such as one in a container, is a `Server` of one's own, or a
+`kvi.conformance.proxy.ProxiedServer`.
+
+Only `uri` must be there. What else a subclass overrides is what it can do; `offers` tells. A rule
+that needs what the server does not offer is reported as not run, with that reason. Some faults need
+what ends them as well:
+
+============================  ==================================================================
+faults                        need
+============================  ==================================================================
+`stop`, `kill`                `start`
+`pause`                       `resume`
+`isolate`                     `rejoin`
+`hold_back`                   `deliver`
+`cut`, `forget`               nothing else
+============================  ==================================================================
 
 The fixture may have any scope. One server for the module (``scope="module"``) is quickest: several
 tests look at what one run of faults has left, each works in a namespace of its own, and the suite

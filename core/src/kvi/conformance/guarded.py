@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.servers.binary import ServerFailed
-
 _GUARD = Path(__file__).with_name("guard.py")
 _ANSWER_WITHIN = 30.0
+
+
+class ServerFailed(Exception):
+    """A server did not start, did not get ready, or died; the text has what its log says."""
 
 
 @dataclass(frozen=True, slots=True)
