@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import kvi.policy.cursor
 import kvi_consul.diff
 import kvi_consul.sessions
 import kvi_consul.store
@@ -13,7 +14,6 @@ import kvi_consul.wire
 import kvi_etcd.store
 import kvi_etcd.wire
 import kvi_memory.state
-import kvi_sqlite.cursor
 import kvi_sqlite.plugin
 import kvi_sqlite.schema
 import kvi_sqlite.snapshot
@@ -33,7 +33,7 @@ NUMBERS = {
         f"keys | {kvi_sqlite.store.MAX_KEY // MIB} MiB",
         f"more than {1 << kvi_sqlite.schema.SEQ_BITS:,} changes",
         f"last {kvi_sqlite.plugin.HISTORY.default:,} commits",
-        f"{kvi_sqlite.cursor.LATEST * 1000:.0f} ms later",
+        f"{kvi.policy.cursor.LATEST * 1000:.0f} ms later",
         f"{kvi_sqlite.snapshot.PAGE_ROWS} entries, or {kvi_sqlite.snapshot.PAGE_BYTES // MIB} MiB",
         f"portions of at most {kvi_sqlite.upkeep.LONGEST * 1000:.0f} ms",
     ],

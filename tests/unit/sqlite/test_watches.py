@@ -15,8 +15,8 @@ import pytest
 from kvi import EventType, Put
 from kvi.feed import Feed, WatchSpec
 from kvi.model import Span
-from kvi_sqlite import cursor as cursors
-from kvi_sqlite import schema, watching
+from kvi.policy import cursor as cursors
+from kvi_sqlite import portions, schema, watching
 
 from tests.support.forking import in_child
 from tests.support.inside import inmost
@@ -151,7 +151,7 @@ def test_history_is_read_in_portions(
     path: Path, store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A watch from far back reads bounded portions; a revision beyond the bound comes whole."""
-    monkeypatch.setattr(cursors, "MAX_ROWS", 20)
+    monkeypatch.setattr(portions, "MAX_ROWS", 20)
     monkeypatch.setattr(watching, "REACH", 64)
     store.store("first", "v")
     for number in range(300):

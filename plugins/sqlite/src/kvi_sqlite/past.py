@@ -21,8 +21,8 @@ from kvi.policy.past import check_past, gone
 
 from kvi_sqlite import schema
 from kvi_sqlite.connection import Connection
-from kvi_sqlite.cursor import event_of
 from kvi_sqlite.leases import first_id
+from kvi_sqlite.portions import event_of
 
 AHEAD = 32_768  # keys: a few megabytes
 

@@ -43,14 +43,15 @@ from kvi.clock import now
 from kvi.errors import Compacted, KviError, PermissionDenied, Unavailable
 from kvi.feed import Batch, Feed, Wake
 from kvi.model import Span
+from kvi.policy.cursor import SOONEST, Cursor, pace
 from kvi.policy.interest import Interests
 
 from kvi_sqlite import schema
 from kvi_sqlite.access import Access
 from kvi_sqlite.connection import Connection, Pool
-from kvi_sqlite.cursor import SOONEST, Cursor, Portion, pace, portion
 from kvi_sqlite.errors import CLOSED
 from kvi_sqlite.leases import first_id
+from kvi_sqlite.portions import Portion, portion
 from kvi_sqlite.snapshot import bounds
 
 LINGER = 1.0  # seconds that the thread outlives the last watch: often the next one comes soon

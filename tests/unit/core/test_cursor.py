@@ -1,11 +1,9 @@
-"""Decisions of watches: where one stands in the history, what a batch takes, when to look."""
+"""Decisions of watches: where one stands in the history, and when to look."""
 
 from __future__ import annotations
 
 import pytest
-from kvi.model import Event, EventType, KeyValue
-from kvi_sqlite import cursor as cursors
-from kvi_sqlite.cursor import LATEST, SOONEST, Cursor, Row, pace, portion
+from kvi.policy.cursor import LATEST, SOONEST, Cursor, pace
 
 
 def test_unmarked_cursor_has_nothing_to_read() -> None:
@@ -77,43 +75,6 @@ def test_trimmed_before_anybody_looked(
     assert cursor.miss(seen, trimmed) is (first is not None)
     assert cursor.first == first
     assert first is None or first <= trimmed
-
-
-NOTHING = (None, 0, 0, None, b"")  # was there before
-
-
-def rows(*revisions: int, size: int = 0) -> list[Row]:
-    return [(revision, b"k", b"v" * size, *NOTHING) for revision in revisions]
-
-
-def test_portion_takes_all_there_is() -> None:
-    """A short history is one batch, complete up to the revision that was read."""
-    found = portion([(3, b"a", b"", *NOTHING), (4, b"b", None, 2, 1, 5, 7, b"old")], 9)
-    before = KeyValue("b", b"old", 2, 1, 5, 7)
-    assert found == (
-        [Event(EventType.PUT, "a", b"", 3), Event(EventType.DELETE, "b", None, 4, before)],
-        9,
-        None,
-    )
-    assert portion([], 9) == ([], 9, None)
-
-
-def test_portion_never_splits_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch ends between revisions, also if one of them is larger than a batch may be."""
-    monkeypatch.setattr(cursors, "MAX_ROWS", 2)
-    found = portion(rows(1, 1, 1, 1, 4, 5), 9)
-    assert [event.revision for event in found.events] == [1, 1, 1, 1]
-    assert (found.revision, found.rest) == (3, 4)
-    assert portion(rows(1, 2), 9)[1:] == (9, None)
-    assert portion(rows(1, 2, 2), 9)[1:] == (9, None)
-
-
-def test_portion_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Big values end a batch early."""
-    monkeypatch.setattr(cursors, "MAX_BYTES", 100)
-    found = portion(rows(1, 2, 3, size=60), 9)
-    assert [event.revision for event in found.events] == [1, 2]
-    assert (found.revision, found.rest) == (2, 3)
 
 
 def test_pace_calms_down() -> None:
