@@ -33,9 +33,9 @@ before, and whoever reads that first lets it begin anew (`_catch_up`): it ends l
 and the last ``history`` records as they are (fewer if they are large), written to ``journal.new``,
 fsynced and renamed. The other handles see another file, and read it from its beginning.
 
-*Watches.* Each waits in ``_waiting`` until memory has moved on. What this handle reads or commits
-wakes them at once; for what other handles do, a thread asks `stale` every 20 milliseconds, and the
-woken watch itself reads.
+*Watches* are served by `kvi.backend.tail`, whose thread reads memory (`State.since`) and waits here
+(`wait`). What this handle reads or commits ends that at once; for what other handles do, it asks
+`stale` every 20 milliseconds.
 
 *Fork.* A child shares its parent's lock on the file, as long as it has its descriptor open. It
 closes it (`forked`), else the lock would outlive a parent that is killed while it holds it.
@@ -50,7 +50,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Protocol
 
 from kvi.clock import now
 from kvi.errors import Closed, KviError, OutcomeUnknown, PermissionDenied, Timeout, Unavailable
@@ -59,13 +58,6 @@ from kvi_directory.state import FORMAT, Record, State, decode, encode
 
 LOOK = 0.02  # seconds between two looks for what other processes did
 PAST = 4 * 1024 * 1024  # bytes of past records that are kept at the most, however few they are
-
-
-class Waiting(Protocol):
-    """A watch that waits for the state to move on."""
-
-    def wake(self) -> None:
-        """Tell it; does not block."""
 
 
 class Journal:
@@ -83,8 +75,7 @@ class Journal:
         self._snapshot = 0  # the length of the snapshot in the file
         self._records = 0  # behind it
         self._state = State()
-        self._waiting: set[Waiting] = set()
-        self._looker: threading.Thread | None = None
+        self._moved = threading.Event()  # memory has, or the end
 
     # -- what the store uses ----------------------------------------------------------------------
 
@@ -125,24 +116,26 @@ class Journal:
         known = (found.st_dev, found.st_ino) == self._identity and found.st_size == self._at
         return not known or self._state.next_deadline <= now()
 
-    def wait(self, watch: Waiting) -> None:
-        """Wake ``watch`` once, when the state has moved on; called within ``reading``."""
-        self._waiting.add(watch)
-        if self._looker is None:
-            self._looker = threading.Thread(target=self._look, name="kvi-directory", daemon=True)
-            self._looker.start()
+    def wait(self, after: int, timeout: float) -> None:
+        """Return when there may be commits behind revision ``after``, or ``timeout`` seconds later.
 
-    def forget(self, watch: Waiting) -> None:
-        """Do not wake ``watch`` any more."""
-        self._waiting.discard(watch)
+        For one thread.
+        """
+        deadline = now() + timeout
+        while True:
+            self._moved.clear()
+            if self._state.revision > after or self.stale() or now() >= deadline:
+                return
+            if self._closed.is_set():
+                return
+            self._moved.wait(LOOK)
 
     def close(self) -> None:
         """Wake whoever waits for a lock, and close the files once nobody uses them."""
         self._closed.set()
+        self._moved.set()
         with self._mutex:  # soon: its holder does not wait for others any more
             self._let_go()
-        if self._looker is not None:
-            self._looker.join()
 
     def forked(self) -> None:
         """In a child: close the copies of its parent's descriptors; the parent keeps its own."""
@@ -186,7 +179,7 @@ class Journal:
         finally:
             fcntl.flock(self._files["lock"], fcntl.LOCK_UN)
             if self._state.revision != revision:
-                self._wake()
+                self._moved.set()
 
     def _enter(self, deadline: float) -> None:
         """Take ``lock``, in turn."""
@@ -302,18 +295,6 @@ class Journal:
     def _let_go(self) -> None:
         for file in self._files.values():
             file.close()
-
-    # -- watches ----------------------------------------------------------------------------------
-
-    def _wake(self) -> None:
-        with suppress(KeyError):  # the set is empty
-            while True:
-                self._waiting.pop().wake()
-
-    def _look(self) -> None:
-        while not self._closed.wait(LOOK):
-            if self._waiting and self.stale():
-                self._wake()
 
 
 def _write(file: FileIO, content: bytes) -> None:

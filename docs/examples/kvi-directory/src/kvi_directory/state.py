@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from kvi.clock import now
 from kvi.model import Event, KeyValue, Scan, Span
+from kvi.policy.past import gone
 from kvi.policy.txn import Change, put
 
 Record = dict[str, Any]
@@ -79,10 +80,16 @@ class State:
         low, high = self._bounds(span)
         return high - low
 
-    def since(self, revision: int, span: Span) -> list[Event]:
-        """The changes of ``span`` behind ``revision``, which is not below ``base``."""
-        first = bisect_right(self.events, revision, key=attrgetter("revision"))
-        return [event for event in self.events[first:] if event.key in span]
+    def since(self, revision: int, limit: int) -> list[Event]:
+        """The next ``limit`` changes behind ``revision``, of whole revisions."""
+        if revision < self.base:
+            raise gone(revision)
+        number = attrgetter("revision")
+        first = bisect_right(self.events, revision, key=number)
+        found = self.events[first : first + limit]
+        if found:
+            found = self.events[first : bisect_right(self.events, found[-1].revision, key=number)]
+        return found
 
     def expired(self) -> list[int]:
         """The leases whose time is up."""

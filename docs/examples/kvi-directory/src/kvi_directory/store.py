@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvi.backend.history import HistoryFeed
+from kvi.backend.tail import Tail
 from kvi.capabilities import Capabilities
-from kvi.errors import Compacted, LeaseLost
-from kvi.feed import Batch, Feed, Wake, WatchSpec
-from kvi.model import Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
+from kvi.errors import LeaseLost
+from kvi.feed import Feed, Wake, WatchSpec
+from kvi.model import Event, Grant, KeyValue, Put, RangeResult, Scan, Span, Txn, TxnResult
 from kvi.policy.txn import Change, choose, perform
 from kvi.primitives import Primitives
 
@@ -42,6 +42,7 @@ class DirectoryKvi(Primitives):
     def __init__(self, uri: str, folder: Path, *, history: int, timeout: float) -> None:
         super().__init__(uri, CAPABILITIES, timeout=timeout)
         self._journal = Journal(folder, history)
+        self._tail = Tail(self, self._since, self._journal.wait)
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:
         with self._journal.reading(timeout) as state:
@@ -75,10 +76,11 @@ class DirectoryKvi(Primitives):
             return len(gone)
 
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
-        def changes(span: Span, start: int | None, timeout: float) -> Feed:
-            return Changes(self._journal, span, start, wake, timeout)
+        return self._tail.watch(spec, wake, timeout)
 
-        return HistoryFeed(self, spec, changes, timeout)
+    def _since(self, revision: int, limit: int, timeout: float) -> list[Event]:
+        with self._journal.reading(timeout) as state:
+            return state.since(revision, limit)
 
     def _lease_grant(self, ttl: float, timeout: float) -> Grant:
         with self._journal.writing(timeout) as state:
@@ -103,45 +105,13 @@ class DirectoryKvi(Primitives):
             pass
 
     def _close(self) -> None:
+        self._tail.stop()
         self._journal.close()
+        self._tail.close()
 
     def _forked(self) -> None:
+        self._tail.forked()
         self._journal.forked()
-
-
-class Changes(Feed):
-    """The changes of ``span`` from revision ``start`` on; `HistoryFeed` does the rest."""
-
-    def __init__(
-        self, journal: Journal, span: Span, start: int | None, wake: Wake, timeout: float
-    ) -> None:
-        self.wake = wake
-        self._journal = journal
-        self._span = span
-        with journal.reading(timeout) as state:
-            self.revision = state.revision if start is None else start - 1
-            self._told = self.revision
-            self._ensure_kept(state.base)
-
-    def poll(self, timeout: float) -> Batch | None:
-        """Return what has been committed since the last call."""
-        with self._journal.reading(timeout) as state:
-            self._ensure_kept(state.base)
-            if state.revision <= self._told:
-                self._journal.wait(self)
-                return None
-            revision = state.revision
-            events = state.since(self._told, self._span)
-        self._told = revision
-        return Batch(events, revision)
-
-    def close(self) -> None:
-        """Let nobody wake it any more."""
-        self._journal.forget(self)
-
-    def _ensure_kept(self, base: int) -> None:
-        if self._told < base:
-            raise Compacted("the journal no longer has the changes from this revision on")
 
 
 def _ensure_alive(lease: object, state: State) -> None:
