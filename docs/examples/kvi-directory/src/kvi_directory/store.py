@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kvi.backend.tail import Tail
+from kvi.backend.undo import range_by_undo
 from kvi.capabilities import Capabilities
 from kvi.errors import LeaseLost
 from kvi.feed import Feed, Wake, WatchSpec
@@ -27,6 +28,7 @@ CAPABILITIES = Capabilities(
     snapshot_range=True,
     lock_fair=True,
     key_version=True,
+    read_at_revision=True,
     atomic_range_delete="any",
     lease_min_ttl=0,
     lease_expiry_factor=1,
@@ -49,9 +51,14 @@ class DirectoryKvi(Primitives):
             return state.entries.get(key)
 
     def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        if scan.revision is not None:
+            return range_by_undo(scan, self._page, self._since, timeout)
+        revision, page = self._page(scan, timeout)
+        return RangeResult(revision, lambda: [page])
+
+    def _page(self, scan: Scan, timeout: float) -> tuple[int, list[KeyValue]]:
         with self._journal.reading(timeout) as state:
-            page = state.select(scan)  # entries never change: a list of them is a snapshot
-            return RangeResult(state.revision, lambda: [page])
+            return state.revision, state.select(scan)  # entries never change
 
     def _count(self, span: Span, timeout: float) -> int:
         with self._journal.reading(timeout) as state:
