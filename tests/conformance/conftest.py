@@ -11,6 +11,7 @@ HERE = Path(__file__).parent
 IN_PART = {
     HERE / "test_directory.py",
     HERE / "test_documented.py",
+    HERE / "test_documented_log.py",
     *(HERE / "aio").glob("test_*.py"),
 }
 """Of each test one row and one way are run; `make soak` has them all.

@@ -639,7 +639,7 @@ def test_closing_wakes_calls_on_a_paused_server() -> None:
         threads = [threading.Thread(target=call) for _ in range(3)]
         for thread in threads:
             thread.start()
-        until(lambda: len(inmost(store)._transport._busy) == 3)
+        until(lambda: inmost(store)._transport._pool.busy == 3)
         began = monotonic()
         store.close()
         for thread in threads:

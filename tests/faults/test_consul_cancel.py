@@ -26,16 +26,16 @@ async def test_cancelled_tasks(consul_uri: str) -> None:
     with TcpProxy(port) as proxy:
         async with aio.open(f"consul://127.0.0.1:{proxy.port}", timeout=60) as store:
             await store.ping()
-            busy = inmost(store)._transport._busy
+            pool = inmost(store)._transport._pool
             proxy.stall()
             calls = [asyncio.create_task(store.get(f"k{n}")) for n in range(2 * THREADS)]
-            await until(lambda: len(busy) == 4)
+            await until(lambda: pool.busy == 4)
             # Others wait for a connection: to tell them once that nobody waits comes too early.
             await until(lambda: len(store._runtime.jobs.threads) > 8)
             for call in calls:
                 call.cancel()
             await asyncio.wait(calls)
-            await until(lambda: not busy, within=20)
+            await until(lambda: not pool.busy, within=20)
             proxy.flow()
             began = time.monotonic()
             assert await store.get("a key that no test writes") is None
@@ -62,7 +62,7 @@ def test_a_view_that_is_closed(consul_uri: str) -> None:
 
         thread = threading.Thread(target=ask)
         thread.start()
-        until_sync(lambda: inmost(store)._transport._busy)
+        until_sync(lambda: inmost(store)._transport._pool.busy)
         view.close()
         thread.join(20)
         assert [type(error) for error in caught] == [kvi.Closed]

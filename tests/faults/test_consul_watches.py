@@ -305,7 +305,7 @@ def test_a_thousand_watches_cost_little(store: kvi.Kvi) -> None:
         store.txn([], [Put(f"k{n:04}", str(n)) for n in batch])
     until(lambda: set(woken) == set(range(1000)))
     transport = inner(store)._transport
-    assert len(transport._busy) + len(transport._idle) < 10
+    assert transport._pool.busy + transport._pool.idle < 10
     for number, feed in enumerate(feeds):
         told = feed.poll(1)
         assert told is not None
@@ -752,7 +752,7 @@ def test_the_last_watch_takes_its_poll_along(store: kvi.Kvi) -> None:
     feeds[2].close()
     until(lambda: threads() == 0, within=1)
     transport = inner(store)._transport
-    until(lambda: not transport._busy, within=1)
+    until(lambda: not transport._pool.busy, within=1)
     store.store("k", "v")
 
 

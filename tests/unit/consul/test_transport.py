@@ -12,11 +12,12 @@ from typing import Any
 
 import kvi
 import pytest
+from kvi.backend.pool import Lent
 from kvi_consul.client import ConsulClient
 from kvi_consul.connection import Connection
 from kvi_consul.errors import Broken
 from kvi_consul.store import ConsulKvi
-from kvi_consul.transport import CONNECTIONS, Answer, Call, Places, Transport
+from kvi_consul.transport import CONNECTIONS, Answer, Call, Transport
 
 from tests.support.backends import opened
 from tests.support.waiting import until
@@ -233,7 +234,7 @@ def test_a_connection_closed_while_idle_is_noticed(servers: Make, read_only: boo
     for _ in range(3):
         assert ask(transport, read_only=read_only).body == b"ok"
         server.connections[-1].shutdown(socket.SHUT_RDWR)
-        until(lambda: not transport._idle[-1].idle())
+        until(lambda: not transport._pool._idle[-1].idle())
     assert len(server.requests) == len(server.connections) == 3
     transport.close()
 
@@ -318,7 +319,7 @@ def test_what_no_socket_raised_is_not_the_networks(
     until(lambda: len(server.requests) == 2)
     assert ask(transport, read_only=False, seconds=1).body == b"ok"
     assert len(server.requests) == 3
-    assert not transport._busy
+    assert not transport._pool.busy
     transport.close()
 
 
@@ -473,15 +474,15 @@ def blocked_calls_wake(port: int, calls: int = 3, host: str = "127.0.0.1") -> No
     threads = [threading.Thread(target=call, args=(n % 2 == 0,)) for n in range(calls)]
     for thread in threads:
         thread.start()
-    until(lambda: len(transport._busy) == min(calls, CONNECTIONS))
+    until(lambda: transport._pool.busy == min(calls, CONNECTIONS))
     began = monotonic()
     store.close()
     for thread in threads:
         thread.join(20)
     assert monotonic() - began < 5
     assert [type(end) for end in ends] == [kvi.Closed] * calls
-    assert not transport._busy
-    assert not transport._idle
+    assert not transport._pool.busy
+    assert not transport._pool.idle
 
 
 def test_a_resolver_that_hangs_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -551,13 +552,13 @@ def test_answer_is_taken_before_its_connection_is_anothers(
     servers: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that the next thread already uses changes nothing of the answer before."""
-    put_away = Transport._put_away
+    end = Lent.end
 
-    def taken_over(self: Transport, connection: Connection) -> None:
-        put_away(self, connection)
-        connection.status, connection.headers = 599, {}
+    def taken_over(self: Lent[Connection], *, whole: bool) -> None:
+        end(self, whole=whole)
+        self.connection.status, self.connection.headers = 599, {}
 
-    monkeypatch.setattr(Transport, "_put_away", taken_over)
+    monkeypatch.setattr(Lent, "end", taken_over)
     answer = ask(Transport("127.0.0.1", servers(after(0)).port))
     assert answer.status == 200
     assert answer.headers
@@ -584,32 +585,6 @@ def test_the_number_of_connections_is_bounded(servers: Make) -> None:
     transport.close()
 
 
-def test_places_go_to_who_came_first() -> None:
-    """First come, first served; who leaves is passed over, and no place is lost."""
-    places, order = Places(1), list[int]()
-    places.take(monotonic())
-
-    def come(number: int) -> None:
-        places.take(monotonic() + 20)
-        order.append(number)
-        places.give()
-
-    threads = [threading.Thread(target=come, args=(number,)) for number in range(4)]
-    for number, thread in enumerate(threads):
-        thread.start()
-        until(lambda number=number: len(places._queue) == number + 1)  # type: ignore[misc]
-        if number == 1:
-            with pytest.raises(Broken) as caught:
-                places.take(monotonic() + 0.01)
-            assert not caught.value.sent
-            assert isinstance(caught.value.__cause__, TimeoutError)
-    places.give()
-    for thread in threads:
-        thread.join()
-    assert order == [0, 1, 2, 3]
-    places.take(monotonic())
-
-
 def test_too_few_connections_end_in_time(servers: Make) -> None:
     """A call that gets no connection until its deadline has sent nothing."""
     server = servers(after(1))
@@ -617,7 +592,7 @@ def test_too_few_connections_end_in_time(servers: Make) -> None:
     threads = [threading.Thread(target=ask, args=(transport,)) for _ in range(CONNECTIONS)]
     for thread in threads:
         thread.start()
-    until(lambda: len(transport._busy) == CONNECTIONS)
+    until(lambda: transport._pool.busy == CONNECTIONS)
     with pytest.raises(Broken) as caught:
         ask(transport, read_only=False, seconds=0.1)
     assert not caught.value.sent
@@ -685,7 +660,7 @@ def test_a_child_drops_the_connections_of_its_parent(servers: Make) -> None:
                 store.get("k")
             except kvi.UsedAfterFork:
                 store.close()
-                os._exit(0 if not transport._idle else 2)
+                os._exit(0 if not transport._pool.idle else 2)
             os._exit(1)
         assert os.waitpid(child, 0)[1] == 0
         with pytest.raises(kvi.PermissionDenied):  # an answer without the result
@@ -720,7 +695,7 @@ def test_a_call_that_another_thread_ends_fails_at_once(servers: Make) -> None:
             call.end()
         thread.join(5)
         assert len(ended) == 1
-        assert not transport._busy
+        assert not transport._pool.busy
         transport.close()
     assert server.requests == []
 

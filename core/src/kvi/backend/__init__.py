@@ -1,1 +1,1 @@
-"""Wrappers: stores over another store, one file each."""
+"""What authors of backends need and would else write by hand, one file each."""

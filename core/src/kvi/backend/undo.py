@@ -52,19 +52,19 @@ class ReadPage(Protocol):
 
 
 def range_by_undo(
-    scan: Scan, page: ReadPage, read: Read, timeout: float, *, size: int = PAGE
+    scan: Scan, page: ReadPage, read: Read, timeout: float, *, size: int | None = None
 ) -> RangeResult:
     """Read the first page of ``scan``, and promise the rest, as ``Primitives._range``.
 
-    Each page asks for at most ``size`` entries and has ``timeout`` seconds. The result is safe for
-    threads, each with a pass of its own.
+    Each page asks for at most ``size`` entries (512) and has ``timeout`` seconds. The result is
+    safe for threads, each with a pass of its own.
 
     Raises:
         Compacted: the changes since ``scan.revision`` are gone; pages may raise it later.
         InvalidArgument: the store has not come to ``scan.revision`` yet.
 
     """
-    undo = _Undo(scan, page, read, timeout, size)
+    undo = _Undo(scan, page, read, timeout, size or PAGE)
     first, rest = undo.page(_Rest(scan.span, scan.limit, scan.revision, {}))
 
     def pages() -> Iterator[list[KeyValue]]:

@@ -1,19 +1,10 @@
 """Requests over a pool of connections to an agent, or to one of several.
 
-*Theory.* The connection used last is used first (LIFO), so that a quiet program keeps few of them
-warm and the rest time out. A call needs a `Places` place before it gets one: there are few of them,
-first come, first served, because an agent takes only so many connections from one address, for all
-processes there. Waiting for one counts against the call's time. A watch's queries need no place;
-`kvi_consul.watches` makes no more of them than there are places.
-
-=============  =====================================  ===========================================
-what           is owned by                            and given back
-=============  =====================================  ===========================================
-a place        the `Exchange` of a call               when its block ends
-a connection   the `Exchange` that uses it, which     to the idle ones if its answer was read
-               is in ``_busy`` so that `close` can    whole and its agent is the current one; else
-               wake who waits on it                   it is closed
-=============  =====================================  ===========================================
+*Theory.* Who owns which connection, and who waits for one, is `kvi.backend.pool`. There are few,
+because an agent takes only so many connections from one address, for all processes there. Waiting
+for one counts against the call's time. A watch's queries need no place; `kvi_consul.watches` makes
+no more of them than there are places. What is taken belongs to an `Exchange`; the end of its block
+gives it back, to be used again if its answer was read whole and its agent is the current one.
 
 A connection that was idle may have been closed by the server in that very moment. Before it is
 reused it is checked; if it fails all the same before any byte of an answer, the request is sent
@@ -36,23 +27,22 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections import deque
 from collections.abc import Iterator
-from threading import get_ident
 from time import monotonic
 from typing import NamedTuple, Self
+
+from kvi.backend.pool import Lent, Pool
+from kvi.errors import Closed, Timeout
 
 from kvi_consul.connection import Connection
 from kvi_consul.errors import NO_LEADER, Broken, is_certificate_alert
 from kvi_consul.tls import Tls
 
 CONNECTIONS = 8  # open at once for calls, unless the handle says otherwise
-_DRAIN = 1.0  # seconds that close() waits for woken threads to let go of their sockets
 _VERDICT = 1.0  # seconds that a server takes at most to refuse a certificate
 _SILENCE = 2.0  # seconds that a read waits for an agent, if there is another
 _PATIENCE = 0.5  # seconds; requests that have less never leave an agent for its silence
 _PIECE = 1 << 18  # bytes of a streamed answer that are handed on at once
-_LONGEST_WAIT = 1e6  # seconds that the system's locks can count
 
 
 class Agent(NamedTuple):
@@ -104,57 +94,17 @@ class Call:
             self._connection = connection
 
 
-class Places:
-    """A number of places, handed out first come, first served."""
-
-    def __init__(self, number: int) -> None:
-        self._lock = threading.Lock()
-        self._free = number
-        self._queue: deque[threading.Lock] = deque()  # each held until its owner is handed a place
-
-    def take(self, deadline: float) -> None:
-        """Take a place, waiting for one. Raises `Broken` if there is none until ``deadline``."""
-        with self._lock:
-            if self._free > 0:
-                self._free -= 1
-                return
-            gate = threading.Lock()
-            gate.acquire()
-            self._queue.append(gate)
-        if gate.acquire(timeout=min(max(deadline - monotonic(), 0.0), _LONGEST_WAIT)):
-            return
-        with self._lock:
-            if gate in self._queue:
-                self._queue.remove(gate)
-                raise Broken(sent=False) from TimeoutError("all connections are in use")
-            # Else it was handed over in this very moment.
-
-    def give(self) -> None:
-        """Give a place back: to who has waited longest, if anybody does."""
-        with self._lock:
-            if self._queue:
-                self._queue.popleft().release()
-            else:
-                self._free += 1
-
-    def open(self) -> None:
-        """Let everybody in, now and later: who comes in finds the handle closed."""
-        with self._lock:
-            self._free = 1 << 62
-            while self._queue:
-                self._queue.popleft().release()
-
-
 class Exchange:
     """A request on its way, and its answer; the end of its block gives back what it uses."""
 
-    __slots__ = ("_began", "_call", "_connection", "_transport", "headers", "status")
+    __slots__ = ("_began", "_call", "_connection", "_lent", "_transport", "headers", "status")
 
     def __init__(
-        self, transport: Transport, connection: Connection, call: Call | None, began: float
+        self, transport: Transport, lent: Lent[Connection], call: Call | None, began: float
     ) -> None:
-        self._transport, self._connection, self._call = transport, connection, call
-        self._began = began
+        connection = lent.connection
+        self._transport, self._lent, self._call = transport, lent, call
+        self._connection, self._began = connection, began
         # Taken now: the connection is another thread's once the block has ended.
         self.status, self.headers = connection.status, connection.headers
 
@@ -162,7 +112,7 @@ class Exchange:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._transport._give(self._connection, self._call)
+        self._transport._give(self._lent, self._call)
 
     def read(self) -> bytes:
         """All of the answer. An agent that says it has no leader is left by the way."""
@@ -223,23 +173,30 @@ class Transport:
         self.host, self.port, self.tls, self.token = host, port, tls, token
         self._agents = [Agent.at(*agent) for agent in agents]
         self._at = 0  # the current one
+        self._lock = threading.Lock()  # guards changing it
         self.where = f"Consul at {', '.join(_named(*agent) for agent in agents)}"
         self._fixed = b""
         if token is not None:
             self._fixed = b"X-Consul-Token: " + token.encode() + b"\r\n"
         self.connections = connections
         self.closing = threading.Event()
-        self._reset()
+        self._pool = Pool(
+            self._unconnected,
+            Connection.close,
+            size=connections,
+            usable=self._is_usable,
+            abort=Connection.abort,
+            let_go=Connection.close,
+        )
 
     def _context(self) -> ssl.SSLContext | None:
         return None if self.tls is None else self.tls.context()
 
-    def _reset(self) -> None:
-        self._places = Places(self.connections)
-        self._lock = threading.Lock()  # guards what follows
-        self._idle: list[Connection] = []
-        self._busy: dict[Connection, int] = {}  # and the thread that each is used by
-        self._unused = threading.Event()  # set: closing, and nothing is busy
+    def _unconnected(self, timeout: float) -> Connection:
+        return Connection(self._at)
+
+    def _is_usable(self, connection: Connection) -> bool:
+        return connection.agent == self._at and connection.idle()
 
     def head(self, method: str, target: str, token: str | None = None) -> bytes:
         """The head of a request, up to the number of bytes of its body.
@@ -280,7 +237,8 @@ class Transport:
         began, others = monotonic(), len(self._agents) - 1
         shared = read_only and not waits and call is None and deadline - began >= _PATIENCE
         while True:
-            connection = self._take(deadline, call)
+            lent = self._take(deadline, call)
+            connection = lent.connection
             agent = self._agents[connection.agent]
             connecting = not connection.reused
             now = monotonic()
@@ -298,9 +256,9 @@ class Transport:
                 connection.send(b"%b%d\r\n%b\r\n%b" % (head, len(body), agent.header, body), limit)
                 connection.read_head()
                 connection.deadline = deadline
-                return Exchange(self, connection, call, began)
+                return Exchange(self, lent, call, began)
             except Broken as broken:
-                self._give(connection, call)
+                self._give(lent, call)
                 given_up = connection.aborted or (call is not None and call.ended)
                 if given_up or self.closing.is_set():
                     raise
@@ -318,35 +276,22 @@ class Transport:
                     raise Broken(sent=connection.touched) from alert
                 raise
             except BaseException:
-                self._give(connection, call)
+                self._give(lent, call)
                 raise
 
     def cancel(self, thread: int) -> None:
         """Make the request of this thread fail now: nobody waits for it."""
-        with self._lock:  # until then the connection is nobody else's
-            for connection, user in self._busy.items():
-                if user == thread:
-                    connection.abort()
+        self._pool.cancel(thread)
 
     def close(self) -> None:
         """Close all connections and wake every thread that waits for one or on one."""
-        with self._lock:
-            self.closing.set()
-            busy, idle, self._idle = list(self._busy), self._idle, []
-        self._places.open()
-        for connection in busy:
-            connection.abort()
-        for connection in idle:
-            connection.close()
-        if busy:
-            self._unused.wait(_DRAIN)
+        self.closing.set()
+        self._pool.close()
 
     def forked(self) -> None:
         """In a child: drop the parent's connections without a word on them."""
-        connections = [*self._idle, *self._busy]
-        self._reset()  # new locks too: another thread of the parent may have held the old ones
-        for connection in connections:
-            connection.close()
+        self._pool.forked()
+        self._lock = threading.Lock()  # another thread of the parent may have held the old one
 
     def _alert(self, failed: Connection, broken: Broken, deadline: float) -> BaseException | None:
         """What the server has against our certificate, if that is why a first request failed.
@@ -375,7 +320,7 @@ class Transport:
         """A request to ``agent``, made since ``began``, failed: leave it if that is its fault."""
         late = isinstance(error, TimeoutError)
         if late:
-            self._drop_idle()
+            self._pool.drop_idle()
         if not late or monotonic() - began >= _PATIENCE / 2:
             self._leave(agent)
 
@@ -385,47 +330,22 @@ class Transport:
             if agent != self._at or len(self._agents) == 1:
                 return
             self._at = (agent + 1) % len(self._agents)
-        self._drop_idle()
+        self._pool.drop_idle()
 
-    def _drop_idle(self) -> None:
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+    def _take(self, deadline: float, call: Call | None) -> Lent[Connection]:
+        """A connection, connected or not yet. Raises `Broken`."""
+        try:
+            return self._pool.take(deadline - monotonic(), counted=call is None)
+        except Timeout as error:
+            raise Broken(sent=False) from TimeoutError(error.message)
+        except Closed:
+            raise Broken(sent=False) from ConnectionAbortedError("the handle was closed")
 
-    def _take(self, deadline: float, call: Call | None) -> Connection:
-        """A connection, connected or not yet, in ``_busy``. Raises `Broken`."""
-        if call is None:
-            self._places.take(deadline)
-        while True:
-            with self._lock:
-                if self.closing.is_set():
-                    raise Broken(sent=False) from ConnectionAbortedError("the handle was closed")
-                connection = self._idle.pop() if self._idle else Connection(self._at)
-                self._busy[connection] = get_ident()
-            if not connection.reused or connection.idle():
-                return connection
-            connection.reusable = False
-            self._put_away(connection)
-
-    def _give(self, connection: Connection, call: Call | None) -> None:
+    def _give(self, lent: Lent[Connection], call: Call | None) -> None:
         if call is not None:
             call.use(None)  # first: who gets the connection next must not be ended with it
-        self._put_away(connection)
-        if call is None:
-            self._places.give()
-
-    def _put_away(self, connection: Connection) -> None:
-        with self._lock:
-            self._busy.pop(connection, None)
-            closing = self.closing.is_set()
-            kept = connection.reusable and not connection.aborted and not closing
-            kept = kept and connection.agent == self._at and len(self._idle) < self.connections
-            if kept:
-                connection.reused = True
-                self._idle.append(connection)
-            unused = closing and not self._busy
-        if not kept:
-            connection.close()
-        if unused:
-            self._unused.set()
+        connection = lent.connection
+        whole = connection.reusable and not connection.aborted and connection.agent == self._at
+        if whole:
+            connection.reused = True
+        lent.end(whole=whole)
