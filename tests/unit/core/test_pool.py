@@ -307,11 +307,23 @@ def test_closed_while_connecting() -> None:
 
 
 def test_a_user_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not waited for any longer than a moment, and closes its connection itself."""
+    """Neither it nor its place is waited for any longer; it closes its connection itself."""
     monkeypatch.setattr(module, "DRAIN", 0.05)
-    made = Made()
+    made, ends = Made(size=1), list[BaseException]()
+
+    def wait() -> None:
+        try:
+            made.pool.take(60)
+        except kvi.Closed as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=wait)
     with made.pool.take(5) as connection:
+        thread.start()
+        until(lambda: made.pool._places.waiting == 1)
         made.pool.close()
+        thread.join(10)
+        assert len(ends) == 1
         assert connection.closes == 0
     assert made.closed == [1]
 

@@ -39,6 +39,7 @@ class Log:
         refused: raised by every reading while it is set.
         reported: what the tail has reported.
         waits: whether `Wait` waits; else it returns at once.
+        answering: while it is not set, the tail's thread gets no answer to what it reads.
 
     """
 
@@ -53,6 +54,8 @@ class Log:
         self.refused: kvi.KviError | None = None
         self.reported: list[kvi.KviError] = []
         self.waits = True
+        self.answering = threading.Event()
+        self.answering.set()
         self.tail = Tail(self, self.read, self.wait)  # type: ignore[arg-type]
 
     def commit(self, *keys: str) -> int:
@@ -81,6 +84,14 @@ class Log:
             raise self.failures.pop(0)
         if self.refused is not None:
             raise self.refused
+        try:
+            return self.found(after, limit, name)
+        finally:
+            if name == "kvi-tail":
+                self.answering.wait(20)
+
+    def found(self, after: int, limit: int, name: str) -> list[Event]:
+        """What is there to read."""
         with self.lock:
             self.reads.append((after, name))
             if after < self.trimmed:
@@ -211,25 +222,27 @@ def test_a_commit_is_read_once(log: Log) -> None:
 
 
 def test_thread_lives_as_long_as_watches(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It starts with the first watch and ends soon after the last; the next one starts another."""
+    """It starts with the first watch, ends soon after the last, and reads nothing in between."""
     monkeypatch.setattr(tail, "LINGER", 0.05)
-    assert not running()
-    for revision in range(1, 4):
+    for present in (0, 11, 22):
+        assert not running()
+        reads = len(log.reads)
         first, second = Reader(log, EVERYTHING), Reader(log, only("k"))
         first.feed.close()
         first.feed.close()
         log.commit("k")
-        assert second.read_up_to(revision)[0].revision == revision
+        second.read_up_to(present + 1)
+        assert second.revisions == [present + 1]
         assert running()
+        assert min(after for after, _ in log.reads[reads:]) == present
         second.feed.close()
         until(lambda: not running())
-        log.commit("missed by nobody")
-        log.revision -= 1
-        log.events.pop()
+        for _ in range(10):
+            log.commit("k")
 
 
 def test_watch_that_begins_while_the_thread_lingers(log: Log) -> None:
-    """What was committed while nobody watched is neither told nor missed from the past."""
+    """What was committed while nobody watched is told to those alone who begin there."""
     Reader(log, EVERYTHING).feed.close()
     for _ in range(10):
         log.commit("k")
@@ -239,6 +252,25 @@ def test_watch_that_begins_while_the_thread_lingers(log: Log) -> None:
     past.read_up_to(11)
     assert late.revisions == [11]
     assert past.revisions == [5, 6, 7, 8, 9, 10, 11]
+
+
+def test_answer_that_comes_after_the_last_watch(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the thread had asked for then is not taken for what follows when the next one begins."""
+    monkeypatch.setattr(tail, "WINDOW", 1)
+    first = Reader(log, EVERYTHING)
+    until(lambda: log.reads)
+    log.answering.clear()
+    log.commit("k")
+    until(lambda: log.reads[-1][0] == 0 and log.read_by_the_tail() >= 2)
+    for _ in range(3):
+        log.commit("k")
+    first.feed.close()
+    second = Reader(log, EVERYTHING)
+    log.answering.set()
+    log.commit("k")
+    second.read_up_to(5)
+    assert second.revisions == [5]
+    assert Reader(log, EVERYTHING, 3).read().revisions == [3, 4, 5]
 
 
 def test_wait_that_does_not_wait(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,22 +313,19 @@ def test_slow_watch_reads_for_itself(log: Log, monkeypatch: pytest.MonkeyPatch) 
     assert [name for _, name in log.reads if name != "kvi-tail"] != []
 
 
-def test_history_does_not_end_where_the_thread_is(
-    log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_history_does_not_end_where_the_thread_is(log: Log) -> None:
     """What was committed before a call is in a key's history, also if the thread is behind."""
-    Reader(log, EVERYTHING)
-    until(lambda: log.read_by_the_tail() > 0)
-    log.waits = False
-    stands = threading.Event()
-    monkeypatch.setattr(log.tail, "_wait", lambda after, timeout: stands.wait(timeout))
-    until(lambda: log.tail._seen == 0 and log.read_by_the_tail() > 0)
-    for revision in range(1, 2000):
+    reader = Reader(log, EVERYTHING)
+    for _ in range(10):
         log.commit("k")
-        if revision % 500 == 0:
+    reader.read_up_to(10)
+    log.answering.clear()
+    for revision in range(11, 2000):
+        log.commit("k")
+        if revision % 500 in (20, 21):
             found = history.changes_of(log, "k", None, 5)  # type: ignore[arg-type]
             assert [event.revision for event in found] == list(range(revision, 0, -1))
-    stands.set()
+    log.answering.set()
 
 
 def test_start_in_the_future(log: Log) -> None:
@@ -360,6 +389,18 @@ def test_faults_of_the_store_are_bridged(log: Log, caplog: pytest.LogCaptureFixt
         assert len(reader.read_up_to(1)) == 1
     assert log.reported == failures
     assert [record.getMessage() for record in caplog.records] == ["watches wait: gone away"]
+
+
+def test_own_reading_that_fails(log: Log) -> None:
+    """What a watch could not read for itself it reads when it is asked again, without a wake."""
+    for _ in range(3):
+        log.commit("k")
+    reader = Reader(log, EVERYTHING, 1)
+    log.refused = kvi.Unavailable("gone away")
+    with pytest.raises(kvi.Unavailable):
+        reader.read()
+    log.refused = None
+    assert reader.read().revisions == [1, 2, 3]
 
 
 def test_a_bug_of_the_author_is_survived(log: Log, caplog: pytest.LogCaptureFixture) -> None:
