@@ -56,9 +56,10 @@ soak: .venv/ready ## long torture and repetition
 
 bench: .venv/ready ## kvi beside the least work that could do the job, and its peers
 	@mkdir -p build
+	@test ! -e build/bench.json || mv build/bench.json build/bench-before.json
 	$(SERVERS) --fast -- $(BIN)/python -m benchmarks --json build/bench.json
 	@$(CHARTS)
-	$(BIN)/python -m benchmarks.page build/bench.json
+	$(BIN)/python -m benchmarks.page build/bench.json --beside build/bench-before.json
 
 growth: .venv/ready ## how calls and memory grow with what there is: half an hour
 	@mkdir -p build

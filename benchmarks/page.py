@@ -1,8 +1,9 @@
 """What was measured, as a page, and what of it falls short.
 
 `python -m benchmarks.page FILE` writes docs/benchmarks.md from what `python -m benchmarks --json
-FILE` has written. With `--check` it writes nothing, prints what does not reach its target, and ends
-with 1 if anything does not.
+FILE` has written; with `--beside EARLIER`, another run's, it says how well the two agree. With
+`--check` it writes nothing, prints what does not reach its target, and ends with 1 if anything does
+not.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ in [growth.md](growth.md).
 """
 
 
-def page(report: dict[str, Any]) -> str:
-    """The page."""
+def page(report: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
+    """The page; ``earlier`` is another run on the same machine."""
     lines = [_HEAD, "Measured on:", ""]
     lines += [f"- {line}" for line in report["machine"]]
     for store, rows in groupby(report["rows"], key=lambda row: str(row["store"])):
@@ -48,6 +49,8 @@ def page(report: dict[str, Any]) -> str:
     short = list(falls_short(report))
     lines += ["", "## What falls short", ""]
     lines += [f"- {_explained(line)}" for line in short] or ["Nothing."]
+    if earlier is not None:
+        lines += ["", "## Two runs", "", *_agreement(report, earlier)]
     if report["notes"]:
         lines += ["", "## Left out", "", *(f"- {note}" for note in report["notes"])]
     return "\n".join(lines) + "\n"
@@ -66,6 +69,39 @@ def falls_short(report: dict[str, Any]) -> Iterator[str]:
             if target["reached"] is False:
                 what = f"{row['store']}, {row['case']}"
                 yield f"{what}: {target['measured']}, aimed at {target['aim']}"
+
+
+def _agreement(report: dict[str, Any], earlier: dict[str, Any]) -> Iterator[str]:
+    """How well two runs agree, and which rows do not."""
+    before = {(row["store"], row["case"]): Comparison(row["samples"]) for row in earlier["rows"]}
+    # The asynchronous rows of a store come behind its others, by names of their own.
+    both = [
+        (f"{row['store']}, {row['case']}", Comparison(row["samples"]), before[key])
+        for row in report["rows"]
+        if (key := (row["store"], row["case"])) in before
+    ]
+    apart = [(what, now, then) for what, now, then in both if not agree(now, then)]
+    yield (
+        f"An earlier run on the same machine agrees in {len(both) - len(apart)} of {len(both)} "
+        "rows: the intervals of both ratios overlap, once they are widened by what the floor "
+        "beside itself differs from 1 in either run."
+        + (" These are further apart, most of them where threads wake one another:" * bool(apart))
+    )
+    if apart:
+        yield ""
+    for what, now, then in apart:
+        yield f"- {what}: {then.ratio().median:.2f}×, then {now.ratio().median:.2f}×"
+
+
+def agree(one: Comparison, other: Comparison) -> bool:
+    """Whether two runs of a case tell the same, but for what chance explains."""
+    chance = 1.0
+    for run in (one, other):
+        if AGAIN in run.samples:
+            again = run.ratio(AGAIN)
+            chance = max(chance, again.high, 1 / again.low)
+    a, b = one.ratio(), other.ratio()
+    return a.low / chance <= b.high and b.low / chance <= a.high
 
 
 def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -113,10 +149,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--check", action="store_true", help="print what falls short, write nothing"
     )
+    parser.add_argument("--beside", type=Path, help="another run, if it is there")
     options = parser.parse_args(argv)
     report = json.loads(options.file.read_text())
     if not options.check:
-        PAGE.write_text(page(report), encoding="utf-8")
+        beside = options.beside
+        earlier = json.loads(beside.read_text()) if beside and beside.exists() else None
+        PAGE.write_text(page(report, earlier), encoding="utf-8")
         charts.ratios(list(_bars(report)), charts.IMAGES / "benchmarks.svg")
         return 0
     short = list(falls_short(report))
