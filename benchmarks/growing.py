@@ -182,7 +182,7 @@ class Jobs(Subject):
 class Waiting(Subject):
     """Tasks that wait for one lock; the one that has it hands it over."""
 
-    on_consul = 100
+    on_consul = 1_000
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
