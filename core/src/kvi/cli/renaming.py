@@ -6,6 +6,8 @@ into one, it is atomic. A step that is too large for the store is halved.
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,13 +16,13 @@ import click
 import kvi
 from kvi.cli.app import KEY, NOT_FOUND, Context, Failed, command
 from kvi.cli.output import line_of, say_fields, say_json
-from kvi.sync.update import Tx
+from kvi.model import Operation
 from kvi.text import check_key
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_LARGEST = 1000  # keys of a step where the store sets no limit
-_EACH = 4  # operations of a transaction for one key: two compares, a put, a delete
+_LARGEST = 50_000  # keys of a step where the store sets no limit: they are all in memory
+_PAUSE, _LONGEST = 0.001, 0.1  # seconds until a step is tried again: the first time, and any
 
 
 class _Taken(Exception):
@@ -46,25 +48,50 @@ class _Plan(NamedTuple):
     move: bool
     force: bool
 
+    def most(self) -> int:
+        """How many keys are renamed by one transaction."""
+        limit = self.store.capabilities.max_txn_ops
+        each = 2 + self.move + (not self.force)  # a compare of the old key, a put, and so on
+        return _LARGEST if limit is None else max(1, limit // each)
+
     def step(self, keys: Sequence[str]) -> int:
-        """Rename these in one transaction; how many were there."""
+        """Rename these in one transaction; how many were there.
 
-        def work(tx: Tx) -> int:
-            done = 0
-            for key in keys:
-                entry = tx.get(key)
-                if entry is None:
-                    continue  # deleted since
-                new = self.names[key]
-                if not self.force and tx.get(new) is not None:
-                    raise _Taken(new)
-                tx.put(new, entry.value or b"", lease=entry.lease if self.move else None)
-                if self.move:
-                    tx.delete(key)
-                done += 1
-            return done
+        Raises `_Taken`, and `Contention` if others kept changing the keys until the time-out.
+        """
+        until, longest = time.monotonic() + self.store._seconds(None), _PAUSE
+        while True:
+            found = self._there(keys)
+            if not found or self.store.txn(*self._change(found)):
+                return len(found)
+            if not self.force:
+                self._refuse_taken(found)
+            if time.monotonic() > until:
+                raise kvi.Contention("others kept changing these keys until the time was up")
+            time.sleep(random.uniform(0, longest))  # noqa: S311
+            longest = min(2 * longest, _LONGEST)
 
-        return self.store.atomically(work)
+    def _there(self, keys: Sequence[str]) -> list[kvi.KeyValue]:
+        """Those that are there, as they are."""
+        read = self.store.txn(then=[kvi.Get(key) for key in keys])
+        return [entry for entry in read.results if isinstance(entry, kvi.KeyValue)]
+
+    def _change(self, found: list[kvi.KeyValue]) -> tuple[list[kvi.Compare], list[Operation]]:
+        when = [kvi.Key(entry.key).revision == entry.revision for entry in found]
+        if not self.force:
+            when += [kvi.Key(self.names[entry.key]).absent for entry in found]
+        then: list[Operation] = []
+        for entry in found:
+            lease = entry.lease if self.move else None
+            then.append(kvi.Put(self.names[entry.key], entry.value or b"", lease))
+            if self.move:
+                then.append(kvi.Delete(entry.key))
+        return when, then
+
+    def _refuse_taken(self, found: list[kvi.KeyValue]) -> None:
+        taken = self._there([self.names[entry.key] for entry in found])
+        if taken:
+            raise _Taken(taken[0].key)
 
 
 def _options(function: F) -> F:
@@ -149,19 +176,19 @@ def _rename(
             say_json({"key": key, "to": new}) if context.json else say_fields(key, new)
         return 0
     plan = _Plan(store, names, move, force)
-    done = _steps(context, plan, keys, store.capabilities.max_txn_ops)
+    done = _steps(context, plan, keys)
     if isinstance(done, _Refused):
         return _refuse(done.key, 1, done.done)
     say_json({"moved" if move else "copied": done}) if context.json else click.echo(done)
     return 0
 
 
-def _steps(context: Context, plan: _Plan, keys: list[str], limit: int | None) -> int | _Refused:
-    size = _LARGEST if limit is None else max(1, limit // _EACH)
+def _steps(context: Context, plan: _Plan, keys: list[str]) -> int | _Refused:
+    size = plan.most()
     waiting = [keys[at : at + size] for at in range(0, len(keys), size)]
     if len(waiting) > 1:
         click.echo(
-            f"kvi: {len(keys):,} keys do not fit into one transaction of this store; "
+            f"kvi: {len(keys):,} keys do not fit into one transaction; "
             f"they go in {len(waiting):,} steps, each of them atomic",
             err=True,
         )
@@ -184,7 +211,7 @@ def _steps(context: Context, plan: _Plan, keys: list[str], limit: int | None) ->
                 )
     except BaseException:  # Ctrl-C too: whoever comes back must know that it is half done
         if done:
-            click.echo(f"kvi: {done:,} of {len(keys):,} keys were done before this:", err=True)
+            click.echo(f"kvi: broken off; {done:,} of {len(keys):,} keys are done", err=True)
         raise
     return done
 
