@@ -55,14 +55,14 @@ class Command:
         assert "Traceback" not in self.errors
         return output
 
-    def json(self, *words: str, code: int = 0, given: str = "") -> Any:
+    def json(self, *words: str, **options: Any) -> Any:
         """Run it with ``--json``; what its only line says."""
-        (line,) = self.lines(*words, code=code, given=given)
+        (line,) = self.lines(*words, **options)
         return line
 
-    def lines(self, *words: str, code: int = 0, given: str = "") -> list[Any]:
+    def lines(self, *words: str, **options: Any) -> list[Any]:
         """Run it with ``--json``; what its lines say."""
-        output = self(words[0], "--json", *words[1:], code=code, given=given)
+        output = self(words[0], "--json", *words[1:], **options)
         return [json.loads(line) for line in output.splitlines()]
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import sys
@@ -81,6 +82,7 @@ def test_edit(cli: Command, store: kvi.Kvi) -> None:
         assert entry.revision > before
         cli("edit", "k", env={**cli.env, "VISUAL": "true"})
         assert "nothing was changed" in cli.errors
+        assert cli.json("edit", "k", env={**cli.env, "VISUAL": "true"}) == told
         cli("edit", "k", code=1, env={**cli.env, "EDITOR": "false"})
         assert "the editor" in cli.errors
         assert store.get("k") == entry
@@ -113,6 +115,37 @@ def test_edit_in_conflict(cli: Command, store: kvi.Kvi) -> None:
     kept = Path(cli.errors.split("the edited value is in ")[1].strip())
     assert kept.read_bytes() == b"one\nours\n"
     kept.unlink()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "shown"),
+    [
+        ("one\n", "one", ["-one", "+one (without a newline)"]),
+        ("one\n", "one\r\n", ["-one", "+one\\r"]),
+        ("one\n", "", ["-one"]),
+        ("one\n", "one\0\x1b[31m\n", ["-one", "+one\\x00\\x1b[31m"]),
+        ("same", "same", ["kvi: both values are the same"]),
+        (None, "one\n", ["kvi: somebody else has changed the key meanwhile (it was deleted):",
+                         "+one"]),
+    ],
+)  # fmt: skip
+def test_differences_of_a_conflict(
+    local: Command, theirs: str | None, ours: str, shown: list[str]
+) -> None:
+    """Each difference can be seen, also that of what is not printable."""
+    local("put", "k", "as it was")
+    meanwhile = ["del", "k"] if theirs is None else ["put", "k", theirs]
+    local.env["EDITOR"] = script(
+        local.folder,
+        "meanwhile",
+        "import subprocess, sys\n"
+        f"subprocess.run([sys.executable, '-m', 'kvi.cli', *{meanwhile!r}], check=True)\n"
+        f"open(sys.argv[1], 'wb').write({ours.encode()!r})\n",
+    )
+    assert local("edit", "k", code=1).splitlines() == ([] if theirs else ["1"])
+    told = local.errors.splitlines()
+    assert [line for line in shown if line not in told] == []
+    Path(local.errors.split("the edited value is in ")[1].strip()).unlink()
 
 
 def test_edited_text_is_never_thrown_away(local: Command) -> None:
@@ -159,6 +192,8 @@ def test_put_a_file(cli: Command, store: kvi.Kvi) -> None:
     revision = store.get("k").revision  # type: ignore[union-attr]
     cli("cas", "k", str(revision), "@hex")
     assert store.get("k").value == b"00 ff\n"  # type: ignore[union-attr]
+    cli("put", "k", "@", code=2)
+    assert "@ names a file" in cli.errors
     cli("put", "k", "@none", code=2)
     assert "'none'" in cli.errors
     assert "@@" in cli.errors
@@ -225,26 +260,100 @@ def test_rename_a_tree(cli: Command, store: kvi.Kvi) -> None:
     assert sorted(tree(store)) == [f"{where}/{n}" for where in ("copy", "new") for n in range(5)]
 
 
+def fill(store: kvi.Kvi, prefix: str, count: int, lease: kvi.Lease | None = None) -> None:
+    """So many keys, in order."""
+    most = store.capabilities.max_txn_ops or count
+    keys = [f"{prefix}{number:04}" for number in range(count)]
+    for at in range(0, count, most):
+        store.txn(then=[kvi.Put(key, key, lease) for key in keys[at : at + most]])
+
+
 def test_rename_many(cli: Command, store: kvi.Kvi) -> None:
-    """More than a transaction takes, in number or size, goes in steps, which is told."""
+    """As much as a transaction takes is one step; more, in number or size, is several, told."""
     limit = store.capabilities.max_txn_ops
-    most = limit or 200
-    for number in range(most):
-        store.store(f"old/{number:03}", "v")
-    assert cli("mv", "--prefix", "old/", "new/") == f"{most}\n"
-    assert store.count(prefix="new/") == store.count() == most
-    if limit is None:  # then it is one step, and nothing is told
-        assert len({entry.revision for entry in store.range()}) == 1
+    # For each key: compares of both names, a put, a delete; less if one of them is not needed.
+    for words, each in (
+        (["mv"], 4), (["mv", "--force"], 3), (["cp"], 3), (["cp", "--force"], 2),
+    ):  # fmt: skip
+        most = 1500 if limit is None else limit // each
+        fill(store, "old/", most)
+        done = f"{most}\n"
+        assert cli(*words, "--prefix", "old/", "new/") == done
         assert cli.errors == ""
-        return
-    assert "steps, each of them atomic" in cli.errors
-    store.delete_range(prefix="")
+        assert len({entry.revision for entry in store.range(prefix="new/")}) == 1
+        assert [entry.text for entry in store.range(prefix="new/")] == [
+            f"old/{number:04}" for number in range(most)
+        ]
+        assert store.count() == most * (1 if words[0] == "mv" else 2)
+        store.delete_range(prefix="")
+        if limit is not None:
+            fill(store, "old/", most + 1)
+            assert cli(*words, "--prefix", "old/", "new/") == f"{most + 1}\n"
+            assert "they go in 2 steps, each of them atomic" in cli.errors
+            store.delete_range(prefix="")
     largest = store.capabilities.max_value
-    assert largest is not None
+    if limit is None or largest is None:
+        return
     for number in range(4):
         store.store(f"old/{number}", bytes(largest // 2))
     assert cli("mv", "--prefix", "old/", "new/") == "4\n"
+    assert "the values are too large for one transaction" in cli.errors
     assert store.count(prefix="new/") == store.count() == 4
+
+
+def test_rename_a_tree_with_leases(cli: Command, store: kvi.Kvi) -> None:
+    """Keys that vanish with a lease do so under their new names; copies of them stay."""
+    with store.lease(60) as lease:
+        fill(store, "old/", 40, lease)
+        assert cli("cp", "--prefix", "old/", "copy/") == "40\n"
+        assert cli("mv", "--prefix", "old/", "new/") == "40\n"
+        assert {entry.lease for entry in store.range(prefix="new/")} == {lease.id}
+    assert store.count(prefix="copy/") == store.count() == 40
+
+
+def test_rename_that_is_interrupted(cli: Command, store: kvi.Kvi) -> None:
+    """It ends there and then, and says how far it came; each key is there once, old or new."""
+    if store.capabilities.max_txn_ops is None:
+        return  # it is one step
+    for number in (signal.SIGINT, signal.SIGTERM):
+        fill(store, "old/", 3000)
+        with cli.start("mv", "--prefix", "old/", "new/") as running:
+            until(lambda: store.count(prefix="new/") > 100, within=60)
+            running.send_signal(number)
+            _, errors = running.communicate(timeout=60)
+        moved = store.count(prefix="new/")
+        assert store.count() == 3000
+        if moved < 3000:  # else it was through before
+            assert running.returncode == 128 + number
+            assert re.search(r"broken off; [\d,]+ of 3,000 keys are done\n$", errors)
+        assert int(cli("mv", "--prefix", "old/", "new/", code=moved == 3000) or 0) == 3000 - moved
+        assert store.count(prefix="new/") == 3000
+        store.delete_range(prefix="")
+
+
+def test_rename_meets_others(cli: Command, store: kvi.Kvi) -> None:
+    """What others write to a key meanwhile goes with it, under its old name or its new one."""
+    fill(store, "old/", 200)
+    ended = threading.Event()
+    told: list[int] = []
+
+    def write() -> None:
+        number = 0
+        while not ended.wait(0.05):  # without a pause nobody else would come to anything
+            number += 1
+            if not store.txn([kvi.Key("old/0150").exists], [kvi.Put("old/0150", f"{number}")]):
+                break
+            told.append(number)
+
+    other = threading.Thread(target=write)
+    other.start()
+    try:
+        assert cli("mv", "--prefix", "old/", "new/", "--timeout", "60") == "200\n"
+    finally:
+        ended.set()
+        other.join(60)
+    assert store.get("new/0150").text == f"{told[-1]}" if told else "old/0150"  # type: ignore[union-attr]
+    assert store.count() == 200
 
 
 def test_rename_that_fails_on_its_way(cli: Command, store: kvi.Kvi) -> None:

@@ -95,6 +95,8 @@ def edit_(context: Context, key: str) -> int:
         new = path.read_bytes()
         if new == old:
             click.echo("kvi: nothing was changed", err=True)
+            if context.json:
+                say_json({"key": key, "revision": None if entry is None else entry.revision})
             return 0
         lease = None if entry is None else entry.lease
         revision = store.cas(key, entry.revision if entry else 0, new, lease=lease)
@@ -113,11 +115,18 @@ def edit_(context: Context, key: str) -> int:
 
 
 def _say_conflict(entry: kvi.KeyValue | None, ours: bytes) -> None:
-    there = "" if entry is None else (entry.value or b"").decode(errors="backslashreplace")
+    there = b"" if entry is None else entry.value or b""
     gone = " (it was deleted)" if entry is None else ""
     click.echo(f"kvi: somebody else has changed the key meanwhile{gone}:", err=True)
-    edited = ours.decode(errors="backslashreplace")
+    if there == ours:
+        click.echo("kvi: both values are the same", err=True)
     for line in difflib.unified_diff(
-        there.splitlines(), edited.splitlines(), "in the store", "edited", lineterm=""
+        _lines(there), _lines(ours), "in the store", "edited", lineterm=""
     ):
         click.echo(line_of(line, "\t"), err=True)
+
+
+def _lines(value: bytes) -> list[str]:
+    """The lines of a value, so that unequal ones have unequal lines."""
+    *lines, last = value.decode(errors="backslashreplace").split("\n")
+    return [*lines, f"{last} (without a newline)"] if last else lines

@@ -403,6 +403,8 @@ def _value(value: str, encoding: str) -> bytes:
     if value.startswith("@@"):
         return given(value[1:], encoding)
     name = value[1:]
+    if not name:
+        raise Failed("@ names a file, as @FILE; a value that begins with @ is written with @@")
     try:
         data = Path(name).read_bytes()
     except OSError as error:
