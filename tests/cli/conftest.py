@@ -1,19 +1,27 @@
-"""The command `kvi` as a process, on a part of each store of its own."""
+"""The command `kvi` as a process, on a part of each store of its own.
+
+A memory store is its process's own. So there the command runs within the test's process, which has
+the store, with streams, variables and a folder of its own; what it starts are processes.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import kvi
 import pytest
+from kvi.cli import app
 
 
 class Command:
@@ -33,27 +41,36 @@ class Command:
     def __call__(
         self,
         *words: str,
-        code: int = 0,
+        code: int | None = 0,
         given: str | bytes = b"",
         env: dict[str, str] | None = None,
     ) -> str:
-        """Run it to its end; its output. What it says of errors is in ``.errors``."""
+        """Run it to its end, which has this code, or any; its output.
+
+        What it says of errors is in ``.errors``.
+        """
+        data = given.encode() if isinstance(given, str) else given
+        self.code, self.raw, errors = self._run(words, data, self.env if env is None else env)
+        self.errors = errors.decode()
+        output = self.raw.decode(errors="surrogateescape")
+        assert code in {None, self.code}, f"{words}: {self.code}\n{output}{self.errors}"
+        assert "Traceback" not in self.errors
+        return output
+
+    def _run(
+        self, words: Sequence[str], given: bytes, env: dict[str, str]
+    ) -> tuple[int, bytes, bytes]:
         done = subprocess.run(
             [sys.executable, "-m", "kvi.cli", *words],
-            input=given.encode() if isinstance(given, str) else given,
+            input=given,
             capture_output=True,
-            env=self.env if env is None else env,
+            env=env,
             cwd=self.folder,
             timeout=120,
             check=False,
             start_new_session=True,
         )
-        self.raw = done.stdout
-        self.errors = done.stderr.decode()
-        output = done.stdout.decode(errors="surrogateescape")
-        assert done.returncode == code, f"{words}: {done.returncode}\n{output}{self.errors}"
-        assert "Traceback" not in self.errors
-        return output
+        return done.returncode, done.stdout, done.stderr
 
     def json(self, *words: str, **options: Any) -> Any:
         """Run it with ``--json``; what its only line says."""
@@ -79,7 +96,65 @@ class Command:
         )
 
 
+class Inside(Command):
+    """Runs `kvi` in this process, which has the store."""
+
+    def _run(
+        self, words: Sequence[str], given: bytes, env: dict[str, str]
+    ) -> tuple[int, bytes, bytes]:
+        with ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+            files[0].write(given)
+            files[0].seek(0)
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            for name in os.environ.keys() - env.keys():
+                patch.delenv(name)
+            for name, value in env.items():
+                patch.setenv(name, value)
+            stack.enter_context(chdir(self.folder))
+            stack.enter_context(_handlers())
+            for fd, name in enumerate(("stdin", "stdout", "stderr")):
+                stack.enter_context(_replaced(fd, files[fd].fileno()))
+                stream = stack.enter_context(open(fd, "r" if fd == 0 else "w", closefd=False))
+                patch.setattr(sys, name, stream)
+            code = app.run(list(words))
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for file in files[1:]:
+                file.seek(0)
+            return code, files[1].read(), files[2].read()
+
+    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        """Nothing that is started has the store."""
+        raise NotImplementedError
+
+
+@contextmanager
+def _replaced(fd: int, other: int) -> Iterator[None]:
+    """For the block, this descriptor is another file's."""
+    before = os.dup(fd)
+    os.dup2(other, fd)
+    try:
+        yield
+    finally:
+        os.dup2(before, fd)
+        os.close(before)
+
+
+@contextmanager
+def _handlers() -> Iterator[None]:
+    """What the command does with signals ends with it."""
+    numbers = (*app.ENDING, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 STORES = [
+    "memory",
     "sqlite",
     pytest.param("etcd", marks=[pytest.mark.etcd, pytest.mark.xdist_group("etcd")]),
     pytest.param("consul", marks=[pytest.mark.consul, pytest.mark.xdist_group("consul")]),
@@ -91,6 +166,7 @@ ALIKE = {
     "test_conformance",
     "test_copy",
     "test_dry_run_writes_nothing",
+    "test_exact_to_the_byte",
     "test_export_and_import",
     "test_nothing_is_written",
     "test_one_word_means_the_same_keys",
@@ -102,13 +178,59 @@ ALIKE = {
     "test_source_is_only_read",
     "test_transactions",
     "test_what_reads_works",
+    "test_words_that_are_odd",
 }
 """What the command itself does, whatever the store: with servers in `make soak`."""
 
 
+WITHIN = {
+    "test_bytes",
+    "test_codes_are_told_apart",
+    "test_edit",
+    "test_exact_to_the_byte",
+    "test_export_and_import",
+    "test_history",
+    "test_job_that_is_held",
+    "test_job_that_is_held_too_long",
+    "test_leases",
+    "test_leases_are_only_read",
+    "test_leases_in_a_namespace",
+    "test_locks",
+    "test_no_such_past",
+    "test_no_time",
+    "test_nothing_is_written",
+    "test_once",
+    "test_one_word_means_the_same_keys",
+    "test_past",
+    "test_pipe_into_put_copies",
+    "test_put_a_file",
+    "test_put_with_a_ttl",
+    "test_queue",
+    "test_ranges_and_levels",
+    "test_rename",
+    "test_rename_a_tree",
+    "test_rename_a_tree_with_leases",
+    "test_rename_many",
+    "test_rename_meets_others",
+    "test_revoke",
+    "test_revoke_many_in_a_script",
+    "test_revoking_a_lock",
+    "test_semaphore",
+    "test_single_keys",
+    "test_transactions",
+    "test_update",
+    "test_update_that_fails",
+    "test_what_reads_works",
+    "test_who_waits",
+    "test_words_that_are_odd",
+}
+"""What one process does after another, so that a memory store can be a part of it."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to the soak what SQLite shows as well."""
+    """Leave to the soak what SQLite shows as well, and to stores that are shared what needs it."""
+    items[:] = [item for item in items if not _needs_a_shared_store(item)]
     for item in items:
         mine = item.path.parent == Path(__file__).parent
         alike = mine and getattr(item, "originalname", None) in ALIKE
@@ -116,9 +238,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.soak)
 
 
+def _needs_a_shared_store(item: pytest.Item) -> bool:
+    spec = getattr(item, "callspec", None)
+    if spec is None or item.path.parent != Path(__file__).parent:
+        return False
+    return spec.params.get("uri") == "memory" and getattr(item, "originalname", "") not in WITHIN
+
+
 @pytest.fixture(params=STORES)
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A shared store of this test's own."""
+    """A store of this test's own."""
+    if request.param == "memory":
+        return f"mem:{secrets.token_hex(6)}"
     if request.param == "sqlite":
         return "sqlite:" + quote(f"{tmp_path}/a store.db")
     server: str = request.getfixturevalue(f"{request.param}_uri")
@@ -128,7 +259,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def cli(uri: str, tmp_path: Path) -> Command:
     """The command on that store."""
-    return Command(uri, tmp_path)
+    return (Inside if uri.startswith("mem:") else Command)(uri, tmp_path)
 
 
 @pytest.fixture
