@@ -13,6 +13,7 @@ import pytest
 from kvi import aio
 from kvi.conformance.cancelling import cancelled_at
 from kvi.driver import loop
+from kvi.loader import TypedView
 
 from tests.support.looping import held, in_loop, until
 
@@ -636,3 +637,134 @@ async def test_typed_view(uri: str) -> None:
         with pytest.raises(kvi.BadRecord):
             async for _ in view.range(prefix="t/"):
                 pass
+
+
+# -- what was, on both faces -----------------------------------------------------------------------
+
+
+def change(store: kvi.Kvi) -> list[int]:
+    """Entity 1 is created, changed, deleted and created; the revisions."""
+    with kvi.Loader(store, "e", kvi.JsonCodec(), lambda one: int(one["id"])) as entities:
+        first, _ = entities.lock_or_create(entity(1, n=1))
+        revisions = [first.revision]
+        first.update(entity(1, n=2))
+        revisions.append(first.revision)
+        first.delete()
+        first.unlock()
+        second, _ = entities.lock_or_create(entity(1, n=3))
+        return [*revisions, second.revision]
+
+
+def test_past_of_entities(uri: str) -> None:
+    """Each state and each change of an entity is read again, by both faces alike."""
+    with kvi.open(uri, timeout=20) as store, store.namespace("in") as view:
+        revisions = change(view)
+        entities = kvi.Loader(view, "e", kvi.JsonCodec(), lambda one: int(one["id"]))
+        views: TypedView[Entity] = TypedView(view, kvi.JsonCodec())
+        ends = (kvi.NotSupported,) if not store.capabilities.read_at_revision else ()
+
+        async def awaited() -> list[Any]:
+            async with aio.open(uri, timeout=20) as other, other.namespace("in") as inner:
+                theirs, typed = loader(inner), aio.TypedView(inner, kvi.JsonCodec())
+                if ends:
+                    for call in (
+                        theirs.past(1, revisions[0]),
+                        theirs.history(1),
+                        typed.get("e/1", revision=revisions[0]),
+                        typed.history("e/1"),
+                    ):
+                        with pytest.raises(ends):
+                            await call
+                    return []
+                found = [await theirs.past(1, revision) for revision in (*revisions, 0)]
+                entries = [await typed.get("e/1", revision=at) for at in revisions]
+                ranges = [
+                    [one.value async for one in typed.range(prefix="e/", revision=at)]
+                    for at in revisions
+                ]
+                assert theirs.peek(1) is None, "the past is no news"
+                return [
+                    found, await theirs.history(1), await theirs.history(1, limit=2),
+                    [entry and entry.value for entry in entries], ranges,
+                ]  # fmt: skip
+
+        told = asyncio.run(awaited())
+        if ends:
+            for call in (
+                lambda: entities.past(1, revisions[0]),
+                lambda: entities.history(1),
+                lambda: views.get("e/1", revision=revisions[0]),
+                lambda: views.history("e/1"),
+            ):
+                with pytest.raises(ends):
+                    call()
+            return
+        states = [entity(1, n=number) for number in (1, 2, 3)]
+        assert told[0] == [*states, None]
+        assert [entities.past(1, revision) for revision in (*revisions, 0)] == told[0]
+        assert entities.history(1) == told[1]
+        assert [event.value for event in told[1]] == [states[2], None, states[1], states[0]]
+        assert [event.key for event in told[1]] == ["e/1"] * 4
+        assert entities.history(1, limit=2) == told[2] == told[1][:2]
+        assert entities.history(2) == []
+        entries = [views.get("e/1", revision=at) for at in revisions]
+        assert told[3] == [entry and entry.value for entry in entries] == states
+        assert told[4] == [[state] for state in states]
+        assert [event.value for event in views.history("e/1")] == [one.value for one in told[1]]
+        assert entities.peek(1) is None
+        view.store("e/1", b"{")
+        bad = view.store("e/1", encoded_as(2))
+        view.store("e/1", encoded_as(1))
+        for call in (lambda: entities.past(1, bad), lambda: entities.history(1)):
+            with pytest.raises(kvi.BadRecord) as raised:
+                call()
+            assert raised.value.key == "e/1"
+        assert entities.history(1, limit=1)[0].value == entity(1)
+        assert entities.bad == {}
+        entities.close()
+        with pytest.raises(kvi.Closed):
+            entities.history(1)
+
+
+def encoded_as(id: int) -> bytes:
+    return kvi.JsonCodec().encode(entity(id))
+
+
+def test_typed_changes_of_both_faces(uri: str, ttl: float) -> None:
+    """`put` with a ttl and `update` take and give values of the type, by both faces alike."""
+
+    def more(old: Any) -> Any:
+        return {"n": old["n"] + 1}
+
+    with kvi.open(uri, timeout=20) as store:
+        view: TypedView[Any] = TypedView(store, kvi.JsonCodec())
+
+        async def awaited() -> None:
+            async with aio.open(uri, timeout=20) as other:
+                typed: aio.TypedView[Any] = aio.TypedView(other, kvi.JsonCodec())
+                entry = await typed.update("k", more, default={"n": 0})
+                assert entry is not None
+                assert entry == await typed.get("k")
+                assert entry.value == {"n": 2}
+                assert (await other.get("k")).lease is None  # type: ignore[union-attr]
+                await typed.put("theirs", [1], ttl=ttl)
+                await other.store("bad", b"{")
+                with pytest.raises(kvi.BadRecord):
+                    await typed.update("bad", more)
+
+        entry = view.update("k", more, default={"n": 0})
+        assert entry is not None
+        assert entry == view.get("k")
+        assert entry.value == {"n": 1}
+        view.put("k", entry.value, ttl=60)
+        assert store.get("k").lease is not None  # type: ignore[union-attr]
+        asyncio.run(awaited())
+        assert view.update("k", lambda old: None) is None
+        view.put("ours", [2], ttl=ttl)
+        leased = [one for one in store.range() if one.lease is not None]
+        assert [one.json() for one in leased] == [[2], [1]], "it outlives its handle"
+        with pytest.raises(kvi.InvalidArgument):
+            view.put("ours", [2], ttl=ttl, lease=1)
+        with pytest.raises(kvi.BadRecord):
+            view.update("bad", more)
+        assert store.get("bad").value == b"{"  # type: ignore[union-attr]

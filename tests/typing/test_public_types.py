@@ -123,6 +123,8 @@ def test_types_of_entities() -> None:
         assert_type(list(meters), list[Meter])
         assert_type(list(meters.items()), list[tuple[int, Meter]])
         assert_type(meters.peek(1), Meter | None)
+        assert_type(meters.past(1, 0), Meter | None)
+        assert_type([event.value for event in meters.history(1)], list[Meter | None])
 
         def pack(profile: Profile) -> ResourceRecord:
             return ResourceRecord(subscriber=profile.subscriber)
@@ -188,6 +190,8 @@ async def _entities_of_aio() -> None:
         assert_type(meters.list(), list[int])
         assert_type(list(meters), list[Meter])
         assert_type(meters.peek(1), Meter | None)
+        assert_type(await meters.past(1, 0), Meter | None)
+        assert_type([event.value for event in await meters.history(1)], list[Meter | None])
         assert_type(meters.at(1), aio.AsyncRef[Meter])
 
         def pack(profile: Profile) -> ResourceRecord:

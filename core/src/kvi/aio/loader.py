@@ -14,6 +14,7 @@ from kvi.aio.kvi import AsyncKvi
 from kvi.entities.handle import hold, hold_many, hold_or_create
 from kvi.entities.loader import LoaderFace, Progress
 from kvi.entities.records import Owners
+from kvi.entities.typed import TypedEvent
 from kvi.errors import BadRecord, KviError
 
 __all__ = ["Loader"]
@@ -136,6 +137,24 @@ class Loader(LoaderFace[AsyncKvi, K, V], Generic[K, V]):
     def at(self, id: K) -> AsyncRef[V]:
         """Name an entity, there or not, for `kvi.aio.lock_many`."""
         return AsyncRef(self._store, self._flow.records, id)
+
+    # -- what was ---------------------------------------------------------------------------------
+
+    async def past(self, id: K, revision: int, *, timeout: float | None = None) -> V | None:
+        """The entity as it was when the store was at this revision. See `kvi.Loader.past`."""
+        records = self._flow.records
+        key = records.key_of_past(id)
+        entry = await self._store.get(key, revision=revision, timeout=timeout)
+        return None if entry is None else records.past(entry)
+
+    async def history(
+        self, id: K, *, limit: int | None = None, timeout: float | None = None
+    ) -> list[TypedEvent[V]]:
+        """The changes of an entity, newest first. See `kvi.Loader.history`."""
+        records = self._flow.records
+        key = records.key_of_past(id)
+        events = await self._store.history(key, limit=limit, timeout=timeout)
+        return [records.past_event(event) for event in events]
 
     # -- its end ----------------------------------------------------------------------------------
 

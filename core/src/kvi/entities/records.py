@@ -9,9 +9,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from kvi.entities.cache import Cache, Hold, Known, Slot
 from kvi.entities.codecs import Codec
+from kvi.entities.typed import TypedEvent
 from kvi.errors import BadRecord, Closed, InvalidArgument, KviError, LockTimeout, NotFound, shown
 from kvi.flow.scope import Scope
-from kvi.model import Get, Key, KeyValue, Put
+from kvi.model import Event, Get, Key, KeyValue, Put
 from kvi.ops import GetOp, TxnOp
 from kvi.policy.lock import check_wait
 from kvi.policy.txn import check_txn
@@ -173,6 +174,22 @@ class Records(Generic[K, V]):
         except BadRecord as error:
             self.cache.spoil(name, error, entry.revision)
             raise
+
+    def key_of_past(self, id: K) -> str:
+        """The whole key of an entity whose past is asked for; raises `Closed`."""
+        self.ensure_open()
+        return self.key_of(self.name_of(id))
+
+    def past(self, entry: KeyValue) -> V:
+        """An entity as it was once, of which the cache learns nothing; raises `BadRecord`."""
+        return self.decode(entry.key.removeprefix(self.prefix), entry)[1].value
+
+    def past_event(self, event: Event) -> TypedEvent[V]:
+        """A change that was once; raises `BadRecord`."""
+        value = None
+        if event.value is not None:
+            value = self.past(KeyValue(event.key, event.value, event.revision, 0))
+        return TypedEvent(event.type, event.key, value, event.revision)
 
     def want(self, id: K, timeout: float | None) -> Wanted[K, V]:
         """What the caller wants to hold, from now on for ``timeout`` seconds."""

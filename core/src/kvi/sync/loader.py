@@ -9,6 +9,7 @@ from typing import Generic, Self, TypeVar
 from kvi.entities.handle import hold, hold_many, hold_or_create
 from kvi.entities.loader import LoaderFace, Progress
 from kvi.entities.records import Owners
+from kvi.entities.typed import TypedEvent
 from kvi.errors import BadRecord, KviError
 from kvi.port import Port
 from kvi.sync.handle import Handle, Handles, Ref
@@ -141,6 +142,29 @@ class Loader(LoaderFace[Kvi, K, V], Generic[K, V]):
     def at(self, id: K) -> Ref[V]:
         """Name an entity, there or not, for `kvi.lock_many`."""
         return Ref(self._store, self._flow.records, id)
+
+    # -- what was ---------------------------------------------------------------------------------
+
+    def past(self, id: K, revision: int, *, timeout: float | None = None) -> V | None:
+        """The entity as it was when the store was at this revision; ``None`` if it was not there.
+
+        It is read from the store, locks nothing, and is the caller's own. Raises `BadRecord` if
+        what was stored then is no entity, and what `kvi.Kvi.get` does with ``revision=``.
+        """
+        records = self._flow.records
+        entry = self._store.get(records.key_of_past(id), revision=revision, timeout=timeout)
+        return None if entry is None else records.past(entry)
+
+    def history(
+        self, id: K, *, limit: int | None = None, timeout: float | None = None
+    ) -> list[TypedEvent[V]]:
+        """The changes of an entity, newest first, as of `kvi.Kvi.history`, with what it was then.
+
+        Raises `BadRecord` if one of them is no entity.
+        """
+        records = self._flow.records
+        events = self._store.history(records.key_of_past(id), limit=limit, timeout=timeout)
+        return [records.past_event(event) for event in events]
 
     # -- its end ----------------------------------------------------------------------------------
 
