@@ -37,6 +37,53 @@ async def test_prefix_and_ends(uri: str) -> None:
 
 
 @in_loop
+async def test_past_and_changes(uri: str, ttl: float) -> None:
+    """What was, and read-modify-write, within the prefix and within a view of that."""
+    async with aio.Backend(uri, "service", timeout=20) as backend, backend.namespace("a") as view:
+        for store, key in ((backend, "k"), (view, "l")):
+            first = await store.store(key, "1", ttl=ttl)
+            entry = await store.update(key, lambda old: old + b"2")
+            assert entry == await store.get(key)
+            assert entry is not None
+            assert (entry.value, entry.lease) == (b"12", None)
+
+            async def move(tx: aio.AsyncTx, key: str = key) -> bytes:
+                found = await tx.get(key)
+                assert found is not None
+                tx.put(f"{key}/moved", found.value or b"")
+                tx.delete(key)
+                return found.value or b""
+
+            assert await store.atomically(move) == b"12"
+            if not backend.capabilities.read_at_revision:
+                for call in (store.get(key, revision=first), store.history(key)):
+                    with pytest.raises(kvi.NotSupported) as raised:
+                        await call
+                    assert raised.value.key == key
+                continue
+            was = await store.get(key, revision=first)
+            assert was is not None
+            assert (was.key, was.value) == (key, b"1")
+            found = [one.key async for one in store.range(prefix=key, revision=entry.revision)]
+            assert found == [key]
+            changes = await store.history(key)
+            assert [(one.key, one.value) for one in changes] == [
+                (key, None), (key, b"12"), (key, b"1"),
+            ]  # fmt: skip
+    async with aio.open(uri, timeout=20) as whole:
+        keys = [entry.key async for entry in whole.range(keys_only=True)]
+    assert keys == ["service/a/l/moved", "service/k/moved"]
+    async with aio.Backend(f"{uri}{'&' if '?' in uri else '?'}read_only=yes", "service") as reader:
+        assert await reader.get("k/moved")
+        for refused in (
+            reader.store("k", "v", ttl=ttl), reader.update("k", lambda old: None),
+            reader.atomically(lambda tx: None),
+        ):  # fmt: skip
+            with pytest.raises(kvi.PermissionDenied):
+                await refused
+
+
+@in_loop
 async def test_liveness(sqlite_uri: str) -> None:
     """Operations prove it; the channel tells its present state, then changes; the end ends it."""
     async with aio.Backend(sqlite_uri, retry=None) as backend:

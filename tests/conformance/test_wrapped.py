@@ -1,7 +1,8 @@
 """A store below middleware keeps the contract as the bare one does, in whatever order it stands.
 
-Of the suite what middleware has a part in: every operation of random programs, what is kept alive,
-and what a closed handle says. All of it, on all stores, is in `tests.conformance.wrapped`.
+Of the suite what middleware has a part in: every operation of random programs, what was, changes by
+functions, what is kept alive, and what a closed handle says. All of it, on all stores, is in
+`tests.conformance.wrapped`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from collections.abc import Callable, Iterator
 import kvi
 import pytest
 from kvi.conformance import (
+    TestAtomically,
     TestHandles,
     TestLeases,
     TestLocks,
     TestModel,
+    TestPast,
     TestReadOnly,
+    TestUpdates,
     TestWatches,
 )
 from kvi.flow.scope import Scope
@@ -29,7 +33,17 @@ from kvi.ops import Executor
 
 from tests.support.wrapped import opening_backends
 
-__all__ = ["TestHandles", "TestLeases", "TestLocks", "TestModel", "TestReadOnly", "TestWatches"]
+__all__ = [
+    "TestAtomically",
+    "TestHandles",
+    "TestLeases",
+    "TestLocks",
+    "TestModel",
+    "TestPast",
+    "TestReadOnly",
+    "TestUpdates",
+    "TestWatches",
+]
 
 pytestmark = pytest.mark.slow
 
