@@ -52,6 +52,30 @@ def test_update_that_fails(cli: Command, store: kvi.Kvi) -> None:
     assert store.get("k").value == b"v"  # type: ignore[union-attr]
 
 
+ENDED_WELL = "trap 'exit 0' TERM; echo ready >&2; while true; do sleep 0.05; done"
+
+
+def test_update_that_is_ended(cli: Command, store: kvi.Kvi) -> None:
+    """Who asks kvi to end has nothing written, also if the command takes that for its own end."""
+    store.store("k", "v")
+    with cli.start("update", "k", "--", "sh", "-c", f"echo half; {ENDED_WELL}") as it:
+        assert it.stderr is not None
+        assert it.stderr.readline() == "ready\n"
+        it.terminate()
+        assert it.wait(60) == 128 + signal.SIGTERM
+    cli.env["EDITOR"] = f"f() {{ echo half >$1; {ENDED_WELL}; }}; f"
+    with cli.start("edit", "k") as it:
+        assert it.stderr is not None
+        assert it.stderr.readline() == "ready\n"
+        it.terminate()
+        _, errors = it.communicate(timeout=60)
+    assert it.returncode == 128 + signal.SIGTERM
+    kept = Path(errors.split("the edited value is in ")[1].strip())
+    assert kept.read_text() == "half\n"
+    kept.unlink()
+    assert store.get("k").value == b"v"  # type: ignore[union-attr]
+
+
 def test_updates_meet(cli: Command, store: kvi.Kvi) -> None:
     """A command runs again if another has changed the key meanwhile; none of them is lost."""
     add = script(

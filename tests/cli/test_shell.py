@@ -344,6 +344,26 @@ def test_script_that_fails(local: Command) -> None:
     assert local("shell") == ""
 
 
+def test_words_with_a_nul(local: Command) -> None:
+    """A key may hold it; commands see an escape of it; names of files, and words to run, cannot."""
+    script = "put 'a\0b' v\nupdate 'a\0b' -- sh -c 'cat; printf %s \"$KVI_KEY\"'\nget 'a\0b'\n"
+    assert local("shell", given=script) == "va\\0b"
+    script = "put k v\ntemp 'c\0d' -- printenv KVI_KEY\nlock 'e\0f' -- printenv KVI_LOCK_NAME\n"
+    assert local("shell", given=script) == "c\\0d\ne\\0f\n"
+    local.env["EDITOR"] = 'sh -c \'printf "%s" "$KVI_KEY" >"$0"\''
+    assert local("shell", given="edit 'g\0h'\nget 'g\0h'\n") == "g\\0h"
+    for line in (
+        "put k '@a\0b'", "get k --uri-file 'a\0b'", "export 'a\0b'", "export --resume 'a\0b'",
+        "import 'a\0b'", "txn 'a\0b'", "backup 'a\0b'",
+    ):  # fmt: skip
+        local("shell", given=f"put k v\n{line}\n", code=2)
+        assert "no name of a file can hold a NUL" in local.errors, line
+    for line in ("update k --", "lock jobs --", "lease --", "temp t --", "once o --", "elect e --"):
+        local("shell", given=f"put k v\n{line} echo 'a\0b'\n", code=2)
+        assert "No word of a command can hold a NUL" in local.errors, line
+    assert local("range", "--keys-only") == "a\\x00b\ng\\x00h\nk\n"
+
+
 def test_script_is_read_by_nobody_else(local: Command) -> None:
     """What a line runs finds nothing on its standard input."""
     script = "lock jobs -- cat\nupdate k -- sh -c 'cat; cat /dev/stdin; echo end'\nget k\n"

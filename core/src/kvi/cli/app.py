@@ -480,6 +480,9 @@ def told(error: Exception) -> int:
         _say(f"{name}{error.strerror or error}")
         full = error.errno in {errno.ENOSPC, errno.EIO, errno.EDQUOT}
         return UNAVAILABLE if full else USAGE
+    if isinstance(error, ValueError) and "embedded null" in str(error):  # the system's interface
+        _say("no name of a file can hold a NUL")
+        return USAGE
     _say(f"this is a mistake of kvi: {type(error).__name__}: {error}; --debug shows where")
     return UNAVAILABLE
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 import kvi
-from kvi.cli.app import KEY, NOT_FOUND, Context, Failed, command
+from kvi.cli.app import KEY, NOT_FOUND, Context, Ended, Failed, command
 from kvi.cli.jobs import Job
 from kvi.cli.output import line_of, say_json
 from kvi.cli.running import WithCommand, exit_code, words_of
@@ -51,7 +51,7 @@ def update_(context: Context, key: str) -> int:
                 code = exit_code(job.wait())
             if code:
                 raise _Refused(code)
-            context.go_on()
+            _ensure_wanted(context, job)
             printed.seek(0)
             return printed.read()
 
@@ -91,7 +91,7 @@ def edit_(context: Context, key: str) -> int:
             code = exit_code(job.wait())
         if code:
             raise Failed(f"the editor {line_of(editor)!r} failed; nothing was written", code)
-        context.go_on()
+        _ensure_wanted(context, job)
         new = path.read_bytes()
         if new == old:
             click.echo("kvi: nothing was changed", err=True)
@@ -112,6 +112,13 @@ def edit_(context: Context, key: str) -> int:
     if context.json:
         say_json({"key": key, "revision": revision})
     return 0
+
+
+def _ensure_wanted(context: Context, job: Job) -> None:
+    """Raise `Ended` if kvi was asked to end, also if what it ran has ended well."""
+    context.go_on()
+    if job.asked_to_end:
+        raise Ended(job.asked_to_end[0])
 
 
 def _say_conflict(entry: kvi.KeyValue | None, ours: bytes) -> None:

@@ -82,7 +82,11 @@ class Job:
         patience: float = inf,
     ) -> None:
         self._words = words
-        self._env = {**os.environ, **env}
+        # No environment can hold a NUL, which a key can.
+        self._env = {
+            **os.environ,
+            **{name: text.replace("\0", "\\0") for name, text in env.items()},
+        }
         self._stdin = stdin
         self._stdout = stdout
         self._patience = patience

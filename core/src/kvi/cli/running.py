@@ -58,6 +58,8 @@ def words_of(usage: str | None = None) -> list[str]:
     words: list[str] = click.get_current_context().meta[_WORDS]
     if not words and usage is not None:
         raise click.UsageError(f"What is to be run? kvi {usage} -- CMD [ARG]...")
+    if any("\0" in word for word in words):
+        raise click.UsageError("No word of a command can hold a NUL.")
     return words
 
 

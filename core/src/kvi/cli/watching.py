@@ -160,7 +160,7 @@ def _run(command: str, event: kvi.Event, grace: float) -> None:
     """
     env = {
         "KVI_EVENT": event.type.value,
-        "KVI_KEY": event.key.replace("\0", "\\0"),  # no environment can hold it
+        "KVI_KEY": event.key,
         "KVI_REVISION": str(event.revision),
     }
     with TemporaryFile() as value:  # a pipe could fill up, or break
