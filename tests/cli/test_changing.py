@@ -90,6 +90,18 @@ def test_updates_meet(cli: Command, store: kvi.Kvi) -> None:
     assert store.get("k").value == b"4"  # type: ignore[union-attr]
 
 
+def test_update_that_is_in_its_own_way(local: Command) -> None:
+    """A command that changes the key itself runs again and again, which is told."""
+    put = shlex.join([sys.executable, "-m", "kvi.cli", "put", "k", "-"])
+    with local.start("update", "k", "--", "sh", "-c", f"echo x$$ | {put}") as running:
+        assert running.stderr is not None
+        told = running.stderr.readline()
+        running.terminate()
+        assert running.wait(60) == 128 + signal.SIGTERM
+    assert told == "kvi: 'k' was changed 10 times while 'sh' ran, which runs again\n"
+    assert local("get", "k").startswith("x")
+
+
 def test_edit(cli: Command, store: kvi.Kvi) -> None:
     """What is saved is stored, under the same lease; what the editor leaves alone is not."""
     with store.lease(60) as lease:

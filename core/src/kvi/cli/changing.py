@@ -16,6 +16,8 @@ from kvi.cli.jobs import Job
 from kvi.cli.output import line_of, say_json
 from kvi.cli.running import WithCommand, exit_code, words_of
 
+_MANY = 10  # runs of a command, after each of which it is told that it runs again
+
 
 class _Refused(Exception):
     """The command failed, so nothing is to be written."""
@@ -42,8 +44,16 @@ def update_(context: Context, key: str) -> int:
     """
     words = words_of("update KEY")
     env = context.named() | {"KVI_KEY": key}
+    runs = 0
 
     def change(old: bytes) -> bytes:
+        nonlocal runs
+        if runs and runs % _MANY == 0:
+            click.echo(
+                f"kvi: {key!r} was changed {runs:,} times while {words[0]!r} ran, which runs again",
+                err=True,
+            )
+        runs += 1
         with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as printed:
             given.write(old)
             given.seek(0)
