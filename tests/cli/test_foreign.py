@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 import os
 import re
@@ -224,6 +225,32 @@ def test_key_that_the_store_does_not_take(tools: Tools, local: Command) -> None:
     local("import", "long", "--uri", f"{tools.consul}/long", code=2)
     assert "InvalidKey: this key has 10,000 bytes" in local.errors
     assert "1 entries are stored, those before entry 2" in local.errors
+
+
+@pytest.mark.slow
+def test_mark_before_the_beginning(local: Command) -> None:
+    """A file that begins with the mark of UTF-8, as Windows writes it, is what it is without."""
+    lines = b'{"format": "kvi-export", "version": 1}\n{"key": "a", "value": "v"}\n'
+    for output in (
+        b'[{"key": "a", "flags": 0, "value": "dg=="}]\r\n',
+        b'{"header": {}, "kvs": [{"key": "YQ==", "value": "dg=="}], "count": 1}',
+        lines + b'{"end": true, "entries": 1}\n',
+    ):
+        (local.folder / "file").write_bytes(codecs.BOM_UTF8 + output)
+        for words in (["file"], ["-"]):
+            local("import", *words, given=(local.folder / "file").read_bytes())
+            assert local("range") == "a\tv\n"
+            local("del", "a")
+    (local.folder / "uri").write_bytes(codecs.BOM_UTF8 + local.uri.encode() + b"\r\n")
+    assert local("count", "--uri-file", "uri") == "0\n"
+
+
+@pytest.mark.slow
+def test_empty_input(local: Command) -> None:
+    """Nothing at all is no export."""
+    for words in (["-"], ["-", "--dry-run"], ["/dev/null"]):
+        local("import", *words, code=2)
+        assert "no line" not in local.errors
 
 
 @pytest.mark.slow

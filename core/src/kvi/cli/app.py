@@ -246,7 +246,7 @@ uri_file = click.Path(exists=True, dir_okay=False)
 def uri_in(file: str) -> str:
     """The URI that a file holds as its only line."""
     try:
-        uri = Path(file).read_text("utf-8").strip()
+        uri = Path(file).read_text("utf-8-sig").strip()  # editors of Windows write a mark
     except UnicodeDecodeError:
         raise Failed(f"{file} is not UTF-8: it should hold a URI") from None
     if not uri or "\n" in uri:

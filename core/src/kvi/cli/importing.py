@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -157,7 +158,7 @@ def _input(file: str, stream: BinaryIO, from_line: int, empty_values: bool) -> _
     beginning, kind = b"", None
     while kind is None:
         piece = stream.readline(_CHUNK)
-        beginning += piece
+        beginning = (beginning + piece).removeprefix(BOM_UTF8)  # as shells of Windows write it
         kind = recognised(beginning)
         if not piece or len(beginning) > _BEGINNING:
             kind = kind or Format.LINES
@@ -258,7 +259,7 @@ def _store(
                 batches.put(record.key, record.value)
         tell(done)
     batches.flush()
-    if state.place < from_line:
+    if state.place < from_line and from_line > 1:
         raise Failed(f"{file} has {state.place:,} lines: there is no line {from_line:,}")
     if end is None or (from_line == 1 and end != entries):
         raise Failed(f"{file} was cut short: {'no' if end is None else 'another'} count at its end")
