@@ -7,12 +7,15 @@ import shlex
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import kvi
 import pytest
+from kvi.cli import renaming
 
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, Inside
 from tests.cli.terminal import OnTerminal
 from tests.support.waiting import until
 
@@ -433,6 +436,38 @@ def test_rename_that_fails_on_its_way(cli: Command, store: kvi.Kvi) -> None:
         else:
             assert "keys were done before" in errors
             assert store.count(prefix="old/") > 0
+
+
+def test_rename_of_what_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others have taken away meanwhile is not there; what has come in the way is left."""
+    cli = Inside("mem:goes-away", tmp_path)
+    look = renaming._keys
+    with kvi.open(cli.uri) as store:
+
+        def then(change: Callable[[], object]) -> None:
+            def keys(*given: Any) -> list[str]:
+                found = look(*given)
+                if given[1] == "new/":  # the last look
+                    change()
+                return found
+
+            monkeypatch.setattr(renaming, "_keys", keys)
+
+        fill(store, "old/", 3)
+        then(lambda: store.delete_range(prefix="old/"))
+        for words in (["mv"], ["cp", "--json"]):
+            assert cli(*words, "--prefix", "old/", "new/", code=1) == ""
+            assert "nothing is there" in cli.errors
+            fill(store, "old/", 3)
+        then(lambda: store.store("new/0001", "theirs"))
+        cli("mv", "--prefix", "old/", "new/", code=1)
+        assert "'new/0001' is there already" in cli.errors
+        assert "nothing was touched" in cli.errors
+        assert store.count(prefix="old/") == 3
+        store.delete("new/0001")
+        then(lambda: store.delete("old/0001"))
+        assert cli("mv", "--prefix", "old/", "new/") == "2\n"
+        assert [entry.key for entry in store.range()] == ["new/0000", "new/0002"]
 
 
 def test_delete_many(cli: Command, store: kvi.Kvi) -> None:

@@ -162,8 +162,7 @@ def _rename(
         store._scope.ensure_writable()
     keys = _keys(store, source, prefix)
     if not keys:
-        click.echo(f"kvi: nothing is there: {line_of(source)}", err=True)
-        return NOT_FOUND
+        return _nothing(source)
     longest = store.capabilities.max_key
     names = {key: check_key(target + key[len(source) :], longest) for key in keys}
     if not force:
@@ -179,8 +178,15 @@ def _rename(
     done = _steps(context, plan, keys)
     if isinstance(done, _Refused):
         return _refuse(done.key, 1, done.done)
+    if not done:  # others were faster
+        return _nothing(source)
     say_json({"moved" if move else "copied": done}) if context.json else click.echo(done)
     return 0
+
+
+def _nothing(source: str) -> int:
+    click.echo(f"kvi: nothing is there: {line_of(source)}", err=True)
+    return NOT_FOUND
 
 
 def _steps(context: Context, plan: _Plan, keys: list[str]) -> int | _Refused:
