@@ -35,6 +35,7 @@ class Command:
             "KVI_URI": uri,
             "XDG_DATA_HOME": str(folder / "data"),
             "HOME": str(folder),
+            "TMPDIR": str(folder),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
 

@@ -129,6 +129,20 @@ def test_edit(cli: Command, store: kvi.Kvi) -> None:
     assert store.get("new").value == b"two\n"  # type: ignore[union-attr]
 
 
+def test_nothing_is_left_of_an_edit(local: Command) -> None:
+    """Neither what was edited nor what the editor has put beside it, if it is in the store."""
+    for end, told in (("echo two >>$1", ""), ("true", "nothing was changed"), ("rm $1", "No such")):
+        edit = local.folder / "edit"
+        edit.write_text(f"#!/bin/sh\ncp $1 $1.bak\n{end}\n")
+        edit.chmod(0o700)
+        local(
+            "edit", "k", code=2 if told == "No such" else 0, env={**local.env, "EDITOR": str(edit)}
+        )
+        assert told in local.errors
+        assert [one.name for one in local.folder.glob("kvi-edit-*")] == []
+    assert local("get", "k") == "two\n"
+
+
 def test_edit_in_conflict(cli: Command, store: kvi.Kvi) -> None:
     """The difference is shown, the edited value stays in a file, and theirs in the store."""
     store.store("k", "one\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import shlex
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -90,10 +91,10 @@ def edit_(context: Context, key: str) -> int:
     store._scope.ensure_writable()  # before anybody edits in vain
     entry = store.get(key)
     old = b"" if entry is None else entry.value or b""
-    file, name = tempfile.mkstemp(prefix="kvi-edit-")
-    path = Path(name)
-    with os.fdopen(file, "wb") as begun:
-        begun.write(old)
+    folder = tempfile.mkdtemp(prefix="kvi-edit-")  # for nobody else, with what editors put beside
+    path = Path(folder, "value")
+    path.write_bytes(old)
+    name = str(path)
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     stored = False
     try:
@@ -116,7 +117,7 @@ def edit_(context: Context, key: str) -> int:
             return NOT_FOUND
     finally:  # however it ended: what somebody has saved is not thrown away
         if stored or not path.exists() or path.read_bytes() == old:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
         else:
             click.echo(f"kvi: the edited value is in {name}", err=True)
     if context.json:
