@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -138,7 +139,7 @@ def test_shell_within_kvi(local: Command, shell: OnTerminal) -> None:
     shell.type("sleep 1000\n")
     until(lambda: len(members(shell.process.pid)) >= 4, within=60)
     shell.type("\x1a")
-    shell.shows("Stopped                 sleep 1000")
+    until(lambda: re.search(rb"Stopped +sleep 1000", shell.seen), within=60)
     assert state(inner) != "T"
     shell.type("suspend\n")
     stopped(local.folder)

@@ -213,7 +213,8 @@ def _refuses(server: EtcdServer, token: Any) -> bool:
     try:
         urllib.request.urlopen(request, timeout=10).close()
     except urllib.error.HTTPError as error:
-        return b"invalid auth token" in error.read()
+        with error:
+            return b"invalid auth token" in error.read()
     return False
 
 

@@ -132,8 +132,16 @@ def test_long(uri: str, recipe: str, tmp_path: Path) -> None:
     torture(uri, recipe, work, CHECKS[recipe], tmp_path, seconds=60.0)
 
 
-def torture(uri: str, recipe: str, work: Work, check: Check, folder: Path, seconds: float) -> None:
-    """Let them work, strike them, and check what came out."""
+def torture(
+    uri: str,
+    recipe: str,
+    work: Work,
+    check: Check,
+    folder: Path,
+    seconds: float,
+    enough: Callable[[list[list[str]]], object] = bool,
+) -> None:
+    """Let them work, strike them, and check what came out, once that is ``enough``."""
     ttl = 10.0 if uri.startswith("consul") else 2.0
     context, dice = multiprocessing.get_context("spawn"), random.Random(7)
     with kvi.open(uri, timeout=60) as store, between(uri) as (address, proxy):
@@ -151,6 +159,7 @@ def torture(uri: str, recipe: str, work: Work, check: Check, folder: Path, secon
         try:
             until(lambda: any(read(folder)), within=120)
             strike(workers, start, proxy, dice, ttl, seconds)
+            until(lambda: enough(read(folder)), within=120)
             (folder / "enough").touch()
             for worker in workers:
                 worker.join(120)

@@ -22,6 +22,7 @@ class GrpcProxy(EtcdServer):
             "start",
             f"--endpoints={self._server.host}:{self._server.port}",
             f"--listen-addr={self.host}:{self.port}",
+            f"--advertise-client-url={self.host}:{self.port}",
             f"--data-dir={self.data_dir}",
         ]
 

@@ -237,7 +237,7 @@ def test_writer_whose_time_is_up_leaves_the_line() -> None:
 
 
 def test_dropped_handle(tmp_path: Path) -> None:
-    """Its connections are closed, without a word from Python."""
+    """Its connections are closed with it."""
     store = kvi.open(f"sqlite:{tmp_path}/store.db")
     store.store("k", "v")
     (connection,) = store._scope.primitives._pool.live  # type: ignore[attr-defined]

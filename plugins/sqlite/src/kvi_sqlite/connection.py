@@ -143,12 +143,6 @@ class Connection(sqlite3.Connection):
     identity: Identity | None = None
     log: Identity | None = None
 
-    def __del__(self) -> None:
-        # Of a handle that was dropped, or of a call that an interrupt has ended between two steps.
-        # SQLite closes it all the same; Python would warn of that, from 3.13 on.
-        with suppress(sqlite3.Error):  # it was never open
-            self.close()
-
     def sync(self, synced: bool) -> None:
         """Let commits from now on wait for the disk, or not; outside of a transaction."""
         # A script is compiled each time; this pragma does its work when it is compiled.
