@@ -34,7 +34,7 @@ with the same durability, a bare gRPC stub, bare `http.client`. All contenders r
 many short rounds; a ratio is the median of those within a round, with the interval that chance
 explains (95 %). *Chance* is the floor beside itself: what this machine does without any help.
 `make bench-check` prints what falls short of its target. How calls grow with what there is stands
-in [growth.md](growth.md).
+in [Growth](growth.md).
 
 ![kvi beside the floor](images/benchmarks.svg)
 """

@@ -62,6 +62,7 @@ LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)")
 NAMED = re.compile(r"<a\b.*?</a>|<h\d.*?</h\d>|<pre.*?</pre>|<code>([\w.]+)</code>", re.DOTALL)
 CELL = re.compile(r"<td>(.*?)</td>", re.DOTALL)
 SHORT = 24  # characters that a narrow column can take
+COMMAND = re.compile(r"^ {4}(python -m .*)$", re.MULTILINE)
 REFERENCE = re.compile(r"^<!-- reference: (.+) -->$", re.MULTILINE)
 
 
@@ -148,7 +149,9 @@ def shown(folder: Path) -> str:
     if readme.exists():
         text = readme.read_text()
     else:
-        text = f"# {folder.name}\n\n{ast.get_docstring(ast.parse(module.read_text())) or ''}\n"
+        told = ast.get_docstring(ast.parse(module.read_text())) or ""
+        told = COMMAND.sub(r"```sh\n\1\n```", told)
+        text = f"# {folder.name}\n\n{told}\n"
     for path in sorted(folder.rglob("*")):
         language = LANGUAGES.get(path.suffix)
         code = path.read_text().strip() if language and "_pb2" not in path.name else ""

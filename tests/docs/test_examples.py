@@ -89,6 +89,13 @@ def test_examples_run(page: Path) -> None:
     run(page.read_text(), str(page))
 
 
+def test_first_steps_run_again() -> None:
+    """A reader may run the program of the first page again, on what the first run has left."""
+    page = DOCS / "start.md"
+    for _ in range(2):
+        run(page.read_text(), str(page))
+
+
 @pytest.mark.parametrize("page", also_on("memory"), ids=lambda page: page.name)
 def test_examples_run_on_memory(page: Path) -> None:
     """So do those of a page that says so."""

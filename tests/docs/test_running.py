@@ -22,14 +22,16 @@ from tests.support.secure import SecureConsul, SecureEtcd
 from tests.support.tls import Certificates
 
 DOCS = Path(__file__).parents[2] / "docs"
-BLOCK = re.compile(r"(?<=\n\n)(?:    .*\n)+")
+BLOCK = re.compile(r"(?<=\n\n)(?:(?:    .*\n)+|```sh\n(?:.+\n)+?(?=```\n))")
 PASSWORD = "p%ss"  # of the users that are made here
 
 
 def blocks(page: str) -> list[list[str]]:
-    """The lines of each indented block."""
+    """The lines of each block of a shell, and of each indented one."""
     found = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
-    return [[line.strip() for line in block.splitlines()] for block in found]
+    return [
+        [line.strip() for line in block.removeprefix("```sh\n").splitlines()] for block in found
+    ]
 
 
 def type_in(line: str, tools: dict[str, list[str]], answer: str = "") -> str:

@@ -33,27 +33,75 @@ def named(entry: object) -> list[str]:
     return [page for part in parts for page in named(part)]
 
 
-class Reader(HTMLParser):
-    """What a page can be linked by, and what it links to."""
+SHELL = re.compile(
+    r"^\s*(?:\$ |\.venv/|fresh/bin/|sh -c |python3? -m |pip install |make \w+ \w+=|pytest -"
+    r"|(?:kvi|consul|etcdctl) (?:--?[a-z]|.* --?[a-z]))",
+    re.MULTILINE,
+)
+"""The beginning of a line that is typed into a shell."""
 
-    def __init__(self, page: Path) -> None:
+KINDS = re.compile(r"(?:^| )language-([\w-]+)")
+
+
+class Reader(HTMLParser):
+    """What a page can be linked by, what it links to by which words, and its text by its kinds."""
+
+    def __init__(self, page: str) -> None:
         super().__init__()
         self.ids: set[str] = set()
         self.links: list[str] = []
-        self.feed(page.read_text())
+        self.words: list[str] = []  # of each link
+        self.prose = ""  # what is neither code nor in a table
+        self.blocks: list[tuple[str, str]] = []  # language, or nothing, and text
+        self._open: list[str] = []  # links, code and cells
+        self._kind = ""
+        self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note its name and its target."""
+        """Note its name, its target and its language."""
+        if tag in ("a", "code", "pre", "script", "style", "td"):
+            self._open.append(tag)
+        if tag == "a":
+            self.words.append("")
+        if tag == "div" and (kind := KINDS.search(dict(attrs).get("class") or "")):
+            self._kind = kind[1]
+        if tag == "pre":
+            self.blocks.append((self._kind, ""))
+            self._kind = ""
         for name, value in attrs:
             if name == "id" and value:
                 self.ids.add(value)
             elif name == "href" and value and tag == "a":
                 self.links.append(value)
 
+    def handle_endtag(self, tag: str) -> None:
+        """Go back to what it stands in."""
+        if tag in self._open:
+            while self._open.pop() != tag:
+                pass
+
+    def handle_data(self, data: str) -> None:
+        """Note to what it belongs."""
+        if "a" in self._open:
+            self.words[-1] += data
+        if "pre" in self._open:
+            kind, text = self.blocks[-1]
+            self.blocks[-1] = (kind, text + data)
+        # A line may begin with code, which is no line of a shell then.
+        self.prose += "\0" if set(self._open) - {"a"} else data
+
+    @property
+    def shell_lines(self) -> list[str]:
+        """Where a line for a shell begins that is no code, or code of which it is not said."""
+        texts = [self.prose, *(text for kind, text in self.blocks if kind in ("", "text"))]
+        return [found[0] for text in texts for found in SHELL.finditer(text)]
+
 
 def lost_links(site: Path) -> list[tuple[str, str]]:
     """The links within the built site that lead nowhere, with their pages."""
-    pages = {page: Reader(page) for page in site.rglob("*.html") if page.name != "404.html"}
+    pages = {
+        page: Reader(page.read_text()) for page in site.rglob("*.html") if page.name != "404.html"
+    }
     lost = []
     for page, reader in pages.items():
         for link in reader.links:
@@ -92,6 +140,23 @@ def test_site_is_built(tmp_path: Path) -> None:
         assert fetched.findall(page.read_text()) == [], page
     assert (tmp_path / "search" / "search_index.json").stat().st_size > 100_000
     assert lost_links(tmp_path) == []
+    for page in pages:
+        reader = Reader(page.read_text())
+        assert reader.shell_lines == [], page
+        assert [words for words in reader.words if words.strip().endswith(".md")] == [], page
+
+
+def test_shell_lines_are_found() -> None:
+    """A line for a shell is seen in a paragraph, and in a block that does not say what it is."""
+    line = ".venv/bin/python -m build"
+    for page in (f"<p>Build it:</p>\n<p>{line}\n{line}</p>", f"<div><pre>{line}\n</pre></div>"):
+        assert Reader(page).shell_lines
+    for page in (
+        f"<p>It is built by\n<code>{line}</code>.</p>",
+        f'<div class="language-sh highlight"><pre><code>{line}\n</code></pre></div>',
+        "<p>etcd and\nkvi lock names alike.</p>",
+    ):
+        assert Reader(page).shell_lines == []
 
 
 def test_capabilities_are_those_declared() -> None:
