@@ -51,6 +51,9 @@ INNER = {
 }
 """Arguments that only kvi's own code has to give."""
 
+MADE_BY_AUTHORS = "kvi.model."
+"""How names begin that authors of plugins make objects of."""
+
 GIVEN = {"AsyncLivenessChannel", "AsyncTempKey", "LivenessChannel", "TempKey"}
 COROUTINE = {"send", "throw", "close"}
 """What makes an object a coroutine, which is awaited and not called."""
@@ -219,6 +222,8 @@ def is_given(name: str) -> bool:
         return False
     if issubclass(kind, Exception):
         return True
+    if name.startswith(MADE_BY_AUTHORS):
+        return False
     return bool(INNER & inspect.signature(kind).parameters.keys()) or kind.__name__ in GIVEN
 
 
@@ -250,5 +255,6 @@ def _members(kind: type) -> Iterator[str]:
         for name, value in vars(base).items():
             described = value.fget if isinstance(value, property) else value
             described = getattr(described, "__func__", described)
-            if not name.startswith("_") and callable(described) and described.__doc__:
+            public = not name.startswith("_") or name == "__call__"
+            if public and callable(described) and described.__doc__:
                 yield name

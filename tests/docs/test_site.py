@@ -144,6 +144,9 @@ def test_site_is_built(tmp_path: Path) -> None:
         reader = Reader(page.read_text())
         assert reader.shell_lines == [], page
         assert [words for words in reader.words if words.strip().endswith(".md")] == [], page
+    authors = Reader((tmp_path / "reference" / "authors.html").read_text())
+    for signature in ("__call__(span: Span, start: int | None,", "RangeResult(", "TxnResult("):
+        assert any(text.startswith(signature) for _, text in authors.blocks), signature
 
 
 def test_shell_lines_are_found() -> None:
