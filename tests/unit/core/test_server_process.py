@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from kvi.conformance import server_process
 from kvi.conformance.guarded import GuardedProcess
-from kvi.conformance.proxy import ProxiedProcess
+from kvi.conformance.proxy import ProxiedProcess, ProxiedServer
 from kvi.conformance.server_process import ServerFailed, ServerProcess, free_ports
 
 from tests.support.waiting import until
@@ -174,6 +174,26 @@ def test_a_port_that_others_take(monkeypatch: pytest.MonkeyPatch) -> None:
             assert server.port == free
         with pytest.raises(ServerFailed, match=r"(?i)address already in use"):
             Lines({"client": taken}).start()  # it was told which
+
+
+def test_uri_with_more_than_an_address() -> None:
+    """What a class says of its URIs holds past the proxy and by way of it."""
+
+    class Named(Lines):
+        def uri_at(self, host: str, port: int) -> str:
+            return f"lines://ada:secret@{host}:{port}/base?schema=app"
+
+    class Other(ProxiedServer):
+        def uri_at(self, host: str, port: int) -> str:
+            return f"other://{host}:{port}/base"
+
+    with ProxiedProcess(Named()) as proxied:
+        ways = ((proxied.uri, proxied.proxy.port), (proxied.direct_uri, proxied.process.port))
+        for uri, port in (*ways, (proxied.process.uri, proxied.process.port)):
+            assert uri == f"lines://ada:secret@127.0.0.1:{port}/base?schema=app"
+        other = Other(proxied.proxy)
+        assert other.uri == f"other://127.0.0.1:{proxied.proxy.port}/base"
+        assert other.direct_uri == f"other://127.0.0.1:{proxied.process.port}/base"
 
 
 def test_behind_a_proxy(server: Lines) -> None:

@@ -215,6 +215,11 @@ class TcpProxy:
 class ProxiedServer(Server):
     """A server behind a proxy: it can be cut off, isolated, and a write to it held back.
 
+    A store whose URIs have more than a host and a port overrides `uri_at`, once for both ways::
+
+        def uri_at(self, host, port):
+            return f"acme://user:secret@{host}:{port}/database?schema=app"
+
     Attributes:
         scheme: that of the store's URIs.
         proxy: by which the suite reaches the server.
@@ -229,12 +234,16 @@ class ProxiedServer(Server):
     @property
     def uri(self) -> str:
         """By way of the proxy."""
-        return f"{self.scheme}://127.0.0.1:{self.proxy.port}"
+        return self.uri_at("127.0.0.1", self.proxy.port)
 
     @property
     def direct_uri(self) -> str:
         """Past the proxy."""
-        return f"{self.scheme}://127.0.0.1:{self.proxy.target}"
+        return self.uri_at("127.0.0.1", self.proxy.target)
+
+    def uri_at(self, host: str, port: int) -> str:
+        """The store's URI if its server is there; with a user, a path and options, where needed."""
+        return f"{self.scheme}://{host}:{port}"
 
     def cut(self) -> None:
         """Reset what goes through the proxy."""
@@ -274,6 +283,10 @@ class ProxiedProcess(ProxiedServer):
         self.process = process.__enter__()
         self.scheme = process.scheme
         super().__init__(TcpProxy(process.port))
+
+    def uri_at(self, host: str, port: int) -> str:
+        """As the process says."""
+        return self.process.uri_at(host, port)
 
     def stop(self) -> None:
         """End it by SIGTERM."""

@@ -143,7 +143,11 @@ class ServerProcess(ABC):
     @property
     def uri(self) -> str:
         """The store's URI, as kvi takes it."""
-        return f"{self.scheme}://{self.host}:{self.port}"
+        return self.uri_at(self.host, self.port)
+
+    def uri_at(self, host: str, port: int) -> str:
+        """The same by another way, such as a proxy; override it for a user, a path or options."""
+        return f"{self.scheme}://{host}:{port}"
 
     @property
     def home(self) -> Path:
