@@ -119,7 +119,7 @@ def test_memory_lasts(tmp_path: Path) -> None:
         shell.run("put app/quokka one")
         assert shell.run("get app/quokka") == "one\n"
         shell.completes("get app/", "quokka")
-    assert cli("shell", given="put k v\nget k\n") == "v"
+    assert cli("shell", given="put k v\nget k\n") == "v\n"
 
 
 def test_interrupt_ends_the_command(cli: Command, store: kvi.Kvi) -> None:
@@ -299,7 +299,7 @@ def test_no_extra_for_the_shell(local: Command) -> None:
         [sys.executable, "-c", code, "shell"], input=b"put k v\nget k\n",
         capture_output=True, env=local.env, check=True,
     )  # fmt: skip
-    assert done.stdout == b"v"
+    assert done.stdout == b"v\n"
 
 
 def test_script(cli: Command, store: kvi.Kvi) -> None:
@@ -320,6 +320,14 @@ def test_script(cli: Command, store: kvi.Kvi) -> None:
     assert output[2:] == ["a key\ttwo\\nlines", "b\tx#y", "other/b\tnever"]
     cli("shell", given=b"put bytes '\xff'\r\n")
     assert store.get("bytes").value == b"\xff"  # type: ignore[union-attr]
+
+
+def test_values_in_a_script(cli: Command, store: kvi.Kvi) -> None:
+    """Each ends with a newline more than it has; alone it is exactly what is stored."""
+    output = cli("shell", given="put a 1\nget a\nls\nput b '2\n'\nget b\nget b --as hex\n")
+    assert output == "1\na\n2\n\n320a\n"
+    assert cli("get", "b") == "2\n"
+    assert cli("get", "a") == "1"
 
 
 def test_script_that_fails(local: Command) -> None:
@@ -367,7 +375,7 @@ def test_words_with_a_nul(local: Command) -> None:
 def test_script_is_read_by_nobody_else(local: Command) -> None:
     """What a line runs finds nothing on its standard input."""
     script = "lock jobs -- cat\nupdate k -- sh -c 'cat; cat /dev/stdin; echo end'\nget k\n"
-    assert local("shell", given=script) == "end\n"
+    assert local("shell", given=script) == "end\n\n"
 
 
 def test_script_that_is_interrupted(local: Command) -> None:

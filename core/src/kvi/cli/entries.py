@@ -66,8 +66,9 @@ def get_(
 ) -> int:
     """Print the value of KEY, and nothing else; exit code 1 if it is not there.
 
-    On a terminal a newline follows, and what could steer it is written as an escape. With --prefix
-    it is all keys that begin so, with their values, as by `range`.
+    On a terminal a newline follows, and what could steer it is written as an escape; in `kvi shell`
+    a newline follows always. With --prefix it is all keys that begin so, with their values, as by
+    `range`.
     """
     if key is None:
         if prefix is None:
@@ -86,7 +87,8 @@ def get_(
     if context.json:
         say_json(members(entry))
     else:
-        say_value(entry.value or b"", encoding)
+        # Among the output of other commands, it ends where the next one begins.
+        say_value(entry.value or b"", encoding, b"" if context.kept is None else b"\n")
     return 0
 
 

@@ -144,13 +144,16 @@ def say_fields(*fields: str) -> None:
     click.echo("\t".join(map(line_of, fields)))
 
 
-def say_value(value: bytes, encoding: str) -> None:
-    """A value alone: exactly it, or its encoding; on a terminal what it can show, and a newline."""
+def say_value(value: bytes, encoding: str, end: bytes = b"") -> None:
+    """A value alone: exactly it, or its encoding; on a terminal what it can show, and a newline.
+
+    Where there is no terminal, ``end`` follows.
+    """
     if on_terminal():
         click.echo(written(value, encoding))
     else:
         data = value if encoding == "text" else written(value, encoding).encode()
-        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(data + end)
         sys.stdout.buffer.flush()
 
 
