@@ -173,7 +173,7 @@ def open_scope(runtime: Runtime, uri: str, options: Mapping[str, object]) -> Sco
         shown = parsed.redacted
         plugin = _plugin_for(parsed)
         info = plugin.info
-        parsed = parsed.showing(option.name for option in info.options if not option.secret)
+        parsed = _showing(parsed, info)
         shown = parsed.redacted
         scope = _scope_of(runtime, plugin, parsed, options)
     except KviError as error:
@@ -182,6 +182,20 @@ def open_scope(runtime: Runtime, uri: str, options: Mapping[str, object]) -> Sco
     for wrap in around:
         scope.executor = wrap(scope)
     return scope
+
+
+def redacted(uri: str) -> str:
+    """The URI, fit for logs, with the values of all options that its plugin declares no secrets.
+
+    As much of it as without a plugin, if none can be had. Raises `InvalidOption` for what is no
+    URI.
+    """
+    parsed = StoreUri.parse(uri)
+    try:
+        info = _plugin_for(parsed).info
+    except KviError:
+        return parsed.redacted
+    return _showing(parsed, info).redacted
 
 
 def within(uri: str, name: str) -> str:
@@ -225,6 +239,10 @@ def back_up(uri: str, target: str | os.PathLike[str], *, replace: bool = False) 
     except KviError as error:
         error.operation, error.uri = "backup", shown
         raise
+
+
+def _showing(uri: StoreUri, info: BackendInfo) -> StoreUri:
+    return uri.showing(option.name for option in info.options if not option.secret)
 
 
 def _plugin_for(uri: StoreUri) -> _Plugin:

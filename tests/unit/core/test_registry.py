@@ -52,6 +52,22 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return do
 
 
+def test_uri_to_be_shown(install: Install) -> None:
+    """Declared options are shown, but no secrets, unknown options, passwords and lone names."""
+    option = "from kvi.options import Option\n"
+    declared = """options=(
+        Option(name="schema", kind="text", help="where"),
+        Option(name="pin", kind="text", help="who", secret=True),
+    ), schemes="""
+    source = textwrap.dedent(GOOD.format(name="acme", interface="1.0"))
+    install("acme", option + source.replace("schemes=", declared))
+    assert registry.redacted("acme://ada:pw@h/base?schema=app&pin=1&pni=2&timeout=3") == (
+        "acme://ada:***@h/base?schema=app&pin=***&pni=***&timeout=3"
+    )
+    assert registry.redacted("acme://token@h?schema=app") == "acme://***@h?schema=app"
+    assert registry.redacted("nobody://token@h?schema=app") == "nobody://***@h?schema=***"
+
+
 def test_third_party_backend(install: Install) -> None:
     """A distribution with an entry point is found and opened; core needs no change."""
     install("acme", GOOD.format(name="acme", interface="1.7"))

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from kvi.uri import StoreUri
+from kvi.registry import redacted
 
 ENDS = 60
 """Seconds after which a program, or a child, hangs that has not ended."""
@@ -36,7 +36,7 @@ def in_another_process(program: str, uri: str, *arguments: str) -> list[str]:
         )
     except subprocess.TimeoutExpired:
         raise AssertionError(f"the other process did not end within {ENDS} s") from None
-    told = ended.stderr.replace(str(uri), StoreUri.parse(str(uri)).redacted)
+    told = ended.stderr.replace(str(uri), redacted(str(uri)))
     assert ended.returncode == 0, f"the other process failed: {told}"
     return ended.stdout.splitlines()
 

@@ -13,7 +13,7 @@ from kvi.conformance.contract import rule
 from kvi.conformance.interrupts import GROUPS, HITS
 from kvi.conformance.processes import environment
 from kvi.conformance.rules import Rules
-from kvi.uri import StoreUri
+from kvi.registry import redacted
 
 ENDS = 110
 """Seconds after which a process hangs that is still there."""
@@ -45,7 +45,7 @@ class TestInterrupts(Rules):
         finally:
             process.kill()
         if process.returncode:
-            shown = StoreUri.parse(str(kvi_uri)).redacted
+            shown = redacted(str(kvi_uri))
             again = f"python -m kvi.conformance.interrupts {shown} {' '.join(options)}"
             broken = (told.splitlines() or ["it ended"])[-1]
             message = f"{broken}\nsee it again: {again}\n{stacks}".replace(str(kvi_uri), shown)

@@ -17,7 +17,7 @@ from kvi.conformance.contract import rule
 from kvi.conformance.holding import longest_step
 from kvi.conformance.rules import Rules
 from kvi.conformance.waiting import side_by_side
-from kvi.uri import StoreUri
+from kvi.registry import redacted
 
 HELD = 0.05
 """Seconds that a call may hold the loop."""
@@ -52,7 +52,7 @@ class TestAsyncio(Rules):
         try:
             asyncio.run(bounded())
         except* AssertionError as errors:
-            shown = StoreUri.parse(str(kvi_uri)).redacted
+            shown = redacted(str(kvi_uri))
             again = f"python -m kvi.conformance.cancelling {shown} --seed {seed}"
             raise AssertionError(f"{_first(errors)}\nsee it again: {again}") from None
 
