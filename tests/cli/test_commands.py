@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import kvi
 import pytest
+from kvi.conformance.__main__ import options_of
 
 from tests.cli.conftest import Command
 from tests.support.inside import revoke
@@ -314,6 +316,27 @@ def test_conformance_as_text(local: Command) -> None:
     """A line a rule, and a page."""
     assert "tas.atomic" in local("conformance", "--rule", "tas.atomic", "--html", "report.html")
     assert "tas.atomic" in (local.folder / "report.html").read_text()
+
+
+def test_conformance_has_the_options_of_the_module(local: Command) -> None:
+    """Whatever `python -m kvi.conformance` takes, and it does the same."""
+    theirs = {
+        name for action in options_of()._actions for name in action.option_strings if name != "-h"
+    }
+    ours = local("conformance", "--help")
+    assert [name for name in theirs if name not in ours] == []
+    (local.folder / "test_also.py").write_text(
+        "from kvi.conformance.contract import rule\n"
+        "@rule('tas.atomic')\n"
+        "def test_of_ours(kvi_uri):\n"
+        "    raise AssertionError('seen')\n"
+    )
+    words = ("--rule", "tas.atomic", "--also", "test_also.py", "--aio")
+    found = json.loads(local("conformance", "--json", *words, code=1))
+    assert "seen" in json.dumps(found)
+    first, *_, last = local.errors.splitlines()
+    assert re.fullmatch(r"Test\w+: \d+ tests?; \d+ of \d+ in all", first)
+    assert re.fullmatch(r"test_also.py: 1 test, 1 failed or unknown; (\d+) of \1 in all", last)
 
 
 def test_command_with_a_separator_of_its_own(local: Command) -> None:

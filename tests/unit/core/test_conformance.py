@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -561,6 +562,7 @@ def test_command_line(tmp_path: Path, site: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "✓ tas.table" in done.stdout
     assert "1 rule: 1 pass" in done.stdout
+    assert re.fullmatch(r"(Test\w+: \d+ tests?; \d+ of \d+ in all\n)+", done.stderr)
     told = json.loads((tmp_path / "r.json").read_text())
     assert (told["passed"], told["store"]) == (True, "mem:x")
     page = (tmp_path / "r.html").read_text()

@@ -261,19 +261,36 @@ def _pinged(context: Context, took: float, error: kvi.KviError | None) -> None:
 
 @command(
     "conformance",
-    "kvi conformance mem:scratch --rule tas\nkvi conformance mem:scratch --rule tas.atomic --json",
+    "kvi conformance mem:scratch --rule tas\n"
+    "kvi conformance mem:scratch --rule tas.atomic --json\n"
+    "kvi conformance mem:scratch --rule tas.atomic --aio",
 )
 @click.argument("store", metavar="URI", required=False)
 @click.option("--erase", is_flag=True, help="Go on although the store is not empty.")
 @click.option("--rule", "rules", multiple=True, metavar="NAME", help="Only this rule, or these.")
 @click.option("--html", type=click.Path(dir_okay=False), metavar="FILE", help="Also as a page.")
+@click.option(
+    "--also",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A test file with more rules, such as those of faults with their fixture kvi_server.",
+)
+@click.option("--aio", is_flag=True, help="Check kvi.aio on the store.")
 def conformance_(
-    context: Context, store: str | None, erase: bool, rules: tuple[str, ...], html: str | None
+    context: Context,
+    store: str | None,
+    erase: bool,
+    rules: tuple[str, ...],
+    html: str | None,
+    also: tuple[Path, ...],
+    aio: bool,
 ) -> int:
     """Check the store against the contract, rule by rule. EVERYTHING IN IT IS DELETED.
 
     Needs the extra kvi-core[conformance]. Exit code 1 if a rule is broken. The store must be named:
-    as URI, with --uri, or by KVI_URI.
+    as URI, with --uri, or by KVI_URI. Where there is no terminal, standard error has a line for
+    each group of tests that is done.
     """
     if store is not None:
         context.uri, context.uri_from_file = store, None
@@ -288,7 +305,7 @@ def conformance_(
         raise click.UsageError("Name the store: everything in it is deleted.")
     try:
         from kvi.conformance.plugin import NotRun
-        from kvi.conformance.session import run
+        from kvi.conformance.session import run, told_in_lines
     except ModuleNotFoundError as error:
         raise Failed(f"{error.name} is not installed: pip install kvi-core[conformance]") from None
     with progress("checking", None, context.json) as tell:
@@ -297,7 +314,15 @@ def conformance_(
             tell(done)
 
         try:
-            report = run(context.store_uri, erase=erase, select=rules, progress=told)
+            report = run(
+                context.store_uri,
+                erase=erase,
+                select=rules,
+                also=also,
+                aio=aio,
+                progress=told,
+                finished=told_in_lines(),
+            )
         except NotRun as error:
             context.go_on()
             raise Failed(str(error)) from error

@@ -12,11 +12,11 @@ from rich.progress import Progress
 import kvi
 from kvi.conformance.plugin import NotRun
 from kvi.conformance.report import printable
-from kvi.conformance.session import run
+from kvi.conformance.session import run, told_in_lines
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run; 0 if every rule is kept, 1 if one is broken, 2 if the suite could not be run."""
+def options_of() -> argparse.ArgumentParser:
+    """What the command line takes; `kvi conformance` takes the same."""
     parser = argparse.ArgumentParser(
         prog="python -m kvi.conformance",
         description="Check that a store keeps the contract. EVERYTHING IN THE STORE IS DELETED.",
@@ -34,6 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="a test file with more rules, such as those of faults with their fixture kvi_server",
     )  # fmt: skip
     parser.add_argument("--aio", action="store_true", help="check kvi.aio on the store")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; 0 if every rule is kept, 1 if one is broken, 2 if the suite could not be run."""
+    parser = options_of()
     options = parser.parse_args(arguments)
     for path in (options.json, options.html):
         if path is not None:
@@ -44,7 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     terminal, errors = Console(), Console(stderr=True)
     try:
         with Progress(
-            console=errors, transient=True, redirect_stdout=False, redirect_stderr=False
+            console=errors,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not sys.stderr.isatty(),
         ) as progress:
             task = progress.add_task("checking", total=None)
             report = run(
@@ -54,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
                 also=options.also,
                 aio=options.aio,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
+                finished=told_in_lines(),
             )
     except KeyboardInterrupt:
         errors.out("interrupted", highlight=False)

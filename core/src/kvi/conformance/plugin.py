@@ -168,9 +168,11 @@ class Findings:
 
     select: Sequence[str]
     progress: Callable[[int, int], None]
+    finished: Callable[[str], object] = lambda line: None
     found: dict[str, Finding] = field(default_factory=dict)
     total: int = 0
     trouble: str = ""
+    groups: dict[str, str] = field(default_factory=dict)  # of each test that is to run
 
     def __post_init__(self) -> None:
         for name in self.select:
@@ -191,8 +193,10 @@ class Findings:
         return [] if left_out else None
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Count the tests."""
+        """Count the tests, in all and by their groups."""
         self.total = len(session.items)
+        for item in session.items:
+            self.groups[item.nodeid] = _group(item)
 
     def _selected(self, rules: Sequence[str]) -> bool:
         return any(fits(name, rule) for name in self.select for rule in rules)
@@ -222,6 +226,23 @@ class Findings:
             finding.calls, finding.ended = getattr(report, "kvi_calls", ""), True
         if report.when == "teardown":
             self.progress(len(self.found), self.total)
+            self._tell_of(self.groups[report.nodeid])
+
+    def _tell_of(self, group: str) -> None:
+        """Tell of a group of tests if its last one has ended."""
+        tests = [test for test, its in self.groups.items() if its == group]
+        if not all(test in self.found for test in tests):
+            return
+        bad = sum(self.found[test].outcome == "fail" for test in tests)
+        told = f", {bad} failed or unknown" if bad else ""
+        counted = "1 test" if len(tests) == 1 else f"{len(tests)} tests"
+        self.finished(f"{group}: {counted}{told}; {len(self.found)} of {self.total} in all")
+
+
+def _group(item: pytest.Item) -> str:
+    """The class of a test, or the file of one that is in no class."""
+    of = item.getparent(pytest.Class)
+    return item.path.name if of is None else of.name
 
 
 def _told(report: pytest.TestReport) -> tuple[str, str] | None:

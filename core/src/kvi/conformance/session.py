@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from pathlib import Path
@@ -32,6 +33,7 @@ def run(
     also: Sequence[Path] = (),
     aio: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    finished: Callable[[str], object] = lambda line: None,
 ) -> Report:
     """Run the suite on the store of this URI, and delete everything in it.
 
@@ -42,6 +44,7 @@ def run(
         also: files of tests with more rules, such as those of `kvi.conformance.faults`.
         aio: check `kvi.aio`, by `kvi.conformance.on_loop`, instead of `kvi`.
         progress: is called with the number of tests done and of all tests.
+        finished: is called with a line whenever a group of tests is done, such as ``TestLocks``.
 
     Raises:
         InvalidArgument: the store is not empty, or a name in `select` is no rule.
@@ -58,7 +61,7 @@ def run(
             f"the backend raised {type(error).__name__} when it was opened, counted and closed: "
             f"{error}"
         ) from error
-    findings = Findings(select, progress)
+    findings = Findings(select, progress, finished)
     contract = Path(__file__).with_name("test_contract.py")
     with (
         TemporaryDirectory(prefix="kvi-conformance-") as folder,
@@ -95,6 +98,13 @@ def run(
         store.delete_range(prefix="")
     tests = [_result(finding, uri, shown) for finding in findings.found.values()]
     return Report(shown, _backend(uri), capabilities, tuple(tests), tuple(select))
+
+
+def told_in_lines() -> Callable[[str], object]:
+    """What to give as `finished`: lines on standard error, unless a terminal shows a bar there."""
+    if sys.stderr.isatty():
+        return lambda line: None
+    return lambda line: sys.stderr.write(f"{line}\n")
 
 
 def _look(uri: str, erase: bool) -> tuple[str, Capabilities]:
