@@ -65,6 +65,8 @@ LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)([^)#\s]+)(#[^)\s]*)?\)")
 NAMED = re.compile(r"<a\b.*?</a>|<h\d.*?</h\d>|<pre.*?</pre>|<code>([\w.]+)</code>", re.DOTALL)
 CELL = re.compile(r"<td>(.*?)</td>", re.DOTALL)
 SHORT = 24  # characters that a narrow column can take
+ROWS = re.compile(r"^=+ +=+\n((?:`\w+` .*\n)+)=+ +=+$", re.MULTILINE)
+ROW = re.compile(r"^(`\w+`) +(.*)$", re.MULTILINE)
 COMMAND = re.compile(r"^ {4}(python -m .*)$", re.MULTILINE)
 REFERENCE = re.compile(r"^<!-- reference: (.+) -->$", re.MULTILINE)
 
@@ -154,6 +156,7 @@ def shown(folder: Path) -> str:
     else:
         told = ast.get_docstring(ast.parse(module.read_text())) or ""
         told = COMMAND.sub(r"```sh\n\1\n```", told)
+        told = ROWS.sub(lambda rows: "| | |\n|---|---|\n" + ROW.sub(r"| \1 | \2 |", rows[1]), told)
         text = f"# {folder.name}\n\n{told}\n"
     for path in sorted(folder.rglob("*")):
         language = LANGUAGES.get(path.suffix)
