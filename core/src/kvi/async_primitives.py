@@ -61,7 +61,7 @@ class AsyncPrimitives(ABC):
 
     @abstractmethod
     async def _lease_renew(self, lease: int, timeout: float) -> float:
-        """Let the time of a lease begin anew; returns its ttl in seconds."""
+        """Let the time of a lease begin anew; returns its ttl as it was granted, never more."""
 
     @abstractmethod
     async def _lease_revoke(self, lease: int, timeout: float) -> None:

@@ -108,7 +108,11 @@ class Primitives(ABC):
 
     @abstractmethod
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
-        """Run a transaction."""
+        """Run a transaction.
+
+        One neither of whose branches writes is a read: it raises `Unavailable` or `Timeout`, and
+        never `OutcomeUnknown`.
+        """
 
     @abstractmethod
     def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
@@ -129,6 +133,9 @@ class Primitives(ABC):
     @abstractmethod
     def _lease_renew(self, lease: int, timeout: float) -> float:
         """Let the time of a lease begin anew; returns its ttl in seconds.
+
+        Return the ttl as it was granted, never more: the holder counts it from the sending of the
+        renewal.
 
         Raises `LeaseLost` if it has ended. A renewal whose answer is lost is no `OutcomeUnknown`
         but `Unavailable` or `Timeout`: a lease that lives longer than known harms nobody.
@@ -236,6 +243,14 @@ class Primitives(ABC):
 
         It may raise what it likes, and nothing is tried again. Until it ends, this is called again
         every now and then: once may come between two of its requests, or before the first.
+
+        It may also come when the primitive has just returned, or raised. It never overlaps with the
+        next one on that thread, which begins only once this has returned. So what is done before it
+        returns cannot hit the next; what it leaves behind, such as a mark on the thread, or a
+        request to the store to cancel what runs on a connection, may. Let such a mark name the
+        primitive, and let no connection go to another use while such a request is under way. It is
+        called by another thread, under a lock for which the primitive's thread waits when it ends,
+        and by ``kvi.aio`` in the event loop: it must not block.
         """
 
     def _forked(self) -> None:  # noqa: B027  (most backends have nothing to do)

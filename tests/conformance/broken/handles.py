@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from mmap import mmap
 from time import sleep
 from types import EllipsisType
 from typing import TypeVar
 
-from kvi.errors import Closed, KviError, UsedAfterFork
+from kvi.errors import Closed, KviError, Unavailable, UsedAfterFork
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.watch import WatchFlow
-from kvi.model import KeyValue, RangeResult, Scan
+from kvi.model import KeyValue, Operation, RangeResult, Scan
 from kvi.ops import Op
 from kvi.sync.lock import Lock
 
-from tests.conformance.broken.correct import Correct, Handle, Making, broken
+from tests.conformance.broken.correct import Correct, Handle, Making, Results, broken
 
 T = TypeVar("T")
 
@@ -229,6 +230,26 @@ class ChildMayLock(Making):
     class kind(Lock):
         def acquire(self, timeout: float | EllipsisType | None = ...) -> bool:
             return not self._store._scope.primitives.forked and super().acquire(timeout)
+
+
+@broken("handle.fork")
+class ChildSpeaksOnIt(Correct):
+    """A forked child sends something on its parent's connection, which breaks."""
+
+    def __init__(self, uri: str, name: str, *, timeout: float) -> None:
+        super().__init__(uri, name, timeout=timeout)
+        self.connection = mmap(-1, 1)  # shared with children: whether one has spoken
+
+    def _forked(self) -> None:
+        super()._forked()
+        self.connection[0] = 1
+
+    def apply(self, branch: Sequence[Operation]) -> Results:
+        # The main thread looks at its connection, and connects anew before it sends anything.
+        broken, self.connection[0] = self.connection[0], 0
+        if broken and threading.current_thread() is not threading.main_thread():
+            raise Unavailable("the connection was lost, before the write was sent")
+        return super().apply(branch)
 
 
 @broken("handle.uri")

@@ -10,7 +10,8 @@ from typing import Any
 
 from kvi.clock import now
 from kvi.errors import InvalidArgument, LeaseLost
-from kvi.model import Grant, KeyValue, LeaseInfo, Operation, Put, Span
+from kvi.feed import Feed, Wake, WatchSpec
+from kvi.model import Get, Grant, KeyValue, LeaseInfo, Operation, Put, Span
 from kvi.ops import DeleteOp, PutOp
 from kvi.policy.lease import LeaseState
 from kvi.policy.txn import Change
@@ -182,6 +183,67 @@ class EndsLate(Correct):
         return Grant(super()._lease_grant(ttl + 3, timeout).id, ttl)
 
 
+@broken("lease.not-late", "lease.keys", "store.ttl")
+class EndsWhenSomebodyLooks(Correct):
+    """A lease ends with the next write, or while a watch is open; else its keys can be read on."""
+
+    def __init__(self, uri: str, name: str, *, timeout: float) -> None:
+        super().__init__(uri, name, timeout=timeout)
+        self._state.__class__ = Lazy
+
+    def apply(self, branch: Sequence[Operation]) -> Results:
+        if not all(isinstance(op, Get) for op in branch):
+            self._state._end_due()
+        return super().apply(branch)
+
+    def _watch(self, spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+        with self._state.lock:
+            MemoryState.reap(self._state)
+        return super()._watch(spec, wake, timeout)
+
+
+class Lazy(MemoryState):
+    """Nobody is there to end what is over, unless there are watches."""
+
+    __slots__ = ()
+
+    def reap(self) -> None:
+        if self.watched:
+            super().reap()
+
+
+@broken("lease.keys", "lease.revoke")
+class TakesOnePage(_Revoking):
+    """Of the keys of a revoked lease a thousand vanish, and the others stay."""
+
+    def end(self, keys: set[str]) -> None:
+        page = sorted(keys)[:1000]
+        self._state.commit(tuple(Change(key, self._state.entries[key], None) for key in page))
+
+
+@broken("lease.keys")
+class ExpiryTakesOnePage(Correct):
+    """Of the keys of a lease that ends by itself a thousand vanish, and the others stay."""
+
+    def __init__(self, uri: str, name: str, *, timeout: float) -> None:
+        super().__init__(uri, name, timeout=timeout)
+        self._state.__class__ = PageOfKeys
+
+
+class PageOfKeys(MemoryState):
+    """Of a lease that is over, one page is looked at."""
+
+    __slots__ = ()
+
+    def end(self, lease: int) -> None:
+        found = self._leases.get(lease)
+        if found is not None and found.deadline <= now():
+            for key in sorted(found.keys)[1000:]:
+                self.entries[key] = self.entries[key]._replace(lease=None)
+                found.keys.discard(key)
+        super().end(lease)
+
+
 @broken("lease.not-late", "temp-key.crash", "lock.crash")
 class NeverEnds(Correct):
     """A lease that nobody renews does not end."""
@@ -192,6 +254,29 @@ class NeverEnds(Correct):
 
 class _Making(Making):
     makes = "lease"
+
+
+@broken("lease.alive")
+class CountsFromTheAnswer(Correct):
+    """A renewal tells its ttl and the time that it took, as if it counted from the answer."""
+
+    def _lease_renew(self, lease: int, timeout: float) -> float:
+        sent = now()
+        ttl = super()._lease_renew(lease, timeout)
+        return ttl + now() - sent
+
+
+@broken("lease.alive")
+class LockCountsOnMore(Correct):
+    """A renewal of a lock's lease tells more than was granted."""
+
+    def _lock_lease(self, ttl: float, timeout: float) -> Grant:
+        granted = super()._lock_lease(ttl, timeout)
+        self.notes[granted.id] = True
+        return granted
+
+    def _lease_renew(self, lease: int, timeout: float) -> float:
+        return super()._lease_renew(lease, timeout) * (2 if lease in self.notes else 1)
 
 
 @broken("lease.alive")

@@ -162,6 +162,19 @@ class NativeErrors(Far):
         raise ConnectionResetError("connection reset by peer")
 
 
+@broken("error.typed")
+class DoubtsItsReads(Far):
+    """A transaction of reads whose answer is lost is told as one that may have been done."""
+
+    def unanswered(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return super().unanswered(call, *args)
+        except Timeout as error:
+            if isinstance(args[0], Txn):
+                raise OutcomeUnknown("the answer was lost") from error
+            raise
+
+
 @broken("error.certain")
 class DeniesWhatItDid(Far):
     """A write whose answer is lost is told as surely not applied."""

@@ -255,7 +255,7 @@ SECTIONS = (
         "Errors and faults",
         (
             Rule("error.place", "Every error carries `operation`, `key` and `uri`, and pickles."),
-            Rule("error.typed", "A store that is away raises `Unavailable`, `Timeout` or `OutcomeUnknown`, within the time-out, and nothing native."),
+            Rule("error.typed", "A store that is away raises `Unavailable`, `Timeout` or, of a write, `OutcomeUnknown`, within the time-out, and nothing native."),
             Rule("error.acknowledged", "Nothing acknowledged is ever lost."),
             Rule("error.certain", "What was reported as not applied never shows up."),
             Rule("error.recovers", "A handle works again once its store does."),

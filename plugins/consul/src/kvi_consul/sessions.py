@@ -101,7 +101,7 @@ def decode_sessions(body: bytes) -> list[LeaseInfo]:
 def _seconds(given: str | int) -> float:
     """Seconds of a duration; Consul writes some as text and some as nanoseconds."""
     if isinstance(given, int):
-        return given * 1e-9
+        return given / 1e9  # times 1e-9 is more, now and then, than what was granted
     return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(given))
 
 

@@ -101,7 +101,6 @@ class CallsWhileAway(Faulty):
         expected = {"get": truth, "range": [truth], "count": 1, "txn of reads": truth}
         for name, result in expected.items():
             assert outcomes[name].error or outcomes[name].result == result
-            assert outcomes[name].applied is not None, "a read leaves nothing unknown"
         assert store.get("k/there") == truth
         present = {entry.key for entry in store.range(prefix="k/")}
         for name in writes(store):
@@ -111,6 +110,17 @@ class CallsWhileAway(Faulty):
             elif outcomes[name].applied is False:
                 assert not applied, f"a {name} was denied and applied: {outcomes[name].error}"
                 assert f"k/{name}" not in changed, "a watch tells of what was denied"
+
+    @rule("error.typed")
+    @pytest.mark.parametrize("fault", AWAY)
+    def test_reads_leave_nothing_unknown(self, server: Server, store: kvi.Kvi, fault: str) -> None:
+        """A read that fails is `Unavailable` or `Timeout`; so is a transaction that only reads."""
+        fault = kind_of(server, fault)
+        store.store("k/there", b"old")
+        with away(server, fault):
+            outcomes = at_once(reads(store))
+        for name, outcome in outcomes.items():
+            assert outcome.applied is not None, f"{name} of a store that is away: {outcome.error}"
 
     @rule("handle.open", "handle.ping", "error.recovers")
     @pytest.mark.parametrize("fault", AWAY)

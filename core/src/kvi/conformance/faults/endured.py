@@ -48,6 +48,11 @@ class Endured(Faulty):
         puts = [w for w in ordeal.clients.writes if None not in w.changes.values()]
         check_state(now, puts, Fate.DENIED)
 
+    @rule("error.typed")
+    def test_reads_are_never_in_doubt(self, ordeal: Ordeal) -> None:
+        """No read fails with `OutcomeUnknown`, nor does a transaction that only reads."""
+        assert ordeal.clients.doubts == []
+
     @rule("revision.grows")
     def test_revisions_grow(self, ordeal: Ordeal) -> None:
         """A write has a larger revision than all that were acknowledged before it began."""

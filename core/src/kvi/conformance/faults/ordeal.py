@@ -45,6 +45,7 @@ class Clients:
     Attributes:
         writes: the log of the writes, in the order in which they ended.
         lies: answers that cannot be true, as text.
+        doubts: reads of which it was said that their outcome is unknown, as text.
         failed: how many calls failed, as they may under faults.
         slowest: the time of the slowest call, in seconds.
 
@@ -58,6 +59,7 @@ class Clients:
         self._done: Counter[str] = Counter()
         self.writes: list[Write] = []
         self.lies: list[str] = []
+        self.doubts: list[str] = []
         self.failed = 0
         self.slowest = 0.0
         self._errors: list[BaseException] = []
@@ -173,6 +175,9 @@ class Clients:
                         for entry, (part, value) in zip(read, write.changes.items(), strict=True):
                             self._expect(entry, part, value, write.revision)
         except (kvi.Unavailable, kvi.Timeout):
+            return False
+        except kvi.OutcomeUnknown as error:
+            self.doubts.append(f"{error.operation}: {error}")
             return False
         return True
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import operator
 import os
 import pickle
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,6 +18,9 @@ from kvi.conformance.contract import rule
 from kvi.conformance.neighbours import snapshot
 from kvi.conformance.processes import in_a_child
 from kvi.conformance.rules import Rules
+from kvi.conformance.waiting import until
+
+WRITERS, FORKS = 3, 5  # threads that write, and how often their process is forked meanwhile
 
 CALLS: list[tuple[str, Callable[[kvi.Kvi], object]]] = [
     ("get", lambda s: s.get("k")),
@@ -280,6 +286,58 @@ class TestHandles(Rules):
                 for caller in callers:
                     caller.join(60)
         assert not failed
+
+    @rule("handle.fork")
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # threads of pytest and the client
+    def test_fork_amid_writes(self, store: kvi.Kvi, kvi_uri: str) -> None:
+        """No write of the parent fails by a fork or by what the child does; none is tried again.
+
+        Nothing of the child, not even its close, may go over a connection of the parent.
+        """
+        over = threading.Event()
+        failed: list[BaseException] = []
+        done = [0] * WRITERS
+
+        def child() -> int:
+            with suppress(kvi.UsedAfterFork):
+                own.store("conformance/ns/child", b"")
+                return 1
+            own.close()
+            gc.collect()
+            return 0
+
+        def write(number: int) -> None:
+            try:
+                while not over.is_set():
+                    own.store(f"conformance/ns/{number}", str(done[number]))
+                    done[number] += 1
+            except BaseException as error:  # noqa: BLE001  (shown by the main thread)
+                failed.append(error)
+
+        def go_on() -> None:
+            before = done.copy()
+            until(lambda: failed or all(map(operator.gt, done, before)))
+
+        with kvi.open(kvi_uri, retry=None) as own:
+            threads = [threading.Thread(target=write, args=(number,)) for number in range(WRITERS)]
+            for thread in threads:
+                thread.start()
+            try:
+                for _ in range(FORKS):
+                    go_on()
+                    assert in_a_child(child) == 0, "the child could use its parent's handle"
+                go_on()
+            finally:
+                over.set()
+                for thread in threads:
+                    thread.join(60)
+            assert not failed, "a write failed by a fork, or by what the child did"
+            for number in range(WRITERS):
+                entry = own.get(f"conformance/ns/{number}")
+                assert entry is not None
+                assert entry.text == str(done[number] - 1)
+            assert own.get("conformance/ns/child") is None
 
     @rule("handle.uri")
     def test_repr_tells_the_store(self, store: kvi.Kvi) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 
 import pytest
 
@@ -21,6 +21,15 @@ from kvi.primitives import Primitives
 
 LONG = 60.0  # seconds: nothing of a test outlives it
 MARGIN = 5.0  # seconds that a watch, and a busy machine, need beside a bound
+MANY = 1100  # keys of one lease, more than come in one page
+PORTION = 100  # of these that are written at once
+
+READS: tuple[tuple[str, Callable[[kvi.Kvi], object]], ...] = (
+    ("get", lambda store: store.get("k")),
+    ("count", lambda store: store.count(prefix="k")),
+    ("range", lambda store: list(store.range(prefix="k"))),
+)
+"""The ways to see whether the key ``k`` is there."""
 
 
 def bound_of(store: kvi.Kvi, lease: kvi.Lease) -> float:
@@ -48,6 +57,14 @@ def deletions(
             assert event.key in missing, "the event of another key, or of one that is told already"
             events.append(event)
     return events
+
+
+def portions(store: kvi.Kvi, lease: kvi.Lease) -> Iterator[list[kvi.Put]]:
+    """Writes of many keys with a lease, in portions which the store takes."""
+    size = min(store.capabilities.max_txn_ops or PORTION, PORTION)
+    for first in range(0, MANY, size):
+        numbers = range(first, min(first + size, MANY))
+        yield [kvi.Put(f"many/{number:04}", b"", lease) for number in numbers]
 
 
 def unknown_lease(store: kvi.Kvi) -> int:
@@ -178,6 +195,32 @@ class TestLeases(Rules):
         assert not lease.lost.is_set()
         lease.revoke()
         assert not lease.lost.wait(0)
+
+    @rule("lease.keys", "lease.revoke")
+    def test_revoke_takes_many_keys(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Revoking deletes all keys of the lease, however many, and nothing else."""
+        store.store("other", b"stays")
+        lease = store.lease(LONG)
+        for puts in portions(store, lease):
+            store.txn(then=puts)
+        assert peer.count(prefix="many/") == MANY
+        lease.revoke()
+        assert snapshot(peer) == {"other": b"stays"}
+
+    @rule("lease.keys")
+    @side_by_side
+    def test_many_keys_expire(self, store: kvi.Kvi, peer: kvi.Kvi, brief: float) -> None:
+        """A lease that ends by itself takes all of its keys with it, however many."""
+        lease = store.lease(brief, keep_alive=False)
+        for puts in portions(store, lease):
+            lease.renew()
+            store.txn(then=puts)
+        store.store("other", b"stays")
+        end = now() + bound_of(store, lease) + MARGIN
+        while left := peer.count(prefix="many/"):
+            assert now() < end, f"{left} of {MANY} keys of a lease are left after its end"
+            time.sleep(0.02)
+        assert snapshot(peer) == {"other": b"stays"}
 
     @rule("lease.revoke")
     def test_block(self, store: kvi.Kvi) -> None:
@@ -315,8 +358,20 @@ class TestLeases(Rules):
     def test_renew(self, store: kvi.Kvi) -> None:
         """Renewing by hand returns the ttl and moves the end on."""
         with store.lease(LONG, keep_alive=False) as lease:
+            granted = lease.ttl
             assert lease.renew() == lease.ttl
+            assert lease.ttl <= granted, "renewed for more than was granted"
             assert lease.alive
+
+    @rule("lease.alive")
+    def test_lock_leases_are_renewed_for_no_more(self, store: kvi.Kvi) -> None:
+        """A renewal of what holds a lock tells no more than the grant: the holder counts on it."""
+        primitives = store._scope.primitives
+        with store.lock("jobs", ttl=LONG):
+            grant = primitives._lock_lease(LONG, 5)
+            renewed = primitives._lease_renew(grant.id, 5)
+            primitives._lease_revoke(grant.id, 5)
+        assert renewed <= grant.ttl, "renewed for more than was granted"
 
     @rule("lease.lost")
     def test_revoked_by_another(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
@@ -425,6 +480,27 @@ class TestLeases(Rules):
                 short = store.lease(0.05, keep_alive=False)
                 until(lambda: _refused(store, short), within=bound + 1)
                 until(lambda: peer.get("d") is None)
+
+    @rule("lease.not-late", "lease.keys", "store.ttl")
+    def test_ends_unnoticed(self, root: kvi.Kvi, kvi_uri: str) -> None:
+        """A key is gone in time though nobody writes and nobody watches: each kind of read tells.
+
+        So this test waits alone. Where leases are short, each kind is the first once; elsewhere a
+        read that ends what is over may hide it from the next.
+        """
+        limits = root.capabilities
+        ttl = math.ceil(max(limits.lease_min_ttl, 0.5))
+        bound = limits.lease_expiry_factor * ttl + 1
+        for turn in range(len(READS) if bound <= MARGIN else 1):
+            root.store("k", b"", ttl=ttl)
+            written = now()
+            until(lambda written=written: now() > written + bound, within=bound + WITHIN)
+            end = now() + MARGIN
+            for name, read in (*READS[turn:], *READS[:turn]):
+                with kvi.open(kvi_uri) as fresh:
+                    while read(fresh):
+                        assert now() < end, f"{name} still shows a key whose ttl is over"
+                        time.sleep(0.02)
 
     @rule("store.ttl")
     @side_by_side
