@@ -118,6 +118,7 @@ def test_through_the_fault(
             file=sys.stderr,
         )
     assert not clients.lies
+    assert not clients.doubts
     assert clients.slowest < TIMEOUT + IN_TIME + WAKES * stalls.longest
     check_state(told.state, clients.writes, Fate.ACKNOWLEDGED)
     check_state(told.state, clients.writes, Fate.DENIED)

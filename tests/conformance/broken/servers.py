@@ -74,6 +74,14 @@ class Network(Server):
             with suppress(kvi.KviError):
                 late()
 
+    def slow(self, seconds: float) -> None:
+        """Keep every answer back for so long."""
+        self.notes["slow"] = seconds
+
+    def silence(self) -> None:
+        """Let nothing come by the connections that there are."""
+        self.notes["silences"] = self.notes.get("silences", 0) + 1
+
     def forget(self) -> None:
         """Drop the history."""
         state = state_of(f"broken {self.name}")
@@ -121,7 +129,15 @@ class Far(Correct):
         return call(*args)
 
     def _sent(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args: self.unanswered(call, *args) if self.apart() else call(*args)
+        def sent(*args: Any) -> Any:
+            if self.apart():
+                return self.unanswered(call, *args)
+            result = call(*args)
+            if self.by_network and self.notes.get("slow"):
+                sleep(self.notes["slow"])
+            return result
+
+        return sent
 
     def _txn(self, txn: Txn, timeout: float) -> TxnResult:
         if self.by_network and self.notes.get("held back") == []:
@@ -210,6 +226,39 @@ class ForgetsAWrite(Far):
                 self._state.commit(())
                 return self._state.revision
         return super()._put(key, value, lease, timeout)
+
+
+@broken("lease.alive")
+class CountsFromALateAnswer(Far):
+    """A renewal whose answer comes late tells a longer ttl, as if it counted from the answer."""
+
+    def __init__(self, uri: str, name: str, *, timeout: float) -> None:
+        super().__init__(uri, name, timeout=timeout)
+        renew = self._lease_renew
+
+        def counting(lease: int, timeout: float) -> float:
+            sent = monotonic()
+            ttl = renew(lease, timeout)
+            took = monotonic() - sent
+            return ttl + took if took > 0.5 else ttl
+
+        self._lease_renew = counting  # type: ignore[method-assign]
+
+
+@broken("watch.survives")
+class WaitsForTheSilent(Far):
+    """A watch whose connection has gone silent waits for it for ever."""
+
+    class feed(Far.feed):
+        silences: int | None = None
+
+        def poll(self, timeout: float) -> Batch | None:
+            now = self.store.notes.get("silences", 0)
+            if self.silences is None:
+                self.silences = now
+            batch = super().poll(timeout)
+            silent = self.silences != self.store.notes.get("silences", 0)
+            return None if silent else batch
 
 
 @broken("lock.late-claim", "lock.no-ghost")

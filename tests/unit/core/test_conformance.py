@@ -375,6 +375,37 @@ def test_store_that_does_not_answer_is_unknown(tmp_path: Path) -> None:
     assert "lock.fence is broken" not in report.text()
 
 
+def test_fixture_that_fails_ends_the_faults(tmp_path: Path) -> None:
+    """Once a method of the author's server has raised, what is left says so, and tries nothing."""
+    file = tmp_path / f"test_author_{next(_numbers)}.py"
+    source = """
+        from kvi.conformance.faults import *
+
+        class Sick(Server):
+            uri = "mem:author"
+            starts = 0
+
+            def stop(self):
+                pass
+
+            def start(self):
+                Sick.starts += 1
+                assert Sick.starts == 1, "started again"
+                raise OSError("no such program")
+
+        @pytest.fixture(scope="module")
+        def kvi_server():
+            return Sick()
+    """
+    file.write_text("\n".join(map(textwrap.dedent, (OWN, source))))
+    report = run("mem:author", erase=True, select=["error"], also=[file])
+    failed = [test for test in report.tests if test.outcome is Outcome.FAILED]
+    told = "the fixture's start() failed: OSError: no such program"
+    assert len(failed) > 5
+    assert len([test for test in failed if told not in test.reproduction]) == 1
+    assert not [test for test in failed if "again" in test.reproduction]
+
+
 @pytest.mark.slow
 def test_hanging_test_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that does not end is ended, and its report says so, with the calls up to there."""

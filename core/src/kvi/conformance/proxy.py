@@ -39,6 +39,7 @@ class TcpProxy:
         port: where it listens.
         target: where it connects to; may be changed for later connections.
         delay: seconds that each piece of data waits, in either direction.
+        lag: seconds that what a server sends waits; what comes meanwhile goes with it.
         accepted: how many connections there have been.
 
     """
@@ -47,6 +48,7 @@ class TcpProxy:
         """Listen at ``host``; ``port`` 0 chooses a free one."""
         self.target = target
         self.delay = 0.0
+        self.lag = 0.0
         self.accepted = 0
         self._listener = socket.create_server((host, port))
         self.port: int = self._listener.getsockname()[1]
@@ -84,7 +86,10 @@ class TcpProxy:
         return self._amid
 
     def abandon(self) -> None:
-        """Swallow all that comes on today's connections, and never tell; new ones work."""
+        """Swallow all that comes on today's connections, in both directions, and never tell.
+
+        They stay open, as far as either side can see; new ones work.
+        """
         with self._lock:
             self._abandoned |= self._sockets
 
@@ -178,6 +183,10 @@ class TcpProxy:
             while piece := source.recv(_PIECE):
                 if self.delay:
                     time.sleep(self.delay)
+                if answers and self.lag:
+                    time.sleep(self.lag)
+                    with suppress(BlockingIOError):
+                        piece += source.recv(_PIECE, socket.MSG_DONTWAIT)
                 self._flowing.wait()
                 if source in self._abandoned or source in self._orphans:
                     continue
@@ -265,6 +274,14 @@ class ProxiedServer(Server):
     def deliver(self) -> None:
         """Let it through."""
         self.proxy.deliver()
+
+    def slow(self, seconds: float) -> None:
+        """Keep back for so long what the server sends."""
+        self.proxy.lag = seconds
+
+    def silence(self) -> None:
+        """Abandon what goes through the proxy."""
+        self.proxy.abandon()
 
 
 class ProxiedProcess(ProxiedServer):

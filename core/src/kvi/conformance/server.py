@@ -37,6 +37,7 @@ faults                        need
 `isolate`                     `rejoin`
 `hold_back`                   `deliver`
 `cut`, `forget`               nothing else
+`slow`, `silence`             nothing else
 ============================  ==================================================================
 
 The fixture may have any scope. One server for the module (``scope="module"``) is quickest: several
@@ -108,6 +109,20 @@ class Server(ABC):
 
     def deliver(self) -> None:
         """Let the server have what `hold_back` keeps from it, if there is anything."""
+        raise NotImplementedError
+
+    def slow(self, seconds: float) -> None:
+        """Let every answer come so much later, until told otherwise: 0 ends it.
+
+        What is sent to the server arrives at once.
+        """
+        raise NotImplementedError
+
+    def silence(self) -> None:
+        """Swallow all that comes on today's connections, in both directions, and never tell.
+
+        New ones work. The old ones stay as they are, open and silent, until somebody closes them.
+        """
         raise NotImplementedError
 
     def forget(self) -> None:

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from inspect import isfunction
+from typing import Any, NamedTuple, TypeVar, cast
 
 import pytest
 
@@ -40,15 +41,56 @@ AWAY = ("down", "pause", "isolate")
 """The ways to be away that a single call can meet; see `kind_of`."""
 
 
+METHODS = frozenset(name for name, each in vars(Server).items() if isfunction(each))
+"""What the suite may ask a server to do or suffer."""
+
+_TROUBLES = pytest.StashKey[dict[int, tuple[Server, list[str]]]]()
+
+
+class Noting:
+    """A `Server` as the author made it, that writes down when one of its methods raises.
+
+    After that nobody knows how the server is. What the tests then find says nothing of the store.
+    """
+
+    def __init__(self, server: Server, trouble: list[str]) -> None:
+        self._server = server
+        self._trouble = trouble
+
+    def __getattr__(self, name: str) -> Any:
+        given = getattr(self._server, name)
+        if name not in METHODS:
+            return given
+
+        def noting(*args: object) -> object:
+            try:
+                return given(*args)
+            except (Exception, pytest.fail.Exception) as error:
+                told = f"{type(error).__name__}: {error}"
+                self._trouble.append(f"the fixture's {name}() failed: {told}")
+                raise
+
+        return noting
+
+
 class Faulty(Rules):
     """The fixtures of the rules under faults."""
 
     @pytest.fixture
-    def server(self, kvi_server: Server) -> Server:
+    def noted(self, request: pytest.FixtureRequest, kvi_server: Server) -> Server:
+        """The author's server; once a method of it has failed, the test ends at once."""
+        troubles = request.session.stash.setdefault(_TROUBLES, {})
+        _, trouble = troubles.setdefault(id(kvi_server), (kvi_server, []))
+        if trouble:
+            pytest.fail(trouble[0], pytrace=False)
+        return cast(Server, Noting(kvi_server, trouble))
+
+    @pytest.fixture
+    def server(self, noted: Server) -> Server:
         """The author's server, its store empty."""
-        with kvi.open(kvi_server.uri, timeout=LONG) as handle:
+        with kvi.open(noted.uri, timeout=LONG) as handle:
             eventually(lambda: handle.delete_range(prefix=""))
-        return kvi_server
+        return noted
 
     @pytest.fixture
     def place(self) -> str:

@@ -17,16 +17,16 @@ class Endured(Faulty):
     """Clients work, and watches run, while the server suffers."""
 
     @pytest.fixture(params=TURNS)
-    def ordeal(self, request: pytest.FixtureRequest, kvi_server: Server) -> Ordeal:
+    def ordeal(self, request: pytest.FixtureRequest, noted: Server) -> Ordeal:
         """What came out of the ordeal, which the first test that asks for it runs."""
         fault: str = request.param
-        need_fault(kvi_server, fault)
+        need_fault(noted, fault)
         group = request.node.getparent(pytest.Class)
         assert group is not None
         done: dict[str, Ordeal | BaseException] = group.stash.setdefault(_DONE, {})
         if fault not in done:
             try:
-                done[fault] = run(kvi_server, fault)
+                done[fault] = run(noted, fault)
             except BaseException as error:  # noqa: BLE001  (raised for each test)
                 done[fault] = error
         outcome = done[fault]

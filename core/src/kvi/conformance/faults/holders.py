@@ -19,6 +19,7 @@ from kvi.conformance.faults.away import (
     ENDS,
     LONG,
     MARGIN,
+    PASSING,
     Faulty,
     at_once,
     away,
@@ -35,6 +36,9 @@ from kvi.conformance.waiting import until
 
 OUTLIVES = 8.0  # seconds: the ttl of what is to outlive a restart of the server
 SHORT = 3.0  # seconds: the ttl of what need not
+
+LATE = 1.5  # seconds that answers come late
+WITH_LATE = 5.0  # seconds: the ttl of a lease whose renewal is answered late
 
 PROGRAM = """
 import sys, kvi
@@ -255,6 +259,71 @@ class Holders(Faulty):
             assert heir.held
             heir.release()
             assert direct.get("k").text == "next"  # type: ignore[union-attr]
+
+    @rule("lease.alive")
+    def test_late_answers_make_no_lease_longer(
+        self, server: Server, store: kvi.Kvi, place: str
+    ) -> None:
+        """A lease whose grant or renewal is answered late is no longer alive than the store has it.
+
+        So its holder counts from the sending: the store may begin as soon as it is asked.
+        """
+        need(server, "slow", "direct_uri")
+        ttl = max(store.capabilities.lease_min_ttl, WITH_LATE)
+        with opened(server.direct_uri, place) as direct:
+            renewed = store.lease(ttl, keep_alive=False)
+            direct.store("renewed", b"", lease=renewed.id)
+            watch = direct.watch(prefix="", events=kvi.EventType.DELETE)
+            server.slow(LATE)
+            try:
+                outcomes = at_once(
+                    {
+                        "grant": lambda: store.lease(ttl, keep_alive=False, timeout=LONG),
+                        "renewal": lambda: renewed.renew(timeout=LONG),
+                    }
+                )
+            finally:
+                server.slow(0)
+            for name, outcome in outcomes.items():
+                assert outcome.error is None, f"a {name} whose answer came late"
+                assert outcome.seconds > LATE / 2, "slow() does not make answers late"
+            granted = outcomes["grant"].result
+            assert isinstance(granted, kvi.Lease)
+            direct.store("granted", b"", lease=granted.id)
+            leases = {"granted": granted, "renewed": renewed}
+            with watch:
+                while leases:
+                    lease = leases.pop(watch.next(BACK).key)
+                    assert not lease.alive, "alive, while its key is gone"
+
+    @rule("watch.survives", "error.recovers")
+    def test_silent_connections_are_given_up(
+        self, server: Server, store: kvi.Kvi, place: str
+    ) -> None:
+        """Connections that nothing comes by any more, and that nobody resets, hold nothing up.
+
+        Calls end in their time and work again, a watch tells what it missed, a lease is renewed.
+        """
+        need(server, "silence", "direct_uri")
+        lease = store.lease(2 * BACK, keep_alive=False)
+        with opened(server.direct_uri, place) as direct, store.watch(prefix="k/") as watch:
+            store.store("k/before", b"")
+            assert watch.next(BACK).key == "k/before"
+            server.silence()
+            direct.store("k/missed", b"")
+            calls = {
+                "get": lambda: store.get("k/missed", timeout=CALL),
+                "renewal": lambda: lease.renew(timeout=CALL),
+            }
+            for name, outcome in at_once(calls).items():
+                assert outcome.seconds < CALL + MARGIN, f"{name} took {outcome.seconds:.1f} s"
+                assert outcome.error is None or type(outcome.error) in PASSING, name
+            assert watch.next(BACK).key == "k/missed"
+            for call in calls.values():
+                assert eventually(call)
+            assert lease.alive
+            direct.store("k/after", b"")
+            assert watch.next(BACK).key == "k/after"
 
     @rule("lock.late-claim", "lock.no-ghost")
     def test_late_claim_keeps_nobody_out(self, server: Server, store: kvi.Kvi, place: str) -> None:
