@@ -270,11 +270,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Explain failures from the start, and assertions too where `run` has started pytest."""
-    # By the number of references it warns of what is none of a test's business, from 3.14 on.
-    config.addinivalue_line(
-        "filterwarnings",
-        "ignore:It looks like `register_random`:hypothesis.errors.HypothesisWarning",
-    )
     pytest.register_assert_rewrite(*(name for name in REWRITTEN if name not in sys.modules))
     ensure(config)
 

@@ -906,12 +906,14 @@ def _surroundings(folder: Path) -> Iterator[None]:
     """Let hypothesis keep what it writes in ``folder``, not in the working directory.
 
     And let it not take the threads of a store, which draw random numbers at any moment, for a
-    strategy that does.
+    strategy that does; nor, on Python 3.14, the source that it keeps for each thread for one that
+    nobody keeps.
     """
     configuration.set_hypothesis_home_dir(folder)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Do not use the `random` module")
+            warnings.filterwarnings("ignore", "It looks like `register_random`")
             yield
     finally:
         configuration.set_hypothesis_home_dir(None)
