@@ -308,8 +308,8 @@ _NOTES = """## What is in the figures
   has no `limit` at all: there `range(start, limit=100)` takes as long as there are keys behind.
   Give an end, or a prefix.
 - A group's members and waiting jobs are keys with leases; who waits for a lock has a lease too.
-- On Consul a lock is one key, for which all who wait try again when it is free: there a hand-over
-  takes as long as there are who wait, and only so many are measured.
+- On Consul a lock is one key, without a queue. Those of one handle who wait stand in a line of
+  their own, so that only one of each handle tries when the lock is free.
 """
 
 
