@@ -355,11 +355,11 @@ def test_script_that_fails(local: Command) -> None:
 def test_words_with_a_nul(local: Command) -> None:
     """A key may hold it; commands see an escape of it; names of files, and words to run, cannot."""
     script = "put 'a\0b' v\nupdate 'a\0b' -- sh -c 'cat; printf %s \"$KVI_KEY\"'\nget 'a\0b'\n"
-    assert local("shell", given=script) == "va\\0b"
+    assert local("shell", given=script) == "va\\0b\n"
     script = "put k v\ntemp 'c\0d' -- printenv KVI_KEY\nlock 'e\0f' -- printenv KVI_LOCK_NAME\n"
     assert local("shell", given=script) == "c\\0d\ne\\0f\n"
     local.env["EDITOR"] = 'sh -c \'printf "%s" "$KVI_KEY" >"$0"\''
-    assert local("shell", given="edit 'g\0h'\nget 'g\0h'\n") == "g\\0h"
+    assert local("shell", given="edit 'g\0h'\nget 'g\0h'\n") == "g\\0h\n"
     for line in (
         "put k '@a\0b'", "get k --uri-file 'a\0b'", "export 'a\0b'", "export --resume 'a\0b'",
         "import 'a\0b'", "txn 'a\0b'", "backup 'a\0b'",
