@@ -99,7 +99,7 @@ def _interval(ratio: Estimate) -> str:
 def shown(seconds: float) -> str:
     """A duration with three digits and its unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if abs(seconds) >= size:
+        if abs(seconds) >= size * 0.9995:  # what three digits round up to it
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 1e-9:.0f} ns"
 
