@@ -393,9 +393,10 @@ def _rows(row: dict[str, Any], columns: int) -> Iterator[str]:
         grown = steps[-1]["seconds"][call] / steps[0]["seconds"][call]
         allowed = grown / faster_than_logarithm(steps, call)
         mark = "✓" if grown <= allowed else "✗"
+        times = f"{grown:.2g}" if grown < 100 else f"{grown:,.0f}"
         yield (
             f"| {row['store']} | {call} | {' | '.join(cells)} "
-            f"| {mark} {grown:.2g}×, log {allowed:.2g}× | {memory_of} |"
+            f"| {mark} {times}×, log {allowed:.2g}× | {memory_of} |"
         )
         memory_of = ""
 
