@@ -59,12 +59,12 @@ def test_uri_to_be_shown(install: Install) -> None:
         Option(name="schema", kind="text", help="where"),
         Option(name="pin", kind="text", help="who", secret=True),
     ), schemes="""
-    source = textwrap.dedent(GOOD.format(name="acme", interface="1.0"))
-    install("acme", option + source.replace("schemes=", declared))
-    assert registry.redacted("acme://ada:pw@h/base?schema=app&pin=1&pni=2&timeout=3") == (
-        "acme://ada:***@h/base?schema=app&pin=***&pni=***&timeout=3"
+    source = textwrap.dedent(GOOD.format(name="shown", interface="1.0"))
+    install("shown", option + source.replace("schemes=", declared))
+    assert registry.redacted("shown://ada:pw@h/base?schema=app&pin=1&pni=2&timeout=3") == (
+        "shown://ada:***@h/base?schema=app&pin=***&pni=***&timeout=3"
     )
-    assert registry.redacted("acme://token@h?schema=app") == "acme://***@h?schema=app"
+    assert registry.redacted("shown://token@h?schema=app") == "shown://***@h?schema=app"
     assert registry.redacted("nobody://token@h?schema=app") == "nobody://***@h?schema=***"
 
 
