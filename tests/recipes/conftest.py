@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import kvi
@@ -16,29 +14,11 @@ import kvi.recipes
 import pytest
 from kvi.conformance.on_loop import OnLoop, on_loop
 
+from tests.support.uris import uri
+
+__all__ = ["FaceOf", "Waited", "at_once", "face", "ttl", "uri"]
+
 T = TypeVar("T")
-
-_ETCD = [pytest.mark.etcd, pytest.mark.xdist_group("etcd")]
-_CONSUL = [pytest.mark.consul, pytest.mark.xdist_group("consul")]
-
-
-@pytest.fixture(
-    params=[
-        "mem",
-        "sqlite",
-        pytest.param("etcd", marks=_ETCD),
-        pytest.param("consul", marks=_CONSUL),
-    ]
-)
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A store that this test has for itself."""
-    name = f"recipes-{secrets.token_hex(6)}"
-    match request.param:
-        case "mem":
-            return f"mem:{name}"
-        case "sqlite":
-            return f"sqlite:{tmp_path}/store.db"
-    return f"{request.getfixturevalue(f'{request.param}_uri')}?namespace={name}"
 
 
 @pytest.fixture
