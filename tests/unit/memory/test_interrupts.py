@@ -19,6 +19,7 @@ import kvi
 import pytest
 from kvi.feed import Batch, WatchSpec
 from kvi.model import EventType, Span, Txn
+from kvi.policy.lock import contended
 from kvi_memory.state import MemoryState
 from kvi_memory.store import MemoryKvi
 
@@ -84,7 +85,8 @@ class World:
         self.primitives = MemoryKvi(f"mem:{self.name}", self.name, timeout=5)
         self.lease = self.primitives._lease_grant(1000, 5).id
         for number in range(8):
-            self.store.store(f"k{number}", b"old", lease=self.lease if number % 2 else None)
+            key = f"k3/{self.lease:x}" if number == 3 else f"k{number}"  # a contender for a lock
+            self.store.store(key, b"old", lease=self.lease if number % 2 else None)
         self.store.count()
         self.wakes = 0
         self.feed = self.primitives._watch(WatchSpec(Span("", None)), self._wake, 5)
@@ -113,6 +115,11 @@ class World:
         for lease, found in self.state._leases.items():
             assert found.keys == {k for k, e in self.state.entries.items() if e.lease == lease}
         assert all(e.lease in {None, *self.state._leases} for e in self.state.entries.values())
+        lines: dict[str, list[tuple[int, str]]] = {}
+        for entry in sorted(self.state.entries.values(), key=lambda entry: entry.create_revision):
+            if (lock := contended(entry)) is not None:
+                lines.setdefault(lock, []).append((entry.create_revision, entry.key))
+        assert self.state._lines == lines
         told: Batch | None = self.feed.poll(5)
         assert (told is not None) == (content != self.before)
         if told is not None:
@@ -174,6 +181,7 @@ CALLS: dict[str, Callable[[World], object]] = {
     "renew": lambda w: w.primitives._lease_renew(w.lease, 5),
     "revoke": lambda w: w.primitives._lease_revoke(w.lease, 5),
     "expired": _expired,
+    "claim": lambda w: w.primitives._lock_claim("lock", w.lease, 5),
     "watch": _poll_behind,
 }
 

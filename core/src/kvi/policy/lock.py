@@ -50,6 +50,14 @@ def is_contender(name: str, entry: KeyValue) -> bool:
     return entry.lease is not None and entry.key == queue_key(name, entry.lease)
 
 
+def contended(entry: KeyValue) -> str | None:
+    """The lock that an entry contends for, if it does."""
+    if entry.lease is None:
+        return None
+    name, _, last = entry.key.rpartition("/")
+    return name if name and last == f"{entry.lease:x}" else None
+
+
 def place(name: str, lease: int, created: int, entries: Iterable[KeyValue], revision: int) -> Claim:
     """The claim of ``lease``, whose key was created at ``created``.
 

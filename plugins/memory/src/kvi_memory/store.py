@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING
 from kvi.capabilities import Capabilities
 from kvi.late import imported
 from kvi.model import (
+    Claim,
     Event,
     Grant,
     KeyValue,
     LeaseInfo,
+    Put,
     RangeResult,
     Scan,
     Span,
     Txn,
     TxnResult,
 )
+from kvi.policy.lock import CLAIM, place, queue_key
 from kvi.policy.txn import Change
 from kvi.primitives import Primitives
 
@@ -177,6 +180,15 @@ class MemoryKvi(Primitives):
         with self._state.lock:
             self._state.finish()
             self._state.end(lease)
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        state, key = self._state, queue_key(name, lease)
+        with state.lock:
+            state.finish()
+            if state.read(key) is None:
+                state.transact(Txn(then=(Put(key, CLAIM, lease),)))
+            created = state.entries[key].create_revision
+            return place(name, lease, created, state.before(name, created), state.revision)
 
     def _ping(self, timeout: float) -> None:
         """A memory store always answers."""
