@@ -2,7 +2,8 @@
 
 All run in one event loop, by one or many tasks. The floor is ``channel.unary_unary`` of `grpc.aio`
 on messages made from kvi's own ``wire.proto``, over a channel with default options, without a
-time-out: the least that can ask etcd.
+time-out: the least that can ask etcd. Beside it runs the same stub with what kvi sends along with
+each call: its time-out, and that it wants a leader.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Iterator
 from contextlib import ExitStack
-from typing import Self
+from typing import Any, Self
 
 import grpc
 import kvi
@@ -23,17 +24,20 @@ from benchmarks.aio_peer import PEERS, Call
 from benchmarks.machine import address, has
 from benchmarks.measure import FLOOR, KVI, Effort, Run, compare
 from benchmarks.memory import Dict
-from benchmarks.report import Row, at_most
+from benchmarks.report import Row, at_most, faster
 
 _KEY, _VALUE = "benchmark/aio", b"2500"
 _TASKS = (1, 32, 256)
+_ASKED = "stub with time-out and leader"
 
 
 class Stub:
     """The floor: bare calls, nothing around them. Made in a loop."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, **options: Any) -> None:
+        """``options`` go with each call."""
         host, port = address(uri)
+        self._options = options
         self.channel = grpc.aio.insecure_channel(f"{host}:{port}")
         self._range = self.channel.unary_unary(
             "/etcdserverpb.KV/Range",
@@ -47,11 +51,11 @@ class Stub:
         )
 
     async def get(self) -> bytes:
-        answer = await self._range(pb.RangeRequest(key=_KEY.encode()))
+        answer = await self._range(pb.RangeRequest(key=_KEY.encode()), **self._options)
         return answer.kvs[0].value  # type: ignore[no-any-return]
 
     async def store(self) -> int:
-        answer = await self._put(pb.PutRequest(key=_KEY.encode(), value=_VALUE))
+        answer = await self._put(pb.PutRequest(key=_KEY.encode(), value=_VALUE), **self._options)
         return answer.header.revision  # type: ignore[no-any-return]
 
 
@@ -104,26 +108,31 @@ def _memory(effort: Effort, runner: asyncio.Runner) -> Row:
 
 
 def _etcd(effort: Effort, runner: asyncio.Runner, uri: str) -> Iterator[Row]:
-    async def begin() -> Stub:
-        return Stub(uri)
+    async def begin(**options: Any) -> Stub:
+        return Stub(uri, **options)
 
     with ExitStack() as stack:
         floor = runner.run(begin())
+        leader = grpc.aio.Metadata(("hasleader", "true"))
+        asked = runner.run(begin(timeout=30.0, metadata=leader))
+        stack.callback(lambda: runner.run(asked.channel.close()))
         store = kvi.aio.open(uri, grpc_aio=True)
         stack.callback(lambda: runner.run(floor.channel.close()))
         stack.callback(lambda: runner.run(store.close()))
         runner.run(_finish(store.store(_KEY, _VALUE)))
         peers = {name: stack.enter_context(_Peer(name, uri)) for name in PEERS if has(name)}
         for count in _TASKS:
-            for case, bare, ours in (
-                ("get", floor.get, lambda: store.get(_KEY)),
-                ("store", floor.store, lambda: store.store(_KEY, _VALUE)),
+            for case, bare, same, ours in (
+                ("get", floor.get, asked.get, lambda: store.get(_KEY)),
+                ("store", floor.store, asked.store, lambda: store.store(_KEY, _VALUE)),
             ):
-                runs = {FLOOR: _tasks(runner, count, bare), KVI: _tasks(runner, count, ours)}
+                calls = {FLOOR: bare, KVI: ours, _ASKED: same}
+                runs = {name: _tasks(runner, count, call) for name, call in calls.items()}
                 runs |= {name: peer.run(case, count) for name, peer in peers.items()}
                 compared = compare(Effort(effort.rounds, effort.turn * 4), runs)
                 tasks = "1 task" if count == 1 else f"{count} tasks"
-                yield Row("etcd", f"await {case}, {tasks}", compared, (at_most(compared, 1.25),))
+                targets = at_most(compared, 1.25), *(faster(compared, 1, name) for name in peers)
+                yield Row("etcd", f"await {case}, {tasks}", compared, targets)
         runner.run(_finish(store.delete(_KEY)))
 
 

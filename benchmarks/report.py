@@ -72,7 +72,7 @@ def at_most(comparison: Comparison, limit: float, to: str = FLOOR) -> Target:
 
 def faster(comparison: Comparison, times: float, than: str) -> Target:
     """At least ``times`` the rate of the peer ``than``."""
-    aim = f"≥ {times:g}× the rate of {than}"
+    aim = f"faster than {than}" if times == 1 else f"≥ {times:g}× the rate of {than}"
     if than not in comparison.samples:
         return Target(aim, "not installed", None)
     rate = comparison.ratio(than, KVI)
