@@ -51,8 +51,10 @@ SCHEDULES ?= 1000
 simulate: .venv/ready ## flows under a virtual clock: make simulate [SEED=1] [SCHEDULES=1000] [SCENARIO=lock]
 	@$(BIN)/python -m tests.simulation --seed $(SEED) --schedules $(SCHEDULES) $(SCENARIO:%=--scenario %)
 
-soak: .venv/ready ## long torture and repetition
+TIMES ?= 100
+soak: .venv/ready ## long torture, and each fault a hundred times, for hours: make soak [TIMES=100]
 	$(SERVERS) -- $(PYTEST) -m soak -s --timeout 7200
+	$(SERVERS) -- $(PYTEST) -n 6 --dist loadgroup --count $(TIMES) tests/faults tests/conformance/faults
 
 bench: .venv/ready ## kvi beside the least work that could do the job, and its peers
 	@mkdir -p build
