@@ -50,6 +50,10 @@ class OnTerminal:
         """Wait until it is there."""
         until(lambda: text.encode() in self.seen, within=60)
 
+    def gives_way(self) -> None:
+        """Wait until another group than that of the shell is in the foreground."""
+        until(lambda: os.tcgetpgrp(self._ours) != self.process.pid, within=60)
+
     def end(self) -> bytes:
         """Wait for the end of what runs; all that it showed."""
         self.process.wait(60)
