@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import kvi
 import pytest
 from kvi.conformance.proxy import TcpProxy
+from kvi_etcd.hub import Watch
+from kvi_etcd.watches import Watches
 
 from tests.servers import EtcdServer, find_etcdctl
 from tests.support.waiting import until
@@ -100,6 +102,26 @@ def test_compacted(server: EtcdServer, store: kvi.Kvi) -> None:
         store.get("k", revision=second - 1)
     assert store.get("k", revision=second).value == b"2"  # type: ignore[union-attr]
     assert store.get("k", revision=third).value == b"3"  # type: ignore[union-attr]
+
+
+def test_refusal_that_is_known_at_once(
+    server: EtcdServer, store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server may have refused what is gone before the caller looks whether it has begun."""
+    compact(server, store.store("k", b"1"))
+    store.store("k", b"2")
+    enter, refused = Watches._enter, []
+
+    def late(watches: Watches, watch: Watch) -> object:
+        run = enter(watches, watch)
+        if watch.cursor.seen == 1:
+            until(lambda: watch.error is not None)
+            refused.append(watch.error)
+        return run
+
+    monkeypatch.setattr(Watches, "_enter", late)
+    assert [event.value for event in store.history("k")] == [b"2"]
+    assert refused
 
 
 def test_page_of_the_past_that_is_compacted(server: EtcdServer, store: kvi.Kvi) -> None:

@@ -146,9 +146,10 @@ class Watches:
         run = self._enter(watch)
         begun.wait(max(0.0, deadline - time.monotonic()))
         with self._lock:
-            if begun.is_set() and watch.error is None:
+            # That its past is gone may be known already, or soon: the changes tell it, either way.
+            if begun.is_set() and (watch.error is None or watch.compacted):
                 watch.wake = wake
-                if watch.buffer:
+                if watch.buffer or watch.error is not None:
                     wake()
                 return Changes(self, run, watch, seen)
             stream = run.stream if run.hub.silent(watch, time.monotonic()) else None
