@@ -32,6 +32,7 @@ from kvi.model import (
     TxnResult,
 )
 from kvi.policy.txn import holds, perform
+from kvi.primitives import Primitives
 from kvi.sync.face import Face
 from kvi.sync.kvi import Kvi
 from kvi_memory.store import MemoryKvi
@@ -136,6 +137,7 @@ class Correct(Planted, MemoryKvi):
     _short_get = None  # type: ignore[assignment]  # as in `Primitives`
     _short_range = None  # type: ignore[assignment]
     _short_put = None  # type: ignore[assignment]
+    _lock_claim = Primitives._lock_claim
 
     def __init__(self, uri: str, name: str, *, timeout: float) -> None:
         super().__init__(uri, name, timeout=timeout)

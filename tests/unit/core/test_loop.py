@@ -177,7 +177,7 @@ async def test_cancelled_wait_leaves_no_claim() -> None:
         assert first.held
 
 
-@pytest.mark.parametrize("name", ["_lease_grant", "_txn", "_range", "_watch"])
+@pytest.mark.parametrize("name", ["_lease_grant", "_lock_claim", "_watch"])
 def test_cancelled_call_leaves_nothing(name: str) -> None:
     """A task that is cancelled while the store does a step of an acquire leaves no claim."""
 
