@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import grpc
 import kvi
 import pytest
 
@@ -91,7 +95,7 @@ def test_paused_server(server: EtcdServer) -> None:
                 call()
             assert time.monotonic() - begin < 1.5
         server.resume()
-        entry = eventually(lambda: store.get("k"))
+        entry = eventually(partial(store.get, "k"))
         assert isinstance(entry, kvi.KeyValue)
         assert entry.value in (b"before", b"after")
 
@@ -104,7 +108,7 @@ def test_killed_and_restarted(server: EtcdServer) -> None:
         with pytest.raises((kvi.Unavailable, kvi.Timeout)):
             store.get("k", timeout=2)
         server.start()
-        entry = eventually(lambda: store.get("k"))
+        entry = eventually(partial(store.get, "k"))
         assert isinstance(entry, kvi.KeyValue)
         assert (entry.value, entry.revision) == (b"v", revision)
         assert store.store("k", b"w") > revision
@@ -349,3 +353,46 @@ def test_forks_while_handles_open_and_close(server: EtcdServer) -> None:
         thread.join(20)
     assert ends == [0] * 30
     assert failures == []
+
+
+def test_nothing_of_grpc_outlives_a_handle(server: EtcdServer) -> None:
+    """Streams and pending calls of gRPC's take a lock as they are freed; so that is done in time.
+
+    One that is freed as Python shuts down waits for ever, if a daemon thread of gRPC's was stopped
+    with that lock.
+    """
+    etcdctl(server, "user", "add", "root:pass")
+    etcdctl(server, "user", "grant-role", "root", "root")
+    etcdctl(server, "auth", "enable")
+    host = f"{server.host}:{server.port}"
+    before = calls_of_grpc()
+    gc.collect()
+    gc.disable()
+    try:
+        with kvi.open(f"etcd://root:wrong@{host}") as store, suppress(kvi.AuthenticationFailed):
+            store.get("k")
+        del store
+        with kvi.open(f"etcd://root:pass@{host}") as store, store.watch("k") as watch:
+            lease = store.lease(30, keep_alive=False)
+            for number in range(2):
+                store.store("k", str(number))
+                assert watch.next(30)
+                server.stop()  # ends the stream
+                server.start()
+                eventually(partial(store.get, "k"))
+            assert len(store.history("k")) == 2
+            with store.lock("l", ttl=30):
+                lease.revoke()
+        del store, watch, lease
+        assert [call for call in calls_of_grpc() if not any(call is old for old in before)] == []
+    finally:
+        gc.enable()
+
+
+def calls_of_grpc() -> list[grpc.Call]:
+    """Those that do something when they are freed."""
+    return [
+        one
+        for one in gc.get_objects()
+        if isinstance(one, grpc.Call) and hasattr(type(one), "__del__")
+    ]

@@ -17,6 +17,11 @@ lets go of it. So nobody's call is ended by another's time-out.
 streams; `LoopEndpoint` over one of `grpc.aio`. What follows from an answer is the same for both,
 and is in `kvi_etcd.driver`.
 
+*What gRPC leaves behind.* A stream of gRPC's, and a call that is waited for later, take their own
+lock when they are freed, and are the error that they raise: with its traceback that is a circle,
+which may last until the process ends. A thread of gRPC that was stopped with that lock then keeps
+the process from ending. So both are let go of here, in time: `CallFailed` takes the error's place.
+
 *Leaders.* Every call says that it wants a leader (``hasleader``, as etcd's own client can): a
 member that knows of none refuses at once, before it does anything, instead of keeping a write whose
 fate nobody will know.
@@ -44,6 +49,25 @@ Method = Callable[..., Any]
 Token = tuple[tuple[str, str], ...]  # as metadata of a call
 
 WITH_LEADER: Token = (("hasleader", "true"),)
+
+
+class CallFailed(grpc.RpcError):  # type: ignore[misc]  # gRPC is not typed
+    """What ended a call, in place of gRPC's error that is the call itself; see the module."""
+
+    def __init__(self, error: grpc.RpcError) -> None:
+        """Of ``error``, whose traceback is dropped."""
+        super().__init__(str(error))
+        self._code: grpc.StatusCode = error.code()
+        self._details: str | None = error.details()
+        error.__traceback__ = None
+
+    def code(self) -> grpc.StatusCode:
+        """Its status."""
+        return self._code
+
+    def details(self) -> str | None:
+        """What gRPC or the server say of it."""
+        return self._details
 
 
 class Begun(Protocol):
@@ -167,7 +191,8 @@ class BlockingEndpoint(Endpoint):
         gate.enter(key)
         try:
             future = self._calls[method].future(request, seconds, token)  # type: ignore[attr-defined]
-            future.add_done_callback(lambda _: gate.leave(key))
+            if not future.add_callback(lambda: gate.leave(key)):  # (no circle, as a future's has)
+                gate.leave(key)
         except BaseException:  # an interrupt too: else each later fork would wait for this call
             gate.leave(key)
             raise
@@ -180,18 +205,30 @@ class BlockingEndpoint(Endpoint):
 
 
 class _Future(Begun):
-    """A call that is waited for by blocking."""
+    """A call that is waited for by blocking, by any number of threads."""
 
-    __slots__ = ("_future",)
+    __slots__ = ("_future", "_outcome")
 
     def __init__(self, future: grpc.Future) -> None:
-        self._future = future
+        self._future: grpc.Future | None = future  # None once there is an outcome
+        self._outcome: Any = None
 
     async def result(self, seconds: float | None = None) -> Any:
-        return self._future.result(seconds)
+        future = self._future
+        if future is not None:
+            try:
+                self._outcome = future.result(seconds)
+            except grpc.RpcError as error:
+                self._outcome = CallFailed(error)
+            self._future = future = None  # (a traceback keeps what a frame has)
+        if isinstance(self._outcome, CallFailed):
+            raise CallFailed(self._outcome)  # each thread its own
+        return self._outcome
 
     def cancel(self) -> None:
-        self._future.cancel()
+        future = self._future
+        if future is not None:
+            future.cancel()
 
 
 class LoopEndpoint(Endpoint):
@@ -265,8 +302,8 @@ def _sized(raw: bytes) -> tuple[pb.WatchResponse, int]:
 class Stream:
     """One call with many requests and many answers, under way.
 
-    `send` and `end` never wait and may be called by any thread; one thread takes the answers. A
-    fork of the process ends it.
+    `send` and `end` never wait and may be called by any thread; one thread takes the answers, and
+    lets go of it at its end. A fork of the process ends it.
 
     Attributes:
         endpoint: whose it is.
@@ -285,8 +322,9 @@ class Stream:
         self._gone = threading.Event()
         with gate:
             # a member cut off from the others ends the stream, instead of going quiet
-            self._call = endpoint.watch(iter(self._requests.get, None), metadata=token)
-            if not self._call.add_callback(self._gone.set):
+            call = endpoint.watch(iter(self._requests.get, None), metadata=token)
+            self._call: Any = call  # None once it is let go of
+            if not call.add_callback(self._gone.set):
                 self._gone.set()
             gate.keep(self)
 
@@ -296,22 +334,34 @@ class Stream:
 
     def answers(self) -> Iterator[tuple[pb.WatchResponse, int]]:
         """Each answer and its size in bytes, until the stream ends, which is always an error."""
+        failure: CallFailed | None = None
         try:
-            yield from self._call
+            if self._call is not None:
+                yield from self._call
         except grpc.RpcError as error:
-            raise translate(error, write=False) from error
+            failure = CallFailed(error)
         finally:
             self._requests.put(None)  # or gRPC's sending thread would wait for ever
+        if failure is not None:
+            raise translate(failure, write=False) from failure
         raise Unavailable("etcd ended the stream")
 
     def first(self) -> None:
         """Wait until the server has taken the call; raises gRPC's errors."""
-        self._call.initial_metadata()
+        if self._call is not None:
+            self._call.initial_metadata()
 
     def end(self) -> None:
         """Give it up; `answers` raises."""
         self._requests.put(None)
-        self._call.cancel()
+        call = self._call
+        if call is not None:
+            call.cancel()
+
+    def leave(self) -> None:
+        """As `end`, and gRPC's call is freed now: the last word of the thread that took answers."""
+        self.end()
+        self._call = None
 
     def end_for_fork(self) -> None:
         """As `end`."""

@@ -304,7 +304,7 @@ class Watches:
                 lost = error
             finally:
                 if stream is not None:
-                    stream.end()
+                    stream.leave()
             if stream is not None and stream.forked:
                 lost = None
             if self._lose(run, stream, lost):
