@@ -153,6 +153,36 @@ def test_reads_beside_a_busy_writer(path: Path, uri: str) -> None:
         writer.join()
 
 
+def test_writer_in_the_process_of_a_reader(path: Path, uri: str) -> None:
+    """A reader of a file that another process writes to keeps no writer of its own process out."""
+    program = f"""
+        import kvi, sys
+        with kvi.open({uri!r}) as store:
+            store.store("k", "v")
+            print("written", flush=True)
+            sys.stdin.read()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == "written\n"
+        with kvi.open(uri, read_only=True) as reader, reader.watch("k") as watch:
+            assert value_of(reader) == "v"
+            with kvi.open(uri) as writer:
+                writer.store("k", "w")
+            assert watch.next(30).value == b"w"
+            assert value_of(reader) == "w"
+        other.stdin.close()
+        assert other.wait(30) == 0
+    with kvi.open(uri, read_only=True) as reader:
+        assert value_of(reader) == "w"
+
+
 def test_long_range_is_of_one_state(path: Path, uri: str) -> None:
     """A range that is read without locks ends with an error once the file is written to."""
     with kvi.open(uri) as store:

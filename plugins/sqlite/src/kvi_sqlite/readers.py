@@ -14,6 +14,10 @@ or empty                                                   lock; what was read c
 has pages    somebody has the file open, or died           both files are used as they are
 ===========  ============================================  =======================================
 
+A reader of the last row who may not write to the file has the ``-shm`` as it is, too. One who may
+write has it as a writer has: all connections of a process share one ``-shm``, as the first of them
+opened it, and the process's own writers would be refused.
+
 The pages of a long range are of one state as long as the file is the same, whatever the log does.
 
 *Leases.* Nobody can end a lease here. What has expired is hidden by temporary views, which stand
@@ -62,7 +66,7 @@ class Reading:
         self._log = Path(f"{os.path.realpath(path)}-wal")
         self._seen: Look | None = None
         self.moment = -inf
-        how = "readonly_shm=1"
+        how = "readonly_shm=" + ("0" if may_write(path) else "1")
         if self._is_quiet():
             how = "immutable=1"
             self._seen = self._look()
