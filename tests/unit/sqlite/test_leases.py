@@ -525,3 +525,35 @@ def test_looking_at_a_claim_waits_for_no_writer(path: Path, store: kvi.Kvi) -> N
     assert time.monotonic() - before < 2
     other.execute("ROLLBACK")
     other.close()
+
+
+def test_who_is_before_a_claim_is_found_by_an_index(path: Path, store: kvi.Kvi) -> None:
+    """One step, however many wait; no sorting."""
+    store.ping()
+    plan = [row[3] for row in sql(path, f"EXPLAIN QUERY PLAN {schema.AHEAD}", b"jobs", 9)]
+    assert plan[0] == (
+        "SEARCH entries USING INDEX entries_by_queue (contends=? AND create_revision<?)"
+    )
+    assert not any("TEMP B-TREE" in step for step in plan)
+
+
+def test_contenders_of_an_older_layout_stand_in_line(path: Path, uri: str) -> None:
+    """A file of version 4 has who waits: their claims count once it is brought up to date."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    for part in schema._PARTS[:4]:
+        for statement in part:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+    connection.execute("PRAGMA user_version = 4")
+    for revision, lease in enumerate((0x1F, 2**63 - 1), 1):
+        key = b"jobs/%x" % lease
+        connection.execute(schema.GRANT, (lease, 60, time.monotonic() + 1e6))
+        connection.execute(schema.UPSERT, (key, revision, revision, lease, b"lock"))
+        connection.execute(schema.EVENT_OF_UPSERT, (revision << schema.SEQ_BITS, key))
+    connection.close()
+    with kvi.open(uri) as store:
+        mine = inmost(store)._lock_claim("jobs", grant(store, 60), 5)
+        assert mine.ahead == "jobs/7fffffffffffffff"
+        inmost(store)._lease_revoke(2**63 - 1, 5)
+        lease = int(mine.key.rpartition("/")[2], 16)
+        assert inmost(store)._lock_claim("jobs", lease, 5).ahead == "jobs/1f"

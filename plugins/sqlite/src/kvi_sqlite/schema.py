@@ -24,6 +24,11 @@ key was there, as their version tells: what they would undo is not known any mor
 *History* is one row: ``trimmed``, the last revision whose changes may be missing from the events;
 all later ones are complete.
 
+*Contends* is the lock that an entry stands in the queue of (`kvi.policy.lock`), null for nearly all
+of them: the key without a slash and its lease in hexadecimal, if it ends so. It is computed, not
+stored; its index finds who is right before a contender, however many wait, and has nothing of other
+entries.
+
 *Leases* end at ``deadline``, on the boot clock; see `kvi_sqlite.leases`. An entry's ``lease`` is
 the id of a row here or in the tombstones, always. The index that finds a lease's entries has
 nothing of entries without lease. *Clock* is one row: the boot that the deadlines belong to.
@@ -67,7 +72,7 @@ if sqlite3.threadsafety == 0:
     raise ImportError("kvi-sqlite needs an SQLite library built for threads (SQLITE_THREADSAFE)")
 
 APPLICATION_ID = 0x6B766931  # "kvi1"
-VERSION = 4
+VERSION = 5
 SEQ_BITS = 20  # a million changes in a commit before any revision is skipped, 2**43 revisions
 TRIM_EVERY = 256  # commits: deleting in portions costs next to nothing for each
 WAL_KEPT = 16 * 1024 * 1024  # bytes of a WAL file: if it is longer, it is to start over
@@ -140,8 +145,23 @@ _UNDO = (  # since version 4
     )
     """,
 )
+_QUEUES = (  # since version 5
+    """
+    ALTER TABLE entries ADD COLUMN contends BLOB GENERATED ALWAYS AS (
+        CASE
+            WHEN lease IS NULL THEN NULL
+            WHEN substr(key, -length(printf('/%x', lease))) = CAST(printf('/%x', lease) AS BLOB)
+            THEN substr(key, 1, length(key) - length(printf('/%x', lease)))
+        END
+    ) VIRTUAL
+    """,
+    """
+    CREATE INDEX entries_by_queue ON entries (contends, create_revision)
+    WHERE contends IS NOT NULL
+    """,
+)
 _MARKS = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {VERSION}")
-_PARTS = (_FIRST, _LEASES, _ENDS, _UNDO)  # by the version that brought them
+_PARTS = (_FIRST, _LEASES, _ENDS, _UNDO, _QUEUES)  # by the version that brought them
 TABLES = (*chain.from_iterable(_PARTS), *_MARKS)
 
 # No statement has numbered parameters, ``?1``: CPython 3.12.0 to 3.12.3 warn of them as of names.
@@ -251,9 +271,10 @@ UNDO_END = f"""
 """  # noqa: S608
 DELETE_LEASED = "DELETE FROM entries WHERE lease = ?"
 END = "DELETE FROM leases WHERE id = ?"
-QUEUE = f"""
+AHEAD = f"""
     SELECT key, NULL, revision, create_revision, version, lease FROM entries
-    WHERE key >= ? AND key < ? AND create_revision < ? AND {_THERE}
+    WHERE contends = ? AND create_revision < ? AND {_THERE}
+    ORDER BY create_revision DESC LIMIT 1
 """  # noqa: S608
 
 MANY_LEASED = "SELECT 1 FROM entries WHERE lease = ? LIMIT 1 OFFSET ?"

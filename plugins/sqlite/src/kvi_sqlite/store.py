@@ -39,7 +39,7 @@ from kvi.model import (
     Txn,
     TxnResult,
 )
-from kvi.policy.lock import CLAIM, place, queue_key, queue_span
+from kvi.policy.lock import CLAIM, place, queue_key
 from kvi.policy.txn import Change, choose, perform
 from kvi.primitives import Primitives
 
@@ -434,6 +434,6 @@ def _delete(connection: Connection, event: int, revision: int, name: bytes) -> b
 
 def _place(connection: Connection, name: str, lease: int, created: int, revision: int) -> Claim:
     """Where the claim stands that was created at ``created``, as of ``revision``."""
-    rows = connection.execute(schema.QUEUE, (*bounds(queue_span(name)), created))
+    rows = connection.execute(schema.AHEAD, (name.encode(), created))
     entries = (KeyValue(str(key, "utf-8"), *rest) for key, *rest in rows)
     return place(name, lease, created, entries, revision)
