@@ -83,6 +83,7 @@ def run(
                 f"--timeout={HANGS}",
                 "-pno:cacheprovider",
                 "--capture=no",
+                "--tb=line",  # no source to parse, which CPython 3.11 cannot in two threads
                 "--import-mode=importlib",
             ],
             plugins=[findings],
