@@ -1,7 +1,8 @@
 """The command `kvi` as a process, on a part of each store of its own.
 
-A memory store is its process's own. So there the command runs within the test's process, which has
-the store, with streams, variables and a folder of its own; what it starts are processes.
+A memory store is its process's own. So there, and where it makes no difference, the command runs
+within the test's process, with streams, variables and a folder of its own; what it starts are
+processes.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Command:
 
 
 class Inside(Command):
-    """Runs `kvi` in this process, which has the store."""
+    """Runs `kvi` in this process."""
 
     def _run(
         self, words: Sequence[str], given: bytes, env: dict[str, str]
@@ -126,7 +127,7 @@ class Inside(Command):
             return code, files[1].read(), files[2].read()
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        """Nothing that is started has the store."""
+        """Nothing is started: a memory store is this process's own."""
         raise NotImplementedError
 
 
@@ -225,7 +226,11 @@ WITHIN = {
     "test_who_waits",
     "test_words_that_are_odd",
 }
-"""What one process does after another, so that a memory store can be a part of it."""
+"""What one process does after another, so that it may be done within one.
+
+A memory store can only be a part of it so. It spares Consul, and SQLite unless it stands for all
+stores, a Python for each command; on etcd, with threads that are not Python's, each has its own.
+"""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -258,9 +263,12 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def cli(uri: str, tmp_path: Path) -> Command:
+def cli(request: pytest.FixtureRequest, uri: str, tmp_path: Path) -> Command:
     """The command on that store."""
-    return (Inside if uri.startswith("mem:") else Command)(uri, tmp_path)
+    scheme, name = uri.partition(":")[0], getattr(request.node, "originalname", "")
+    spared = scheme == "consul" or (scheme == "sqlite" and name not in ALIKE)
+    inside = scheme == "mem" or (spared and name in WITHIN)
+    return (Inside if inside else Command)(uri, tmp_path)
 
 
 @pytest.fixture

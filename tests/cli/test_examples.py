@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from kvi.cli import app
 
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, Inside
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def run(shell: Command, line: str) -> str:
 
 
 def examples(shell: Command, *words: str) -> list[str]:
-    output = shell(*words, "--help")
+    output = Inside(shell.uri, shell.folder)(*words, "--help")
     part = output.partition("Examples:\n")[2].partition("\n\n")[0]
     return [line.strip() for line in part.splitlines()]
 
