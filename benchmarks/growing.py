@@ -190,6 +190,7 @@ class Waiting(Subject):
         self._handle = self._runner.run(self._open(uri))
         self.stack.callback(lambda: self._runner.run(self._end()))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._in_line = 0  # and the one that has it; who was told to go does not count
         self._has: asyncio.Queue[asyncio.Event] = asyncio.Queue()
 
     async def _open(self, uri: str) -> kvi.aio.AsyncKvi:
@@ -218,10 +219,11 @@ class Waiting(Subject):
             task.add_done_callback(self._tasks.discard)
         for event in begun:
             await event.wait()
-        want, deadline = len(self._tasks), time.monotonic() + 10 * _PATIENCE
+        self._in_line += number
         if not self._handle.capabilities.lock_fair:  # there is no line
             return
-        while (await self._handle.count(prefix="growing lock/")) < want:
+        deadline = time.monotonic() + 10 * _PATIENCE
+        while (await self._handle.count(prefix="growing lock/")) < self._in_line:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
 
@@ -232,6 +234,7 @@ class Waiting(Subject):
     async def _hand_over(self) -> float:
         goes = await self._has.get()
         start = time.perf_counter()
+        self._in_line -= 1
         goes.set()
         following = await self._has.get()
         took = time.perf_counter() - start

@@ -125,6 +125,8 @@ TABLE = [
     (C.UNKNOWN, "raft proposal dropped", kvi.Unavailable, kvi.Unavailable),
     # sent, and no answer: a read failed, a write may have happened
     (C.DEADLINE_EXCEEDED, "Deadline Exceeded", kvi.Timeout, kvi.OutcomeUnknown),
+    # of a stream of etcd 3.4, which gives up at the call's deadline as the client does
+    (C.UNKNOWN, "context deadline exceeded", kvi.Timeout, kvi.OutcomeUnknown),
     (C.CANCELLED, "Channel closed!", kvi.Unavailable, kvi.OutcomeUnknown),
     (C.UNAVAILABLE, "Socket closed", kvi.Unavailable, kvi.OutcomeUnknown),
     (C.UNAVAILABLE, "Stream removed", kvi.Unavailable, kvi.OutcomeUnknown),

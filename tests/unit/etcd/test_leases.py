@@ -29,6 +29,7 @@ class Keeper:
         leases: the ids, and the keys of each; ``None``: one that ends before it is asked for.
         secret: the ids of those with a key that the user may not read.
         hidden: the user may not list leases.
+        says: with what it ends the stream of a renewal: a code, and a text.
         stalled: calls for the rest of a lease are answered once this is unset.
         together: how many of those are to be under way before any is answered.
         most: how many of those were under way at once.
@@ -39,6 +40,7 @@ class Keeper:
         self.leases: dict[int, list[bytes] | None] = {}
         self.secret: set[int] = set()
         self.hidden = False
+        self.says: tuple[grpc.StatusCode, str] | None = None
         self.stalled = False
         self.together = 1
         self.most = 0
@@ -77,6 +79,12 @@ class Keeper:
         told = keys if request.keys else []
         return pb.LeaseTimeToLiveResponse(ID=request.ID, TTL=0, grantedTTL=60, keys=told)
 
+    def renew(self, request: pb.LeaseKeepAliveRequest, context: Any) -> pb.LeaseKeepAliveResponse:
+        """Ended, or renewed."""
+        if self.says is not None:
+            context.abort(*self.says)
+        return pb.LeaseKeepAliveResponse(ID=request.ID, TTL=60)
+
     def read(self, request: pb.RangeRequest, context: Any) -> pb.RangeResponse:
         """Nothing, which this user may not read."""
         context.abort(grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
@@ -98,6 +106,7 @@ def store(keeper: Keeper) -> Iterator[Any]:
     for service, method, answer, request in (
         ("Lease", "LeaseLeases", keeper.list, pb.LeaseLeasesRequest),
         ("Lease", "LeaseTimeToLive", keeper.tell, pb.LeaseTimeToLiveRequest),
+        ("Lease", "LeaseKeepAlive", keeper.renew, pb.LeaseKeepAliveRequest),
         ("KV", "Range", keeper.read, pb.RangeRequest),
     ):
         handler = grpc.unary_unary_rpc_method_handler(
@@ -138,6 +147,21 @@ def test_ended_meanwhile(keeper: Keeper, store: Any) -> None:
         LeaseInfo(3, 60, 0, ["a", "b"]),
     ]
     assert store._leases((2, 4, 3), None, WITHIN) == [LeaseInfo(3, 60, 0, None)]
+
+
+def test_a_member_that_is_late_is_no_proxy(keeper: Keeper, store: Any) -> None:
+    """A member of etcd 3.4 that has too much to do ends a renewal in words like a proxy's."""
+    assert store._lease_renew(1, WITHIN) == 60
+    keeper.says = grpc.StatusCode.UNKNOWN, "context deadline exceeded"
+    with pytest.raises(kvi.Timeout):
+        store._lease_renew(1, 0.5)
+    keeper.says = grpc.StatusCode.UNKNOWN, "something new"
+    with pytest.raises(kvi.Unavailable, match="something new") as caught:
+        store._lease_renew(1, 0.5)
+    assert "grpc-proxy" not in str(caught.value)
+    keeper.says = grpc.StatusCode.UNKNOWN, "context canceled"
+    with pytest.raises(kvi.Unavailable, match="grpc-proxy"):
+        store._lease_renew(1, 0.5)
 
 
 def test_keys_that_the_user_may_not_read(keeper: Keeper, store: Any) -> None:

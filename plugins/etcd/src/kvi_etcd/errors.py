@@ -89,7 +89,10 @@ def classify(code: grpc.StatusCode, detail: str) -> Happened:
         return Happened.REFUSED
     if code in _FINAL_CODES or (code is _Code.RESOURCE_EXHAUSTED and "larger than max" in text):
         return Happened.FINAL
-    return Happened.SILENT if code is _Code.DEADLINE_EXCEEDED else Happened.LOST
+    # A member that gives up at the call's own deadline may say so before this client does; etcd 3.4
+    # says it of a stream without a code for it.
+    late = code is _Code.DEADLINE_EXCEEDED or text == "context deadline exceeded"
+    return Happened.SILENT if late else Happened.LOST
 
 
 PROXY = (
@@ -120,7 +123,7 @@ def translate(error: grpc.RpcError, *, write: bool) -> KviError:
     if code is _Code.RESOURCE_EXHAUSTED and "Received message larger than max" in detail:
         return AnswerTooLarge(f"the answer is larger than kvi receives at once: {detail}")
     if happened in (Happened.LOST, Happened.SILENT):
-        return _lost(code, detail, write)
+        return _lost(code, detail, write, slow=happened is Happened.SILENT)
     if happened is Happened.UNREACHED:
         return _unreached(detail)
     if happened is Happened.LOGIN_REFUSED:
@@ -143,8 +146,7 @@ def login_refused(error: KviError) -> bool:
     )
 
 
-def _lost(code: grpc.StatusCode, detail: str, write: bool) -> KviError:
-    slow = code is _Code.DEADLINE_EXCEEDED
+def _lost(code: grpc.StatusCode, detail: str, write: bool, *, slow: bool) -> KviError:
     if write:
         return OutcomeUnknown(
             f"the write was sent and {'no answer came in time' if slow else 'its answer lost'}; "

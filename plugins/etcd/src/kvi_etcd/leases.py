@@ -38,7 +38,6 @@ from kvi_etcd.wire import lease_id
 
 MIN_TTL = 2  # seconds: what etcd, with its default election time-out, grants at the least
 MAX_TTL = 9_000_000_000  # seconds: etcd takes no more
-_UNKNOWN, _CANCELLED = grpc.StatusCode.UNKNOWN, grpc.StatusCode.CANCELLED
 PAUSE = 0.05  # seconds between a grant whose answer was lost and the next
 PATIENCE = 1.0  # seconds for revoking a lease that nobody has got
 AT_ONCE = 32  # leases that are asked for at once
@@ -83,9 +82,9 @@ async def renew(calls: Calls[Any], lease: int, timeout: float) -> float:
     except Unavailable as error:
         # Who ended it was not this client. Since etcd 3.5 a proxy says so in the words of a member
         # that is being stopped, so that it has to be asked again.
-        code = error.__cause__.code() if isinstance(error.__cause__, grpc.RpcError) else None
-        if code in (_UNKNOWN, _CANCELLED):
-            passing = code is _CANCELLED
+        cause = error.__cause__
+        if isinstance(cause, grpc.RpcError) and cause.details() == "context canceled":
+            passing = cause.code() is grpc.StatusCode.CANCELLED
             raise Unavailable(
                 f"the lease could not be renewed: {PROXY}", passing=passing
             ) from error
