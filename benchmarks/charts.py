@@ -14,7 +14,7 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 _INK, _FAINT = "#808080", "#80808055"  # readable on white and on black
 _COLOURS = ("#2a7fd4", "#e07020", "#2e9e5b", "#b05bc8")
-_DASHES = ("-", "--", ":")
+_DASHES = ("-", "--", ":", "-.")
 
 
 class Line(NamedTuple):
