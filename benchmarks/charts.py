@@ -82,7 +82,14 @@ def growth(panels: Sequence[tuple[str, str, Sequence[Line]]], file: Path) -> Non
             axes.grid(visible=True, color=_FAINT, linewidth=0.5)
             _powers(axes.xaxis)
             _powers(axes.yaxis)
-            axes.legend(frameon=False, fontsize=7, labelcolor=_INK, ncols=2)
+            axes.legend(
+                frameon=False,
+                fontsize=7,
+                labelcolor=_INK,
+                ncols=2 if len(lines) > 4 else 4,
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.1),  # below: nothing is hidden
+            )
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
 
