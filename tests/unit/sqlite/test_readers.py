@@ -98,6 +98,29 @@ def test_what_is_no_store_stays_as_it_is(path: Path, uri: str) -> None:
         assert names(path) == ["store.db"]
 
 
+def test_older_layout_that_has_what_reading_needs(path: Path, uri: str) -> None:
+    """A file that lacks only what writers need is read, and not changed."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    for part in schema._PARTS[: schema.READABLE]:
+        for statement in part:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {schema.READABLE}")
+    connection.execute(schema.UPSERT, (b"k", 1, 1, None, b"v"))
+    connection.execute(schema.EVENT_OF_UPSERT, (1 << schema.SEQ_BITS, b"k"))
+    connection.close()
+    before = path.read_bytes()
+    with kvi.open(uri, read_only=True) as reader:
+        assert value_of(reader) == "v"
+        assert [entry.key for entry in reader.range(revision=1)] == ["k"]
+        assert [event.value for event in reader.history("k")] == [b"v"]
+        assert reader.count() == 1
+        assert inmost(reader)._leases(None, None, 5) == []
+        assert reader.watch("k", from_revision=1).next(20).value == b"v"
+    assert path.read_bytes() == before
+    assert names(path) == ["store.db"]
+
+
 def test_reader_sees_every_commit(path: Path, uri: str) -> None:
     """Whoever writes meanwhile, opens the file and closes it: a read sees what was acknowledged."""
     with kvi.open(uri) as store:

@@ -73,6 +73,7 @@ if sqlite3.threadsafety == 0:
 
 APPLICATION_ID = 0x6B766931  # "kvi1"
 VERSION = 5
+READABLE = 4  # the oldest version that has all that reading needs
 SEQ_BITS = 20  # a million changes in a commit before any revision is skipped, 2**43 revisions
 TRIM_EVERY = 256  # commits: deleting in portions costs next to nothing for each
 WAL_KEPT = 16 * 1024 * 1024  # bytes of a WAL file: if it is longer, it is to start over
@@ -423,8 +424,9 @@ def has_chores(connection: sqlite3.Connection) -> bool:
 
 
 def check_readable(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise `Unavailable` if the file is no store of this version."""
-    if _missing(connection, path):
+    """Raise `Unavailable` if the file is no store, or lacks what reading needs."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if _missing(connection, path) and version < READABLE:
         raise Unavailable(
             f"{path} is an empty file or has an older layout, and this process must not write to "
             "it; open the store once where it may",
