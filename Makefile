@@ -5,6 +5,8 @@ PLUGINS := memory sqlite etcd consul
 PROJECTS := pyproject.toml core/pyproject.toml $(PLUGINS:%=plugins/%/pyproject.toml)
 PYTEST := $(BIN)/python -m pytest -q
 SERVERS := $(BIN)/python -m tests.servers
+# A peer that pins what others need in newer releases.
+ASIDE := $(BIN)/python -m pip install -q --disable-pip-version-check --upgrade --no-deps --target build/peers
 CHARTS := $(BIN)/python -m pip install -q --disable-pip-version-check --group charts
 # Tests start thousands of processes. Where an environment forbids bytecode, each would compile all.
 export PYTHONDONTWRITEBYTECODE :=
@@ -59,7 +61,8 @@ soak: .venv/ready ## long torture, and each fault a hundred times, for hours: ma
 bench: .venv/ready ## kvi beside the least work that could do the job, and its peers
 	@mkdir -p build
 	@test ! -e build/bench.json || mv build/bench.json build/bench-before.json
-	$(SERVERS) --fast -- $(BIN)/python -m benchmarks --json build/bench.json
+	-$(ASIDE) etcetra
+	PYTHONPATH=build/peers $(SERVERS) --fast -- $(BIN)/python -m benchmarks --json build/bench.json
 	@$(CHARTS)
 	$(BIN)/python -m benchmarks.page build/bench.json --beside build/bench-before.json
 

@@ -1,9 +1,13 @@
 """`kvi.aio`, against a bare `grpc.aio` stub, ``aetcd`` and ``etcetra``; in memory, against a dict.
 
-All run in one event loop, by one or many tasks. The floor is ``channel.unary_unary`` of `grpc.aio`
-on messages made from kvi's own ``wire.proto``, over a channel with default options, without a
-time-out: the least that can ask etcd. Beside it runs the same stub with what kvi sends along with
-each call: its time-out, and that it wants a leader.
+One or many tasks of one event loop call at once. On etcd each contender has a process of its own
+(`benchmarks.aio_peer`), which all are asked in turn. The floor is ``channel.unary_unary`` of
+`grpc.aio` on messages made from kvi's own ``wire.proto``, over a channel with default options,
+without a time-out: the least that can ask etcd. Beside it runs the same stub with what kvi sends
+along with each call: its time-out, and that it wants a leader.
+
+``etcetra`` wants one release of grpcio alone, and no other library of these does: ``make bench``
+puts it aside, where it is used with the grpcio that is here.
 """
 
 from __future__ import annotations
@@ -12,76 +16,27 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any, Self
+from typing import Self
 
-import grpc
 import kvi
-from kvi_etcd import wire_pb2 as pb
 
-from benchmarks.aio_peer import PEERS, Call
-from benchmarks.machine import address, has
+from benchmarks.aio_peer import LIBRARIES, contenders, measured
 from benchmarks.measure import FLOOR, KVI, Effort, Run, compare
 from benchmarks.memory import Dict
 from benchmarks.report import Row, at_most, faster
 
 _KEY, _VALUE = "benchmark/aio", b"2500"
 _TASKS = (1, 32, 256)
-_ASKED = "stub with time-out and leader"
-
-
-class Stub:
-    """The floor: bare calls, nothing around them. Made in a loop."""
-
-    def __init__(self, uri: str, **options: Any) -> None:
-        """``options`` go with each call."""
-        host, port = address(uri)
-        self._options = options
-        self.channel = grpc.aio.insecure_channel(f"{host}:{port}")
-        self._range = self.channel.unary_unary(
-            "/etcdserverpb.KV/Range",
-            request_serializer=pb.RangeRequest.SerializeToString,
-            response_deserializer=pb.RangeResponse.FromString,
-        )
-        self._put = self.channel.unary_unary(
-            "/etcdserverpb.KV/Put",
-            request_serializer=pb.PutRequest.SerializeToString,
-            response_deserializer=pb.PutResponse.FromString,
-        )
-
-    async def get(self) -> bytes:
-        answer = await self._range(pb.RangeRequest(key=_KEY.encode()), **self._options)
-        return answer.kvs[0].value  # type: ignore[no-any-return]
-
-    async def store(self) -> int:
-        answer = await self._put(pb.PutRequest(key=_KEY.encode(), value=_VALUE), **self._options)
-        return answer.header.revision  # type: ignore[no-any-return]
 
 
 def rows(effort: Effort, uris: dict[str, str]) -> Iterator[Row]:
     """Get and store, by one task and by many."""
     with asyncio.Runner() as runner:
         yield _memory(effort, runner)
-        if "etcd" in uris:
-            yield from _etcd(effort, runner, uris["etcd"])
-
-
-async def measured(call: Call, count: int, number: int) -> float:
-    """Await ``call`` by ``count`` tasks at once; the time of ``number`` at their joint rate."""
-
-    async def work(number: int) -> None:
-        for _ in range(number):
-            await call()
-
-    each = max(1, round(number / count))
-    start = time.perf_counter()
-    await asyncio.gather(*(work(each) for _ in range(count)))
-    return (time.perf_counter() - start) * number / (each * count)
-
-
-def _tasks(runner: asyncio.Runner, count: int, call: Call) -> Run:
-    return lambda number: runner.run(measured(call, count, number))
+    if "etcd" in uris:
+        yield from _etcd(effort, uris["etcd"])
 
 
 def _memory(effort: Effort, runner: asyncio.Runner) -> Row:
@@ -95,49 +50,35 @@ def _memory(effort: Effort, runner: asyncio.Runner) -> Row:
             get(_KEY)
         return time.perf_counter() - start
 
-    runner.run(_finish(store.store(_KEY, _VALUE)))
+    runner.run(store.store(_KEY, _VALUE))
     compared = compare(
         effort,
         {
             FLOOR: lambda number: runner.run(bare(number)),
-            KVI: _tasks(runner, 1, lambda: store.get(_KEY)),
+            KVI: lambda number: runner.run(measured(lambda: store.get(_KEY), 1, number)),
         },
     )
     runner.run(store.close())
     return Row("memory", "await get", compared, (at_most(compared, 12),))
 
 
-def _etcd(effort: Effort, runner: asyncio.Runner, uri: str) -> Iterator[Row]:
-    async def begin(**options: Any) -> Stub:
-        return Stub(uri, **options)
-
+def _etcd(effort: Effort, uri: str) -> Iterator[Row]:
     with ExitStack() as stack:
-        floor = runner.run(begin())
-        leader = grpc.aio.Metadata(("hasleader", "true"))
-        asked = runner.run(begin(timeout=30.0, metadata=leader))
-        stack.callback(lambda: runner.run(asked.channel.close()))
-        store = kvi.aio.open(uri, grpc_aio=True)
-        stack.callback(lambda: runner.run(floor.channel.close()))
-        stack.callback(lambda: runner.run(store.close()))
-        runner.run(_finish(store.store(_KEY, _VALUE)))
-        peers = {name: stack.enter_context(_Peer(name, uri)) for name in PEERS if has(name)}
+        asked = {name: stack.enter_context(_Contender(name, uri)) for name in contenders()}
         for count in _TASKS:
-            for case, bare, same, ours in (
-                ("get", floor.get, asked.get, lambda: store.get(_KEY)),
-                ("store", floor.store, asked.store, lambda: store.store(_KEY, _VALUE)),
-            ):
-                calls = {FLOOR: bare, KVI: ours, _ASKED: same}
-                runs = {name: _tasks(runner, count, call) for name, call in calls.items()}
-                runs |= {name: peer.run(case, count) for name, peer in peers.items()}
+            for case in ("get", "store"):
+                runs = {name: one.run(case, count) for name, one in asked.items()}
                 compared = compare(Effort(effort.rounds, effort.turn * 4), runs)
                 tasks = "1 task" if count == 1 else f"{count} tasks"
-                targets = at_most(compared, 1.25), *(faster(compared, 1, name) for name in peers)
+                others = [name for name in LIBRARIES if name in asked]
+                targets = at_most(compared, 1.25), *(faster(compared, 1, name) for name in others)
                 yield Row("etcd", f"await {case}, {tasks}", compared, targets)
-        runner.run(_finish(store.delete(_KEY)))
+    with kvi.open(uri) as store:
+        store.delete(_KEY)
 
 
-class _Peer:
-    """Another client in a process of its own; a context manager."""
+class _Contender:
+    """One of them, in its process; a context manager."""
 
     def __init__(self, name: str, uri: str) -> None:
         self._process = subprocess.Popen(
@@ -163,7 +104,3 @@ class _Peer:
             return float(tells.readline())
 
         return ask
-
-
-async def _finish(call: Awaitable[object]) -> None:
-    await call

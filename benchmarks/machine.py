@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 import kvi
 
 PEERS = {
+    "aetcd": "aetcd",
+    "etcetra": "etcetra",
     "etcd3": "etcd3",
     "etcd3gw": "etcd3gw",
     "opendal": "opendal",
