@@ -250,6 +250,21 @@ async def test_memory_gives_others_a_turn() -> None:
         assert ticks.longest < 0.05 + 2 * machine.longest
 
 
+@in_loop
+async def test_memory_needs_no_threads() -> None:
+    """Whatever it is asked for by tasks is done in the loop."""
+    async with aio.open("mem:aio-in-loop") as store:
+        async with store.lock("l") as lock:
+            lease = await store.lease(60)
+            await store.store("k", "v", lease=lease)
+            await lease.renew()
+            assert lock.held
+        async with store.temp_key("t"):
+            await lease.revoke()
+        assert len(await store.history("k")) == 2
+        assert not store._runtime.jobs.threads
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",

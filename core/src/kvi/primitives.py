@@ -71,8 +71,9 @@ class Primitives(ABC):
         uri: the store's URI with secrets replaced by ``***``.
         capabilities: what the store can do.
         timeout: seconds for calls that do not give their own.
-        in_place: the names of operations (``"get"``) that may run in the main thread: an exception
-            that a signal handler raises there, at any bytecode, leaves them whole.
+        in_place: the names of operations (``"get"``) that may run in the main thread and in an
+            event loop: they never wait, and an exception that a signal handler raises there, at
+            any bytecode, leaves them whole.
         forked: whether this is a parent's store, seen by a child process.
 
     """

@@ -19,7 +19,7 @@ from kvi.coroutine import run
 from kvi.driver import threads as module
 from kvi.driver.threads import Errand, ThreadPort, Threads, ThreadSignal, is_main
 from kvi.middleware.liveness import Monitored
-from kvi.model import KeyValue, RangeResult, Scan, Txn, TxnResult
+from kvi.model import Claim, KeyValue, RangeResult, Scan, Txn, TxnResult
 from kvi.ops import GetOp, Op, PingOp
 from kvi.port import Cancelled, Flow, Port
 from kvi.primitives import Primitives
@@ -398,6 +398,40 @@ def test_other_threads_run_their_own_calls() -> None:
         thread.join(20)
         store.get("k")
     assert seen == ["caller's", "kvi-flow"]
+
+
+class _Claims(Smallest):
+    """Notes the threads that claims are made on."""
+
+    def __init__(self, store: kvi.Kvi) -> None:
+        super().__init__(store)
+        self.seen: list[str] = []
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        self.seen.append(threading.current_thread().name)
+        return super()._lock_claim(name, lease, timeout)
+
+
+class _Ends(_Claims):
+    def _cancel(self, thread: int) -> None: ...
+
+
+class _NeverWaits(_Claims):
+    in_place = frozenset(["lock_claim"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"), [(_Claims, "kvi-flow"), (_Ends, "caller's"), (_NeverWaits, "caller's")]
+)
+def test_other_threads_acquire_where_closing_ends_it(kind: type[_Claims], where: str) -> None:
+    """A claim that closing cannot end is made on a thread of kvi's, as any of the main thread."""
+    primitives = kind(kvi.open("mem:claims"))
+    with opened(primitives) as store:
+        thread = threading.Thread(target=store.lock("l").acquire, name="caller's")
+        thread.start()
+        thread.join(20)
+        store.lock("other").acquire()
+    assert primitives.seen == [where, "kvi-flow"]
 
 
 # -- signals --------------------------------------------------------------------------------------

@@ -181,7 +181,10 @@ CALLS: dict[str, Callable[[World], object]] = {
     "renew": lambda w: w.primitives._lease_renew(w.lease, 5),
     "revoke": lambda w: w.primitives._lease_revoke(w.lease, 5),
     "expired": _expired,
+    "leases": lambda w: w.primitives._leases(None, Span("", None), 5),
     "claim": lambda w: w.primitives._lock_claim("lock", w.lease, 5),
+    "release": lambda w: w.primitives._lock_release(w.primitives._lock_claim("k3", w.lease, 5), 5),
+    "history": lambda w: w.primitives._get_history("k1", None, 5),
     "watch": _poll_behind,
 }
 

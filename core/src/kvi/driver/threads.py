@@ -5,8 +5,9 @@ handler may raise. Whatever the main thread was doing then is left where it was:
 taken, a connection be in the middle of an answer. So a call of the main thread hands its flow to a
 thread of kvi's, and waits for it on a queue written in C. An exception out of the handler ends the
 wait and nothing else; the flow is told, and gives back what it got (`Errand`). Calls of other
-threads meet no handlers and run their flows in place. So do operations of the main thread that
-their backend declares whole at every bytecode (`Primitives.in_place`).
+threads meet no handlers and run their flows in place; only those that may last go to a thread of
+kvi's, too, where the store cannot be told to end a call when the handle is closed. Operations that
+their backend declares whole at every bytecode (`Primitives.in_place`) run in place on any thread.
 
 *Who works.*
 

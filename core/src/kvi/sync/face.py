@@ -12,6 +12,7 @@ from kvi.flow.scope import Scope
 from kvi.ops import Direct, Op
 from kvi.options import check_timeout
 from kvi.port import Flow, Port
+from kvi.primitives import Primitives
 
 T = TypeVar("T")
 
@@ -25,6 +26,9 @@ class Face:
         self._runtime: Threads = scope.runtime  # type: ignore[assignment]  # of this driver
         primitives = scope.primitives
         self._in_place = primitives.in_place
+        # Closing ends what a flow waits for, on whatever thread that is.
+        ends = type(primitives)._cancel is not Primitives._cancel
+        self._stays = ends or "lock_claim" in primitives.in_place
         # Without middleware the store is asked straight away. It may have short ways of its own.
         self._plain = primitives if isinstance(scope.executor, Direct) else None
         short = scope.executor.is_short
@@ -65,9 +69,12 @@ class Face:
         away: bool = False,
         lasting: bool = False,
     ) -> T:
-        """Run a flow; see `Threads.drive`."""
+        """Run a flow; see `Threads.drive`.
+
+        ``away``: it may last, and its caller is to be free of it once the handle is closed.
+        """
         scope = self._scope
-        if here or not (away or is_main()):
+        if here or not (is_main() or (away and not self._stays)):
             return self._runtime.drive_here(flow, None if lasting else scope)
         errand = Errand(flow, undo, scope, lasting=lasting)
         return self._runtime.drive(errand)

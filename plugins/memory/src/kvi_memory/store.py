@@ -58,7 +58,11 @@ class MemoryKvi(Primitives):
     """A handle on the memory store ``name``; the data outlives it."""
 
     in_place = frozenset(
-        ("get", "store", "delete", "txn", "range", "range_page", "count", "delete_range", "ping")
+        (
+            *("get", "store", "delete", "txn", "range", "range_page", "count", "delete_range"),
+            *("lease_grant", "lease_renew", "lease_revoke", "leases"),
+            *("lock_claim", "lock_release", "history", "ping"),
+        )
     )
 
     def __init__(self, uri: str, name: str, *, timeout: float) -> None:
