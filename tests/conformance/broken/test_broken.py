@@ -33,8 +33,11 @@ FAULTS = Path(__file__).with_name("faults.py")
 
 RECIPES = tuple(r.name for section in SECTIONS if section.title == "Recipes" for r in section.rules)
 
-HANGS = 8
+HANGS = 16
 """Seconds after which a test of a mutant counts as failed."""
+
+STORM = 30.0
+"""The same for one that cancels calls, which no `HANGS` bounds."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,6 +85,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (cancelling, leases, locks, recipes, suite_recipes, work):
         monkeypatch.setattr(module, "WITHIN", PATIENCE)
     monkeypatch.setattr(waiting.until, "__kwdefaults__", {"within": PATIENCE})
+    monkeypatch.setattr(tasks, "LONGEST", STORM)
     monkeypatch.setattr(tasks, "TRIES", 1)  # what holds the loop does so each time
     for module in (away, history):
         monkeypatch.setattr(module, "BACK", PATIENCE)
@@ -135,7 +139,8 @@ def test_mutant_is_caught(mutant: Mutant, impatient: None) -> None:
         # Nobody writes down the calls of handles that a test opens itself, nor those of recipes and
         # of tasks; a program is its calls.
         if not name.startswith(("handle.", "program.", "asyncio.", *RECIPES)) and not also:
-            assert any(test.calls for test in result.tests if test.outcome is Outcome.FAILED)
+            failed = [test for test in result.tests if test.outcome is Outcome.FAILED]
+            assert any(test.calls for test in failed), result.reproduction
         assert f"{name} is broken" in report.text()
 
 

@@ -101,6 +101,33 @@ def test_no_write_is_sent_too_late(store: kvi.Kvi, monkeypatch: pytest.MonkeyPat
     assert store.count() == 0
 
 
+def test_a_run_too_late_after_one_that_lost(
+    store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others were faster, and there is no time to write again: that is what it ends with."""
+    from kvi.flow import update
+
+    moment, took = 0.0, iter([0.1, 0.1, 0.6])
+    monkeypatch.setattr(update, "now", lambda: moment)
+    real = store._do
+
+    def slow(op: Any, timeout: float | None) -> Any:
+        nonlocal moment
+        moment += next(took)
+        return real(op, timeout)
+
+    monkeypatch.setattr(store, "_do", slow)
+    with kvi.open(store.uri) as other:
+
+        def change(old: bytes | None) -> bytes:
+            other.store("k", "theirs")
+            return b"ours"
+
+        with pytest.raises(kvi.Contention, match="1 times"):
+            store.update("k", change, timeout=1)
+        assert other.get("k").text == "theirs"  # type: ignore[union-attr]
+
+
 def test_a_ttl_that_is_too_short_to_write(store: kvi.Kvi) -> None:
     """It is stretched by no more than half a second, and ends in one error, soon."""
     began = time.monotonic()

@@ -105,9 +105,12 @@ class _Rounds:
         self._lost = 0
 
     async def ask(self, op: Op[T]) -> T:
-        """Do it. A write for which there is surely no time is not sent."""
+        """Do it. A write for which there is surely no time is not sent.
+
+        Raises `Contention` then if others were faster before, else `Timeout`.
+        """
         if self._left <= (self._slowest if op.effect is not Effect.READ else 0):
-            raise self.caller.placed(Timeout("the time was up before anything was written"))
+            raise self._over()
         began = now()
         try:
             return await self.caller.ask(op, self._left)
@@ -126,18 +129,23 @@ class _Rounds:
         """
         room = self._left - min(2 * self._round + _RESERVE, self._seconds / 2)
         self._round = self._slowest = 0.0
-        if room <= 0:
-            raise self.caller.placed(
-                Contention(
-                    f"others changed what had been read, {self._lost + 1} times, until the time "
-                    "was up; nothing was written"
-                )
-            )
         longest = min(_LONGEST, _FIRST * 2 ** min(self._lost, 10))
         self._lost += 1
+        if room <= 0:
+            raise self._over()
         began = now()
         await self.caller.pause(min(room, random.uniform(0, longest)))  # noqa: S311
         self._left -= now() - began
+
+    def _over(self) -> KviError:
+        """The time is up, and nothing was written."""
+        error: KviError = Timeout("the time was up before anything was written")
+        if self._lost:
+            error = Contention(
+                f"others changed what had been read, {self._lost} times, until the time was up; "
+                "nothing was written"
+            )
+        return self.caller.placed(error)
 
 
 class Draft:

@@ -30,20 +30,20 @@ class TestInterrupts(Rules):
         with kvi.open(kvi_uri):  # what is wrong with the URI is told here, as what it is
             pass
         options = [f"--operation={name}" for name in GROUPS[group]] + [f"--hits={HITS}"]
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "kvi.conformance.interrupts", str(kvi_uri), *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=environment(),
-        )
-        try:
-            told, stacks = process.communicate(timeout=ENDS)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"the calls of {group} did not end within {ENDS} s", pytrace=False)
-        finally:
-            process.kill()
+        ) as process:
+            try:
+                told, stacks = process.communicate(timeout=ENDS)
+            except subprocess.TimeoutExpired:
+                pytest.fail(f"the calls of {group} did not end within {ENDS} s", pytrace=False)
+            finally:
+                process.kill()
         if process.returncode:
             shown = redacted(str(kvi_uri))
             again = f"python -m kvi.conformance.interrupts {shown} {' '.join(options)}"

@@ -148,11 +148,10 @@ class TestUpdates(Rules):
                 runs = 0
                 with pytest.raises((kvi.Contention, kvi.Timeout)) as raised:
                     call(seconds)
-                if isinstance(raised.value, kvi.Contention):
+                if isinstance(raised.value, kvi.Contention) and runs > 1:
                     break
-                assert seconds < LONGEST, "it never lost to anybody, and gave up"
-                seconds *= 4  # on a slow machine not even the first try came to its end
-            assert runs > 1
+                assert seconds < LONGEST, "it never lost to anybody, or did not try again"
+                seconds *= 4  # on a slow machine there was no time for more
             assert peer.get("k").value == b"theirs %d" % runs  # type: ignore[union-attr]
 
     @rule("update.atomic")
