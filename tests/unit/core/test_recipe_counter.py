@@ -48,11 +48,12 @@ def test_lost_answer_with_a_name(store: Faulty, applied: bool) -> None:
     assert counter.value() == 7
 
 
-def test_lost_answer_that_cannot_be_settled(store: Faulty) -> None:
+@pytest.mark.parametrize("error", [AWAY, kvi.PermissionDenied("no more")], ids=["away", "denied"])
+def test_lost_answer_that_cannot_be_settled(store: Faulty, error: kvi.KviError) -> None:
     """What keeps an addition from looking does not make it sure that it was not counted."""
     counter = Counter(store, "c")
     store.loses("counter_add", None, LOST)
-    store.fails("counter_add", None, None, AWAY)
+    store.fails("counter_add", None, None, error)
     with pytest.raises(kvi.OutcomeUnknown):
         counter.add(2, op="a")
     assert counter.add(2, op="a") == 2, "sent again, it is settled"

@@ -19,7 +19,7 @@ from kvi.driver.threads import ThreadPort
 from kvi.middleware.retry import Retrying
 from kvi.model import Get, KeyValue, RangeResult, Txn
 from kvi.ops import GetOp, GrantOp, Op, PutOp, RangeOp, TxnOp
-from kvi.policy.retry import Effect, RetryPolicy
+from kvi.policy.retry import UNSAID, Effect, RetryPolicy
 
 from tests.support.faulty import Faulty, kvi_over
 from tests.support.waiting import until
@@ -230,6 +230,26 @@ def test_idempotent_writes_are(inner: Faulty, name: str, call: Any) -> None:
     inner.loses(name, kvi.OutcomeUnknown("lost"))
     call(retrying(inner, RetryPolicy(min_wait=0, factor=0, idempotent=True)))
     assert inner.times(name) == 2
+
+
+@pytest.mark.parametrize("error", UNSAID, ids=lambda error: error.__name__)
+def test_what_may_have_applied_stays_unknown(inner: Faulty, error: type[kvi.KviError]) -> None:
+    """Another try that fails for sure says nothing of the one whose answer was lost."""
+    inner.loses("store", kvi.OutcomeUnknown("lost"))
+    inner.fails("store", None, *[error("later")] * 3)
+    twice = RetryPolicy(min_wait=0, factor=0, idempotent=True, max_attempts=2)
+    with pytest.raises(kvi.OutcomeUnknown, match="lost"):
+        retrying(inner, twice).store("k", "v")
+    assert inner.times("store") == 2
+    assert inner.get("k") is not None
+
+
+def test_what_later_tries_know_counts(inner: Faulty) -> None:
+    """An answer of the store itself is an answer."""
+    inner.loses("store", kvi.OutcomeUnknown("lost"))
+    inner.fails("store", None, kvi.LeaseLost("ended"))
+    with pytest.raises(kvi.LeaseLost, match="ended"):
+        retrying(inner, RetryPolicy(min_wait=0, factor=0, idempotent=True)).store("k", "v")
 
 
 @pytest.mark.parametrize(("name", "call"), names(DECIDING))

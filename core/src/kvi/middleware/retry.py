@@ -17,7 +17,7 @@ from kvi.call import Call
 from kvi.errors import KviError, OutcomeUnknown
 from kvi.log import log
 from kvi.ops import Executor, Op
-from kvi.policy.retry import RetryPolicy
+from kvi.policy.retry import UNSAID, RetryPolicy
 
 T = TypeVar("T")
 
@@ -37,16 +37,24 @@ class Retrying:
         self.is_short = inner.is_short  # what succeeds is not tried again
 
     async def execute(self, op: Op[T], call: Call) -> T:
-        """Do it, and again if it fails in a way that may pass."""
+        """Do it, and again if it fails in a way that may pass.
+
+        Once a try's fate is unknown, it stays so, unless a later one knows better.
+        """
         if call.decided:
             return await self._inner.execute(op, call)
         call.decided = True
+        lost: OutcomeUnknown | None = None
         try:
             while True:
                 try:
                     return await self._inner.execute(op, call)
                 except KviError as error:
+                    if isinstance(error, OutcomeUnknown):
+                        lost = error
                     if not await self._pause(error, op, call):
+                        if lost is not None and isinstance(error, UNSAID):
+                            raise lost from error
                         raise
         finally:
             call.decided = False

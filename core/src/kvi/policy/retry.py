@@ -33,9 +33,22 @@ import enum
 import math
 from dataclasses import dataclass
 
-from kvi.errors import InvalidArgument, KviError, OutcomeUnknown, shown
+from kvi.errors import (
+    AuthenticationFailed,
+    Contention,
+    InvalidArgument,
+    KviError,
+    OutcomeUnknown,
+    PermissionDenied,
+    Timeout,
+    Unavailable,
+    shown,
+)
 
-__all__ = ["Effect", "RetryPolicy"]
+__all__ = ["UNSAID", "Effect", "RetryPolicy"]
+
+UNSAID = (Unavailable, Timeout, Contention, AuthenticationFailed, PermissionDenied)
+"""What another try may end with that says nothing of an earlier one whose fate is unknown."""
 
 _LARGEST = 700  # e to the power of more is not a float
 

@@ -31,6 +31,7 @@ from kvi.model import Compare, Txn, TxnResult
 from kvi.mutex import Mutex
 from kvi.ops import GrantOp, TxnOp
 from kvi.policy.queue import Item, Layout
+from kvi.policy.retry import UNSAID
 
 
 class JobState(enum.Enum):
@@ -198,7 +199,7 @@ class JobFlow:
                     raise
                 steps = steps[1:]
             except KviError as error:
-                if self._state is JobState.ASKED and error.passing:
+                if self._state is JobState.ASKED and isinstance(error, UNSAID):
                     raise OutcomeUnknown("an earlier try may have ended the job") from error
                 raise
             except BaseException:  # nobody asks again

@@ -16,6 +16,7 @@ from kvi.flow.scope import Scope
 from kvi.model import Compare, Delete, Get, Key, KeyValue, Put, Txn
 from kvi.ops import TxnOp
 from kvi.policy.line import dumps, loads
+from kvi.policy.retry import UNSAID
 from kvi.port import Flow
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ async def settled(call: Call, attempt: Callable[[bool], Flow[T | None]]) -> T:
         except OutcomeUnknown as error:
             lost = error
         except KviError as error:
-            if lost is not None and error.passing:
+            if lost is not None and isinstance(error, UNSAID):
                 raise lost from error
             raise
         else:
