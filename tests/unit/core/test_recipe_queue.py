@@ -15,14 +15,18 @@ import kvi
 import pytest
 from kvi import aio
 from kvi.aio import recipes as awaited
+from kvi.call import Call
+from kvi.ops import Op
 from kvi.port import Port
 from kvi.recipes import Job, Queue
 
 from tests.support.faulty import Faulty
 from tests.support.looping import in_loop
+from tests.support.looping import until as until_in_loop
 from tests.support.waiting import until
 
 LOST, AWAY = kvi.OutcomeUnknown("lost"), kvi.Unavailable("away")
+DENIED = kvi.PermissionDenied("no more")
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -56,8 +60,9 @@ def leases(store: Faulty) -> int:
 # -- the end of a job -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("error", [AWAY, DENIED], ids=["away", "denied"])
 @pytest.mark.parametrize("applied", [True, False])
-def test_ack_whose_answer_is_lost(store: Faulty, applied: bool) -> None:
+def test_ack_whose_answer_is_lost(store: Faulty, applied: bool, error: kvi.KviError) -> None:
     """It is settled by asking again, within one call or by the next."""
     queue = Queue(store, "q")
     for unsettled in (False, True):
@@ -65,7 +70,7 @@ def test_ack_whose_answer_is_lost(store: Faulty, applied: bool) -> None:
         job = got(queue)
         (store.loses if applied else store.fails)("queue_ack", LOST)
         if unsettled:
-            store.fails("queue_ack", *([None] if applied else []), AWAY)
+            store.fails("queue_ack", *([None] if applied else []), error)
             with pytest.raises(kvi.OutcomeUnknown):
                 job.ack()
             assert not job.held
@@ -429,12 +434,52 @@ def test_wait_survives_the_store(store: Faulty) -> None:
 # -- putting --------------------------------------------------------------------------------------
 
 
-def test_put_in_doubt_that_cannot_be_settled(store: Faulty) -> None:
+@in_loop
+async def test_puts_whose_answers_come_in_another_order() -> None:
+    """Tasks, as threads, that share a `Queue` never give two jobs one id."""
+    late: dict[str, list[asyncio.Event]] = {}  # by task: what the answers of its puts wait for
+    waits: list[str] = []
+
+    class Late:
+        is_short = False
+
+        async def execute(self, op: Op[Any], call: Call) -> Any:
+            found = await inner.execute(op, call)
+            task = asyncio.current_task()
+            assert task is not None
+            if op.name == "queue_put" and late.get(task.get_name()):
+                waits.append(task.get_name())
+                await late[task.get_name()].pop(0).wait()
+            return found
+
+    async with aio.open(f"mem:{secrets.token_hex(8)}") as store:
+        inner, store._scope.executor = store._scope.executor, Late()
+        queue, other = awaited.Queue(store, "q"), awaited.Queue(store, "q")
+        ids = [await queue.put(b"1"), await other.put(b"2")]
+        first, second, third = (asyncio.Event() for _ in range(3))
+        late |= {"refused": [first, second], "put": [third]}
+        refused = asyncio.create_task(queue.put(b"3"), name="refused")
+        await until_in_loop(lambda: waits == ["refused"])
+        ids.append(await queue.put(b"4"))
+        put = asyncio.create_task(queue.put(b"5"), name="put")
+        await until_in_loop(lambda: waits == ["refused", "put"])
+        first.set()
+        await until_in_loop(lambda: waits == ["refused", "put", "refused"])
+        third.set()
+        ids += [await put, await queue.put(b"6")]
+        second.set()
+        ids.append(await refused)
+        assert len(set(ids)) == len(ids)
+        assert await queue.count() == len(ids)
+
+
+@pytest.mark.parametrize("error", [AWAY, DENIED], ids=["away", "denied"])
+def test_put_in_doubt_that_cannot_be_settled(store: Faulty, error: kvi.KviError) -> None:
     """What keeps a job with ``dedup`` from being settled does not make it sure that it failed."""
     queue = Queue(store, "q")
     queue.put("x")
     store.loses("queue_put", LOST)
-    store.fails("queue_put", None, AWAY)
+    store.fails("queue_put", None, error)
     store.fails("get", AWAY)
     with pytest.raises(kvi.OutcomeUnknown):
         queue.put("a", dedup="a")

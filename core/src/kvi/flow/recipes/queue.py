@@ -30,6 +30,7 @@ from kvi.ops import CountOp, DeleteOp, GetOp, TxnOp
 from kvi.policy.lease import check_ttl
 from kvi.policy.line import Mark, State, check_recipe, loads
 from kvi.policy.queue import DeadJob, Item, Layout, NewJob, check_whole
+from kvi.policy.retry import UNSAID
 from kvi.port import Port
 
 _LOOK = 30.0  # seconds after which a waiter looks again without having been told
@@ -80,7 +81,8 @@ class QueueFlow:
         until = None if later is None else later.id
         doubt: OutcomeUnknown | None = None
         while True:
-            id, put = self.layout.put(job, *self._known, until)
+            number, revision = self._known  # which another thread or task may change meanwhile
+            id, put = self.layout.put(job, number, revision, until)
             try:
                 done = await self._execute(call, put)
             except OutcomeUnknown as error:
@@ -93,14 +95,14 @@ class QueueFlow:
                 until = None
                 continue
             except KviError as error:
-                if doubt is not None and error.passing:
+                if doubt is not None and isinstance(error, UNSAID):
                     raise doubt from error
                 if later is not None:
                     later.abandon()
                 raise
             if done.succeeded:
                 assert done.revision is not None  # it has written
-                self._known = self._known[0] + 1, done.revision
+                self._known = number + 1, done.revision
                 return id
             counter, *others = (one if isinstance(one, KeyValue) else None for one in done.results)
             if others and others[0] is not None:
