@@ -6,12 +6,16 @@ import asyncio
 import gc
 import secrets
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import kvi
 import pytest
 from kvi import aio
 from kvi.aio import recipes as awaited
+from kvi.call import Call
+from kvi.ops import Op
 from kvi.recipes import Election, RWLock, Semaphore, Slots
 
 from tests.support.faulty import Faulty
@@ -72,6 +76,117 @@ def test_entering_whose_answer_is_lost(store: Faulty) -> None:
     assert not semaphore.held
     assert semaphore.acquire(WITHIN)
     semaphore.release()
+
+
+def marks(store: kvi.Kvi, name: str) -> list[str]:
+    """What is held of a recipe, by marks."""
+    return [one.key.rpartition("/")[2] for one in store.range(prefix=f"{name}/.kvi/held/")]
+
+
+def test_slot_that_is_asked_for_again_in_vain(store: Faulty) -> None:
+    """It leaves the index that it had before to whoever has it now."""
+    slots = Slots(store, "s", 2)
+    again, other = slots.claim(0), slots.claim(0)
+    again.release()
+    now = slots.claim(0)
+    assert now.index == 0
+    assert not again.acquire(0)
+    assert marks(store, "s") == ["0", "1"]
+    other.release()
+    assert slots.claim(0).index == 1
+
+
+class _Waiting:
+    """Somebody who waits for a slot, and whose request to enter is on its way for long."""
+
+    def __init__(self, store: Faulty, timeout: float) -> None:
+        """The first and the second slot are taken, as are these."""
+        self.slots = Slots(store, "s", 2)
+        self.taken = [self.slots.claim(0), self.slots.claim(0)]
+        self.found: list[int | kvi.KviError] = []
+        self.ops: list[Op[Any]] = []
+        self._answers = threading.Event()
+        self._below = store._below
+        self.lost = False
+        store._below = self
+        self._thread = threading.Thread(target=self._claim, args=(timeout,))
+        self._thread.start()
+        until(lambda: len(line(store, "s")) == 3)
+        self.taken[0].release()
+        until(lambda: self.ops)
+
+    is_short = False
+
+    async def execute(self, op: Op[Any], call: Call) -> Any:
+        if op.name == "slots_enter" and not self.ops:
+            self.ops.append(op)
+            assert self._answers.wait(WITHIN)
+            if self.lost:
+                raise kvi.OutcomeUnknown("lost")
+        return await self._below.execute(op, call)
+
+    def answer(self, *, lost: bool) -> int | kvi.KviError:
+        """Let the request come, or lose it; what its caller has in the end."""
+        self.lost = lost
+        self._answers.set()
+        self._thread.join(WITHIN)
+        return self.found[0]
+
+    def _claim(self, timeout: float) -> None:
+        try:
+            self.found.append(self.slots.claim(timeout).index)
+        except kvi.KviError as error:
+            self.found.append(error)
+
+
+def test_slot_that_another_was_faster_to_take(store: Faulty) -> None:
+    """Who is refused, and has no time for more, leaves the other's alone."""
+    waiting = _Waiting(store, 0.5)
+    end = time.monotonic() + 0.5
+    waiting.taken[1].release()
+    faster = waiting.slots.claim(0)
+    assert faster.index == 0
+    until(lambda: time.monotonic() > end)
+    assert isinstance(waiting.answer(lost=False), kvi.LockTimeout)
+    assert marks(store, "s") == ["0"]
+    assert waiting.slots.claim(0).index == 1
+
+
+def test_request_to_enter_that_comes_late(store: Faulty) -> None:
+    """Whoever has entered by another one has no second slot by it."""
+    waiting = _Waiting(store, WITHIN)
+    waiting.taken[1].release()
+    faster = waiting.slots.claim(0)
+    assert (faster.index, waiting.answer(lost=True)) == (0, 1)
+    faster.release()
+    store._do(waiting.ops[0], None)
+    assert marks(store, "s") == ["1"]
+    assert waiting.slots.claim(0).index == 0
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_entering_whose_answer_is_lost_has_one_slot(store: Faulty, applied: bool) -> None:
+    """What it may have taken is free again within its ttl."""
+    slots = Slots(store, "s", 2, ttl=0.5)
+    first = slots.claim(0)
+    (store.loses if applied else store.fails)("slots_enter", kvi.OutcomeUnknown("lost"))
+    with pytest.raises(kvi.Unavailable):
+        slots.claim(0)
+    until(lambda: len(line(store, "s")) == 1)
+    assert slots.claim(WITHIN).index == 1
+    first.release()
+
+
+def test_writer_that_was_a_reader_once(store: Faulty) -> None:
+    """A write lock that was downgraded is one for writing the next time."""
+    lock, other = RWLock(store, "rw"), RWLock(store, "rw")
+    writing = lock.write()
+    with writing:
+        writing.downgrade()
+    with other.read():
+        assert not writing.acquire(0)
+    assert writing.acquire(0)
+    assert not other.read().acquire(0)
 
 
 def test_waiter_whose_lease_is_lost(store: Faulty) -> None:
@@ -172,8 +287,8 @@ async def test_cancelled_waiters() -> None:
         for make in makes:
             async with make() as held:
                 waiting = make()
-                task = asyncio.create_task(waiting.acquire())
                 before = len([1 async for _ in store.range(prefix=held.name)])
+                task = asyncio.create_task(waiting.acquire())
 
                 async def came(name: str = held.name, before: int = before) -> bool:
                     return len([1 async for _ in store.range(prefix=name)]) > before

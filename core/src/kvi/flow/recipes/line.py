@@ -105,7 +105,9 @@ class Line(ABC):
                 raise LeaseLost("the place in the line is gone")
             at = standing.index(key)
             me = state.line[at]
-            if me.said.get("state") == HOLDS:
+            if me.said.get("state") == HOLDS:  # by a try whose answer was lost
+                its = (mark.key for mark in state.marks.values() if mark.lease == lease.id)
+                self._mark = next(its, None)
                 return me.claim(None, state.revision)
             orphans = await self._noticed(scope, call, state)
             waits_for = self.verdict(state, at, orphans)
@@ -116,8 +118,9 @@ class Line(ABC):
                 return claim
 
     async def release(self, scope: Scope, call: Call, claim: Claim) -> bool:
-        """Leave the line."""
-        txn = Txn((claim.guard,), self.leaving(claim.key), (), f"{self.kind}_release")
+        """Leave the line. Who waits has no mark: one that it asked for may be another's by now."""
+        gone = self.leaving(claim.key) if claim.ahead is None else (Delete(claim.key),)
+        txn = Txn((claim.guard,), gone, (), f"{self.kind}_release")
         return (await scope.executor.execute(TxnOp(txn), call)).succeeded
 
     def leaving(self, key: str) -> tuple[Delete, ...]:
@@ -151,19 +154,25 @@ class Line(ABC):
     async def _enter(
         self, scope: Scope, call: Call, state: State, me: Contender, lease: LeaseFlow
     ) -> Claim | None:
-        """Say that it holds, if its place and the settings are as they were; ``None`` if not."""
-        when: list[Compare] = [me.guard]
+        """Say that it holds, if its place and the settings are as they were; ``None`` if not.
+
+        It holds once: a try that comes late, when another has let it in, finds its key changed.
+        """
+        when: list[Compare] = [Key(me.key).revision == me.revision]
         then = [Put(me.key, self._value(HOLDS), lease.id)]
         if state.settings is not None:
             when.append(Key(state.settings.key).revision == state.settings.revision)
         id = self.mark_of(state, lease)
-        self._mark = None if id is None else self.owner.place.mark(id)
-        if self._mark is not None:
-            when.append(Key(self._mark).absent)
-            then.append(Put(self._mark, self._marked(lease)))
+        mark = None if id is None else self.owner.place.mark(id)
+        if mark is not None:
+            when.append(Key(mark).absent)
+            then.append(Put(mark, self._marked(lease)))
         txn = Txn(tuple(when), tuple(then), (), f"{self.kind}_enter")
         done = await scope.executor.execute(TxnOp(txn), call)
-        return me.claim(None, done.revision or 0) if done.succeeded else None
+        if not done.succeeded:
+            return None
+        self._mark = mark
+        return me.claim(None, done.revision or 0)
 
     async def _noticed(self, scope: Scope, call: Call, state: State) -> list[Mark]:
         """The orphans that still stand for their holders; the others are taken away."""

@@ -16,11 +16,12 @@ from typing import Any, Generic, TypeVar
 
 from kvi.call import Call
 from kvi.errors import AlreadyHeld, LeaseLost
+from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.line import HOLDS, Line
 from kvi.flow.recipes.state import Owner
 from kvi.flow.scope import Scope
-from kvi.model import Put, Txn
+from kvi.model import Claim, Put, Txn
 from kvi.ops import TxnOp
 from kvi.policy.line import Mark, State, check_recipe
 
@@ -35,7 +36,12 @@ class ReadWriteLine(Line):
 
     def __init__(self, owner: Owner, mode: str) -> None:
         super().__init__(owner)
-        self.mode = mode
+        self.mode = self._wanted = mode
+
+    async def claim(self, scope: Scope, call: Call, lease: LeaseFlow) -> Claim:
+        """Stand in line, whatever an earlier holding has become."""
+        self.mode = self._wanted
+        return await super().claim(scope, call, lease)
 
     def said(self) -> dict[str, Any]:
         """What it wants."""
