@@ -467,6 +467,26 @@ def test_resync_counts_whatever_its_revision(scripted: Faulty, revision: int) ->
     assert dict(entities.items()) == {0: entity(0, n=78), 1: entity(1, n=77)}
 
 
+def test_resync_of_another_value_at_the_same_revision(scripted: Faulty, peer: kvi.Kvi) -> None:
+    """A snapshot counts whatever its revisions; who holds the entity reads it before it is used."""
+    entities = loader(scripted, follow=True)
+    revisions = [scripted.store(f"e/{n}", encoded(entity(n))) for n in (1, 2, 3)]
+    entities.load()
+    same = entities.peek(3)
+    with held(entities, 2) as handle:
+        snapshot = [
+            KeyValue(f"e/{n}", encoded(entity(n, m=n)) if n < 3 else encoded(entity(n)), at, at)
+            for n, at in zip((1, 2, 3), revisions, strict=True)
+        ]
+        entities._flow.on_event(Event(EventType.RESYNC, "", None, 9, snapshot=snapshot), None)
+        assert entities.peek(1) == entity(1, m=1)
+        assert entities.peek(3) is same
+        assert handle._flow.in_doubt
+        peer.store("e/2", encoded(entity(2, m=2)))
+        assert handle.value == entity(2, m=2)
+        assert not handle._flow.in_doubt
+
+
 def test_resync_amid_loading(scripted: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages from before a snapshot bring back nothing that it does not have."""
     for number in (1, 2):

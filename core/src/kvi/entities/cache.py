@@ -313,8 +313,13 @@ class Cache(Generic[K, V]):
                 slot = self._slots.get(name)
                 if slot is None:
                     slot = self._slots[name] = Slot(id, name)
-                if slot.known is None or slot.known.revision != known.revision:
-                    slot.id, slot.known = id, known
+                before = slot.known
+                if before is known:
+                    continue
+                if before is not None and before.revision == known.revision:
+                    # no comparison of revisions would keep its holder from overwriting it
+                    slot.doubt = slot.doubt or slot.hold is not None
+                slot.id, slot.known = id, known
 
     @contextmanager
     def loading(self) -> Iterator[_Pass[V]]:

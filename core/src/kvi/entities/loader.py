@@ -234,15 +234,15 @@ class LoaderFlow(Generic[K, V]):
         bad: dict[str, tuple[BadRecord, int]] = {}
         for entry in snapshot:
             name = entry.key.removeprefix(records.prefix)
-            known = records.cache.find(name)
-            if known is not None and known.revision == entry.revision:
-                entities[name] = (records.id_of(known.value), known)
-                continue
             try:
-                entities[name] = records.decode(name, entry)
+                id, found = records.decode(name, entry)
             except BadRecord as error:
                 bad[name] = (error, entry.revision)
                 _log.warning("a record is left out: %s", error)
+                continue
+            known = records.cache.find(name)
+            # what is the same stays the same object: who has it may compare
+            entities[name] = id, known if known is not None and known == found else found
         records.cache.resync(entities, bad)
 
 
