@@ -174,11 +174,14 @@ def test_time_is_up_while_the_store_is_away(store: Faulty, begin: Begin) -> None
         party.result(WITHIN)
 
 
-def test_time_is_up_as_the_store_comes_back(store: Faulty, peer: kvi.Kvi, begin: Begin) -> None:
+@pytest.mark.parametrize("error", [AWAY, kvi.Contention("others write")], ids=["away", "busy"])
+def test_time_is_up_as_the_store_comes_back(
+    store: Faulty, peer: kvi.Kvi, begin: Begin, error: kvi.KviError
+) -> None:
     """Leaving is tried again for a while; then the others wait on."""
     patient = begin(lambda: Barrier(peer, "b", 3).wait())
     until(lambda: waiting(peer))
-    store.after["barrier_wait"] = lambda: store.fails("range", AWAY, AWAY, AWAY)
+    store.after["barrier_wait"] = lambda: store.fails("range", *[error] * 3)
     with pytest.raises(kvi.LockTimeout):
         Barrier(store, "b", 3).wait(0.2)
     assert len(waiting(peer)) == 1

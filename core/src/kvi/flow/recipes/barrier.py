@@ -35,7 +35,7 @@ from math import inf
 from typing import NamedTuple
 
 from kvi.call import Call
-from kvi.errors import BrokenBarrier, LeaseLost, LockTimeout, OutcomeUnknown
+from kvi.errors import BrokenBarrier, Contention, LeaseLost, LockTimeout, OutcomeUnknown
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.recipes.observing import Notice
 from kvi.flow.recipes.register import Register, Seen, settled
@@ -90,7 +90,7 @@ class BarrierFlow:
                 try:
                     order = await party.look(self._call(port, max(left, _LEAST)))
                     unanswered = False
-                except PASSING as error:
+                except (*PASSING, Contention) as error:
                     scope.ensure_open()
                     log().debug("a party of the barrier %r looks again: %s", party.name, error)
                     unanswered, order = True, None
@@ -204,7 +204,7 @@ class _Party:
                     call, gate.seen, gate.waiting, gate.outcomes, Delete(self._key)
                 ):
                     break
-            except PASSING as error:
+            except (*PASSING, Contention) as error:
                 self._scope.ensure_open()
                 left = left or isinstance(error, OutcomeUnknown)
                 if port.now() + _PAUSE >= call.deadline:
