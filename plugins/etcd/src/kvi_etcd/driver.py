@@ -238,7 +238,8 @@ class Calls(ABC, Generic[E]):
                 try:
                     token = await self._ready(endpoint, way, ask=request.write)
                     seconds = max(_SHORTEST, way.time(time.monotonic()))
-                    way.sent = endpoint.proven
+                    # A write's peer has answered, whatever others came to think of it since.
+                    way.sent = request.write or endpoint.proven
                     answer = await endpoint.unary(request.method, request.message, seconds, token)
                     endpoint.prove()
                     return answer
