@@ -17,6 +17,7 @@ import pytest
 from kvi.conformance.proxy import TcpProxy
 from kvi_etcd import driver
 from kvi_etcd.channel import Endpoint
+from kvi_etcd.client import Pems, Tls
 
 from tests.servers import EtcdServer, find_etcdctl
 from tests.support.grpc_proxy import GrpcProxy
@@ -279,6 +280,41 @@ def test_certificates_are_renewed_on_disk(server: EtcdServer, tmp_path: Path) ->
         install(second)
         store.store("k", "2")
         assert watch.next(30).value == b"2"
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_renewed_while_the_endpoint_is_away(
+    server: EtcdServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another: bool
+) -> None:
+    """It is back then, but says nothing: the write was not sent, and another endpoint takes it."""
+    files = Certificates.make(tmp_path)
+    with (
+        TlsProxy((server.host, server.port), files, mutual=False) as tls,
+        TcpProxy(tls.port) as between,
+    ):
+        hosts = f"127.0.0.1:{between.port}" + (f",127.0.0.1:{tls.port}" if another else "")
+        with kvi.open(f"etcd+tls://{hosts}?ca={files.ca}", timeout=4, retry=None) as store:
+            store.delete("renewed")
+            connection = inmost(store)._connection
+            read = connection._read_files
+
+            async def renewed(tls: Tls) -> Pems:
+                files.ca.write_bytes(files.ca.read_bytes() + b"\n")
+                between.stall()
+                between.refuse(False)
+                pems: Pems = await read(tls)
+                return pems
+
+            monkeypatch.setattr(connection, "_read_files", renewed)
+            between.refuse()
+            between.cut()
+            until(lambda: not between.open)
+            if another:
+                assert store.store("renewed", "1") > 0
+            else:
+                with pytest.raises(kvi.Unavailable, match="not sent"):
+                    store.store("renewed", "1")
+            between.flow()
 
 
 def test_restart_behind_a_balancer(server: EtcdServer, tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ class Calls(ABC, Generic[E]):
             sent = way.sent
             happened = self._noted(endpoint, error)
             if happened is Happened.UNREACHED and await self._renew_files(endpoint):
-                endpoint, error = self._current(), None
+                endpoint, error, way.sent = self._current(), None, False
                 continue
             decision = way.decide(happened, time.monotonic())
             told = _told(error, happened, decision.step, write=request.write and sent)
