@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import kvi
@@ -137,3 +138,26 @@ def test_watches_locks_and_leases_outlive_the_leader(cluster: Cluster[Any]) -> N
             assert lock.held
             assert not other.lock("jobs").acquire(0)
         assert other.lock("jobs", timeout=30).acquire()
+
+
+@pytest.mark.consul
+def test_follower_whose_leader_is_gone() -> None:
+    """What it could not pass on is told as surely not applied, until there is another leader."""
+    with ConsulCluster() as cluster:
+        leader = cluster.leader()
+        follower = next(member for member in cluster.members if member is not leader)
+        with kvi.open(follower.uri, timeout=5, retry=None) as store:
+            store.store("k", "0")
+            leader.kill()
+            refused = 0
+            with suppress(kvi.Unavailable, kvi.Timeout):
+                store.get("k")  # finds that the connection to the leader is broken
+            for number in itertools.count():
+                try:
+                    store.store(f"k{number}", "1")
+                    break
+                except kvi.Unavailable:
+                    refused += 1
+                    time.sleep(0.01)
+            assert refused
+            assert [entry.key for entry in store.range(timeout=20)] == ["k", f"k{number}"]

@@ -20,6 +20,8 @@ from kvi.errors import (
 from kvi_consul import errors
 from kvi_consul.errors import Broken, Refusal
 
+CALL = "rpc error making call: "
+
 
 @pytest.mark.parametrize(
     ("status", "text", "read", "write"),
@@ -37,6 +39,13 @@ from kvi_consul.errors import Broken, Refusal
         (500, "rpc error making call: No cluster leader", Unavailable, Unavailable),
         (500, "Invalid session", LeaseLost, LeaseLost),
         (500, "leadership lost while committing log", Unavailable, OutcomeUnknown),
+        (500, "rpc error getting client: failed to get conn: x", Unavailable, Unavailable),
+        (500, f"{CALL}rpc error getting client: failed to get conn", Unavailable, Unavailable),
+        (500, f"{CALL}{CALL}node is not the leader", Unavailable, Unavailable),
+        (500, "leadership transfer in progress", Unavailable, Unavailable),
+        (500, f"{CALL}Raft leader not found in server lookup mapping", Unavailable, Unavailable),
+        (500, f"{CALL}EOF", Unavailable, OutcomeUnknown),
+        (500, f"{CALL}key: rpc error getting client: ", Unavailable, OutcomeUnknown),
         (500, "No path to datacenter", Unavailable, Unavailable),
         (503, "", Unavailable, OutcomeUnknown),
     ],

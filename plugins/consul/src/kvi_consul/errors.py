@@ -13,6 +13,9 @@ sent, then time-out, reset, or an answer that is none       reads: `Timeout`, `U
 409 of a transaction                                        surely not; see `Refusal`
 429; 500 "No cluster leader", "Missing node registration";  `Unavailable`: surely not
 3xx; 404
+500 "rpc error getting client", "node is not the leader",   `Unavailable`: surely not
+"leadership transfer in progress", "Raft leader not found
+in server lookup mapping"
 500 "No path to datacenter"                                 `Unavailable`: surely not
 500 "Invalid session"                                       `LeaseLost`: surely not
 500 "Invalid Session TTL"                                   `InvalidArgument`: surely not
@@ -26,6 +29,13 @@ other 403                                                   `PermissionDenied`
 
 A 404 or a redirect is never Consul's answer to what this plugin asks (where it is, as for a prefix
 without keys, the caller has handled it): something else listens there.
+
+*Forwarding.* An agent passes a write on to the leader, perhaps by way of a server, and what either
+of them says comes back behind "rpc error making call". Before that call it looks for the leader and
+takes a connection ("error getting client"). It makes another one only after one that surely changed
+nothing, so that its last word is about all of them. A server that is not the leader (any more), or
+hands leadership on, says so before it proposes anything; of what it has proposed it says
+"leadership lost while committing log", which leaves it unknown.
 """
 
 from __future__ import annotations
@@ -50,6 +60,12 @@ from kvi.errors import (
 _SHOWN = 300  # characters of a server's text in a message
 NO_LEADER = b"No cluster leader"
 NO_TOKEN = b"ACL not found"
+_NOT_LED = re.compile(
+    r"(rpc error making call: )*("
+    r"rpc error getting client: "
+    r"|Raft leader not found in server lookup mapping\Z"
+    r"|(node is not the leader|leadership transfer in progress)\Z)"
+)
 _LEASE_GONE = "the session of this lease is gone, nothing was written; grant a new lease"
 # What a TLS server says when it wants (another) client certificate. With TLS 1.3 it comes after
 # the request was sent, but before the server reads it.
@@ -167,6 +183,8 @@ def of_status(status: int, text: str, *, write: bool, dc: str | None = None) -> 
         )
     if NO_LEADER.decode() in text:
         return Unavailable("Consul has no leader at the moment; try again later")
+    if _NOT_LED.match(text):
+        return Unavailable(f"Consul's leader cannot be reached at the moment ({said}); try again")
     if "No path to datacenter" in text:  # and so it went to nobody
         return Unavailable(
             f"Consul knows no way to the datacenter {dc!r}; check the option dc", passing=False
