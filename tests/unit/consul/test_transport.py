@@ -39,7 +39,13 @@ class Server:
     """Listens, and lets ``serve(connection, request)`` answer each request of each connection.
 
     ``serve`` returns the bytes to answer, or ``None`` to close the connection.
+
+    Attributes:
+        welcome: what a greeting is answered with.
+
     """
+
+    welcome = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
     def __init__(self, serve: Callable[[int, bytes], bytes | None]) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
@@ -66,7 +72,9 @@ class Server:
                 while request := self._request(connection):
                     if request.startswith(b"OPTIONS "):
                         self.greetings += 1
-                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                        connection.sendall(self.welcome)
+                        if b"close" in self.welcome:
+                            return
                         continue
                     self.requests.append(request)
                     answer = self._serve(number, request)
@@ -280,6 +288,22 @@ def test_a_new_connection_is_greeted_before_it_carries_a_write(servers: Make) ->
                 ask(transport, read_only=read_only)
             assert caught.value.sent is read_only
         transport.close()
+
+
+def test_an_agent_that_ends_is_sent_no_write(servers: Make) -> None:
+    """It answers a greeting, and closes the connection with that: the write goes to the next."""
+    ending, server = servers(lambda *_: OK), servers(lambda *_: OK)
+    ending.welcome = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    for others in ((), (("127.0.0.1", server.port),)):
+        transport = Transport("127.0.0.1", ending.port, *others)
+        if others:
+            assert ask(transport, read_only=False).body == b"ok"
+        else:
+            with pytest.raises(Broken) as caught:
+                ask(transport, read_only=False)
+            assert not caught.value.sent
+        transport.close()
+    assert (ending.greetings, ending.requests, len(server.requests)) == (2, [], 1)
 
 
 def test_an_agent_that_says_nothing_is_passed_over_by_a_write(servers: Make) -> None:

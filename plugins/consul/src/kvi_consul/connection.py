@@ -24,7 +24,8 @@ it is still being read.
 
 *Greeting.* An agent that has enough connections accepts one more, and closes it. What was sent on
 it meanwhile may have been read or not. So before a new connection carries a write, it is asked for
-the methods of a path, which costs the agent nothing: who answers that has taken the connection.
+the methods of a path, which costs the agent nothing: who answers that has taken the connection,
+unless it says that it closes it now, as one does that ends.
 """
 
 from __future__ import annotations
@@ -164,6 +165,8 @@ class Connection:
             self.send(_GREETING % header, deadline)
             self.read_head()
             self.read_body()
+            if not self.reusable:
+                raise Broken(sent=False) from ConnectionAbortedError("it takes no more on this one")
         except Broken as broken:
             self.touched = False  # nothing that matters
             cause = broken.__cause__
