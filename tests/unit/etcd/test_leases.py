@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,6 +30,10 @@ class Keeper:
         secret: the ids of those with a key that the user may not read.
         hidden: the user may not list leases.
         says: with what it ends the stream of a renewal: a code, and a text.
+        answers: what the next renewals are answered with: a term, and a ttl.
+        term: that of all other answers.
+        readable: the user may read.
+        denying: is called before a read is refused.
         stalled: calls for the rest of a lease are answered once this is unset.
         together: how many of those are to be under way before any is answered.
         most: how many of those were under way at once.
@@ -41,6 +45,10 @@ class Keeper:
         self.secret: set[int] = set()
         self.hidden = False
         self.says: tuple[grpc.StatusCode, str] | None = None
+        self.answers: list[tuple[int, int]] = []
+        self.term = 3
+        self.readable = False
+        self.denying: Callable[[], object] = lambda: None
         self.stalled = False
         self.together = 1
         self.most = 0
@@ -83,12 +91,23 @@ class Keeper:
         """Ended, or renewed."""
         if self.says is not None:
             context.abort(*self.says)
-        return pb.LeaseKeepAliveResponse(ID=request.ID, TTL=60)
+        term, ttl = self.answers.pop(0) if self.answers else (self.term, 60)
+        return pb.LeaseKeepAliveResponse(header=_of_term(term), ID=request.ID, TTL=ttl)
 
     def read(self, request: pb.RangeRequest, context: Any) -> pb.RangeResponse:
         """Nothing, which this user may not read."""
-        context.abort(grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
-        raise AssertionError("unreachable")
+        if not self.readable:
+            self.denying()
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "etcdserver: permission denied")
+        return pb.RangeResponse(header=_of_term(self.term))
+
+    def status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:
+        """Which anybody may ask for."""
+        return pb.StatusResponse(header=_of_term(self.term))
+
+
+def _of_term(term: int) -> pb.ResponseHeader:
+    return pb.ResponseHeader(raft_term=term)
 
 
 @pytest.fixture
@@ -108,6 +127,7 @@ def store(keeper: Keeper) -> Iterator[Any]:
         ("Lease", "LeaseTimeToLive", keeper.tell, pb.LeaseTimeToLiveRequest),
         ("Lease", "LeaseKeepAlive", keeper.renew, pb.LeaseKeepAliveRequest),
         ("KV", "Range", keeper.read, pb.RangeRequest),
+        ("Maintenance", "Status", keeper.status, pb.StatusRequest),
     ):
         handler = grpc.unary_unary_rpc_method_handler(
             answer,
@@ -120,7 +140,8 @@ def store(keeper: Keeper) -> Iterator[Any]:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        with kvi.open(f"etcd://127.0.0.1:{port}", retry="off") as store:
+        uri = f"etcd://127.0.0.1:{port},localhost:{port}"
+        with kvi.open(uri, retry="off") as store:
             yield inmost(store)
     finally:
         keeper.end()
@@ -162,6 +183,40 @@ def test_a_member_that_is_late_is_no_proxy(keeper: Keeper, store: Any) -> None:
     keeper.says = grpc.StatusCode.UNKNOWN, "context canceled"
     with pytest.raises(kvi.Unavailable, match="grpc-proxy"):
         store._lease_renew(1, 0.5)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_renewed_by_a_leader_of_the_past(keeper: Keeper, store: Any, readable: bool) -> None:
+    """That does not count, nor that it knows of no such lease: it is renewed again."""
+    keeper.readable = readable
+    for ttl in (60, 0):
+        keeper.answers = [(2, ttl), (3, 50)]
+        assert store._lease_renew(1, WITHIN) == 50
+    keeper.answers = [(3, 0)]
+    with pytest.raises(kvi.LeaseLost):
+        store._lease_renew(1, WITHIN)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_renewed_by_leaders_of_the_past_only(keeper: Keeper, store: Any, readable: bool) -> None:
+    """Then it is not renewed."""
+    keeper.readable = readable
+    keeper.answers = [(2, 60)] * 1000
+    with pytest.raises(kvi.Timeout):
+        store._lease_renew(1, 0.5)
+
+
+def test_term_of_another_endpoint(keeper: Keeper, store: Any) -> None:
+    """Whose status it is counts: that of an endpoint which refused no read proves nothing."""
+    connection = store._connection
+
+    def move_on() -> None:
+        keeper.denying = lambda: None
+        connection._move_on(connection._current())
+        keeper.answers = [(3, 50)]
+
+    keeper.denying = move_on
+    assert store._lease_renew(1, WITHIN) == 50
 
 
 def test_keys_that_the_user_may_not_read(keeper: Keeper, store: Any) -> None:

@@ -125,6 +125,10 @@ class Calls(ABC, Generic[E]):
     """Calls to one cluster, over endpoints of one kind; see the module's theory.
 
     Calls raise errors of kvi.
+
+    Attributes:
+        turns: how often another endpoint, or a new channel, has become the current one.
+
     """
 
     def __init__(
@@ -144,6 +148,7 @@ class Calls(ABC, Generic[E]):
         self._endpoints: dict[int, E] = {}
         self._at = 0  # the index of the current endpoint
         self._endpoint: E | None = None
+        self.turns = 0
         self._channels: set[Any] = set()  # all that are open
         self._unused: SimpleQueue[Any] = SimpleQueue()  # those whose endpoint is gone
         self._closed = False
@@ -406,7 +411,9 @@ class Calls(ABC, Generic[E]):
             token = WITH_LEADER if self._credentials is None else None
             endpoint = self._endpoints[at] = self._make(at, token)
             self._channels.add(endpoint.channel)
-        self._endpoint = endpoint
+        if endpoint is not self._endpoint:
+            self._endpoint = endpoint
+            self.turns += 1
         return endpoint
 
     def _shut_off(self) -> set[Any]:

@@ -9,6 +9,31 @@ was cancelled is revoked in the background.
 each is a plain call on the wire (`kvi_etcd.channel.Endpoint`), and as such has all that calls have:
 a deadline, a login, another endpoint, and nothing that a restart of the server could break.
 
+*Who renewed.* A renewal is kept in the memory of the leader alone. One that was stopped, or cut off
+from the others, takes itself for the leader still when it goes on, and renews what the new leader
+ends sooner (before etcd 3.4.31 and 3.5.13). So a linearizable read goes after each renewal, and the
+renewal counts if both answers tell the same *term*:
+
+============================  ====================================================================
+the read's term               is at least that of every leader elected before the read began: only
+                              the last one could confirm it, and whoever answers has first applied
+                              what that leader began its term with
+the renewal's term            was taken before it was made, from what that member had applied. Who
+                              has applied the beginning of a term knows of its leader: it renews as
+                              that leader, or by that leader
+both the same                 so nobody was elected after the leader that renewed, until the renewal
+                              was answered. Who comes later gives each lease its whole time anew
+============================  ====================================================================
+
+Otherwise it is renewed again. What such a leader says of a lease that it does not know does not
+count either. Who may not read that key is refused by a member that has come to know the term as
+well, and which tells it when it is asked for its status. That is the same member if no call has
+gone to another endpoint meanwhile, as an endpoint is taken for one member.
+
+(A member that was sent a snapshot tells the term from before it until the next entry. So a leader
+that was stopped, missed thousands of entries, and got them at the very moment between renewal and
+read, with no entry after them, is not found out.)
+
 *Looking.* etcd lists the ids, and tells the rest of one lease at a time. Several are asked for at
 once, a bounded number.
 """
@@ -38,7 +63,7 @@ from kvi_etcd.wire import lease_id
 
 MIN_TTL = 2  # seconds: what etcd, with its default election time-out, grants at the least
 MAX_TTL = 9_000_000_000  # seconds: etcd takes no more
-PAUSE = 0.05  # seconds between a grant whose answer was lost and the next
+PAUSE = 0.05  # seconds between a grant or a renewal that did not count and the next
 PATIENCE = 1.0  # seconds for revoking a lease that nobody has got
 AT_ONCE = 32  # leases that are asked for at once
 
@@ -76,9 +101,21 @@ async def grant(calls: Calls[Any], ttl: float, timeout: float) -> Grant:
 
 async def renew(calls: Calls[Any], lease: int, timeout: float) -> float:
     """Let the time of ``lease`` begin anew; its ttl in seconds."""
+    deadline = time.monotonic() + timeout
     request = pb.LeaseKeepAliveRequest(ID=lease_id(lease))
+    while True:
+        answer = await _keep_alive(calls, request, _rest(deadline))
+        if await _term(calls, deadline) == answer.header.raft_term:
+            break
+        await calls.sleep(min(PAUSE, _rest(deadline)))
+    if answer.TTL <= 0:
+        raise LeaseLost("the lease has ended; grant a new one")
+    return float(answer.TTL)
+
+
+async def _keep_alive(calls: Calls[Any], request: pb.LeaseKeepAliveRequest, timeout: float) -> Any:
     try:
-        answer = await calls.ask("keep_alive", request, timeout, write=False)
+        return await calls.ask("keep_alive", request, timeout, write=False)
     except Unavailable as error:
         # Who ended it was not this client. Since etcd 3.5 a proxy says so in the words of a member
         # that is being stopped, so that it has to be asked again.
@@ -89,9 +126,25 @@ async def renew(calls: Calls[Any], lease: int, timeout: float) -> float:
                 f"the lease could not be renewed: {PROXY}", passing=passing
             ) from error
         raise
-    if answer.TTL <= 0:
-        raise LeaseLost("the lease has ended; grant a new one")
-    return float(answer.TTL)
+
+
+async def _term(calls: Calls[Any], deadline: float) -> int | None:
+    """The term of a linearizable read that begins now; ``None`` if it could not be told whose."""
+    turns = calls.turns
+    try:
+        answer = await calls.ask("range", wire.NOTHING, _rest(deadline), write=False)
+    except PermissionDenied:
+        answer = await calls.ask("status", pb.StatusRequest(), _rest(deadline), write=False)
+        if calls.turns != turns:
+            return None
+    return int(answer.header.raft_term)
+
+
+def _rest(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise Timeout("the lease could not be renewed in time")
+    return left
 
 
 async def revoke(calls: Calls[Any], lease: int, timeout: float) -> None:
