@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from tests.servers import EtcdServer, find_etcdctl
 from tests.support.inside import inmost
 from tests.support.tls import Certificates, TlsProxy
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.etcd, pytest.mark.slow]
 
@@ -36,6 +38,14 @@ def etcdctl(server: EtcdServer, *arguments: str) -> str:
     command = [str(find_etcdctl().path), f"--endpoints={server.host}:{server.port}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     return done.stdout
+
+
+def outcome(action: Callable[[], object]) -> object:
+    """What it returns, or the error of kvi that it raises."""
+    try:
+        return action()
+    except kvi.KviError as error:
+        return error
 
 
 def eventually(action: Callable[[], object], *, within: float = 15) -> object:
@@ -227,6 +237,34 @@ def test_full_database() -> None:
         assert outcomes, "the database did not fill up"
         assert set(outcomes.values()) == {kvi.OutcomeUnknown}
         assert len(there) >= len(tried) - len(outcomes)
+
+
+def test_no_lease_of_a_full_database() -> None:
+    """Whoever needs one is told why, at once: trying again mends nothing."""
+    with (
+        EtcdServer(fast=True, extra_args=["--quota-backend-bytes=2000000"]) as server,
+        kvi.open(server.uri, timeout=30) as store,
+    ):
+        held = store.lock("held")
+        assert held.acquire()
+        numbers = itertools.count()
+
+        def fill() -> object:
+            return store.store(f"{next(numbers)}", b"x" * 400_000)
+
+        until(lambda: isinstance(outcome(fill), kvi.OutcomeUnknown))
+        for call in (
+            lambda: store.lease(10),
+            lambda: store.temp_key("t", "v"),
+            lambda: store.lock("l").acquire(),
+            lambda: store.store("k", "v", ttl=10),
+        ):
+            begin = time.monotonic()
+            with pytest.raises(kvi.Unavailable, match="database is full") as caught:
+                call()
+            assert not caught.value.passing
+            assert time.monotonic() - begin < 10
+        held.release()
 
 
 def test_compaction_under_a_range(server: EtcdServer) -> None:

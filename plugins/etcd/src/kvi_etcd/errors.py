@@ -31,7 +31,7 @@ _Code = grpc.StatusCode
 
 _UNRESOLVED = ("errors resolving", "dns resolution failed", "name resolution")
 _UNREACHED = ("failed to connect to all addresses", "target uri is not valid", *_UNRESOLVED)
-# Not here: "database space exceeded". etcd says so after it has applied the write.
+_FULL = "database space exceeded"  # no refusal: etcd may say so after it has applied it
 # What ended a TLS handshake, as BoringSSL names it; those below are about the client's certificate.
 _ALERT = re.compile(r"OPENSSL_internal:\w*ALERT_(\w+)")
 _CERTIFICATE_ALERTS = frozenset(
@@ -95,6 +95,7 @@ def classify(code: grpc.StatusCode, detail: str) -> Happened:
     return Happened.SILENT if late else Happened.LOST
 
 
+MAKE_ROOM = "compact, defragment and disarm the alarm (etcdctl alarm disarm)"
 PROXY = (
     "what answers is no member of etcd but probably `etcd grpc-proxy`, which begins no watches and "
     "keeps no leases as kvi asks for them; name the members themselves in the URI"
@@ -144,6 +145,12 @@ def login_refused(error: KviError) -> bool:
         isinstance(cause, grpc.RpcError)
         and classify(cause.code(), cause.details() or "") is Happened.LOGIN_REFUSED
     )
+
+
+def is_full(error: KviError) -> bool:
+    """Whether ``error`` is etcd's word that its database is full."""
+    cause = error.__cause__
+    return isinstance(cause, grpc.RpcError) and _FULL in (cause.details() or "")
 
 
 def _lost(code: grpc.StatusCode, detail: str, write: bool, *, slow: bool) -> KviError:
@@ -211,9 +218,7 @@ def _guess(detail: str) -> tuple[str, bool]:
 
 
 def _mend(detail: str) -> str:
-    if "space exceeded" in detail:
-        return "; compact, defragment and disarm the alarm (etcdctl alarm disarm)"
-    return ""
+    return f"; {MAKE_ROOM}" if _FULL in detail else ""
 
 
 def _final(code: grpc.StatusCode, detail: str) -> KviError:

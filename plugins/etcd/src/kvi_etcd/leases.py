@@ -58,7 +58,7 @@ from kvi.model import MAX_NUMBER, Grant, LeaseInfo, Span
 from kvi_etcd import wire
 from kvi_etcd import wire_pb2 as pb
 from kvi_etcd.driver import Calls, Connection, Pending
-from kvi_etcd.errors import PROXY, LeaseExists
+from kvi_etcd.errors import MAKE_ROOM, PROXY, LeaseExists, is_full
 from kvi_etcd.wire import lease_id
 
 MIN_TTL = 2  # seconds: what etcd, with its default election time-out, grants at the least
@@ -89,6 +89,11 @@ async def grant(calls: Calls[Any], ttl: float, timeout: float) -> Grant:
             with suppress(LeaseLost, Unavailable, Timeout):  # it tells what was granted
                 return Grant(lease, await renew(calls, lease, max(0.001, left)))
         except OutcomeUnknown as error:
+            if is_full(error):  # and stays so; what it has granted even so ends by itself
+                raise Unavailable(
+                    f"etcd's database is full, so that it grants no lease; {MAKE_ROOM}",
+                    passing=False,
+                ) from error
             lost = error
         except (Unavailable, Timeout):
             if lost is None:
