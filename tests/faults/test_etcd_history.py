@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import kvi
 import pytest
@@ -63,6 +64,19 @@ def test_what_is_not_there(store: kvi.Kvi) -> None:
         store.store("other", str(number))
     assert told(store, "k") == [None, b"2", None, b"1"]
     assert told(store, "k", limit=1) == [None]
+
+
+def test_behind_another_programs_change(server: EtcdServer, store: kvi.Kvi) -> None:
+    """The store's latest change is of a key that kvi cannot name: it ends the history as well."""
+    foreign = b"\xff\xfe"
+    with kvi.open(server.uri) as whole:
+        store.store("k", b"1")
+        store.delete("k")
+        client: Any = whole.client
+        client.put(foreign, b"")
+        assert told(store, "k") == [None, b"1"]
+        client.delete(foreign)
+        assert told(store, "k") == [None, b"1"]
 
 
 def test_beside_watches_of_the_future(store: kvi.Kvi) -> None:

@@ -119,7 +119,7 @@ class _Look:
         news = threading.Event()
         probe = self._watches.look_back(Span(), present - 1, news.set, _left(self._deadline))
         try:
-            while (batch := self._poll(probe, news, _AGAIN)) is None or not batch.events:
+            while self._poll(probe, news, _AGAIN) is None:  # (its events may be no events of kvi)
                 pass
         except Compacted:
             if not probe.compacted:  # restored to an older state
