@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -28,6 +28,7 @@ from kvi import Delete, Get, Key, Put
 from kvi.conformance.proxy import TcpProxy
 from kvi.conformance.server_process import free_ports
 from kvi_consul.store import CAPABILITIES
+from kvi_consul.wire import Op
 
 from tests.servers import ConsulServer
 from tests.support.inside import inmost
@@ -476,6 +477,31 @@ def test_a_writer_racing_with_the_end_of_a_session_stays(store: kvi.Kvi) -> None
         found = store.get(key)
         assert found is not None
         assert (found.text, found.lease) == ("new", None)
+
+
+def test_a_deletion_amid_a_write_over_a_lease_stands(
+    store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has read the new value may delete the key: it does not come back."""
+    backend, key = inmost(store), inner_key(store, "k")
+    apply, read = backend._apply, []
+
+    def late(ops: Sequence[Op], deadline: float) -> Any:
+        if any(op.verb == "unlock" for op in ops):
+            entry = backend._get(key, 10)
+            assert entry is not None
+            read.append(entry.value)
+            assert backend._delete(key, 10)
+        return apply(ops, deadline)
+
+    session = Session(store)
+    store.store("k", "old", lease=session.lease)
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "_apply", late)
+        assert store.store("k", "new") > 0
+    assert read == [b"new"]
+    assert store.get("k") is None
+    session.destroy()
 
 
 # -- large ranges ----------------------------------------------------------------------------------

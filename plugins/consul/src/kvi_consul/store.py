@@ -26,7 +26,14 @@ from typing import Any
 from urllib.parse import quote
 
 from kvi.capabilities import Capabilities
-from kvi.errors import Contention, KviError, OutcomeUnknown, Unavailable, ValueTooLarge
+from kvi.errors import (
+    Contention,
+    KviError,
+    OutcomeUnknown,
+    PermissionDenied,
+    Unavailable,
+    ValueTooLarge,
+)
 from kvi.feed import Feed, Wake, WatchSpec
 from kvi.late import imported
 from kvi.model import (
@@ -243,9 +250,9 @@ class ConsulKvi(Primitives):
     def _free(self, held: Held, deadline: float) -> int:
         """Make permanent what was written under a session's hold; the key's revision then.
 
-        Others may come first. If they changed the key, what was written here is history and its
-        first revision stands. If the key is gone, which is what the end of the session does, it
-        is written again.
+        Others may come first. If they changed the key, or deleted it, what was written here is
+        history and its first revision stands. If it is gone with its session, it is written again;
+        who may not read sessions cannot tell that from a deletion.
         """
         try:
             return self._free_now(held, deadline)
@@ -273,6 +280,9 @@ class ConsulKvi(Primitives):
                 return unlocked[-1].revision
             kv = self._look(key, deadline)
             if kv is None:
+                with suppress(PermissionDenied):
+                    if self._is_alive(wire.session_of(lease), deadline):
+                        return revision
                 created = self._apply((Op("cas", key, op.value, 0, None, _nonce()),), deadline)
                 return revision if created is None else created[-1].revision
             if kv["Flags"] != op.flags:
