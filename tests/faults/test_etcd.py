@@ -245,7 +245,7 @@ def test_no_lease_of_a_full_database() -> None:
         EtcdServer(fast=True, extra_args=["--quota-backend-bytes=2000000"]) as server,
         kvi.open(server.uri, timeout=30) as store,
     ):
-        held = store.lock("held")
+        held, lease = store.lock("held"), store.lease(10, keep_alive=False)
         assert held.acquire()
         numbers = itertools.count()
 
@@ -264,6 +264,7 @@ def test_no_lease_of_a_full_database() -> None:
                 call()
             assert not caught.value.passing
             assert time.monotonic() - begin < 10
+        assert lease.renew() == lease.ttl, "what is there is kept"
         held.release()
 
 
