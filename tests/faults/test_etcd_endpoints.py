@@ -191,6 +191,20 @@ def test_users_are_not_in_use(server: EtcdServer) -> None:
         assert store.store("k", "1") > 0
 
 
+def test_lease_of_a_user_who_may_read_little() -> None:
+    """It is renewed as anybody's is, though the read behind the renewal is refused."""
+    with EtcdServer(fast=True, extra_args=["--bcrypt-cost=4"]) as server:
+        guard(server)
+        with kvi.open(f"etcd://ada:pw@{server.host}:{server.port}", retry=None) as store:
+            with pytest.raises(kvi.PermissionDenied):
+                store.get("k")
+            lease = store.lease(10, keep_alive=False)
+            store.store("app/k", "1", lease=lease)
+            assert lease.renew() == lease.ttl
+            lease.revoke()
+            assert store.get("app/k") is None
+
+
 # -- certificates ---------------------------------------------------------------------------------
 
 
