@@ -16,6 +16,7 @@ from pathlib import Path
 
 import kvi
 import pytest
+from kvi import Put
 from kvi_sqlite import schema
 from kvi_sqlite.connection import Deadline
 
@@ -342,6 +343,116 @@ def test_log_behind_a_link_is_watched_too(tmp_path: Path, path: Path, store: kvi
         wal(path).unlink()
         with pytest.raises(kvi.Unavailable, match="-wal was deleted"):
             other.store("k", "x")
+
+
+def shm(path: Path) -> Path:
+    """The shared memory of a store."""
+    return path.with_name(path.name + "-shm")
+
+
+def run(program: str, *args: object) -> str:
+    """What a program prints that runs in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+NEWCOMER = """
+    import sys, kvi
+    with kvi.open(sys.argv[1], timeout=0.3) as store:
+        try:
+            print("acknowledged at", store.store("new", "v"))
+        except kvi.Unavailable as error:
+            print(error)
+"""
+
+
+@pytest.mark.parametrize("ends", [["-wal"], ["-shm"], ["-wal", "-shm"]], ids="".join)
+def test_what_was_removed_is_not_made_anew_while_the_store_is_open(
+    path: Path, uri: str, ends: list[str]
+) -> None:
+    """Who opens the file then is told what is missing: beside those who have it, he would lose."""
+    with kvi.open(uri) as store:
+        store.txn(then=[Put(f"k{n:03}", "v" * 500) for n in range(300)])
+        for end in ends:
+            path.with_name(path.name + end).unlink()
+        for said in (run(NEWCOMER, uri), run(NEWCOMER, uri)):
+            for end in ends:
+                assert f"{path}{end}" in said
+            assert "open it anew" in said
+        with (
+            kvi.open(uri, timeout=0.3) as other,
+            pytest.raises(kvi.Unavailable, match="which somebody has removed"),
+        ):
+            other.get("k000")
+        assert store.count() == 300
+    assert "acknowledged at 2" in run(NEWCOMER, uri)
+    with kvi.open(uri) as store:
+        assert store.count() == 301
+        assert store.client.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("end", ["-wal", "-shm"])
+def test_what_is_put_back_is_as_before(path: Path, uri: str, store: kvi.Kvi, end: str) -> None:
+    """The handle that had the file open writes again, and so does a new one."""
+    store.store("k", "v")
+    beside, moved = path.with_name(path.name + end), path.with_name("moved")
+    beside.rename(moved)
+    with pytest.raises(kvi.Unavailable, match=f"{end} was deleted") as caught:
+        store.store("k", "w")
+    assert not caught.value.passing
+    moved.rename(beside)
+    assert store.store("k", "w") == 2
+    assert "acknowledged at 3" in run(NEWCOMER, uri)
+
+
+def test_replaced_shared_memory_is_noticed(path: Path, uri: str, store: kvi.Kvi) -> None:
+    """Its locks keep nobody apart: the handle writes no more, nor does a new one beside it."""
+    store.store("k", "v")
+    shm(path).unlink()
+    shm(path).write_bytes(b"")
+    with pytest.raises(kvi.Unavailable, match="-shm was deleted"):
+        store.store("k", "w")
+    with kvi.open(uri) as other, pytest.raises(kvi.Unavailable, match="restart the process"):
+        other.store("k", "w")
+    shm(path).unlink()  # or closing the handle would find it torn
+
+
+@pytest.mark.parametrize("ends", [["-wal"], ["-shm"], ["-wal", "-shm"]], ids="".join)
+def test_close_leaves_alone_what_another_program_made_anew(path: Path, ends: list[str]) -> None:
+    """A log is not copied into the file by an index that belongs to another log."""
+    program = """
+        import os, subprocess, sys, kvi
+        path, another, *removed = sys.argv[1:]
+        with kvi.open("sqlite:" + path) as store:
+            for number in range(300):
+                store.store(f"k{number:03}", "v" * 500)
+            list(store.range())
+            subprocess.run([sys.executable, "-c", "import sqlite3, sys; sqlite3.connect("
+                "sys.argv[1]).execute('PRAGMA wal_checkpoint')", path], check=True)
+            for file in removed:
+                os.unlink(file)
+            subprocess.run([sys.executable, "-c", another, path], check=True)
+    """
+    another = """
+        import os, sqlite3, sys
+        connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+        for number in range(20):
+            connection.execute("UPDATE entries SET value = ?", (b"w" * 500,))
+        os._exit(0)  # without copying its log
+    """
+    run(program, path, textwrap.dedent(another), *(f"{path}{end}" for end in ends))
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    values = connection.execute("SELECT value, count(*) FROM entries GROUP BY value").fetchall()
+    connection.close()
+    assert values == [(b"w" * 500, 300)]
 
 
 def test_what_is_not_a_store_is_said_at_once(path: Path, uri: str) -> None:

@@ -43,10 +43,16 @@ the callers wait for that as long as they like. The last to close the file copie
 if it is not longer than `LOG_CLOSED`.
 
 *Lost files.* A file that is deleted, moved or replaced under an open connection is still written
-to, and nobody else ever sees it; so is a ``-wal`` file. Therefore each write compares, having the
-write lock, what the paths name with what the connection opened; each opening compares with the
-first one. A handle that has lost its file says so until it is closed: whoever opens anew knows that
-it may be another store. (SQLite deletes the ``-wal`` itself only when nobody has the file open.)
+to, and nobody else ever sees it; so is a ``-wal`` file. With another ``-shm``, whose locks keep
+writers apart, there are two writers at once. Therefore each write compares, having the write lock,
+what the paths name with what the connection opened. Each opening compares with the first one, and
+sees that nothing is made anew while somebody has the former file (`kvi_sqlite.leftovers`). A handle
+that has lost its file says so until it is closed: whoever opens anew knows that it may be another
+store. (SQLite deletes the ``-wal`` and the ``-shm`` itself only when nobody has the file open.)
+
+The last to close a file copies the log that it has, as the ``-shm`` says. If the two do not belong
+together, as another program has made one of them anew, that destroys the store: such a connection
+is never closed.
 """
 
 from __future__ import annotations
@@ -90,6 +96,23 @@ IN_HAND = 0.1  # seconds that a head has left when it does one more of them
 Identity = tuple[int, int]
 
 
+class Beside:
+    """What was beside a file when its first connection of this process was opened.
+
+    All connections of a process have the ``-shm`` of the first, whatever its path names since. So
+    it is held by connections alone, and forgotten with the last of them.
+
+    Attributes:
+        files: device and inode of the ``-wal`` and of the ``-shm``.
+
+    """
+
+    __slots__ = ("__weakref__", "files")
+
+    def __init__(self, files: tuple[Identity | None, Identity | None]) -> None:
+        self.files = files
+
+
 class Deadline:
     """When a connection's statements have to end: at a moment, or when the handle closes.
 
@@ -126,7 +149,7 @@ class Connection(sqlite3.Connection):
         deadline: bounds its statements; infinite while it is idle.
         pinned: kept beyond the call that borrowed it.
         identity: device and inode of its file.
-        log: the same of its ``-wal`` file.
+        beside: the files beside it; ``None`` if it reads without these, or is being closed.
         synced: commits wait for the disk. False only while a call has borrowed it.
         reading: how it reads, if it must not write.
         chores: its transaction leaves something to do for upkeep.
@@ -141,7 +164,7 @@ class Connection(sqlite3.Connection):
     chores: bool = False
     yields: bool = False
     identity: Identity | None = None
-    log: Identity | None = None
+    beside: Beside | None = None
 
     def sync(self, synced: bool) -> None:
         """Let commits from now on wait for the disk, or not; outside of a transaction."""
@@ -194,7 +217,8 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._writers: WriterQueue | None = None
         self._client: Connection | None = None
-        self._log_path = path  # known, as the identity, once the file has been opened
+        self._log_path = path  # known, as the two below, once the file has been opened
+        self._memory_path = path
         self._identity: Identity | None = None
         self._log_seen = 0  # bytes, at the last write
         self._log_mark = LOG_STEP  # bytes: a log longer than this has grown
@@ -242,9 +266,15 @@ class Pool:
     def discard(self, connection: Connection) -> None:
         """Close a connection; what was not committed is undone."""
         with suppress(sqlite3.Error):
-            if self.log_size() > LOG_CLOSED:
-                connection.interrupt()  # the copying of the log, if it is the last one
-            connection.close()
+            if self._is_torn(connection):
+                _keep_for_ever(connection)
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            else:
+                connection.beside = None  # first: what is opened behind the last has other files
+                if self.log_size() > LOG_CLOSED:
+                    connection.interrupt()  # the copying of the log, if it is the last one
+                connection.close()
         self.live.discard(connection)
 
     def unpin(self, connection: Connection) -> None:
@@ -507,10 +537,41 @@ class Pool:
         """Raise `Unavailable` if others would not see what ``connection`` writes."""
         if _identity(self.path) != connection.identity:
             raise self._lost(self.path)
+        assert connection.beside is not None  # as it writes
+        log_known, memory = connection.beside.files
         log = _status(self._log_path)
-        if log is None or (log.st_dev, log.st_ino) != connection.log:
+        if log is None or (log.st_dev, log.st_ino) != log_known:
             raise self._lost(self._log_path)
+        if _identity(self._memory_path) != memory:
+            raise self._lost(self._memory_path)
         self._log_seen = log.st_size
+
+    def _remember_beside(self, connection: Connection) -> None:
+        """After opening it: raise `Unavailable` if this process has other files open there."""
+        if connection.identity is None:
+            raise self._lost(self.path)
+        found = _identity(self._log_path), _identity(self._memory_path)
+        with _remembering:  # not the gate: a fork that has it waits for this connection
+            connection.beside = _besides.setdefault(connection.identity, Beside(found))
+        known = connection.beside.files
+        if found != known:
+            connection.beside = None  # so that it is closed: those who have the others stay
+            changed = self._log_path if found[0] != known[0] else self._memory_path
+            raise Unavailable(
+                f"{changed} was removed or replaced while this process had the store open; put "
+                "it back, or close the store and restart the process",
+                passing=False,
+            )
+
+    def _is_torn(self, connection: Connection) -> bool:
+        """Whether another program has made anew what is beside the connection's file."""
+        if connection.beside is None:
+            return False
+        found = _identity(self._log_path), _identity(self._memory_path)
+        return any(
+            None not in (now, then) and now != then
+            for now, then in zip(found, connection.beside.files, strict=True)
+        )
 
     @staticmethod
     def _lost(path: Path) -> Unavailable:
@@ -572,7 +633,7 @@ class Pool:
     # -- opening and closing ----------------------------------------------------------------------
 
     def _connect(self, deadline: float) -> Connection:
-        log = self._log_path if self._identity else _log_of(self.path)
+        log = self._log_path if self._identity else _beside_of(self.path, "wal")
         status = _status(log)
         if status is None or status.st_size <= schema.WAL_KEPT:
             return self._open(deadline)
@@ -606,6 +667,7 @@ class Pool:
             how = reading(self.path, read_only=self.read_only)
             if how is None:
                 leftovers.remove(self.path)
+                leftovers.check_whole(self.path)
             connection = sqlite3.connect(
                 self.path if how is None else how.uri,
                 uri=how is not None,
@@ -625,9 +687,11 @@ class Pool:
             else:
                 how.prepare(connection)
             if self._identity is None:
-                self._log_path = _log_of(self.path)
+                self._log_path = _beside_of(self.path, "wal")
+                self._memory_path = _beside_of(self.path, "shm")
                 self._identity = connection.identity
-            connection.log = _identity(self._log_path)
+            if how is None or how.shares:
+                self._remember_beside(connection)
         except BaseException:
             self.discard(connection)
             raise
@@ -760,8 +824,8 @@ def _identity(path: Path) -> Identity | None:
     return None if status is None else (status.st_dev, status.st_ino)
 
 
-def _log_of(path: Path) -> Path:
-    return Path(f"{os.path.realpath(path)}-wal")
+def _beside_of(path: Path, end: str) -> Path:
+    return Path(f"{os.path.realpath(path)}-{end}")
 
 
 def _nothing() -> None:
@@ -770,6 +834,8 @@ def _nothing() -> None:
 
 _pools: Living[Pool] = Living()
 _queues: weakref.WeakValueDictionary[str, WriterQueue] = weakref.WeakValueDictionary()
+_besides: weakref.WeakValueDictionary[Identity, Beside] = weakref.WeakValueDictionary()
+_remembering = threading.Lock()
 _inherited: set[Identity] = set()
 _kept: list[Connection] = []
 
@@ -791,7 +857,9 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    _queues.clear()  # threads that do not exist here may hold them
+    global _remembering
+    _remembering = threading.Lock()  # threads that do not exist here may hold it, and these
+    _queues.clear()
     for pool in _pools:
         pool.abandon()
 

@@ -50,6 +50,12 @@ _MENDS = {
 }
 
 
+class Incomplete(sqlite3.OperationalError):
+    """The store is open somewhere, without a file that belongs to it; the text has the mend."""
+
+    sqlite_errorcode = sqlite3.SQLITE_BUSY  # it also looks so while it is being opened or closed
+
+
 def code_of(error: sqlite3.Error) -> int:
     """The primary result code of ``error``; 0 if the Python module itself raised it."""
     extended: int = getattr(error, "sqlite_errorcode", 0)
@@ -73,6 +79,8 @@ def translate(
         )
     if code == sqlite3.SQLITE_INTERRUPT:
         return Unavailable(CLOSED) if closing else Timeout(f"no end within the time-out on {path}")
+    if isinstance(error, Incomplete):
+        return Unavailable(str(error))
     if code in _PASSING:
         return Timeout(f"{path} stayed locked by another process or connection")
     if code == sqlite3.SQLITE_TOOBIG:

@@ -1,9 +1,15 @@
-"""What somebody who may only read a store leaves beside it, in the way of its owner.
+"""What is beside a file that is about to be opened to write, or is not.
 
-SQLite's own tools make an empty ``-wal`` and a ``-shm`` to read a file in a folder that they may
-write to, and cannot take them away again. They belong to the reader; the owner of the file may not
-write to them, and so not to the file. Who may write to the file removes them, holding a lock on it
-that says that nobody has it open.
+*In the way of its owner* may be what somebody left who may only read the store. SQLite's own tools
+make an empty ``-wal`` and a ``-shm`` to read a file in a folder that they may write to, and cannot
+take them away again. They belong to the reader; the owner of the file may not write to them, and so
+not to the file. Who may write to the file removes them, holding a lock on it that says that nobody
+has it open.
+
+*Missing* may be a ``-wal`` or a ``-shm`` that somebody removed while the file is open. SQLite would
+make it anew, and whoever has the new one shares neither commits nor locks with those who have the
+former. SQLite itself leaves none of the two alone, or both away, while the file is open, except for
+the moments of opening and of closing it.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from kvi_sqlite import schema
+from kvi_sqlite.errors import Incomplete, is_passing
 from kvi_sqlite.readers import may_write
 
 
@@ -36,3 +43,27 @@ def remove(path: Path) -> None:
             memory.unlink(missing_ok=True)  # it is made anew from the log
             if log.exists() and log.stat().st_size == 0:
                 log.unlink()
+
+
+def check_whole(path: Path) -> None:
+    """Raise `Incomplete` if ``path`` is open somewhere, and its ``-wal`` or ``-shm`` is not there.
+
+    What a crash left is worked into the file, so that both are made anew together.
+    """
+    real = os.path.realpath(path)
+    beside = [f"{real}-wal", f"{real}-shm"]
+    missing = [file for file in beside if not os.path.lexists(file)]
+    if not missing or not os.path.exists(real):  # noqa: PTH110  (false where none may look)
+        return
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+    try:
+        with closing(connection):
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # held from the first read on
+            connection.execute("PRAGMA application_id").fetchone()
+    except sqlite3.Error as error:
+        if is_passing(error):  # all else is told by who opens it
+            raise Incomplete(
+                f"{path} is open in this process or another without {' and '.join(missing)}, "
+                "which somebody has removed; put back what was removed, or close the store "
+                "everywhere and open it anew"
+            ) from error

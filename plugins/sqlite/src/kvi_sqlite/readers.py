@@ -55,6 +55,7 @@ class Reading:
 
     Attributes:
         uri: what to open.
+        shares: it has log and locks in common with those who write.
         moment: what has expired by then is not there.
 
     """
@@ -77,6 +78,11 @@ class Reading:
                 passing=False,
             )
         self.uri = f"file:{quote(str(path))}?mode=ro&{how}"
+
+    @property
+    def shares(self) -> bool:
+        """Whether it has the log and the locks in common with those who write."""
+        return self._seen is None
 
     def begin(self) -> None:
         """A call begins to read."""
