@@ -17,6 +17,7 @@ from kvi.feed import Feed, WatchSpec
 from kvi.model import Span
 from kvi.policy import cursor as cursors
 from kvi_sqlite import portions, schema, watching
+from kvi_sqlite.backup import backup
 
 from tests.support.forking import in_child
 from tests.support.inside import inmost
@@ -418,6 +419,104 @@ def test_look_that_fails_is_made_again(
         assert failed.wait(20)
     reader.wait_for(1)
     assert [record.getMessage() for record in caplog.records] == ["watches wait: no disk"]
+
+
+# -- a backup that is restored into the file ------------------------------------------------------
+
+
+def restore(copy: Path, path: Path) -> None:
+    """Write a backup over a store that is in use, as ``sqlite3 store.db '.restore copy.db'``."""
+    source, target = sqlite3.connect(copy), sqlite3.connect(path, timeout=20)
+    source.backup(target)
+    source.close()
+    target.close()
+
+
+@pytest.fixture
+def copy(tmp_path: Path, path: Path, store: kvi.Kvi) -> Path:
+    """A copy of the store at revision 3; it is at revision 6 since."""
+    for key in "abc":
+        store.store(key, "old")
+    backup(path, tmp_path / "copy.db")
+    for key in "abc":
+        store.store(key, "new")
+    return tmp_path / "copy.db"
+
+
+def state_of(reader: Reader) -> dict[str, str]:
+    """The state that the next event, a RESYNC, has."""
+    (event,) = reader.wait_for(1)
+    assert event.type is EventType.RESYNC
+    assert event.snapshot is not None
+    assert reader.revision == event.revision
+    return {entry.key: entry.text for entry in event.snapshot}
+
+
+def test_restored_backup_is_told(path: Path, store: kvi.Kvi, copy: Path) -> None:
+    """Watches get the state, though the revision fell, and then what follows it."""
+    readers = [Reader(store, EVERYTHING), Reader(store, only("b")), Reader(store, only("b"), 20)]
+    for reader in readers:
+        reader.revision = None  # it falls
+    restore(copy, path)
+    assert [state_of(reader) for reader in readers] == [
+        {"a": "old", "b": "old", "c": "old"},
+        {"b": "old"},
+        {"b": "old"},
+    ]
+    store.store("b", "newest")
+    for reader in readers:
+        reader.wait_for(2)
+        assert reader.told[1:] == [("b", "newest", 4)]
+
+
+def test_restored_and_written_to_between_two_looks(
+    path: Path, store: kvi.Kvi, other: kvi.Kvi, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the revision is beyond the former one again hides nothing, nor do the same keys."""
+    reader = Reader(store, EVERYTHING)
+    reader.revision = None
+    watcher, look_on, look = place(store), threading.Event(), place(store)._look
+
+    def wait_and_look() -> object:
+        assert look_on.wait(60)
+        return look()
+
+    monkeypatch.setattr(watcher, "_look", wait_and_look)
+    until(lambda: watcher._newest >> schema.SEQ_BITS == 6)
+    restore(copy, path)
+    for key in "aacacc":
+        other.store(key, "new")
+    assert other.range().revision == 9
+    look_on.set()
+    assert state_of(reader) == {"a": "new", "b": "old", "c": "new"}
+
+
+def test_watch_begins_anew_behind_a_restored_backup(path: Path, store: kvi.Kvi, copy: Path) -> None:
+    """Where nobody watched as it was restored, a new watch is at the place that it has now."""
+    Reader(store, EVERYTHING).feed.close()
+    restore(copy, path)
+    reader = Reader(store, only("b"))
+    assert reader.revision == 3
+    assert reader.feed.poll(5) is None
+    store.store("b", "newest")
+    reader.wait_for(1)
+    assert reader.told == [("b", "newest", 4)]
+
+
+def test_watch_that_is_opened_while_a_backup_is_restored(
+    path: Path, store: kvi.Kvi, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who read his place before it, and began after the thread had seen it, gets the state."""
+    before = inmost(store)._pool.read(watching._place, time.monotonic() + 20)
+    first = Reader(store, only("b"))
+    first.revision = None
+    restore(copy, path)
+    assert state_of(first) == {"b": "old"}
+    with monkeypatch.context() as patch:
+        patch.setattr(watching, "_place", lambda _: before)
+        second = Reader(store, only("b"))
+    second.revision = None
+    assert state_of(second) == {"b": "old"}
 
 
 # -- forks ----------------------------------------------------------------------------------------

@@ -181,6 +181,7 @@ NEWEST = f"SELECT {_NEWEST}"
 STATE = f"SELECT {_NEWEST}, {_DUE}, {_TOMBSTONED}"
 SNAPSHOT = f"SELECT {_REVISION}, {_DUE}"
 HISTORY = f"SELECT trimmed, {_REVISION}, {_NEWEST} FROM history"  # noqa: S608
+COOKIE = "PRAGMA schema_version"  # rises with each backup that is restored into the file
 LOOK = f"SELECT trimmed, {_NEWEST}, {_DUE} FROM history"  # noqa: S608
 
 GET = f"""

@@ -22,6 +22,12 @@ with many keys, most events come into the history later, behind the thread's bac
 before that of the one which was written at its end, and which the thread sees. It marks everybody
 then; who reads finds what concerns him, among the events or below the tombstone.
 
+*Back.* A backup may be restored into the file while it is open, by SQLite's own interface: then the
+newest event falls, and may have risen beyond its former place before the thread looks. But with
+each restored backup the file's schema cookie rises, too. (It does with a VACUUM as well, and with a
+new layout: that is rare, and as good a time to read anew.) The thread takes the new place then, and
+all watches are *lost*: they find `Compacted`, whatever they had read.
+
 *Ownership.* ``_lock`` guards the interests, the cursors and the thread's place in the history; it
 is held for decisions, never for I/O. The thread starts with the first watch and ends `LINGER` after
 the last, or by `stop`. It is a daemon and has no connection between looks, so that a fork finds
@@ -69,13 +75,14 @@ New = tuple[int, int, bytes]  # id, revision, key
 class Changes(Feed):
     """The changes of one span of keys from a revision on; made by `Watcher.open`."""
 
-    __slots__ = ("_watcher", "cursor", "revision", "span", "wake")
+    __slots__ = ("_watcher", "cursor", "lost", "revision", "span", "wake")
 
     def __init__(self, watcher: Watcher, span: Span, start: int, wake: Wake) -> None:
         self._watcher = watcher
         self.revision: int = start - 1
         self.span = span
         self.cursor = Cursor(start)
+        self.lost = False  # the store went back
         self.wake = wake
 
     def poll(self, timeout: float) -> Batch | None:
@@ -104,6 +111,7 @@ class Watcher:
         self._newest = 0
         self._seen = 0
         self._begun = 0
+        self._cookie = 0  # of the file, as of then
 
     # -- for the handle ---------------------------------------------------------------------------
 
@@ -112,14 +120,9 @@ class Watcher:
 
         Raises `Compacted` if changes from there on are gone.
         """
-
-        def work(connection: Connection) -> tuple[int, int | None, int | None]:
-            row: tuple[int, int | None, int | None] = connection.execute(schema.HISTORY).fetchone()
-            return row
-
-        trimmed, revision, newest = self._pool.read(work, monotonic() + timeout)
+        cookie, trimmed, revision, newest = self._pool.read(_place, monotonic() + timeout)
         if start is None:
-            start = (revision or 0) + 1
+            start = revision + 1
         elif start <= trimmed:
             raise _gone(start, trimmed)
         changes = Changes(self, span, start, wake)
@@ -127,13 +130,17 @@ class Watcher:
             if self._stopped:
                 raise Unavailable(CLOSED)
             if not self._watched:
-                self._move(newest or 0, revision or 0, revision or 0)
+                self._set(cookie, revision, newest)
                 self._news.set()  # the thread may be about to end
+            elif cookie < self._cookie:  # the thread has seen it go back meanwhile
+                changes.lost = True
             if start <= self._begun:  # it was not interested when that was looked through
                 changes.cursor.mark(start)
             if not self._running:
                 self._start()
             self._interests.add(span, changes)
+        if changes.lost:
+            wake()
         return changes
 
     def discard(self, changes: Changes) -> None:
@@ -166,6 +173,11 @@ class Watcher:
         """Read what waits for one watch."""
         cursor = changes.cursor
         with self._lock:
+            if changes.lost:
+                raise Compacted(
+                    "the file went back to a restored backup, and its changes since the last look "
+                    "are not known; read the present state"
+                )
             first = cursor.begin()
             if first is None:
                 if self._seen < cursor.next:
@@ -251,7 +263,12 @@ class Watcher:
         """Look for news and tell them; whether there were any, and the nearest deadline."""
         changed = False
         while True:
-            trimmed, news, buried, due = self._pool.read(self._read_news, monotonic() + PATIENCE)
+            found = self._pool.read(self._read_news, monotonic() + PATIENCE)
+            if found is None:
+                self._go_back()
+                changed = True
+                continue
+            trimmed, news, buried, due = found
             if news:
                 changed = True
                 self._tell(trimmed, news, buried)
@@ -260,17 +277,34 @@ class Watcher:
 
     def _read_news(
         self, connection: Connection
-    ) -> tuple[int, list[New], frozenset[int], float | None]:
+    ) -> tuple[int, list[New], frozenset[int], float | None] | None:
+        """What is behind the thread's place; ``None`` if that is not in the file any more."""
+        with self._lock:
+            place, cookie = self._newest, self._cookie
         news: list[New] = []
         buried: frozenset[int] = frozenset()
         execute = connection.execute
         execute("BEGIN")
         trimmed, newest, due = execute(schema.LOOK).fetchone()
-        if newest is not None and newest > self._newest:
-            news = execute(schema.NEWS, (self._newest, NEWS)).fetchall()
+        if (newest or 0) < place or execute(schema.COOKIE).fetchone() != (cookie,):
+            execute("COMMIT")
+            return None
+        if newest is not None and newest > place:
+            news = execute(schema.NEWS, (place, NEWS)).fetchall()
             buried = frozenset(revision for (revision,) in execute(schema.TOMBSTONE_REVISIONS))
         execute("COMMIT")
         return trimmed, news, buried, due
+
+    def _go_back(self) -> None:
+        """Take the place anew; whoever watches has lost his."""
+        cookie, _, revision, newest = self._pool.read(_place, monotonic() + PATIENCE)
+        with self._lock:
+            self._set(cookie, revision, newest)
+            woken = list(self._interests)
+            for each in woken:
+                each.lost = True
+        for each in woken:
+            each.wake()
 
     def _tell(self, trimmed: int, news: list[New], buried: frozenset[int]) -> None:
         """Mark and wake those whom the events behind the thread's place concern."""
@@ -292,10 +326,23 @@ class Watcher:
             each.wake()
 
     def _move(self, newest: int, seen: int, begun: int) -> None:
-        """Move the thread's place on, never back. Holds the lock."""
+        """Move the thread's place on. Holds the lock."""
         self._newest = max(self._newest, newest)
         self._seen = max(self._seen, seen)
         self._begun = max(self._begun, begun)
+
+    def _set(self, cookie: int, revision: int, newest: int) -> None:
+        """Take the newest event for the thread's place. Holds the lock."""
+        self._cookie, self._newest = cookie, newest
+        self._seen = self._begun = revision
+
+
+def _place(connection: Connection) -> tuple[int, int, int, int]:
+    """The file's schema cookie, what was trimmed, the revision and the newest event."""
+    execute = connection.execute
+    (cookie,) = execute(schema.COOKIE).fetchone()  # first: an older one is noticed
+    trimmed, revision, newest = execute(schema.HISTORY).fetchone()
+    return cookie, trimmed, revision or 0, newest or 0
 
 
 def _read(connection: Connection, span: Span, first: int) -> Portion:
