@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import threading
 from pathlib import Path
+from types import FrameType
 
 import kvi
 import pytest
 from kvi import Put
+from kvi_sqlite import backup as backups
 from kvi_sqlite import schema
 from kvi_sqlite.backup import backup
 
 from tests.support.inside import inmost
+from tests.support.waiting import until
 
 
 def test_copy_is_of_one_moment(tmp_path: Path, path: Path, store: kvi.Kvi) -> None:
@@ -121,3 +126,85 @@ def test_copy_is_as_private_as_the_store(tmp_path: Path, path: Path, store: kvi.
     path.chmod(0o600)
     backup(path, tmp_path / "copy.db")
     assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_writes_do_not_begin_the_copying_anew(
+    tmp_path: Path, path: Path, store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that takes many steps is of the moment of the first, whoever writes between them."""
+    store.txn(then=[Put(f"k{n:03}", "v" * 500) for n in range(300)])
+    steps = 0
+
+    def write(*_: int) -> None:
+        nonlocal steps
+        steps += 1
+        assert steps < 1000
+        store.store("k000", "w" * 500)
+
+    monkeypatch.setattr(backups, "PAGES", 4)
+    monkeypatch.setattr(backups, "_step", write)
+    backup(path, tmp_path / "copy.db")
+    assert steps > 10
+    with kvi.open(f"sqlite:{tmp_path}/copy.db") as copy:
+        assert copy.range().revision == 1
+        assert {entry.text for entry in copy.range()} == {"v" * 500}
+
+
+class Stopped(Exception):
+    """What the handler of a signal raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals on this system")
+def test_handler_of_a_signal_ends_the_copying(tmp_path: Path, path: Path, uri: str) -> None:
+    """It runs amid of it, and what it raises, as for Ctrl-C, leaves nothing behind."""
+    with kvi.open(f"{uri}?history=1") as store:
+        for number in range(8):
+            store.store(f"k{number}", os.urandom(16 * 1024 * 1024))
+    sizes: list[int] = []
+
+    def parts() -> list[Path]:
+        return list(tmp_path.glob(".copy.db*part"))
+
+    def interrupt() -> None:
+        until(parts)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def stop(_: int, __: FrameType | None) -> None:
+        sizes.extend(part.stat().st_size for part in parts())
+        raise Stopped
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(Stopped):
+            backup(path, tmp_path / "copy.db")
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+    (size,) = sizes
+    assert size < path.stat().st_size
+    assert [file.name for file in tmp_path.iterdir()] == ["store.db"]
+
+
+def test_two_copies_to_one_name_at_once(
+    tmp_path: Path, path: Path, store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither touches what the other has begun, though both have one process id."""
+    store.txn(then=[Put(f"k{n:03}", "v" * 500) for n in range(300)])
+    began: list[Path] = []
+
+    def another(*_: int) -> None:
+        if began:
+            return
+        began.extend(tmp_path.glob(".copy.db*part"))
+        backup(path, tmp_path / "copy.db", replace=True)
+        assert list(tmp_path.glob(".copy.db*part")) == began
+
+    monkeypatch.setattr(backups, "PAGES", 4)
+    monkeypatch.setattr(backups, "_step", another)
+    backup(path, tmp_path / "copy.db", replace=True)
+    assert len(began) == 1
+    assert not list(tmp_path.glob(".*"))
+    with kvi.open(f"sqlite:{tmp_path}/copy.db", read_only=True) as copy:
+        assert copy.count() == 300

@@ -2,11 +2,15 @@
 
 ``cp`` takes the file as it happens to be: without what is still in the log, and perhaps while the
 log is being copied into it. SQLite reads a snapshot of its own instead, and holds nobody up.
+
+It copies in steps, for between two of them the handlers of signals run: what one raises ends the
+copying. The steps are in one read transaction: of one moment, and not begun anew by each write.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +19,10 @@ from time import monotonic
 from kvi.errors import InvalidArgument
 from kvi.options import MAX_SECONDS
 
+from kvi_sqlite import schema
 from kvi_sqlite.connection import Connection, Pool
+
+PAGES = 1024  # of 4 KiB, in one step: some milliseconds
 
 
 def backup(
@@ -33,14 +40,18 @@ def backup(
     """
     origin = Path(source).absolute()
     goal = _checked(origin, Path(target).absolute(), replace)
-    part = goal.with_name(f".{goal.name}.{os.getpid()}.part")
+    # Of nobody else's: threads share a process id, containers with a common folder may.
+    part = goal.with_name(f".{goal.name}.{secrets.token_hex(8)}.part")
     pool = Pool(origin, read_only=True)
 
     def work(connection: Connection) -> None:
         _make(part, origin, goal)
         copy = sqlite3.connect(part)
         try:
-            connection.backup(copy)
+            connection.execute("BEGIN")
+            connection.execute(schema.REVISION).fetchone()  # the moment
+            connection.backup(copy, pages=PAGES, progress=_step)
+            connection.execute("COMMIT")
         finally:
             copy.close()
 
@@ -81,3 +92,7 @@ def _make(part: Path, source: Path, goal: Path) -> None:
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
     except OSError as error:
         raise InvalidArgument(f"{goal} cannot be written: {error.strerror}") from error
+
+
+def _step(status: int, remaining: int, total: int) -> None:
+    """Between two steps: an exception of a signal's handler comes out of here."""
