@@ -12,7 +12,7 @@ import tempfile
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import kvi
@@ -356,6 +356,48 @@ def test_owner_writes_beside_a_reader_of_another_user(shared: Path) -> None:
     for end in (*told, *go):
         os.close(end)
     write_as_owner(shared)
+
+
+@as_root
+@forks
+@pytest.mark.parametrize("is_open", [False, True], ids=["closed", "open"])
+def test_file_may_be_written_to_and_its_folder_not(shared: Path, is_open: bool) -> None:
+    """It is read, while nobody has it open and while somebody has; to write is denied."""
+
+    def read() -> None:
+        with kvi.open(f"sqlite:{shared}") as store:
+            assert value_of(store) == "v"
+            assert [entry.key for entry in store.range()] == ["k"]
+            with pytest.raises(kvi.PermissionDenied, match="its directory"):
+                store.store("k", "w")
+            assert value_of(store) == "v"
+
+    program = """
+        import kvi, sys
+        with kvi.open(sys.argv[1]) as store:
+            store.store("k", "v")
+            print("written", flush=True)
+            sys.stdin.read()
+            store.store("k", "w")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), f"sqlite:{shared}"]
+    with ExitStack() as stack:
+        other: subprocess.Popen[str] | None = None
+        if is_open:
+            other = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            assert other.stdout is not None
+            assert other.stdout.readline() == "written\n"
+        shared.chmod(0o666)
+        shared.parent.chmod(0o755)
+        before = names(shared)
+        assert len(before) == (3 if is_open else 1)
+        assert as_user(READER, read) == 0
+        assert names(shared) == before
+        if other is not None:
+            other.communicate("", timeout=30)
+            assert other.returncode == 0
 
 
 @as_root

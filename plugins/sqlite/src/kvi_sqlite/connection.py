@@ -78,7 +78,7 @@ from kvi.living import Living
 
 from kvi_sqlite import leftovers, schema
 from kvi_sqlite.errors import CLOSED, is_passing, translate
-from kvi_sqlite.readers import Reading, may_write, reading
+from kvi_sqlite.readers import Reading, may_change, reading
 from kvi_sqlite.writers import Place, WriterQueue
 
 T = TypeVar("T")
@@ -507,9 +507,10 @@ class Pool:
             connection = self.borrow(deadline)
             if connection.reading is not None:
                 self.discard(connection)  # this user may be allowed to write from now on
-                if self.read_only or not may_write(self.path):
+                if self.read_only or not may_change(self.path):
                     raise PermissionDenied(
-                        f"this user may not write to {self.path}; let it, and to its directory"
+                        f"this user may not write to {self.path} and beside it; let it, and to its "
+                        "directory"
                     )
                 continue
             try:

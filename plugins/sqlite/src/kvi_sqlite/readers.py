@@ -55,7 +55,6 @@ class Reading:
 
     Attributes:
         uri: what to open.
-        shares: it has log and locks in common with those who write.
         moment: what has expired by then is not there.
 
     """
@@ -138,7 +137,16 @@ def reading(path: Path, *, read_only: bool) -> Reading | None:
                 passing=False,
             )
         return None
-    return Reading(path) if read_only or not may_write(path) else None
+    return Reading(path) if read_only or not may_change(path) else None
+
+
+def may_change(path: Path) -> bool:
+    """Whether this user may write to a store that exists: to the file, and to what is beside it."""
+    real = os.path.realpath(path)
+    return may_write(path) and (
+        may_write(Path(real).parent)  # where it can be made anew
+        or all(may_write(Path(f"{real}-{end}")) for end in ("wal", "shm"))
+    )
 
 
 def may_write(path: Path) -> bool:
