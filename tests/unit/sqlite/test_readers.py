@@ -18,7 +18,7 @@ from pathlib import Path
 import kvi
 import pytest
 from kvi import Get, Key, Put
-from kvi_sqlite import schema
+from kvi_sqlite import readers, schema
 
 from tests.support.forking import in_child
 from tests.support.inside import inmost
@@ -140,6 +140,25 @@ def test_reader_sees_every_commit(path: Path, uri: str) -> None:
         with kvi.open(uri) as store:
             inmost(store)._pool.read(lambda c: c.execute("SELECT 1"), 1e12)
             assert value_of(reader) == "5"
+
+
+def test_log_that_goes_while_a_reader_opens_the_file(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last to have the file open may close it just then; the file itself has all by then."""
+    writer = kvi.open(uri)
+    writer.store("k", "v")
+    prepare = readers.Reading.prepare
+
+    def close_and_prepare(reading: readers.Reading, connection: sqlite3.Connection) -> None:
+        if reading.shares:
+            writer.close()
+        prepare(reading, connection)
+
+    monkeypatch.setattr(readers.Reading, "prepare", close_and_prepare)
+    monkeypatch.setattr(readers, "may_write", lambda _: False)
+    with kvi.open(uri, read_only=True, retry=None) as reader:
+        assert value_of(reader) == "v"
 
 
 def test_reads_beside_a_busy_writer(path: Path, uri: str) -> None:

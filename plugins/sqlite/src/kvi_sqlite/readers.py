@@ -38,6 +38,7 @@ from kvi.errors import Unavailable
 
 from kvi_sqlite import schema
 from kvi_sqlite.boot import boot_id
+from kvi_sqlite.errors import code_of
 
 _EFFECTIVE = os.access in os.supports_effective_ids
 
@@ -103,7 +104,12 @@ class Reading:
     def prepare(self, connection: sqlite3.Connection) -> None:
         """Make a new connection one of a reader. Raises `Unavailable` if the file is no store."""
         execute = connection.execute
-        schema.check_readable(connection, self._path)
+        try:
+            schema.check_readable(connection, self._path)
+        except sqlite3.Error as error:
+            if code_of(error) == sqlite3.SQLITE_CANTOPEN and self.shares and self._is_quiet():
+                raise Changed(f"{self._path} was closed meanwhile, and its log removed") from error
+            raise
         execute("PRAGMA temp_store = MEMORY")
         connection.create_function("moment", 0, self._moment)
         here = boot_id()
