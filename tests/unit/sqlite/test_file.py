@@ -18,6 +18,7 @@ import kvi
 import pytest
 from kvi import Put
 from kvi_sqlite import schema
+from kvi_sqlite.backup import backup
 from kvi_sqlite.connection import Deadline
 
 from tests.support.inside import inmost
@@ -81,6 +82,21 @@ def test_relative_and_absolute_paths_name_the_same_file(
         entry = b.get("k")
         assert entry is not None
         assert entry.text == "v"
+
+
+def test_absolute_path_needs_no_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that is gone, a relative path is an InvalidOption that says so, and no other is."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with kvi.open(f"sqlite://{tmp_path}/store.db") as store:
+        assert store.store("k", "v") == 1
+    backup(tmp_path / "store.db", tmp_path / "copy.db")
+    with pytest.raises(kvi.InvalidOption, match="no working directory"):
+        kvi.open("sqlite:store.db")
 
 
 def test_link_leads_to_the_same_store(tmp_path: Path, path: Path, store: kvi.Kvi) -> None:

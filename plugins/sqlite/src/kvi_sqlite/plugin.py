@@ -73,4 +73,13 @@ def path_of(uri: StoreUri) -> Path:
         raise InvalidOption("the path has a NUL character, which no file name can have")
     if uri.path.endswith("/"):
         raise InvalidOption("the path ends with a slash, so it names a directory; name a file")
-    return Path.cwd() / uri.path
+    path = Path(uri.path)
+    if path.is_absolute():  # the working directory need not be there
+        return path
+    try:
+        return Path.cwd() / path
+    except OSError as error:
+        raise InvalidOption(
+            f"the path is relative, and there is no working directory ({error.strerror}); change "
+            "to one, or write sqlite:///absolute/path"
+        ) from error
