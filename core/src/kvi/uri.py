@@ -37,7 +37,8 @@ class StoreUri:
         username: percent-decoded, or ``None``.
         password: percent-decoded, or ``None``.
         hosts: the ``(host, port)`` pairs in the order given; the port is ``None`` if left out.
-        path: percent-decoded, with its leading slash if it had one.
+        path: percent-decoded, with its leading slash if it had one. As it may name a file, bytes
+            that are no UTF-8 stay what they are: `os.fsencode` has them.
         authority: whether ``//`` was written, so that ``sqlite://x`` can be told from ``sqlite:x``.
         query: the ``name=value`` pairs behind ``?``, percent-decoded.
         shown_names: the query options whose values may be shown; what is unknown may be a
@@ -93,7 +94,7 @@ class StoreUri:
             username=username,
             password=password,
             hosts=hosts,
-            path=unquote(path),
+            path=unquote(path, errors="surrogateescape"),
             authority=parts["authority"] is not None,
             query=tuple(_query(query)),
         )
@@ -121,7 +122,8 @@ class StoreUri:
         path = self.path
         if not self.authority and "@" in path:  # a user and password whose // was forgotten?
             path = f"{_HIDDEN}{path[path.rindex('@') :]}"
-        text += quote(path, safe="/:!$&'()*+,;=~" if self.authority else "/:@!$&'()*+,;=~")
+        safe = "/:!$&'()*+,;=~" if self.authority else "/:@!$&'()*+,;=~"
+        text += quote(path, safe=safe, errors="surrogateescape")
         if self.query:
             text += "?" + "&".join(f"{quote(n)}={self._shown(n, v)}" for n, v in self.query)
         return text
@@ -148,8 +150,8 @@ def _authority(
     name, colon, password = userinfo.partition(":")
     hosts = tuple(_host(position, text) for position, text in enumerate(endpoints.split(","), 1))
     return (
-        unquote(name) if at else None,
-        unquote(password) if colon else None,
+        _decoded(name, "the user") if at else None,
+        _decoded(password, "the password") if colon else None,
         hosts,
     )
 
@@ -163,7 +165,8 @@ def _host(position: int, text: str) -> tuple[str, int | None]:
     port = match["port"]
     if port is not None and not 0 < int(port) < 65536:
         raise InvalidOption(f"host {position} of the URI has a port outside of 1 to 65535")
-    return match["six"] or unquote(match["name"]), None if port is None else int(port)
+    name = match["six"] or _decoded(match["name"], f"host {position}")
+    return name, None if port is None else int(port)
 
 
 def _is_plain(text: str) -> bool:
@@ -185,7 +188,9 @@ def _query(text: str) -> list[tuple[str, str]]:
     if not text:
         return []
     try:
-        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True)
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=True, errors="strict")
+    except UnicodeDecodeError:
+        raise _no_text("an option") from None
     except ValueError:  # not chained: its text quotes what may be a secret
         raise InvalidOption("the options behind ? are written name=value and joined by &") from None
     names = [name for name, _ in pairs]
@@ -193,3 +198,16 @@ def _query(text: str) -> list[tuple[str, str]]:
         if names.count(name) > 1:
             raise InvalidOption(f"option {name!r} is given twice in the URI")
     return pairs
+
+
+def _decoded(text: str, part: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:  # not chained: its text quotes what may be a secret
+        raise _no_text(part) from None
+
+
+def _no_text(part: str) -> InvalidOption:
+    return InvalidOption(
+        f"{part} of the URI has percent-encoded bytes that are no UTF-8; write é as %C3%A9"
+    )

@@ -17,6 +17,7 @@ from kvi.uri import StoreUri
         ("MEM:x", StoreUri("mem", path="x")),
         ("sqlite:dir/a%20b%25.db", StoreUri("sqlite", path="dir/a b%.db")),
         ("sqlite:///abs/x.db", StoreUri("sqlite", path="/abs/x.db", authority=True)),
+        ("sqlite:%FF%C3%A9", StoreUri("sqlite", path="\udcffé")),
         ("sqlite:/abs/x.db", StoreUri("sqlite", path="/abs/x.db")),
         (
             "etcd://h:2379",
@@ -72,6 +73,11 @@ def test_scheme_parts() -> None:
         ("etcd://[::1:2379", "host"),
         ("mem:?timeout", "name=value"),
         ("mem:?timeout=1&timeout=2", "twice"),
+        ("etcd://%FF@h", "user .* no UTF-8"),
+        ("etcd://u:%FF@h", "password .* no UTF-8"),
+        ("etcd://h1,h%FF", "host 2 .* no UTF-8"),
+        ("etcd://h?namespace=%FF", "option .* no UTF-8"),
+        ("etcd://h?%FF=1", "option .* no UTF-8"),
     ],
 )
 def test_malformed(text: str, mend: str) -> None:
@@ -99,6 +105,9 @@ def test_malformed(text: str, mend: str) -> None:
         "etcd://user:hunter2@ho\u2100st",
         "consul://h?hunter2",
         "etcd://user:hunter2\ud800@h",
+        "etcd://user:hunter2%FF@h",
+        "consul://hunter2%FF@h",
+        "consul://h?token=hunter2%FF",
     ],
 )
 def test_errors_do_not_quote_secrets(text: str) -> None:
@@ -120,6 +129,7 @@ def test_errors_do_not_quote_secrets(text: str) -> None:
         ("etcd:user:pw@h:1", "etcd:***@h:1"),
         ("user:pw@h:1", "user:***@h:1"),
         ("sqlite:///a%20b?timeout=2", "sqlite:///a%20b?timeout=2"),
+        ("sqlite:///a%FFb", "sqlite:///a%FFb"),
         ("etcd://[::1]:2379", "etcd://[::1]:2379"),
         ("etcd://h/a%40b", "etcd://h/a%40b"),
     ],
@@ -129,6 +139,13 @@ def test_redacted(text: str, shown: str) -> None:
     uri = StoreUri.parse(text)
     assert uri.redacted == shown
     assert repr(uri) == f"StoreUri({shown!r})"
+
+
+@pytest.mark.parametrize("text", ["mem:%FF", "etcd://h/%FF", "consul://h/a%FFb"])
+def test_path_that_is_no_file_is_text(text: str) -> None:
+    """Where the path names a namespace, or a store in memory, it has to be UTF-8."""
+    with pytest.raises(kvi.InvalidOption, match="UTF-8"):
+        kvi.open(text)
 
 
 def test_options_that_are_no_secrets() -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
+from urllib.parse import quote
 
 import kvi
 import pytest
@@ -97,6 +98,29 @@ def test_absolute_path_needs_no_working_directory(
     backup(tmp_path / "store.db", tmp_path / "copy.db")
     with pytest.raises(kvi.InvalidOption, match="no working directory"):
         kvi.open("sqlite:store.db")
+
+
+def test_names_that_are_no_text_are_files_of_their_own(tmp_path: Path) -> None:
+    """Every path of the system has a URI, also of bytes that are no UTF-8."""
+    paths = [tmp_path / os.fsdecode(b"\xfe-\xc3\xa9-" + end) for end in (b"a", b"\xff", b"\xfe")]
+    try:
+        for path in paths:
+            path.touch()
+    except OSError:
+        pytest.skip("this file system has names of text alone")
+    uris = [f"sqlite:{quote(os.fsencode(path))}" for path in paths]
+    for uri in uris:
+        with kvi.open(uri) as store:
+            store.store("k", uri)
+            assert repr(store) == f"<Kvi {uri}>"
+    for uri, path in zip(uris, paths, strict=True):
+        backup(path, f"{path}-copy")
+        for each in (uri, f"{uri}-copy"):
+            with kvi.open(each, read_only=True) as store:
+                entry = store.get("k")
+                assert entry is not None
+                assert entry.text == uri
+    assert set(tmp_path.iterdir()) == {*paths, *(Path(f"{path}-copy") for path in paths)}
 
 
 def test_link_leads_to_the_same_store(tmp_path: Path, path: Path, store: kvi.Kvi) -> None:

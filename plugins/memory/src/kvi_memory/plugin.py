@@ -30,4 +30,8 @@ def kvi_open(uri: StoreUri, options: Mapping[str, Any]) -> Primitives:
     """Open the store that the path names; the empty name is a store like any other."""
     if uri.authority:
         raise InvalidOption("a memory store has no host; write mem: or mem:NAME, without slashes")
+    if any("\udc80" <= each <= "\udcff" for each in uri.path):
+        raise InvalidOption(
+            "the name of a memory store is text, and has percent-encoded bytes that are no UTF-8"
+        )
     return MemoryKvi(uri.redacted, uri.path, timeout=options["timeout"])

@@ -77,7 +77,7 @@ class Reading:
                 "this process may not work them in; open the store once where it may",
                 passing=False,
             )
-        self.uri = f"file:{quote(str(path))}?mode=ro&{how}"
+        self.uri = f"file:{quote(os.fsencode(path))}?mode=ro&{how}"
 
     @property
     def shares(self) -> bool:
