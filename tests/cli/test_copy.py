@@ -288,3 +288,24 @@ def test_conformance_that_is_interrupted(local: Command) -> None:
             running.communicate(timeout=60)
         assert running.returncode == 128 + number
         local("del", "--prefix", "", code=0 if local("count") != "0\n" else 1)
+
+
+def test_leased_target_key_with_the_same_value(local: Command, tmp_path: Path) -> None:
+    """With --leased it differs: after the copy it is permanent. So it is after cp and import."""
+    target = f"sqlite:{quote(str(tmp_path / 'target.db'))}"
+    with kvi.open(local.uri) as here, kvi.open(target) as there:
+        here.store("m", "here")
+        there.store("m", "here", ttl=600)
+        told = local.json("copy", local.uri, target, "--leased", "--dry-run")
+        assert (told["different"], told["equal"]) == (1, 0)
+        told = local.json("copy", local.uri, target, "--leased", "--verify")
+        assert (told["different"], told["written"], told["verified"]) == (1, 1, True)
+        entry = there.get("m")
+        assert entry is not None
+        assert (entry.value, entry.lease) == (b"here", None)
+        here.store("m", "here", ttl=600)
+        here.store("n", "here", ttl=600)
+        local("cp", "m", "n", "--force")
+        local("export", "m.jsonl", "--prefix", "m", "--leased")
+        local("import", "m.jsonl", "--leased")
+        assert [entry.lease for entry in here.range()] == [None, None]

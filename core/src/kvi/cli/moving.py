@@ -269,7 +269,7 @@ def walk(
         elif same is None:
             found.note("missing", entry.key)
             yield entry.key, entry.value or b""
-        elif same.value != entry.value:
+        elif same.value != entry.value or same.lease is not None:  # it shall be permanent
             found.note("different", entry.key)
             yield entry.key, entry.value or b""
         else:
