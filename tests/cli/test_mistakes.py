@@ -13,6 +13,7 @@ from pathlib import Path
 import kvi
 import pytest
 from kvi.cli import app, records
+from kvi.cli.shell import commands, last_word
 from kvi.cli.txn import parse
 
 from tests.cli.conftest import Command
@@ -202,6 +203,16 @@ def test_txn_comments_are_those_of_a_shell() -> None:
         kvi.Put("x # y", b"# z"),
         kvi.Put("#", "\u2028".encode()),
     ]
+
+
+@pytest.mark.parametrize("space", ["\u3000", "\u00a0", "\u2028", "\x0c", "\x1f"])
+def test_hash_behind_a_space_that_parts_no_words(space: str) -> None:
+    """It is a part of its word, in `txn`, `kvi shell` and completion alike."""
+    value = f"x{space}#1"
+    assert parse(f"then put k {value}")[1] == [kvi.Put("k", value.encode())]
+    assert [line.words for line in commands([f"put k {value}"])] == [["put", "k", value]]
+    text = f"put k{space}x"
+    assert text[last_word(text) :] == f"k{space}x"
 
 
 def test_txn_text() -> None:

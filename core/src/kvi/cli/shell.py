@@ -43,7 +43,7 @@ from kvi.cli.app import (
     told,
 )
 from kvi.cli.output import line_of
-from kvi.cli.txn import scan
+from kvi.cli.txn import SPACES, scan
 from kvi.text import prefix_end
 
 _PATIENCE = 0.5  # seconds of a call for completion: who types does not wait for a store
@@ -336,7 +336,7 @@ def last_word(text: str) -> int:
     """Where the last word of a line begins; at its end if a new one would begin there."""
     quote, begin, escaped = "", None, False
     for at, char in enumerate(text):
-        if begin is None and not char.isspace():
+        if begin is None and char not in SPACES:
             begin = at
         if escaped:
             escaped = False
@@ -347,7 +347,7 @@ def last_word(text: str) -> int:
             escaped = True
         elif char in "'\"":
             quote = char
-        elif char.isspace():
+        elif char in SPACES:
             begin = None
     return len(text) if begin is None else begin
 

@@ -28,6 +28,9 @@ _FORMS = (
     "then put KEY VALUE, then get KEY, then delete KEY, else …"
 )
 
+SPACES = " \t\r\n"
+"""What parts words, for `shlex`; other spaces are characters as any."""
+
 
 def parse(
     text: str, encoding: str = "text"
@@ -69,7 +72,7 @@ def scan(line: str) -> tuple[str, str]:
             quote = "" if char == quote else quote
         elif char in "'\"":
             quote = char
-        elif char == "#" and before.isspace():
+        elif char == "#" and before in SPACES:
             return line[:index], ""
         before = char
     return line, "\\" if before == "\\" and quote != "'" else quote
