@@ -287,6 +287,27 @@ def test_temporary_keys_and_leases(cli: Command, store: kvi.Kvi) -> None:
     until(lambda: store.get("leased") is None)
 
 
+def test_kvi_within_a_command_uses_the_same_store(local: Command) -> None:
+    """With the namespace and the file of the one around it, whatever folder the command is in."""
+    inner = f"{cli_line('put', 'inner', '1')} && {cli_line('get', 'inner')}"
+    uri = "sqlite:here.db"
+    for words in (
+        ["lock", "l"], ["lease"], ["temp", "t"], ["elect", "e"], ["once", "o"], ["update", "u"],
+        ["semaphore", "s", "--limit", "1"], ["every", "v", "0.01", "--times", "1"],
+    ):  # fmt: skip
+        local("--uri", uri, "--namespace", "app", words[0], *words[1:], "--", "sh", "-c",
+              f"cd / && {inner} >&2")  # fmt: skip
+        assert local.errors == "1", words
+        assert local("--uri", uri, "del", "app/inner") == "1\n", words
+    env = local.env | {"KVI_URI": "sqlite:a%20b.db?namespace=x"}
+    words = ["--namespace", "y", "watch", "--initial", "k", "-n", "1", "--exec", f"cd / && {inner}"]
+    local("put", "x/y/k", "v", "--uri", "sqlite:a%20b.db")
+    assert local(*words, env=env).endswith("\n1")
+    assert local("ls", "-r", "x", "--uri", "sqlite:a%20b.db") == "x/y/inner\nx/y/k\n"
+    assert local("--uri", "sqlite:b.db", "lock", "l", "--", "sh", "-c", f"cd / && {inner}") == "1"
+    assert local("get", "inner", "--uri", "sqlite:b.db") == "1"
+
+
 def test_doctor_ping_and_bench(cli: Command) -> None:
     """All steps work, and nothing is left behind."""
     steps = cli.lines("doctor")

@@ -64,6 +64,8 @@ class BackendInfo:
         capabilities: what its stores can do by default.
         options: what it takes besides ``timeout`` and ``namespace``.
         path_is_namespace: the path of the URI is a namespace, as in ``etcd://host/namespace``.
+        path_is_file: the path of the URI is one of the file system, so that a relative one depends
+            on the current folder.
         has_passing_faults: the store can fail and be back in a moment, so that `kvi.open` has
             operations tried again. Not so within a process.
 
@@ -75,6 +77,7 @@ class BackendInfo:
     capabilities: Capabilities
     options: tuple[Option, ...] = ()
     path_is_namespace: bool = False
+    path_is_file: bool = False
     has_passing_faults: bool = True
 
 

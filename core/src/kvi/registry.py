@@ -38,7 +38,7 @@ from kvi.port import Runtime
 from kvi.primitives import Primitives
 from kvi.uri import StoreUri
 
-__all__ = ["InstalledBackend", "around", "back_up", "backends", "open_scope", "within"]
+__all__ = ["InstalledBackend", "anchored", "around", "back_up", "backends", "open_scope", "within"]
 
 around: list[Callable[[Scope], Executor]] = []
 """Makes what stands around each handle that is opened from now on, outermost: for tests."""
@@ -213,6 +213,27 @@ def within(uri: str, name: str) -> str:
     outer = options.pop("namespace", None)
     options["namespace"] = name if outer is None else f"{outer}/{name}"
     return f"{place}?" + "&".join(f"{quote(n)}={quote(v)}" for n, v in options.items())
+
+
+def anchored(uri: str) -> str:
+    """The URI for who works in another folder: a path that names a file is absolute.
+
+    It stays relative where no URI can say the folder: one that is no UTF-8, or is gone. Raises what
+    `open_scope` does for a URI of no store.
+    """
+    parsed = StoreUri.parse(uri)
+    if not _plugin_for(parsed).info.path_is_file:
+        return uri
+    from pathlib import Path  # as late as it can be: it takes a while
+
+    if parsed.authority or not parsed.path or Path(parsed.path).is_absolute():
+        return uri
+    scheme, colon, rest = uri.partition(":")
+    try:
+        folder = quote(Path.cwd().as_posix())
+    except (OSError, UnicodeEncodeError):
+        return uri
+    return f"{scheme}{colon}{folder.rstrip('/')}/{rest}"
 
 
 def back_up(uri: str, target: str | os.PathLike[str], *, replace: bool = False) -> None:

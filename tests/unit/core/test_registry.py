@@ -16,7 +16,7 @@ import pytest
 from kvi import registry
 from kvi.flow.scope import Scope
 from kvi.ops import Executor
-from kvi.registry import around, within
+from kvi.registry import anchored, around, within
 
 GOOD = """
     from kvi.hookspecs import BackendInfo, hookimpl
@@ -242,6 +242,37 @@ def test_within(uri: str, inner: str) -> None:
     assert within(uri, "t") == inner
     if not uri.startswith("sqlite:"):
         kvi.open(inner).close()
+
+
+@pytest.mark.parametrize(
+    ("uri", "same"),
+    [
+        ("sqlite:a%20b.db?namespace=x", "sqlite:{here}/a%20b.db?namespace=x"),
+        ("sqlite:sub/../b.db", "sqlite:{here}/sub/../b.db"),
+        ("sqlite:/b.db", "sqlite:/b.db"),
+        ("sqlite:///b.db", "sqlite:///b.db"),
+        ("mem:b", "mem:b"),
+        ("consul://h/b", "consul://h/b"),
+    ],
+)
+def test_anchored(uri: str, same: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a file is made absolute, and nothing else is changed."""
+    here = tmp_path / "a folder"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert anchored(uri) == same.format(here=f"{tmp_path}/a%20folder")
+
+
+def test_anchored_where_no_uri_can_say_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the root no host comes of it; a folder that is no UTF-8 or is gone leaves it relative."""
+    monkeypatch.chdir("/")
+    assert anchored("sqlite:b.db") == "sqlite:/b.db"
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    assert anchored("sqlite:b.db") == "sqlite:b.db"
+    odd.rmdir()
+    assert anchored("sqlite:b.db") == "sqlite:b.db"
 
 
 def test_within_refuses() -> None:

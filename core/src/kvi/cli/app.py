@@ -19,6 +19,7 @@ from urllib.parse import quote
 import click
 
 import kvi
+from kvi import registry
 from kvi.cli.output import Terminal
 from kvi.errors import KviError, OutcomeUnknown
 
@@ -162,8 +163,14 @@ class Context:
         return self.named_uri or default_uri(make=not self.read_only)
 
     def named(self) -> dict[str, str]:
-        """The environment that lets a command use the same store."""
-        return {"KVI_URI": self.given_uri} if self.given_uri else {}
+        """The environment that lets a command use the same store, wherever it works.
+
+        Raises what opening the store does.
+        """
+        uri = self.named_uri
+        if self.namespace is not None:
+            uri = registry.within(self.store_uri, self.namespace)
+        return {} if uri is None else {"KVI_URI": registry.anchored(uri)}
 
     def end(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal that asks the command to end."""

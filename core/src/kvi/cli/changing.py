@@ -44,6 +44,7 @@ def update_(context: Context, key: str) -> int:
     is written, and the exit code is that of CMD.
     """
     words = words_of("update KEY")
+    store = context.store()
     env = context.named() | {"KVI_KEY": key}
     runs = 0
 
@@ -67,7 +68,7 @@ def update_(context: Context, key: str) -> int:
             return printed.read()
 
     try:
-        entry = context.store().update(key, change, default=b"")
+        entry = store.update(key, change, default=b"")
     except _Refused as refused:
         return refused.code
     if context.json:

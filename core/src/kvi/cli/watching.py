@@ -100,7 +100,7 @@ def watch_(
             _say(context, event, encoding)
             if run is not None:
                 context.go_on()
-                _run(run, event, grace)
+                _run(run, event, context.named(), grace)
     return 0
 
 
@@ -153,12 +153,12 @@ def _say(context: Context, event: kvi.Event, encoding: str) -> None:
     sys.stdout.flush()
 
 
-def _run(command: str, event: kvi.Event, grace: float) -> None:
+def _run(command: str, event: kvi.Event, named: dict[str, str], grace: float) -> None:
     """Run the command of a change; what it ends with is told if it is not 0.
 
     A signal that ends it ends the watch.
     """
-    env = {
+    env = named | {
         "KVI_EVENT": event.type.value,
         "KVI_KEY": event.key,
         "KVI_REVISION": str(event.revision),

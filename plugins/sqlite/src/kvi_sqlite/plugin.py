@@ -33,6 +33,7 @@ def kvi_describe() -> BackendInfo:
         schemes=("sqlite",),
         capabilities=CAPABILITIES,
         options=(HISTORY,),
+        path_is_file=True,
     )
 
 

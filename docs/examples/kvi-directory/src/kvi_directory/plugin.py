@@ -32,6 +32,7 @@ def kvi_describe() -> BackendInfo:
                 help="how many of the last commits watches can look back on, unless they are large",
             ),
         ),
+        path_is_file=True,
     )
 
 
