@@ -156,6 +156,25 @@ def test_watch(cli: Command, store: kvi.Kvi) -> None:
     assert (cli.folder / "seen").read_text() == "PUT w/b two\nlines\n"
 
 
+def test_any_key_for_what_watch_runs(local: Command) -> None:
+    """One too long for an environment is left empty, and told; one that no locale has is UTF-8."""
+    keys = ["a", "k" * 200_000, "z", "日本"]
+    with kvi.open(local.uri) as store:
+        for key in keys:
+            store.store(key, "v")
+    script = "printf '%s %s\n' $KVI_EVENT \"$KVI_KEY\" >>seen"
+    words = ["watch", "--prefix", "", "--initial", "-n", "4", "--exec", script]
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    local(*words, env=local.env | ascii_only | {"KVI_KEY": "of somebody else"})
+    assert (local.folder / "seen").read_text("utf-8") == "PUT a\nPUT \nPUT z\nPUT 日本\n"
+    assert "KVI_KEY is left empty" in local.errors
+    assert "200,000 bytes" in local.errors
+    local("shell", given="lock l -- echo 日本\n", env=local.env | ascii_only)
+    assert local.raw.decode() == "日本\n"
+    local("shell", given=f"lock {'l' * 200_000} -- echo hello", code=126)
+    assert "cannot run 'echo': Argument list too long" in local.errors
+
+
 def test_watch_piped_into_head_ends(cli: Command, store: kvi.Kvi) -> None:
     """Who reads no further ends it, without a word and without another change."""
     store.store("k", "v")

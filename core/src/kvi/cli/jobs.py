@@ -23,6 +23,7 @@ the command is not wanted    SIGTERM, and after ``grace`` seconds SIGKILL; it is
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -57,6 +58,10 @@ def grace_option(told: str) -> Callable[[Any], Any]:
     )
 
 
+class TooLong(Failed):
+    """The words of a command and its environment are more than the system takes."""
+
+
 class Job:
     """A command that runs; made and used by the main thread, in a ``with`` block.
 
@@ -83,9 +88,9 @@ class Job:
     ) -> None:
         self._words = words
         # No environment can hold a NUL, which a key can.
-        self._env = {
+        self._env: dict[str, str | bytes] = {
             **os.environ,
-            **{name: text.replace("\0", "\\0") for name, text in env.items()},
+            **{name: _for_the_system(text.replace("\0", "\\0")) for name, text in env.items()},
         }
         self._stdin = stdin
         self._stdout = stdout
@@ -150,10 +155,13 @@ class Job:
             self._handle(signal.SIGTSTP, self._pass_on if self._grouped else _leave_it)
             self._handle(signal.SIGTTIN, _leave_it)
             self._handle(signal.SIGCONT, lambda number, frame: self._news.put("continued"))
+        words = self._words
         try:
             self._process = subprocess.Popen(
-                self._words if isinstance(self._words, str) else list(self._words),
-                shell=isinstance(self._words, str),
+                _for_the_system(words)
+                if isinstance(words, str)
+                else [_for_the_system(word) for word in words],
+                shell=isinstance(words, str),
                 stdin=self._stdin,
                 stdout=self._stdout,
                 env=self._env,
@@ -161,7 +169,9 @@ class Job:
             )
         except OSError as error:
             code = 127 if isinstance(error, FileNotFoundError) else 126
-            raise Failed(f"cannot run {self._words[0]!r}: {error.strerror}", code) from None
+            kind = TooLong if error.errno == errno.E2BIG else Failed
+            called = words if isinstance(words, str) else words[0]
+            raise kind(f"cannot run {called!r}: {error.strerror}", code) from None
         if _POSIX:
             # From now on, since a command inherits what is ignored: kvi in the background may write
             # to its terminal, and hand it on.
@@ -301,6 +311,15 @@ class _Terminal:
     def close(self) -> None:
         """Close it."""
         os.close(self._fd)
+
+
+def _for_the_system(text: str) -> str | bytes:
+    """A word or a variable as the system takes it: in the locale's encoding, else as UTF-8."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape") if _POSIX else text
+    return text
 
 
 def _leave_it(number: int, frame: FrameType | None) -> None:

@@ -21,7 +21,7 @@ from kvi.cli.app import (
     prefix_option,
     start_option,
 )
-from kvi.cli.jobs import Job, grace_option
+from kvi.cli.jobs import Job, TooLong, grace_option
 from kvi.cli.output import (
     encoding_option,
     members,
@@ -76,7 +76,7 @@ def watch_(
     A line has the kind of the change (PUT, DELETE, RESYNC), the revision, the key and the value. A
     RESYNC says that the store no longer has what came next; the whole state follows it (and --exec
     runs once, without a key). Lost connections are bridged. A signal that ends the watch ends what
-    --exec runs, too.
+    --exec runs, too. A key that is too long for an environment is left empty there, and told.
     """
     kinds = None if events is None else kvi.EventType(events.upper())
     with context.store().watch(
@@ -163,17 +163,28 @@ def _run(command: str, event: kvi.Event, named: dict[str, str], grace: float) ->
         "KVI_KEY": event.key,
         "KVI_REVISION": str(event.revision),
     }
-    with TemporaryFile() as value:  # a pipe could fill up, or break
-        value.write(event.value or b"")
-        value.seek(0)
-        with Job(command, env, stdin=value, patience=grace) as job:
-            code = job.wait()
-    if job.asked_to_end:
-        raise Ended(job.asked_to_end[0])
+    value = event.value or b""
+    try:
+        code, asked_to_end = _ended(command, env, value, grace)
+    except TooLong:
+        told = f"a key of {len(event.key.encode()):,} bytes is too long for an environment"
+        click.echo(f"kvi: KVI_KEY is left empty: {told}", err=True)
+        code, asked_to_end = _ended(command, env | {"KVI_KEY": ""}, value, grace)
+    if asked_to_end:
+        raise Ended(asked_to_end[0])
     if code == -signal.SIGINT:  # Ctrl-C, which only the command got
         raise Ended(signal.SIGINT)
     if code:
         click.echo(f"kvi: the command ended with {code}: {command}", err=True)
+
+
+def _ended(command: str, env: dict[str, str], value: bytes, grace: float) -> tuple[int, list[int]]:
+    """Run it to its end: what it ended with, and the signals that asked it to."""
+    with TemporaryFile() as given:  # a pipe could fill up, or break
+        given.write(value)
+        given.seek(0)
+        with Job(command, env, stdin=given, patience=grace) as job:
+            return job.wait(), job.asked_to_end
 
 
 def _nobody_reads() -> bool:
