@@ -117,6 +117,17 @@ def test_job_that_is_held(cli: Command, store: kvi.Kvi) -> None:
     assert queue.count() == 1
 
 
+def test_job_with_tabs(local: Command) -> None:
+    """Those of its value are escapes, so that its line has three fields."""
+    with kvi.open(local.uri) as store:
+        Queue(store, "q", max_attempts=1).put("a\tb\nc")
+    words = ("q", "--max-attempts", "1")
+    claim, *told = local("queue", "get", *words, "--hold", "600").split("\t")
+    assert told == ["1", "a\\tb\\nc\n"]
+    local("queue", "nack", "q", claim, "--max-attempts", "1")
+    assert local("queue", "dead", *words).split("\t")[1:] == told
+
+
 def test_job_that_is_held_too_long(cli: Command, store: kvi.Kvi) -> None:
     """Once the time is up another gets it, and the claim is nobody's."""
     queue = Queue(store, "q")

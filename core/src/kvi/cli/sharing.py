@@ -16,7 +16,7 @@ import click
 import kvi
 from kvi.cli.app import CONFLICT, NOT_FOUND, Context, Ended, Failed, command
 from kvi.cli.jobs import Job, grace_option
-from kvi.cli.output import encoding_option, given, line_of, value_members, written
+from kvi.cli.output import encoding_option, given, say_fields, value_members, written
 from kvi.cli.running import WithCommand, exit_code, let_go, run_while, words_of
 from kvi.ops import LeasesOp
 from kvi.policy.lease import check_ttl
@@ -374,7 +374,7 @@ def _tell_job(context: Context, told: dict[str, Any], value: bytes, encoding: st
     if context.json:
         click.echo(json.dumps(told | value_members(value)))
     else:
-        click.echo(line_of("\t".join([*map(str, told.values()), written(value, encoding)]), "\t"))
+        say_fields(*map(str, told.values()), written(value, encoding))
 
 
 @command(
