@@ -67,7 +67,15 @@ def test_ranges_and_levels(cli: Command, store: kvi.Kvi) -> None:
     assert cli.lines("ls", "app/") == [{"level": "app/db/"}, {"key": "app/rate"}]
     assert cli("ls", "nothing/", code=1) == ""
     assert cli("--namespace", "app", "ls") == "db/\nrate\n"
+    store.store("app//deep", "")
+    assert cli.lines("ls", "app") == [{"level": "app/"}]
+    assert cli.lines("ls", "app/")[0] == {"level": "app//"}
+    store.store("/registry/pods/a", "")
+    assert cli("ls").splitlines()[:2] == ["/", "a"]
+    assert cli("ls", "/") == "/registry/\n"
+    store.delete("/registry/pods/a")
     store.store("app/", "of the level itself")
+    assert cli.lines("ls", "app") == [{"level": "app/"}]
     assert cli.lines("ls", "app/")[0] == {"key": "app/"}
     assert cli("ls").splitlines()[:2] == ["a", "app/"]
 

@@ -256,7 +256,7 @@ def levels(store: kvi.Kvi, prefix: str, delimiter: str) -> Iterator[tuple[str, b
             rest = entry.key[len(prefix) :]
             first, found, _ = rest.partition(delimiter)
             name = prefix + first + found
-            if not found or not first:
+            if not found:
                 yield entry.key, False
             elif name != level:
                 level, count = name, 0
