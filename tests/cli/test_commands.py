@@ -16,7 +16,7 @@ import kvi
 import pytest
 from kvi.conformance.__main__ import options_of
 
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, Inside
 from tests.support.inside import revoke
 from tests.support.waiting import until
 
@@ -296,6 +296,43 @@ def test_waiting_is_ended_in_good_order(cli: Command, store: kvi.Kvi) -> None:
             assert waiting.wait(60) in ended
         assert held.held
     assert store.lock("jobs").acquire(0)
+
+
+def test_one_reading_of_values(local: Command) -> None:
+    """`-` is standard input and `@FILE` a file in each command that takes a value."""
+    run = Inside(local.uri, local.folder)
+    (run.folder / "file").write_bytes(b"of a file")
+    get = cli_words("get", "k")
+    for word, value in {"-": "given", "@file": "of a file", "@@ada": "@ada", "a": "a"}.items():
+        run("put", "k", word, given="given")
+        assert run("get", "k") == value
+        run("tas", "k", word, "new", given="given")
+        run("tas", "k", "new", word, given="given")
+        assert run("get", "k") == value
+        run("cas", "n", "0", word, given="given")
+        assert run("get", "n") == value
+        run("del", "n", "k")
+        assert run("temp", "k", word, "--", *get, given="given") == value
+        run("queue", "put", "q", word, given="given")
+        assert run("queue", "get", "q", "--wait", "0", "--", "cat") == value
+        leader = cli_words("range", "e", "--as", "hex")
+        told = run("elect", "e", "--value", word, "--", *leader, given="given")
+        assert value.encode().hex() in told
+    for words in (
+        ["temp", "k", "@none", "--", "true"],
+        ["queue", "put", "q", "@none"],
+        ["tas", "k", "@none", "v"],
+        ["elect", "e", "--value", "@", "--", "true"],
+    ):
+        run(*words, code=2)
+        assert "is written with @@" in run.errors
+    run("tas", "k", "-", "-", code=2)
+    assert "only once" in run.errors
+    run("temp", "k", "-", "--as", "hex", "--", *get, given="6 869\n")
+    assert run.raw == b"hi"
+    for line in ("temp k - -- true", "queue put q -", "tas k - v", "elect e --value - -- true"):
+        run("shell", given=line, code=2)
+        assert "standard input holds the commands" in run.errors
 
 
 def test_temporary_keys_and_leases(cli: Command, store: kvi.Kvi) -> None:

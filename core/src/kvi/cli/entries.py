@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import click
@@ -23,7 +22,6 @@ from kvi.cli.app import (
 )
 from kvi.cli.output import (
     encoding_option,
-    given,
     members,
     on_terminal,
     say_fields,
@@ -33,6 +31,7 @@ from kvi.cli.output import (
     say_value,
     written,
 )
+from kvi.cli.values import value_of
 from kvi.text import prefix_end
 
 UNASKED = 1000  # keys that a script may delete without a word
@@ -114,7 +113,7 @@ def put_(
 
     A value that begins with @ is written with @@.
     """
-    revision = context.store().store(key, _value(value, encoding), lease=lease, ttl=ttl)
+    revision = context.store().store(key, value_of(value, encoding), lease=lease, ttl=ttl)
     if context.json:
         say_json({"key": key, "revision": revision})
     return 0
@@ -362,12 +361,17 @@ def count_(context: Context, prefix: str | None, start: str | None, end: str | N
 def tas_(
     context: Context, key: str, values: tuple[str, ...], absent: bool, delete: bool, encoding: str
 ) -> int:
-    """If the value of KEY is TEST make it SET, atomically; exit code 1 if it is not."""
+    """If the value of KEY is TEST make it SET, atomically; exit code 1 if it is not.
+
+    TEST and SET are as VALUE is for `put`.
+    """
     if len(values) + absent + delete != 2:
         raise click.UsageError("Give TEST or --absent, and SET or --delete.")
+    if values == ("-", "-"):
+        raise click.UsageError("Standard input can be read only once: TEST or SET is -, not both.")
     rest = list(values)
-    test = None if absent else given(rest.pop(0), encoding)
-    new = None if delete else given(rest.pop(0), encoding)
+    test = None if absent else value_of(rest.pop(0), encoding)
+    new = None if delete else value_of(rest.pop(0), encoding)
     done = context.store().tas(key, test, new)
     if context.json:
         say_json({"key": key, "set": done})
@@ -390,37 +394,7 @@ def cas_(context: Context, key: str, revision: int, value: str, encoding: str) -
 
     VALUE is as for `put`.
     """
-    new = context.store().cas(key, revision, _value(value, encoding))
+    new = context.store().cas(key, revision, value_of(value, encoding))
     if context.json:
         say_json({"key": key, "set": new is not None, "revision": new})
     return NOT_FOUND if new is None else 0
-
-
-def _value(value: str, encoding: str) -> bytes:
-    """The value that is meant: as it stands, from standard input, or from a file."""
-    if value == "-":
-        return _decoded(sys.stdin.buffer.read(), encoding, "standard input")
-    if not value.startswith("@"):
-        return given(value, encoding)
-    if value.startswith("@@"):
-        return given(value[1:], encoding)
-    name = value[1:]
-    if not name:
-        raise Failed("@ names a file, as @FILE; a value that begins with @ is written with @@")
-    try:
-        data = Path(name).read_bytes()
-    except OSError as error:
-        raise Failed(
-            f"cannot read the file {name!r}: {error.strerror}; a value that begins with @ is "
-            "written with @@"
-        ) from None
-    return _decoded(data, encoding, f"the file {name!r}")
-
-
-def _decoded(data: bytes, encoding: str, where: str) -> bytes:
-    if encoding == "text":
-        return data
-    try:
-        return given("".join(data.decode("ascii").split()), encoding)
-    except UnicodeDecodeError:
-        raise Failed(f"{where} is not {encoding}") from None

@@ -11,7 +11,8 @@ import kvi
 from kvi.cli.app import CONFLICT, KEY, UNAVAILABLE, Context, Failed, command
 from kvi.cli.jobs import Job, grace_option
 from kvi.cli.leasing import revoke
-from kvi.cli.output import encoding_option, given
+from kvi.cli.output import encoding_option
+from kvi.cli.values import value_of
 from kvi.sync.loss import Loss
 
 _WORDS = "kvi.words"
@@ -191,11 +192,11 @@ def temp_(
 ) -> int:
     """Keep KEY alive while CMD runs, or until Ctrl-C; then it is deleted.
 
-    Without VALUE the host's name and the process id are stored. If the key's lease is lost CMD is
-    ended, and the exit code is 3; otherwise it is that of CMD.
+    VALUE is as for `put`; without it the host's name and the process id are stored. If the key's
+    lease is lost CMD is ended, and the exit code is 3; otherwise it is that of CMD.
     """
-    data = None if value is None else given(value, encoding)
     words = words_of()
+    data = None if value is None else value_of(value, encoding)
     with context.store() as store:
         temporary = store.temp_key(key, data, ttl=ttl)
         if words:

@@ -16,8 +16,9 @@ import click
 import kvi
 from kvi.cli.app import CONFLICT, NOT_FOUND, Context, Ended, Failed, command
 from kvi.cli.jobs import Job, grace_option
-from kvi.cli.output import encoding_option, given, say_fields, value_members, written
+from kvi.cli.output import encoding_option, say_fields, value_members, written
 from kvi.cli.running import WithCommand, exit_code, let_go, run_while, words_of
+from kvi.cli.values import value_of
 from kvi.ops import LeasesOp
 from kvi.policy.lease import check_ttl
 from kvi.policy.line import DIRECTORY, Place, State, loads
@@ -48,7 +49,9 @@ _conflict = click.option(
     cls=WithCommand,
 )
 @click.argument("name")
-@click.option("--value", metavar="TEXT", help="What others see. Default: host and process.")
+@click.option(
+    "--value", metavar="TEXT", help="What others see, as for `put`. Default: host and process."
+)
 @_wait
 @_conflict
 @_ttl
@@ -69,8 +72,8 @@ def elect_(
     NAME, acquired.
     """
     words = words_of("elect NAME")
+    told = f"{socket.gethostname()} {os.getpid()}" if value is None else value_of(value, "text")
     with context.store() as store:
-        told = value if value is not None else f"{socket.gethostname()} {os.getpid()}"
         election = Election(store, name, told, ttl=ttl)
         if not election.campaign(wait):
             raise Failed(f"somebody else leads {name!r}", conflict)
@@ -278,6 +281,8 @@ def queue_(
 ) -> int:
     """Put jobs into the queue NAME, or do them.
 
+    `put` takes VALUE as `kvi put` does: - is standard input, and @FILE what is in a file.
+
     `get` runs CMD with the job on its standard input, and KVI_JOB_ID and KVI_JOB_ATTEMPT in its
     environment. If CMD ends with 0 the job is done; else it is given back. The exit code is that of
     CMD, 1 if there was no job in time, 3 if the job was lost, for which CMD is ended.
@@ -296,6 +301,7 @@ def queue_(
             "kvi queue put NAME VALUE, or get NAME -- CMD, or get NAME --hold SECONDS, "
             "or ack|nack NAME CLAIM, or count|dead NAME, or retry|discard NAME ID"
         )
+    data = value_of(value or "", encoding) if action == "put" else b""
     with context.store() as store:
         queue = Queue(store, name, max_attempts=max_attempts, ttl=ttl)
         if runs:
@@ -303,7 +309,6 @@ def queue_(
         if hold is not None:
             return _hold(context, store, queue, wait, hold, encoding)
         if action == "put":
-            data = given(value or "", encoding)
             id = queue.put(data, priority=priority, delay=delay, dedup=dedup)
             click.echo(json.dumps({"id": id}) if context.json else id)
         elif action == "count":
