@@ -16,7 +16,7 @@ from kvi.cli import app, records
 from kvi.cli.shell import commands, last_word
 from kvi.cli.txn import parse
 
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, Inside
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -191,6 +191,30 @@ def test_reader_that_goes_away(local: Command) -> None:
             assert running.stderr is not None
             assert running.stderr.read() == ""
             assert running.wait(60) in {141, 0}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(f"ping --watch --count 2 --interval {odd}" for odd in ("nan", "inf", "1e10", "0")),
+        *(f"bench --seconds {odd}" for odd in ("nan", "inf", "1e10", "-1")),
+        *(f"bench --size {odd}" for odd in (2**30 + 1, 2**70, -1)),
+        "lock l --grace nan -- false",
+        "lock l --wait nan -- false",
+        "lease --grace nan -- false",
+        "temp k v --grace nan -- false",
+        "once o --wait nan -- false",
+        "queue put q v --delay nan",
+        "queue get q --hold nan",
+    ],
+)
+def test_odd_numbers(local: Command, line: str) -> None:
+    """They are refused with the option's name, and nothing is begun."""
+    run = Inside(local.uri, local.folder)
+    run(*line.split(), code=2)
+    name = re.findall(r"--[a-z]+", line.partition(" -- ")[0])[-1]
+    assert re.search(f"Invalid value for .*'{name}'", run.errors)
+    assert run("count") == "0\n"
 
 
 def test_txn_comments_are_those_of_a_shell() -> None:

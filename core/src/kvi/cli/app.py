@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from math import isnan
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -259,6 +260,17 @@ def uri_in(file: str) -> str:
     if not uri or "\n" in uri:
         raise Failed(f"{file} should hold a URI, as its only line")
     return uri
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds within a range; ``nan``, which no comparison finds out, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As the range does."""
+        number = super().convert(value, param, ctx)
+        if isnan(number):
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return number
 
 
 class KeyType(click.types.StringParamType):

@@ -40,7 +40,7 @@ from typing import IO, Any, Self
 
 import click
 
-from kvi.cli.app import ENDING, Failed
+from kvi.cli.app import ENDING, Failed, Seconds
 
 _WAKE = 0.25  # seconds between two looks at who has the terminal, and whether it is still wanted
 _POSIX = os.name == "posix"
@@ -50,7 +50,7 @@ def grace_option(told: str) -> Callable[[Any], Any]:
     """The option ``--grace``."""
     return click.option(
         "--grace",
-        type=click.FloatRange(0),
+        type=Seconds(0),
         default=5.0,
         show_default=True,
         metavar="SECONDS",

@@ -21,7 +21,7 @@ from typing import Any
 import click
 
 import kvi
-from kvi.cli.app import NOT_FOUND, UNAVAILABLE, Context, Failed, command
+from kvi.cli.app import NOT_FOUND, UNAVAILABLE, Context, Failed, Seconds, command
 from kvi.cli.output import (
     bare,
     on_terminal,
@@ -31,6 +31,9 @@ from kvi.cli.output import (
     say_styled,
     say_table,
 )
+from kvi.options import MAX_SECONDS
+
+_LARGEST = 2**30  # bytes of a value of `bench`: more than any store takes
 
 
 @command("backends", "kvi backends\nkvi backends --json")
@@ -218,7 +221,7 @@ def doctor_(context: Context) -> int:
 @command("ping", "kvi ping\nkvi ping --watch --interval 5\nkvi ping --watch --count 3")
 @click.option("--watch", "again", is_flag=True, help="Again and again, until Ctrl-C.")
 @click.option(
-    "--interval", type=click.FloatRange(0.01), default=1.0, show_default=True, metavar="SECONDS"
+    "--interval", type=Seconds(0.01, MAX_SECONDS), default=1.0, show_default=True, metavar="SECONDS"
 )
 @click.option("-c", "--count", type=click.IntRange(1), metavar="N", help="With --watch: so often.")
 def ping_(context: Context, again: bool, interval: float, count: int | None) -> int:
@@ -338,13 +341,17 @@ def conformance_(
 @command("bench", "kvi bench --uri mem:\nkvi bench --seconds 0.2 --json")
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.01),
+    type=Seconds(0.01, MAX_SECONDS),
     default=1.0,
     show_default=True,
     help="For each operation.",
 )
 @click.option(
-    "--size", type=click.IntRange(0), default=100, show_default=True, help="Bytes of a value."
+    "--size",
+    type=click.IntRange(0, _LARGEST),
+    default=100,
+    show_default=True,
+    help="Bytes of a value.",
 )
 def bench_(context: Context, seconds: float, size: int) -> int:
     """Measure the usual operations, one after the other from one thread.

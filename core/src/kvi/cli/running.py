@@ -8,7 +8,7 @@ from typing import IO
 import click
 
 import kvi
-from kvi.cli.app import CONFLICT, KEY, UNAVAILABLE, Context, Failed, command
+from kvi.cli.app import CONFLICT, KEY, UNAVAILABLE, Context, Failed, Seconds, command
 from kvi.cli.jobs import Job, grace_option
 from kvi.cli.leasing import revoke
 from kvi.cli.output import encoding_option
@@ -112,7 +112,7 @@ _ttl = click.option(
 )
 @click.argument("name")
 @click.option(
-    "-w", "--wait", type=click.FloatRange(0), metavar="SECONDS",
+    "-w", "--wait", type=Seconds(0), metavar="SECONDS",
     help="How long to wait for the lock; 0 tries once. Default: without end.",
 )  # fmt: skip
 @click.option(

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 import kvi
-from kvi.cli.app import CONFLICT, NOT_FOUND, Context, Ended, Failed, command
+from kvi.cli.app import CONFLICT, NOT_FOUND, Context, Ended, Failed, Seconds, command
 from kvi.cli.jobs import Job, grace_option
 from kvi.cli.output import encoding_option, say_fields, value_members, written
 from kvi.cli.running import WithCommand, exit_code, let_go, run_while, words_of
@@ -33,7 +33,7 @@ _ttl = click.option(
     help="How soon others know that this process has crashed.",
 )  # fmt: skip
 _wait = click.option(
-    "-w", "--wait", type=click.FloatRange(0), metavar="SECONDS",
+    "-w", "--wait", type=Seconds(0), metavar="SECONDS",
     help="How long to wait; 0 tries once. Default: without end.",
 )  # fmt: skip
 _conflict = click.option(
@@ -252,13 +252,13 @@ def every_(
 @click.argument("name")
 @click.argument("value", required=False, metavar="[VALUE|CLAIM|ID]")
 @click.option("--priority", type=int, default=0, show_default=True, help="Larger comes first.")
-@click.option("--delay", type=click.FloatRange(0), default=0.0, metavar="SECONDS",
+@click.option("--delay", type=Seconds(0), default=0.0, metavar="SECONDS",
               help="Until when nobody gets it.")  # fmt: skip
 @click.option("--dedup", metavar="TEXT", help="Put nothing if a job with this text is there.")
 @click.option("--max-attempts", type=click.IntRange(1), metavar="N",
               help="After how many tries a job is dead; the same for all.")  # fmt: skip
 @_wait
-@click.option("--hold", type=click.FloatRange(0, min_open=True), metavar="SECONDS",
+@click.option("--hold", type=Seconds(0, min_open=True), metavar="SECONDS",
               help="Run nothing: print the job, which nobody else gets for so long.")  # fmt: skip
 @click.option("--ttl", type=float, default=30.0, show_default=True, metavar="SECONDS",
               help="How soon another gets the job of a process that has crashed.")  # fmt: skip
