@@ -86,6 +86,11 @@ class Lease(Held, LeaseRef):
         """Nobody has got it."""
         self._flow.abandon()
 
+    def _looked_at(self) -> None:
+        # An exception may come before the block is entered: then it goes with this object.
+        if self._flow.owner is None:
+            self._flow.owner = weakref.ref(self)
+
     def _hold_for(self, block: weakref.ref[Block]) -> None:
         self._flow.owner = block
 

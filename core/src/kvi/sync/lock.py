@@ -11,7 +11,7 @@ from kvi.errors import KviError, LockTimeout
 from kvi.flow.lock import LockFlow
 from kvi.model import Compare
 from kvi.policy.lock import check_wait
-from kvi.sync.block import Block, Held
+from kvi.sync.block import Held, entered
 from kvi.sync.face import Face
 from kvi.sync.loss import Loss
 
@@ -33,7 +33,6 @@ class Lock(Held):
         self._store = store
         self._flow = flow
         self._wait = timeout
-        self._block: weakref.ref[Block] | None = None
 
     @property
     def name(self) -> str:
@@ -134,14 +133,10 @@ class Lock(Held):
             raise self._store._placed(error, "guard", self.name)
 
     def __enter__(self) -> Self:
-        block, self._block = self._block, None
-        if not self._acquire(..., weakref.ref(self) if block is None else block):
+        if not self._acquire(..., entered(self) or weakref.ref(self)):
             error = LockTimeout(f"others held the lock for {self._wait:g} seconds")
             raise self._store._placed(error, "lock", self.name)
         return self
-
-    def _hold_for(self, block: weakref.ref[Block]) -> None:
-        self._block = block
 
     def _give_back(self) -> None:
         self.release()

@@ -51,6 +51,9 @@ class TempKey(Held):
         """Delete the key, unless somebody has replaced it meanwhile. Again, it does nothing."""
         self._lease.revoke(timeout=timeout)
 
+    def _looked_at(self) -> None:
+        self._lease._looked_at()
+
     def _hold_for(self, block: weakref.ref[Block]) -> None:
         self._lease._hold_for(block)
 
