@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -139,6 +140,41 @@ def test_closing_does_not_wait_for_retries(inner: Faulty) -> None:
     closing.join(20)
     assert not closing.is_alive()
     assert inner.times("lease_revoke") == 3
+
+
+def test_interrupted_close_goes_on(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store that it owns is closed, too, though the caller has gone."""
+    backend = kvi.Backend(uri)
+    backend.lease(60)
+    owned = backend._owned
+    assert owned is not None
+    primitives, main, go_on = owned._scope.primitives, threading.get_ident(), threading.Event()
+    revoke, closed = primitives._lease_revoke, primitives._close
+    ended: list[None] = []
+
+    def slowly(*arguments: Any) -> None:
+        signal.pthread_kill(main, signal.SIGUSR1)
+        assert go_on.wait(20)
+        revoke(*arguments)
+
+    def close() -> None:
+        closed()
+        ended.append(None)
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(primitives, "_lease_revoke", slowly)
+    monkeypatch.setattr(primitives, "_close", close)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(InterruptedError):
+            backend.close()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        go_on.set()
+    assert backend.closed
+    until(lambda: ended)
 
 
 # -- liveness -------------------------------------------------------------------------------------

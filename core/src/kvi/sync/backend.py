@@ -125,9 +125,10 @@ class Backend(Kvi):
 
     def close(self) -> None:
         """End the handle; see `Kvi.close`. Nothing is tried again from now on."""
-        super().close()
         if self._owned is not None:
-            self._owned.close()
+            self._owned.close()  # ends this one, too, and goes on to its end if it is interrupted
+        else:
+            super().close()
 
     # -- liveness ---------------------------------------------------------------------------------
 
