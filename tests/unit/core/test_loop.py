@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import threading
 import time
@@ -362,6 +363,36 @@ async def test_signal_from_any_thread() -> None:
     signal.set()
     assert await signal.wait(0)
     assert not await signal.wait(0)
+
+
+@in_loop
+async def test_wake_before_the_wait() -> None:
+    """Closing wakes a flow that is about to wait, too: its next wait ends at once, and no other."""
+    async with opened() as handle:
+        with LoopPort(handle.loop, handle.scope) as port:
+            signal = port.signal()
+            handle.loop.wake()
+            await until(lambda: port.woken)
+            before = time.monotonic()
+            await signal.wait(5.0)
+            assert time.monotonic() - before < 4
+            assert not await signal.wait(0.01)
+            waiting = asyncio.ensure_future(signal.wait(5.0))
+            await until(lambda: port.waits is signal)
+            handle.loop.wake()
+            assert await waiting
+            assert port.waits is None
+
+
+@in_loop
+async def test_nothing_is_kept_of_a_signal() -> None:
+    """A flow that waits again and again, each time for another signal, does not grow."""
+    async with opened() as handle:
+        with LoopPort(handle.loop, handle.scope) as port:
+            for _ in range(100):
+                await port.signal().wait(0)
+            gc.collect()
+            assert sum(isinstance(one, LoopSignal) for one in gc.get_objects()) < 10
 
 
 def test_signal_of_a_closed_loop() -> None:

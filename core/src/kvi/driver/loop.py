@@ -65,9 +65,10 @@ _TURN = 0.001  # seconds after which who never waits gives the other tasks a tur
 class LoopSignal:
     """A `kvi.port.Signal`. It belongs to the running loop; any thread may set it."""
 
-    __slots__ = ("_event", "_loop", "_thread")
+    __slots__ = ("_event", "_loop", "_port", "_thread")
 
-    def __init__(self) -> None:
+    def __init__(self, port: LoopPort | None = None) -> None:
+        self._port = port  # whose wakes end a wait
         self._event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._thread = get_ident()
@@ -83,11 +84,19 @@ class LoopSignal:
 
     async def wait(self, timeout: float) -> bool:
         """Wait until it is set."""
+        port = self._port
+        if port is not None:
+            port.waits = self
+            if port.woken:
+                timeout, port.woken = 0.0, False
         try:
             async with asyncio.timeout(min(timeout, SLICE)):
                 await self._event.wait()
         except TimeoutError:
             return False
+        finally:
+            if port is not None:
+                port.waits = None
         self._event.clear()
         return True
 
@@ -99,6 +108,8 @@ class LoopPort:
 
     Attributes:
         cancelled: its task was cancelled.
+        waits: what it waits for now.
+        woken: while it did not wait, perhaps right before it does.
 
     """
 
@@ -112,8 +123,9 @@ class LoopPort:
         "_scope",
         "_sent",
         "_told",
-        "_waits",
         "cancelled",
+        "waits",
+        "woken",
     )
 
     def __init__(
@@ -134,7 +146,8 @@ class LoopPort:
         self._job: _Job[Any] | None = None
         self._asking: asyncio.Task[Any] | None = None  # the task, while the store is asked
         self._told = False  # to end that, because the handle was closed
-        self._waits: list[LoopSignal] = []
+        self.waits: LoopSignal | None = None
+        self.woken = False
 
     def __enter__(self) -> Self:
         self._loop.awaited[self] = asyncio.get_running_loop()
@@ -161,17 +174,11 @@ class LoopPort:
 
     def signal(self) -> LoopSignal:
         """Something to wait for."""
-        signal = LoopSignal()
-        self._waits.append(signal)
-        return signal
+        return LoopSignal(self)
 
     async def sleep(self, seconds: float) -> None:
         """Wait, or less."""
-        signal = self.signal()
-        try:
-            await signal.wait(seconds)
-        finally:
-            self._waits.remove(signal)
+        await LoopSignal(self).wait(seconds)
 
     def perform(self, op: Performable[T], primitives: Primitives, timeout: float) -> Flow[T]:
         """Await it, or let a thread do it, unless that costs more than the thing itself."""
@@ -230,8 +237,10 @@ class LoopPort:
             if task is not None and not self._told:
                 self._told = True
                 task.cancel()
-        for signal in self._waits:
-            signal.set()
+        if self.waits is None:
+            self.woken = True
+        else:
+            self.waits.set()
 
 
 class _Job(Generic[T]):
