@@ -56,8 +56,8 @@ def test_child_has_none_of_it(store: Faulty, peer: kvi.Kvi) -> None:
         refuses(lambda: view.lease(TTL))
         refuses(lambda: store.watch("k"))
         refuses(lambda: store.lock("other"))
-        with pytest.raises(kvi.Closed):
-            lease.lost.wait()
+        for lost in (lease.lost, key.lost, lock.lost):
+            refuses(lost.wait)
         assert not watch.active
         for text in (lease, key, lock, watch, lease.lost):
             assert repr(text)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from functools import partial
+from math import inf, nan
+from typing import Any
 
 import kvi
 import pytest
+from kvi.aio.loss import AsyncLoss
 from kvi.flow.loss import LossState
 from kvi.sync.loss import Loss
 
@@ -20,7 +24,11 @@ class Held:
         self.closed = False
         self.called: list[Callable[[], object]] = []
         self.state = LossState(self, lambda: self.gone)  # type: ignore[arg-type]  # all it needs
-        self.loss = Loss(self.state, lambda: self.closed)
+        self.loss = Loss(self.state, self)  # type: ignore[arg-type]  # all it needs
+
+    def refusal(self) -> kvi.Closed:
+        """What is raised once it is closed."""
+        return kvi.Closed("it is closed")
 
     def post(self, function: Callable[[], object]) -> None:
         """What is soon, is now."""
@@ -134,6 +142,17 @@ def test_wait() -> None:
     waiter.join(20)
     assert waiter.result is True
     assert unnoticed.loss.wait()
+
+
+@pytest.mark.parametrize("bad", [nan, -1, -inf, "1", [], True])
+def test_bad_waits(bad: Any) -> None:
+    """They are told apart from a wait, on both faces; nothing is left of them."""
+    held = Held()
+    with pytest.raises(kvi.InvalidArgument, match="timeout="):
+        held.loss.wait(bad)
+    with pytest.raises(kvi.InvalidArgument, match="timeout="):
+        asyncio.run(AsyncLoss(None, held.state).wait(bad))  # type: ignore[arg-type]  # not asked
+    assert not held.state._callbacks
 
 
 @pytest.mark.parametrize(("how", "result"), [("end", False), ("close", kvi.Closed)])

@@ -9,6 +9,7 @@ from kvi.aio.face import AsyncFace
 from kvi.clock import now
 from kvi.driver.loop import LoopSignal
 from kvi.flow.loss import LossState, look
+from kvi.policy.lock import check_wait
 
 __all__ = ["AsyncLoss"]
 
@@ -37,16 +38,15 @@ class AsyncLoss:
         """Wait for the loss, at most ``timeout`` seconds; whether it happened.
 
         Returns false early if the holder gives up what it held. Raises `Closed` if the handle
-        is closed meanwhile.
+        is closed meanwhile, `InvalidArgument` for a negative time-out.
         """
-        deadline = inf if timeout is None else now() + timeout
+        wait = check_wait(timeout)
+        deadline = inf if wait is None else now() + wait
         store, state, signal = self._store, self._state, LoopSignal()
         if state is not None:
             state.add(signal.set, own=True)
         try:
-            while not isinstance(
-                found := look(state, lambda: store.closed, deadline - now()), bool
-            ):
+            while not isinstance(found := look(state, store._scope, deadline - now()), bool):
                 await signal.wait(found)
             return found
         finally:

@@ -11,22 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kvi.errors import Closed
+from kvi.flow.scope import Scope
 from kvi.port import Runtime
 
 _PROBE = 0.2  # seconds between looks at the clock, should the keeper be late
 
 
-def look(state: LossState | None, closed: Callable[[], bool], left: float) -> bool | float:
+def look(state: LossState | None, scope: Scope, left: float) -> bool | float:
     """Whether it was lost, for who waits for it; or how many seconds to wait before the next look.
 
-    False early if what was held is given up. Raises `Closed`.
+    False early if what was held is given up. Raises `Closed`, or `UsedAfterFork`.
     """
     if state is not None and state.is_set():
         return True
     ended = state is not None and state.ended  # first: closing ends it, and is told so
-    if closed():
-        raise Closed("the handle is closed; open a new one")
+    if scope.closed:
+        raise scope.refusal()
     return False if ended or left <= 0 else min(left, _PROBE)
 
 

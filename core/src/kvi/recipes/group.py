@@ -109,8 +109,7 @@ class Member:
     @property
     def lost(self) -> Loss:
         """Set once the present membership is lost; each time that it joins again has its own."""
-        store = self._store
-        return Loss(self._flow.lost, lambda: store.closed)
+        return Loss(self._flow.lost, self._store._scope)
 
     @property
     def rejoined(self) -> int:

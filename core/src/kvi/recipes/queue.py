@@ -156,8 +156,7 @@ class Job:
     @property
     def lost(self) -> Loss:
         """Set once it is lost: another may have it."""
-        store = self._store
-        return Loss(self._flow.lost, lambda: store.closed)
+        return Loss(self._flow.lost, self._store._scope)
 
     @property
     def guard(self) -> Compare:

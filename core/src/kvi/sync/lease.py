@@ -33,7 +33,7 @@ class Lease(Held, LeaseRef):
     def __init__(self, store: Face, flow: LeaseFlow) -> None:
         self._store = store
         self._flow = flow
-        self.lost = Loss(flow.lost, lambda: store.closed)
+        self.lost = Loss(flow.lost, store._scope)
 
     @property
     def id(self) -> int:

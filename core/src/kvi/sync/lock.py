@@ -105,8 +105,7 @@ class Lock(Held):
 
         Each `acquire` that succeeds has one of its own.
         """
-        store = self._store
-        return Loss(self._flow.lost, lambda: store.closed)
+        return Loss(self._flow.lost, self._store._scope)
 
     @property
     def fence(self) -> int:

@@ -8,6 +8,8 @@ from math import inf
 from kvi.clock import now
 from kvi.driver.threads import ThreadSignal
 from kvi.flow.loss import LossState, look
+from kvi.flow.scope import Scope
+from kvi.policy.lock import check_wait
 
 
 class Loss:
@@ -16,12 +18,12 @@ class Loss:
     Safe for threads. Made by kvi: ``lease.lost``, ``temp_key.lost``, ``lock.lost``.
     """
 
-    __slots__ = ("_closed", "_state")
+    __slots__ = ("_scope", "_state")
 
-    def __init__(self, state: LossState | None, closed: Callable[[], bool]) -> None:
+    def __init__(self, state: LossState | None, scope: Scope) -> None:
         """``state`` is shared with its flow; ``None``: it was never held."""
         self._state = state
-        self._closed = closed
+        self._scope = scope
 
     def __repr__(self) -> str:
         return f"<Loss {'lost' if self.is_set() else 'not lost'}>"
@@ -34,9 +36,10 @@ class Loss:
         """Wait for the loss, at most ``timeout`` seconds; whether it happened.
 
         Returns false early if the holder gives up what it held. Raises `Closed` if the handle
-        is closed meanwhile.
+        is closed meanwhile, `InvalidArgument` for a negative time-out.
         """
-        deadline = inf if timeout is None else now() + timeout
+        wait = check_wait(timeout)
+        deadline = inf if wait is None else now() + wait
         signal = ThreadSignal()
         state = self._state
         if state is not None:
@@ -49,7 +52,7 @@ class Loss:
 
     def _told(self, signal: ThreadSignal, deadline: float) -> bool:
         # Apart from the `finally`: see `kvi.sync.watch._found`.
-        while not isinstance(found := look(self._state, self._closed, deadline - now()), bool):
+        while not isinstance(found := look(self._state, self._scope, deadline - now()), bool):
             signal.wait_here(found)
         return found
 
@@ -58,5 +61,5 @@ class Loss:
 
         It may call any method of the store. What it raises is logged.
         """
-        if self._state is not None and not self._closed():
+        if self._state is not None and not self._scope.closed:
             self._state.add(callback)
