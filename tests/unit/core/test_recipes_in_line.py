@@ -7,6 +7,7 @@ import gc
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -349,3 +350,61 @@ async def test_loss_cancels_a_block() -> None:
 
         with pytest.raises(kvi.LeaseLost):
             await block()
+
+
+def test_locks_of_threads_that_have_ended(store: Faulty) -> None:
+    """A thread that holds nothing is not taken for an earlier one, which had the same number."""
+    rwlock, kept, got = RWLock(store, "rw"), list[object](), list[bool]()
+
+    def read() -> None:
+        lock = rwlock.read()
+        got.append(lock.acquire(WITHIN))
+        kept.append(lock)
+
+    for _ in range(5):
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join(WITHIN)
+    assert got == [True] * 5
+
+
+def test_nothing_is_kept_of_former_holders(store: Faulty) -> None:
+    """Of those who hold, each is known; of those who do no more, a few at most."""
+    rwlock = RWLock(store, "rw")
+    lock = rwlock.read()
+    assert lock.acquire(WITHIN)
+
+    def use() -> None:
+        with rwlock.read():
+            pass
+
+    for _ in range(100):
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join(WITHIN)
+    assert len(rwlock._holders._locks) <= 20
+    with pytest.raises(kvi.AlreadyHeld):
+        rwlock.read().acquire(0)
+    lock.release()
+    use()
+
+
+@in_loop
+async def test_nothing_is_kept_of_former_tasks(uri: str) -> None:
+    """A task that took a lock is free once it has ended, with its result."""
+    async with aio.open(uri, timeout=WITHIN) as store:
+        rwlock = awaited.RWLock(store, "rw")
+
+        async def use() -> None:
+            async with rwlock.read():
+                with pytest.raises(kvi.AlreadyHeld):
+                    await rwlock.write().acquire(0)
+
+        ended = []
+        for _ in range(50):
+            task = asyncio.ensure_future(use())
+            ended.append(weakref.ref(task))
+            await task
+        gc.collect()
+        assert sum(one() is not None for one in ended) < 3  # the last one has a name here
+        assert len(rwlock._holders._locks) <= 20

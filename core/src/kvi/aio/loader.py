@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import weakref
 from collections.abc import Callable, Hashable, Iterable
 from inspect import isawaitable
 from typing import Generic, Self, TypeVar
 
 from kvi.aio.awaited import Beginning
+from kvi.aio.caller import me
 from kvi.aio.handle import AsyncHandle, AsyncHandles, AsyncLocking, AsyncRef
 from kvi.aio.kvi import AsyncKvi
 from kvi.entities.handle import hold, hold_many, hold_or_create
@@ -23,12 +22,6 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-def _task() -> object:
-    """The task that calls; a weak reference, so that it may end while it holds an entity."""
-    task = asyncio.current_task()
-    return None if task is None else weakref.ref(task)
-
-
 class Loader(LoaderFace[AsyncKvi, K, V], Generic[K, V]):
     """The entities under ``path/``, cached, and locked one by one among tasks.
 
@@ -38,7 +31,7 @@ class Loader(LoaderFace[AsyncKvi, K, V], Generic[K, V]):
     """
 
     _takes = AsyncKvi, "kvi.aio.open"
-    _owners = Owners("task", _task)
+    _owners = Owners("task", me)
 
     # -- loading ----------------------------------------------------------------------------------
 

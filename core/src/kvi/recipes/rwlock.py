@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import get_ident
 from types import EllipsisType
 
 from kvi.errors import KviError
@@ -12,6 +11,7 @@ from kvi.flow.recipes.rwlock import READ, WRITE, Holders, ReadWriteLine, rwlock
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 from kvi.recipes.recipe import ask
+from kvi.sync.caller import me
 from kvi.sync.face import Face
 from kvi.sync.lock import Lock
 
@@ -31,12 +31,12 @@ class ReadLock(Lock):
         self, timeout: float | EllipsisType | None, owner: Callable[[], object | None]
     ) -> bool:
         try:
-            self._holders.ensure_free(get_ident(), lambda lock: lock.held)
+            self._holders.ensure_free(me())
         except KviError as error:
             raise self._store._placed(error, "acquire", self.name)
         taken = super()._acquire(timeout, owner)
         if taken:
-            self._holders.note(get_ident(), self)
+            self._holders.note(me(), self)
         return taken
 
 

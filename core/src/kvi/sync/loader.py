@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from threading import local
 from typing import Generic, Self, TypeVar
 
 from kvi.entities.handle import hold, hold_many, hold_or_create
@@ -12,6 +11,7 @@ from kvi.entities.records import Owners
 from kvi.entities.typed import TypedEvent
 from kvi.errors import BadRecord, KviError
 from kvi.port import Port
+from kvi.sync.caller import me
 from kvi.sync.handle import Handle, Handles, Ref
 from kvi.sync.kvi import Kvi
 from kvi.sync.watch import Watch
@@ -20,19 +20,6 @@ __all__ = ["Loader"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-
-
-class _Thread(local):
-    """The thread that calls, as the holder of entities.
-
-    Its ident would not do: once it has ended another gets that, and a handle may live on.
-    """
-
-    def __init__(self) -> None:
-        self.me = object()
-
-
-_thread = _Thread()
 
 
 class Loader(LoaderFace[Kvi, K, V], Generic[K, V]):
@@ -54,7 +41,7 @@ class Loader(LoaderFace[Kvi, K, V], Generic[K, V]):
     """
 
     _takes = Kvi, "kvi.open"
-    _owners = Owners("thread", lambda: _thread.me)
+    _owners = Owners("thread", me)
 
     # -- loading ----------------------------------------------------------------------------------
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import EllipsisType
 
+from kvi.aio.caller import me
 from kvi.aio.face import AsyncFace
 from kvi.aio.lock import AsyncLock
 from kvi.aio.recipes.recipe import ask
@@ -37,14 +37,13 @@ class ReadLock(AsyncLock):
 
         Raises `AlreadyHeld` also if this task holds a lock of the same `RWLock`.
         """
-        me = asyncio.current_task()
         try:
-            self._holders.ensure_free(me, lambda lock: lock.held)
+            self._holders.ensure_free(me())
         except KviError as error:
             raise self._store._placed(error, "acquire", self.name)
         taken = await super().acquire(timeout)
         if taken:
-            self._holders.note(me, self)
+            self._holders.note(me(), self)
         return taken
 
 

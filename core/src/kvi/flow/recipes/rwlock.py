@@ -11,8 +11,7 @@ behind it see it and enter; writers behind it wait on, and none can come between
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from kvi.call import Call
 from kvi.errors import AlreadyHeld, LeaseLost
@@ -22,10 +21,12 @@ from kvi.flow.recipes.line import HOLDS, Line
 from kvi.flow.recipes.state import Owner
 from kvi.flow.scope import Scope
 from kvi.model import Claim, Put, Txn
+from kvi.mutex import Mutex
 from kvi.ops import TxnOp
 from kvi.policy.line import Mark, State, check_recipe
 
-T = TypeVar("T")
+T = TypeVar("T", bound="_Lock")
+_FEW = 16
 READ, WRITE = "read", "write"
 
 
@@ -78,28 +79,43 @@ def rwlock(scope: Scope, name: str) -> Owner:
     return Owner(ReadWriteLine.kind, check_recipe(name, scope.capabilities))
 
 
+class _Lock(Protocol):
+    @property
+    def held(self) -> bool: ...
+
+
 class Holders(Generic[T]):
     """Who holds a read-write lock through one object: there is no second lock for the same one.
 
-    Its reader could not wait for a writer that waits for the reader itself. Each step is a single
-    one of a dictionary, so threads need no lock.
+    Its reader could not wait for a writer that waits for the reader itself. Nothing is kept of
+    those who hold none any more, but for a few.
     """
 
     def __init__(self) -> None:
         self._locks: dict[object, weakref.ref[T]] = {}
+        self._full = _FEW  # so many are looked through
+        self._mutex = Mutex()
 
-    def ensure_free(self, me: object, held: Callable[[T], bool]) -> None:
+    def ensure_free(self, me: object) -> None:
         """Raise `AlreadyHeld` if this thread or task holds it."""
-        reference = self._locks.get(me)
-        lock = None if reference is None else reference()
-        if lock is None:
-            self._locks.pop(me, None)
-        elif held(lock):
-            raise AlreadyHeld(
-                "this thread or task holds the lock already, through the same object; there is "
-                "no way from reading to writing: release it first"
-            )
+        with self._mutex:
+            if not self._holds(me):
+                self._locks.pop(me, None)
+                return
+        raise AlreadyHeld(
+            "this thread or task holds the lock already, through the same object; there is "
+            "no way from reading to writing: release it first"
+        )
 
     def note(self, me: object, lock: T) -> None:
         """It holds the lock from now on."""
-        self._locks[me] = weakref.ref(lock)
+        with self._mutex:
+            self._locks[me] = weakref.ref(lock)
+            if len(self._locks) >= self._full:
+                self._locks = {one: self._locks[one] for one in self._locks if self._holds(one)}
+                self._full = max(_FEW, 2 * len(self._locks))
+
+    def _holds(self, me: object) -> bool:
+        reference = self._locks.get(me)
+        lock = None if reference is None else reference()
+        return lock is not None and lock.held
