@@ -10,10 +10,13 @@ from typing import Any
 
 import kvi
 import pytest
+from kvi import aio
+from kvi.aio import recipes as awaited
 from kvi.flow.lease import LeaseFlow
 from kvi.recipes import Group, Member
 
 from tests.support.faulty import Faulty, fails
+from tests.support.looping import in_loop
 from tests.support.waiting import until
 
 WITHIN = 20.0
@@ -278,3 +281,37 @@ def leases(store: kvi.Kvi) -> list[LeaseFlow]:
     """The leases that a handle keeps."""
     members = list(store._scope.ledger._members)
     return [one for one in members if isinstance(one, LeaseFlow) and not one.ended]
+
+
+def test_block_whose_leaving_fails(store: Faulty) -> None:
+    """What the block raised counts more than what leaving does."""
+    member = joined(store)
+    store.fails("lease_revoke", LOST)
+    with pytest.raises(ZeroDivisionError) as caught, member:
+        raise ZeroDivisionError
+    assert "afterwards the member could not leave" in caught.value.__notes__[0]
+    member.leave()
+    other = joined(store)
+    store.fails("lease_revoke", LOST)
+    with pytest.raises(kvi.OutcomeUnknown), other:
+        pass
+
+
+@in_loop
+async def test_block_of_a_task_whose_leaving_fails(uri: str) -> None:
+    """What the block raised counts more than what leaving does, for asyncio too."""
+    async with aio.open(uri) as store:
+        member = await awaited.Group(store, "g").join(b"")
+
+        async def fail(**_: object) -> None:
+            raise AWAY
+
+        leave, member.leave = member.leave, fail  # type: ignore[method-assign]
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with member:
+                raise ZeroDivisionError
+        assert "afterwards the member could not leave" in caught.value.__notes__[0]
+        with pytest.raises(kvi.Unavailable):
+            async with member:
+                pass
+        await leave()

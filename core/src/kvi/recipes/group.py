@@ -149,8 +149,13 @@ class Member:
     def __enter__(self) -> Member:
         return self
 
-    def __exit__(self, *raised: object) -> None:
-        self.leave()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.leave()
+        except KviError as failure:
+            if error is None:
+                raise
+            error.add_note(f"afterwards the member could not leave: {failure}")
 
     def __repr__(self) -> str:
         state = "in" if self.alive else "not in"

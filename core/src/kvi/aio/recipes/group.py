@@ -153,8 +153,13 @@ class Member:
     ) -> None:
         if error is not None and not isinstance(error, Exception):
             self._flow.let_go()  # a cancelled block does not wait for the store
-        else:
+            return
+        try:
             await self.leave()
+        except KviError as failure:
+            if error is None:
+                raise
+            error.add_note(f"afterwards the member could not leave: {failure}")
 
     def __del__(self) -> None:
         if self._store.closed or not self._flow.there:
