@@ -461,6 +461,32 @@ def test_asyncio(uri: str, tmp_path: Path) -> None:
     asyncio.run(offline())
 
 
+def test_asyncio_begins_once_and_ends(tmp_path: Path) -> None:
+    """Tasks that await them at once begin one watch; after the end nothing is told."""
+
+    async def use() -> None:
+        async with kvi.aio.open(f"sqlite:{tmp_path}/store.db") as store:
+            live = kvi.settings.aio.LiveSettings(Settings, store, "app")
+
+            async def begin() -> str:
+                return (await live).current.name
+
+            assert set(await asyncio.gather(begin(), begin(), begin())) == {"none"}
+            assert len(store._scope.ledger._members) == 1
+            seen, handed = list[object](), threading.Event()
+            live.on_change(seen.append)
+            live._core.observers.append(lambda _: handed.set())
+            await store.store("app/name", "one")
+            assert handed.wait(20)  # the loop stands still
+            await live.close()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not seen
+            assert not store._scope.ledger._members
+
+    asyncio.run(use())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -305,3 +306,52 @@ async def test_beginning_that_is_tried_again() -> None:
         await late.close()
         with pytest.raises(kvi.Closed):
             await late
+
+
+@in_loop
+async def test_awaited_by_many_at_once() -> None:
+    """They wait for one load, and nothing is left after the end; a cancelled one hands it on."""
+    async with aio.open(f"mem:{secrets.token_hex(8)}") as store:
+        primitives, feeds = store._scope.primitives, list[Feed]()
+        watch = primitives._watch
+
+        def watching(spec: WatchSpec, wake: Wake, timeout: float) -> Feed:
+            feeds.append(watch(spec, wake, timeout))
+            return feeds[-1]
+
+        primitives._watch = watching  # type: ignore[method-assign]
+        primitives.in_place = frozenset()  # type: ignore[misc]  # so operations take turns
+        await store.store("c/a", "1")
+        for cancelled in (False, True):
+            cache = awaited.Cache(store, "c/")
+
+            async def begin(cache: awaited.Cache = cache) -> bytes:
+                return (await cache)["a"]
+
+            feeds.clear()
+            first, *others = [asyncio.ensure_future(begin()) for _ in range(4)]
+            await asyncio.sleep(0)
+            if cancelled:
+                first.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await first
+            assert await asyncio.gather(*others) == [b"1"] * 3
+            assert len(feeds) <= 1 + cancelled
+            assert len(store._scope.ledger._members) == 1
+            await cache.close()
+            assert not store._scope.ledger._members
+
+
+@in_loop
+async def test_nothing_is_told_after_the_end() -> None:
+    """A change that waits for the loop while the cache is closed is not told."""
+    async with aio.open(f"mem:{secrets.token_hex(8)}") as store:
+        cache, seen, handed = await awaited.Cache(store, "c/"), list[str](), threading.Event()
+        cache.on_change(lambda change: seen.append(change.key))
+        cache._flow.told.append(lambda _: handed.set())
+        await store.store("c/a", "1")
+        assert handed.wait(WITHIN)  # the loop stands still
+        await cache.close()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not seen

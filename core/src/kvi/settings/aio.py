@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections.abc import Callable, Generator
+from functools import partial
 from os import PathLike
 from typing import Any, Generic, Self, TypeVar
 
@@ -44,6 +46,7 @@ class LiveSettings(Generic[M]):
         core = self._core = LiveCore(model, prefix, snapshot, interval)
         self._store = store
         self._begun = False
+        self._beginning = asyncio.Lock()
         try:
             core.over(store._scope)
         except KviError as error:
@@ -51,12 +54,21 @@ class LiveSettings(Generic[M]):
         weakref.finalize(self, store._runtime.post, core.flow.end).atexit = False
 
     def __await__(self) -> Generator[Any, Any, Self]:
-        return self._begin().__await__()
+        return self._ready().__await__()
 
-    async def _begin(self) -> Self:
+    async def _ready(self) -> Self:
+        if not self._begun:
+            try:
+                self._store._enter()
+            except KviError as error:
+                raise self._store._placed(error, "settings", self._core.prefix)
+            async with self._beginning:  # by one task; if that is cancelled, by the next
+                if not self._begun:
+                    await self._begin()
+        return self
+
+    async def _begin(self) -> None:
         store, core, flow = self._store, self._core, self._core.flow
-        if self._begun:
-            return self
         seen: Seen | None = None
         failure: KviError | None = None
         try:
@@ -72,7 +84,6 @@ class LiveSettings(Generic[M]):
         self._begun = True
         store._runtime.call_back(core.save)
         flow.go(at_once=seen is None)
-        return self
 
     @property
     def current(self) -> M:
@@ -104,8 +115,12 @@ class LiveSettings(Generic[M]):
 
         It may be a coroutine function. What it raises is logged.
         """
-        runtime = self._store._runtime
-        self._core.observers.append(lambda change: runtime.call_in_loop(lambda: fn(change)))
+        runtime, flow = self._store._runtime, self._core.flow
+
+        def tell(change: SettingsChange[M]) -> object:  # in the loop: it may be closed meanwhile
+            return None if flow.ended else fn(change)
+
+        self._core.observers.append(lambda change: runtime.call_in_loop(partial(tell, change)))
 
     async def close(self) -> None:
         """Follow the store no more; `current` stays. Again, it does nothing."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections.abc import Callable, Generator, ItemsView, Iterator, Mapping, ValuesView
+from functools import partial
 from math import inf
 from typing import Any, Self
 
@@ -24,6 +26,7 @@ class Cache(Mapping[str, bytes]):
 
     def __init__(self, store: AsyncFace, prefix: str = "", *, max_age: float | None = None) -> None:
         self._store = store
+        self._loading = asyncio.Lock()
         try:
             flow = self._flow = CacheFlow(store._scope, prefix, max_age)
         except KviError as error:
@@ -37,8 +40,9 @@ class Cache(Mapping[str, bytes]):
         store, flow = self._store, self._flow
         try:
             store._enter()
-            if not flow.loaded:
-                await store._drive(flow.load)
+            async with self._loading:  # by one task; if that is cancelled, by the next
+                if not flow.loaded:
+                    await store._drive(flow.load)
         except KviError as error:
             raise store._placed(error, "cache", flow.prefix)
         return self
@@ -100,8 +104,12 @@ class Cache(Mapping[str, bytes]):
 
         It may be a coroutine function. What it raises is logged.
         """
-        runtime = self._store._runtime
-        self._flow.told.append(lambda change: runtime.call_in_loop(lambda: fn(change)))
+        runtime, flow = self._store._runtime, self._flow
+
+        def tell(change: CacheChange) -> object:  # in the loop: it may have been closed meanwhile
+            return None if flow.closed else fn(change)
+
+        flow.told.append(lambda change: runtime.call_in_loop(partial(tell, change)))
 
     async def close(self) -> None:
         """Follow it no more; what it has can still be read. Again, it does nothing."""
