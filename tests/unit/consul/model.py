@@ -1,4 +1,4 @@
-"""Consul's transactions in memory, as 1.8.7 was seen to run them, and a transport to them."""
+"""Consul's transactions and sessions in memory, as 1.8.7 was seen to run them, and a transport."""
 
 from __future__ import annotations
 
@@ -102,8 +102,13 @@ class Wire(Transport):
     def exchange(
         self, head: bytes, body: bytes, deadline: float, *, read_only: bool, waits: bool = False
     ) -> Answer:
-        """Run the transaction."""
+        """Run the transaction, or tell of the session."""
         self.before()
+        if not body:
+            session = head.partition(b"GET /v1/session/info/")[2].partition(b"?")[0].decode()
+            assert session
+            found = [{"ID": session}] if session in self.consul.sessions else []
+            return Answer(200, {}, json.dumps(found).encode())
         ops = json.loads(body)
         self.sent.append(ops)
         writes = {"set", "cas", "lock", "unlock", "delete"}

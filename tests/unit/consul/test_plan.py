@@ -161,12 +161,28 @@ def test_a_key_that_vanished_while_it_was_freed_is_stored_again() -> None:
 
     def expire() -> None:
         if consul.kv["k"].get("Value") == "dg==":
+            consul.sessions.clear()
             consul.kv.pop("k")
             wire.before = lambda: None
 
     wire.before = expire
     revision = store.store("k", b"v")
     assert store.get("k") == KeyValue("k", b"v", revision, revision)
+
+
+def test_a_key_that_was_deleted_while_it_was_freed_stays_deleted() -> None:
+    """If the old session is alive, somebody else has deleted the new value: it was there."""
+    store, wire, consul = opened()
+    hold(consul, "k", ALICE)
+
+    def delete() -> None:
+        if consul.kv["k"].get("Value") == "dg==":
+            consul.run([{"KV": {"Verb": "delete", "Key": "k"}}])
+            wire.before = lambda: None
+
+    wire.before = delete
+    assert store.store("k", b"v") > 0
+    assert store.get("k") is None
 
 
 def test_a_key_that_its_session_let_go_is_permanent() -> None:
