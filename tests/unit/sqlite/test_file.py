@@ -428,7 +428,7 @@ def test_what_was_removed_is_not_made_anew_while_the_store_is_open(
             assert "open it anew" in said
         with (
             kvi.open(uri, timeout=0.3) as other,
-            pytest.raises(kvi.Unavailable, match="which somebody has removed"),
+            pytest.raises(kvi.Unavailable, match="put back what was removed"),
         ):
             other.get("k000")
         assert store.count() == 300
@@ -436,6 +436,29 @@ def test_what_was_removed_is_not_made_anew_while_the_store_is_open(
     with kvi.open(uri) as store:
         assert store.count() == 301
         assert store.client.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_file_with_two_names_is_open_by_one(tmp_path: Path, path: Path, store: kvi.Kvi) -> None:
+    """A hard link has a log and locks of its own: while the file is open by its other name, no."""
+    store.store("k", "v")
+    (tmp_path / "link.db").hardlink_to(path)
+    assert "keep to one name" in run(NEWCOMER, f"sqlite:{tmp_path}/link.db")
+    with (
+        kvi.open(f"sqlite:{tmp_path}/link.db", timeout=0.3) as other,
+        pytest.raises(kvi.Unavailable, match="keep to one name"),
+    ):
+        other.lock("l").acquire(timeout=0)
+    assert store.store("k", "w") == 2
+
+
+def test_another_programs_lock_is_no_missing_file(path: Path, uri: str) -> None:
+    """A database that is locked, and has no log, is said to be locked."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("CREATE TABLE notes (text)")
+    connection.execute("BEGIN EXCLUSIVE")
+    with kvi.open(uri, timeout=0.3) as store, pytest.raises(kvi.Timeout, match="stayed locked"):
+        store.get("k")
+    connection.close()
 
 
 @pytest.mark.parametrize("end", ["-wal", "-shm"])

@@ -8,8 +8,9 @@ has it open.
 
 *Missing* may be a ``-wal`` or a ``-shm`` that somebody removed while the file is open. SQLite would
 make it anew, and whoever has the new one shares neither commits nor locks with those who have the
-former. SQLite itself leaves none of the two alone, or both away, while the file is open, except for
-the moments of opening and of closing it.
+former. So it is with a second name of the file: a hard link, or a mount of the file alone. SQLite
+itself leaves none of the two alone, or both away, while the file is open, except for the moments of
+opening and of closing it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from kvi_sqlite import schema
 from kvi_sqlite.errors import Incomplete, is_passing
@@ -61,9 +63,23 @@ def check_whole(path: Path) -> None:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # held from the first read on
             connection.execute("PRAGMA application_id").fetchone()
     except sqlite3.Error as error:
-        if is_passing(error):  # all else is told by who opens it
-            raise Incomplete(
-                f"{path} is open in this process or another without {' and '.join(missing)}, "
-                "which somebody has removed; put back what was removed, or close the store "
-                "everywhere and open it anew"
-            ) from error
+        if not is_passing(error):
+            return  # who opens it is told
+        if not _is_store(path):  # but locked by its own program
+            raise
+        raise Incomplete(
+            f"{path} is open in this process or another without {' and '.join(missing)}: "
+            "removed, or beside another name of the file; put back what was removed, keep to "
+            "one name, or close the store everywhere and open it anew"
+        ) from error
+
+
+def _is_store(path: Path) -> bool:
+    """Whether the file has a store's mark; takes no lock, and makes nothing."""
+    uri = f"file:{quote(os.fsencode(path))}?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+    except sqlite3.Error:
+        return False
+    return bool(application == schema.APPLICATION_ID)
