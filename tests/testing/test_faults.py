@@ -6,7 +6,9 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import kvi
 import kvi.recipes
@@ -234,6 +236,19 @@ def test_prefix(mem: kvi.Kvi, faults: Faults) -> None:
     assert mem.get("jobs") is None
     assert mem.count(prefix="jobs0") == 0
     assert list(mem.range("jobs0", "z")) == []
+
+
+@pytest.mark.parametrize("given", [{"key": "k1900"}, {"prefix": "k19"}, {"prefix": "k"}, {}])
+def test_pages_of_a_range(faults: Faults, tmp_path: Path, given: dict[str, Any]) -> None:
+    """Each page matches by any key of its range, as the range itself does."""
+    with kvi.open(f"sqlite:{quote(str(tmp_path))}/pages.db", retry=None) as store:
+        store.txn(then=[kvi.Put(f"k{number:04}", "") for number in range(2000)])
+        beyond = faults.unavailable("range_page", key="l")
+        fault = faults.unavailable("range_page", **given)
+        with pytest.raises(kvi.Unavailable):
+            list(store.range(prefix="k"))
+        assert (fault.hits, beyond.hits) == (1, 0)
+        assert len(list(store.range(prefix="k"))) == 2000
 
 
 def test_delay_and_unknown(mem: kvi.Kvi, faults: Faults) -> None:

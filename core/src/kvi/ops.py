@@ -204,20 +204,20 @@ class RangeOp(_Spanning[RangeResult]):
         return primitives._range(self.scan, timeout)
 
 
-class PageOp(Op["list[KeyValue] | None"]):
+class PageOp(_Spanning["list[KeyValue] | None"]):
     """Read the next page of a range; ``None`` after the last.
 
     Done again after a failure, it begins the pass over the pages anew (at the same revision, where
     the store has snapshots) and skips what was read.
     """
 
-    __slots__ = ("_found", "_last", "_pass", "_scan", "_skip", "key")
+    __slots__ = ("_found", "_last", "_pass", "_scan", "_skip")
     called = "range_page"
 
     def __init__(self, found: RangeResult, scan: Scan, last: str | None = None) -> None:
+        super().__init__(scan.span)
         self._found = found
         self._scan = scan
-        self.key = scan.span.start
         self._pass: Pass | None = None
         self._last = last  # the last key that was read
         self._skip: str | None = None  # up to here this pass repeats an earlier one
