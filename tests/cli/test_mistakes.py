@@ -217,6 +217,17 @@ def test_odd_numbers(local: Command, line: str) -> None:
     assert run("count") == "0\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes")
+def test_data_folder_that_is_no_utf8(local: Command) -> None:
+    """No URI can name a store in it: it is said, and nothing is made."""
+    folder = f"{local.folder}/\udcff"
+    env = {name: value for name, value in local.env.items() if name != "KVI_URI"}
+    local("put", "k", "v", env=env | {"XDG_DATA_HOME": folder}, code=2)
+    assert "no UTF-8" in local.errors
+    assert "--uri or KVI_URI" in local.errors
+    assert not Path(folder).exists()
+
+
 def test_txn_comments_are_those_of_a_shell() -> None:
     """A # begins a comment only where a word begins, and not within quotes."""
     _, then, _ = parse(

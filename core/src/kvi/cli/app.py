@@ -239,13 +239,20 @@ def default_uri(*, make: bool = True) -> str:
 
     folder = platformdirs.user_data_path("kvi", appauthor=False)
     try:
+        path = quote(str(folder / "kvi.db"))
+    except UnicodeEncodeError:
+        raise Failed(
+            f"your data directory is no UTF-8, and no URI can name it: {folder}; name a store with "
+            "--uri or KVI_URI"
+        ) from None
+    try:
         if make:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise Failed(
             f"cannot make {folder}: {error.strerror}; name a store with --uri or KVI_URI"
         ) from None
-    return "sqlite:" + quote(str(folder / "kvi.db"))
+    return f"sqlite:{path}"
 
 
 uri_file = click.Path(exists=True, dir_okay=False)
