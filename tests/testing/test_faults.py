@@ -251,6 +251,19 @@ def test_pages_of_a_range(faults: Faults, tmp_path: Path, given: dict[str, Any])
         assert len(list(store.range(prefix="k"))) == 2000
 
 
+def test_pages_of_a_view(faults: Faults, tmp_path: Path) -> None:
+    """They match by the name that a key has in the handle that was opened."""
+    with kvi.open(f"sqlite:{quote(str(tmp_path))}/pages.db", retry=None) as store:
+        view = store.namespace("app")
+        view.txn(then=[kvi.Put(f"k{number:04}", "") for number in range(2000)])
+        beyond = faults.unavailable("range_page", key="k1900")
+        fault = faults.unavailable("range_page", key="app/k1900")
+        with pytest.raises(kvi.Unavailable):
+            list(view.range())
+        assert (fault.hits, beyond.hits) == (1, 0)
+        assert [entry.key for entry in view.range()][-1] == "k1999"
+
+
 def test_delay_and_unknown(mem: kvi.Kvi, faults: Faults) -> None:
     """A delay and an error may hit one call."""
     delay, lost = faults.delay(0.05, "store"), faults.unknown("store", applied=False)

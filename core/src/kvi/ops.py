@@ -267,6 +267,32 @@ class PageOp(_Spanning["list[KeyValue] | None"]):
         return [entry for entry in entries if entry.key > last]
 
 
+class InnerPageOp(PageOp):
+    """The same page, with the span that a view's range has in the store below."""
+
+    __slots__ = ("_of",)
+
+    def __init__(self, of: PageOp, span: Span) -> None:
+        _Spanning.__init__(self, span)
+        self._of = of
+
+    @property
+    def name(self) -> str:
+        return self._of.name
+
+    async def _next(self) -> list[KeyValue] | None:
+        return await self._of._next()
+
+    @property
+    def open(self) -> bool:
+        """Whether a pass is under way."""
+        return self._of.open
+
+    def close(self) -> None:
+        """End the pass that is under way."""
+        self._of.close()
+
+
 class TxnOp(Op[TxnResult]):
     """Run a transaction."""
 

@@ -46,6 +46,7 @@ def nothing() -> None:
 CLAIM = Claim("jobs/1", 7, Key("jobs/1").revision == 7, "jobs/0", 9)
 SCAN = Scan(Span("a", "c"), 5, True, True, 7)
 PAGE = PageOp(RangeResult(1, lambda: ()), SCAN)
+INNER_PAGE = ops.InnerPageOp(PAGE, Span("a", "c"))
 FEED: Any = object()
 
 # Of each operation: one, and the same below the prefix; the same one, if it has no keys of its own.
@@ -85,7 +86,11 @@ OPS: dict[type[Op[Any]], tuple[Op[Any], Op[Any]]] = {
             Claim("view/jobs/1", 7, Key("view/jobs/1").revision == 7, "view/jobs/0", 9),
         ),
     ),
-    ops.PageOp: (PAGE, PAGE),  # its range was taken in and out already
+    ops.PageOp: (PAGE, ops.InnerPageOp(PAGE, Span("view/a", "view/c"))),
+    ops.InnerPageOp: (
+        INNER_PAGE,
+        ops.InnerPageOp(INNER_PAGE, Span("view/a", "view/c")),
+    ),
     ops.PollOp: (ops.PollOp(FEED), ops.PollOp(FEED)),
     ops.GrantOp: (ops.GrantOp(60), ops.GrantOp(60)),
     ops.RenewOp: (ops.RenewOp(3), ops.RenewOp(3)),
@@ -97,7 +102,6 @@ OPS: dict[type[Op[Any]], tuple[Op[Any], Op[Any]]] = {
     ops.PingOp: (ops.PingOp(), ops.PingOp()),
 }
 KEYLESS = (
-    ops.PageOp,
     ops.PollOp,
     ops.GrantOp,
     ops.RenewOp,
@@ -109,7 +113,7 @@ KEYLESS = (
 def content(op: Op[Any]) -> Any:
     """What an operation holds, to be compared."""
     names = [name for kind in type(op).__mro__ for name in getattr(kind, "__slots__", ())]
-    return type(op), op.name, op.key, {name: getattr(op, name) for name in names}
+    return type(op), op.name, op.key, {name: getattr(op, name, None) for name in names}
 
 
 def test_every_operation_is_here() -> None:
@@ -294,6 +298,7 @@ EFFECTS: dict[Effect, tuple[type[Op[Any]], ...]] = {
         ops.CountOp,
         ops.RangeOp,
         ops.PageOp,
+        ops.InnerPageOp,
         ops.WatchOp,
         ops.LeasesOp,
     ),

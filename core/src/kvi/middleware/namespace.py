@@ -37,8 +37,10 @@ from kvi.ops import (
     Executor,
     GetOp,
     HistoryOp,
+    InnerPageOp,
     LeasesOp,
     Op,
+    PageOp,
     PutOp,
     RangeOp,
     ReleaseOp,
@@ -84,6 +86,8 @@ def inward(op: Op[T], prefix: str) -> Op[T]:
         case RangeOp():
             scan = op.scan
             into = RangeOp(replace(scan, span=_span_in(scan.span, prefix)))
+        case PageOp():  # its entries were taken in and out already
+            into = InnerPageOp(op, _span_in(op.span, prefix))
         case CountOp():
             into = CountOp(_span_in(op.span, prefix))
         case DeleteRangeOp():
