@@ -259,6 +259,22 @@ def test_put_on_a_reserved_key_keeps_its_lease(backend: kvi.Backend) -> None:
         assert found.lease == lease.id
 
 
+def test_update_of_a_reserved_key(backend: kvi.Backend) -> None:
+    """It tells the lease that the key keeps, also through a view."""
+    view = backend.namespace("a")
+    for store, key, whole in ((backend, "k", "k"), (view, "k", "a/k")):
+        backend.reserve(whole, "v", 60)
+        made = store.update(key, lambda value: value + b"!")
+        assert made == store.get(key)
+        assert made is not None
+        assert made.lease is not None
+        backend.release_reservation(whole)
+        made = store.update(key, lambda value: value + b"!", default=b"")
+        assert made == store.get(key)
+        assert made is not None
+        assert made.lease is None
+
+
 def test_reserving_again_replaces_value_and_ttl(backend: kvi.Backend, inner: Faulty) -> None:
     """Of what this backend holds; the lease before is gone."""
     backend.reserve("k", "1", 30)
@@ -283,7 +299,7 @@ def test_renewing(backend: kvi.Backend, other: kvi.Backend) -> None:
     backend.renew_reservation("k")
     with pytest.raises(kvi.NotHeld):
         other.renew_reservation("k")
-    lease = backend._reservations._lease_of("k")
+    lease = backend._reservations.lease_of("k")
     assert lease is not None
     revoke(other, lease)
     with pytest.raises(kvi.LeaseLost):
@@ -296,7 +312,7 @@ def test_renewing(backend: kvi.Backend, other: kvi.Backend) -> None:
 def test_store_after_the_end_is_told(backend: kvi.Backend, other: kvi.Backend) -> None:
     """A reservation never turns into a permanent key in silence."""
     backend.reserve("k", "1", 30)
-    lease = backend._reservations._lease_of("k")
+    lease = backend._reservations.lease_of("k")
     assert lease is not None
     revoke(other, lease)
     with pytest.raises(kvi.LeaseLost):
@@ -377,7 +393,7 @@ def test_transaction_after_the_end_is_told_once(backend: kvi.Backend, other: kvi
     """As a store is; other reservations stay."""
     backend.reserve("k", "1", 30)
     backend.reserve("l", "1", 30)
-    lease = backend._reservations._lease_of("k")
+    lease = backend._reservations.lease_of("k")
     assert lease is not None
     revoke(other, lease)
     with pytest.raises(kvi.LeaseLost):

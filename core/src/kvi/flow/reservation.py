@@ -45,7 +45,7 @@ class Reservations:
         kept: Any = op
         if isinstance(op, PutOp):
             if op.lease is None:
-                kept = PutOp(op.key, op.value, self._lease_of(op.key))
+                kept = PutOp(op.key, op.value, self.lease_of(op.key))
         elif isinstance(op, TxnOp):
             txn = op.txn
             then, otherwise = map(self._reserved, txn.then), map(self._reserved, txn.otherwise)
@@ -152,10 +152,10 @@ class Reservations:
 
     def _reserved(self, operation: Operation) -> Operation:
         if isinstance(operation, Put) and operation.lease is None:
-            return Put(operation.key, operation.value, self._lease_of(operation.key))
+            return Put(operation.key, operation.value, self.lease_of(operation.key))
         return operation
 
-    def _lease_of(self, key: str) -> int | None:
+    def lease_of(self, key: str) -> int | None:
         """The lease of a reserved key, which may have ended, or ``None``."""
         lease = self._leases.get(key)
         return None if lease is None else lease.id

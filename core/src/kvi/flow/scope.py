@@ -195,6 +195,7 @@ class Scope:
         timeout: seconds for calls that do not give their own.
         read_only: what could write is refused.
         outer: the scope that this one is a view of, or ``None``.
+        reserving: the lease of a key that this scope has reserved, if it has.
         shut_down: it was closed by itself; `closed` also looks at what is around it.
 
     """
@@ -211,6 +212,7 @@ class Scope:
         self.ledger: Ledger = Ledger() if outer is None else outer.ledger
         self.read_only: bool = outer is not None and outer.read_only
         self.outer = outer
+        self.reserving: Callable[[str], int | None] | None = None
         self.latch = threading.Lock()  # taken once, by the close that ends it
         self.shut_down = False
 
@@ -233,6 +235,14 @@ class Scope:
         self.executor = Prefixed(self.executor, prefix)
         self.prefix += prefix
         self.uri = f"{self.uri} in {name!r}"
+
+    def reserved(self, key: str) -> int | None:
+        """The lease of a key that this scope, or one around it, has reserved, if one has."""
+        lease = None if self.reserving is None else self.reserving(key)
+        outer = self.outer
+        if lease is None and outer is not None:
+            lease = outer.reserved(self.prefix[len(outer.prefix) :] + key)
+        return lease
 
     @property
     def closed(self) -> bool:

@@ -68,6 +68,7 @@ class Supervision:
         if scope.read_only:
             scope.executor = ReadOnly(monitored)  # a refusal proves nothing of the store
         scope.executor = reservations = Reservations(scope)
+        scope.reserving = reservations.lease_of
         scope.primitives._listen(monitored.failed)
         return scope, monitored, reservations
 

@@ -64,6 +64,10 @@ class Caller(ABC):
         self._key = key
         self.capabilities: Capabilities = scope.capabilities
 
+    def reserved(self, key: str) -> int | None:
+        """The lease that the key keeps, because a backend has reserved it."""
+        return self._scope.reserved(key)
+
     def placed(self, error: KviError) -> KviError:
         """An error, with the place where it happened."""
         return self._scope.placed(error, self._operation, self._key)
@@ -286,8 +290,9 @@ async def update(
         new = await caller.call(function, default if entry is None else entry.value)
         if isinstance(new, Raised):
             return new
+        lease = caller.reserved(key)
         if new is not None:
-            draft.put(key, new)
+            draft.put(key, new, lease)
         elif entry is not None:
             draft.delete(key)
         done = await draft.commit("update")
@@ -297,5 +302,5 @@ async def update(
             return None
         else:
             assert done.revision is not None
-            made = put(entry, key, draft.written(key), done.revision, None)
+            made = put(entry, key, draft.written(key), done.revision, lease)
             return made if caller.capabilities.key_version else made._replace(version=None)
