@@ -5,12 +5,18 @@ from __future__ import annotations
 from types import EllipsisType
 
 from kvi.errors import KviError
-from kvi.flow.recipes.election import ElectionLine, Leader, election, look, observing
+from kvi.flow.recipes.election import (
+    ElectionLine,
+    Leader,
+    check_proclaimed,
+    election,
+    look,
+    observing,
+)
 from kvi.policy.lock import check_wait
 from kvi.recipes.recipe import Observation, ask
 from kvi.sync.face import Face
 from kvi.sync.lock import Lock
-from kvi.text import check_value
 
 __all__ = ["Election", "Leader", "Leaders"]
 
@@ -18,10 +24,11 @@ __all__ = ["Election", "Leader", "Leaders"]
 class Election(Lock):
     """At most one leader among threads, processes and hosts, whom everybody can see.
 
-    ``value`` is what this candidate proclaims, for example its address. Each object is one
-    candidate, and leads once at a time: as a block, or by `campaign` and `resign`. While it leads
-    it has what a held `kvi.Lock` has: ``held``, ``lost``, ``fence``, ``guard``. What a leader
-    writes belongs into ``store.txn([election.guard], …)``.
+    ``value`` is what this candidate proclaims, for example its address; anything but ``lock``,
+    which is what the keys of locks say. Each object is one candidate, and leads once at a time: as
+    a block, or by `campaign` and `resign`. While it leads it has what a held `kvi.Lock` has:
+    ``held``, ``lost``, ``fence``, ``guard``. What a leader writes belongs into
+    ``store.txn([election.guard], …)``.
 
     ``name`` is relative to the store, which may be a view or a `kvi.Backend`. On etcd, ``etcdctl
     elect NAME`` takes part, on Consul whoever follows its guide to leader election (an acquired
@@ -59,10 +66,11 @@ class Election(Lock):
     def proclaim(self, value: bytes | str, *, timeout: float | None = None) -> None:
         """Let everybody see another value, for this term.
 
-        Raises `NotHeld` if it does not lead, `LeaseLost` (a `NotHeld`) if it was lost.
+        Raises `NotHeld` if it does not lead, `LeaseLost` (a `NotHeld`) if it was lost,
+        `InvalidArgument` for ``lock``, which is what the keys of locks say.
         """
         try:
-            data = check_value(value, self._store.capabilities.max_value)
+            data = check_proclaimed(value, self._store.capabilities)
         except KviError as error:
             raise self._store._placed(error, "proclaim", self.name)
         line, flow = self._line, self._flow

@@ -8,9 +8,15 @@ from kvi.aio.face import AsyncFace
 from kvi.aio.lock import AsyncLock
 from kvi.aio.recipes.recipe import Observation, ask
 from kvi.errors import KviError
-from kvi.flow.recipes.election import ElectionLine, Leader, election, look, observing
+from kvi.flow.recipes.election import (
+    ElectionLine,
+    Leader,
+    check_proclaimed,
+    election,
+    look,
+    observing,
+)
 from kvi.policy.lock import check_wait
-from kvi.text import check_value
 
 __all__ = ["Election", "Leader", "Leaders"]
 
@@ -46,10 +52,11 @@ class Election(AsyncLock):
     async def proclaim(self, value: bytes | str, *, timeout: float | None = None) -> None:
         """Let everybody see another value, for this term.
 
-        Raises `NotHeld` if it does not lead, `LeaseLost` (a `NotHeld`) if it was lost.
+        Raises `NotHeld` if it does not lead, `LeaseLost` (a `NotHeld`) if it was lost,
+        `InvalidArgument` for ``lock``, which is what the keys of locks say.
         """
         try:
-            data = check_value(value, self._store.capabilities.max_value)
+            data = check_proclaimed(value, self._store.capabilities)
         except KviError as error:
             raise self._store._placed(error, "proclaim", self.name)
         line, flow = self._line, self._flow

@@ -6,7 +6,8 @@
 where                        who leads
 ===========================  ======================================================================
 ``lock_fair`` (etcd, SQLite, whoever has the oldest key ``NAME/LEASE``. The value is what the leader
-memory)                      proclaims (``client/v3/concurrency``, ``etcdctl elect``)
+memory)                      proclaims (``client/v3/concurrency``, ``etcdctl elect``); it is never
+                             that of a lock's key, whose layout is the same
 elsewhere (Consul)           whoever holds the key ``NAME`` under a lease; the value is the same
                              (Consul's guide to leader election). Who may try to is decided by the
                              line in the directory
@@ -27,7 +28,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kvi.call import Call
-from kvi.errors import Contention, LeaseLost, Timeout, Unavailable
+from kvi.capabilities import Capabilities
+from kvi.errors import Contention, InvalidArgument, LeaseLost, Timeout, Unavailable
 from kvi.flow.contest import LOOK_AGAIN_UNFAIR
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
@@ -39,7 +41,7 @@ from kvi.model import Claim, Delete, Event, EventType, Get, Key, KeyValue, Put, 
 from kvi.ops import GetOp, TxnOp
 from kvi.policy.lease import check_ttl
 from kvi.policy.line import Contender, Mark, State, check_recipe
-from kvi.policy.lock import place, queue_key, queue_span
+from kvi.policy.lock import CLAIM, place, queue_key, queue_span
 from kvi.text import check_value
 
 _TRY = 1.0  # seconds for taking the key, which a lock-delay may keep from everybody
@@ -193,8 +195,18 @@ def election(scope: Scope, name: str, value: bytes | str, ttl: float) -> LockFlo
     """A candidate of the election ``name``; checks the arguments."""
     limits = scope.capabilities
     owner = Owner(ElectionLine.kind, check_recipe(name, limits))
-    line = ElectionLine(owner, check_value(value, limits.max_value))
+    line = ElectionLine(owner, check_proclaimed(value, limits))
     return LockFlow(scope, line, check_ttl(ttl, limits))
+
+
+def check_proclaimed(value: bytes | str, limits: Capabilities) -> bytes:
+    """Return what a candidate says, as bytes; raises `InvalidArgument` or `ValueTooLarge`."""
+    data = check_value(value, limits.max_value)
+    if data == CLAIM:
+        raise InvalidArgument(
+            f"a candidate cannot proclaim {CLAIM!r}: by that value a lock is told from an election"
+        )
+    return data
 
 
 def observing(scope: Scope, owner: Owner) -> Observing[Leader | None]:
