@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import kvi
@@ -19,7 +20,7 @@ from kvi.call import Call
 from kvi.ops import Op
 from kvi.recipes import Election, RWLock, Semaphore, Slots
 
-from tests.support.faulty import Faulty
+from tests.support.faulty import Faulty, fails
 from tests.support.looping import in_loop
 from tests.support.looping import until as until_in_loop
 from tests.support.waiting import until
@@ -408,3 +409,80 @@ async def test_nothing_is_kept_of_former_tasks(uri: str) -> None:
         gc.collect()
         assert sum(one() is not None for one in ended) < 3  # the last one has a name here
         assert len(rwlock._holders._locks) <= 20
+
+
+def test_observer_outlives_a_store_that_is_away(store: Faulty) -> None:
+    """It looks again until the store is there; only who begins is told that it is not."""
+    election, seen = Election(store, "boss", "a"), Election(store, "boss").observe()
+    store.before["range"] = fails(kvi.Unavailable)
+    with pytest.raises(kvi.Unavailable):
+        next(seen)
+    del store.before["range"]
+    assert next(seen) is None
+    assert election.campaign(0)
+    left = [None] * 3
+
+    def away() -> None:
+        if left:
+            left.pop()
+            raise kvi.Unavailable("away")
+
+    store.before["range"] = away
+    leader = next(seen)
+    assert leader is not None
+    assert leader.value == b"a"
+    assert not left
+    election.proclaim("b")
+    left = [None] * 10**6
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(next, seen, "end")
+        until(lambda: len(left) < 10**6 - 1)
+        seen.close()
+        assert told.result(WITHIN) == "end"
+
+
+@in_loop
+async def test_observer_in_a_task_outlives_a_store_that_is_away(uri: str) -> None:
+    """It looks again until the store is there, for asyncio too."""
+    async with aio.open(uri, timeout=0.2) as store:
+        election, seen = awaited.Election(store, "boss", "a"), awaited.Election(store, "boss")
+        leaders = seen.observe()
+        assert await anext(leaders) is None
+        assert await election.campaign(0)
+        primitives, left = store._scope.primitives, [None] * 3
+        read = primitives._range
+
+        def away(*arguments: Any) -> Any:
+            if left:
+                left.pop()
+                raise kvi.Unavailable("away") from None
+            return read(*arguments)
+
+        primitives._range = away  # type: ignore[method-assign, assignment]
+        leader = await anext(leaders)
+        assert leader is not None
+        assert leader.value == b"a"
+        assert not left
+        await leaders.close()
+
+
+def test_value_that_is_that_of_a_lock(store: Faulty, uri: str) -> None:
+    """A candidate cannot proclaim what tells a lock from an election, on either face."""
+    with pytest.raises(kvi.InvalidArgument, match="cannot proclaim b'lock'"):
+        Election(store, "boss", "lock")
+    with Election(store, "boss", "locks") as election:
+        with pytest.raises(kvi.InvalidArgument, match="cannot proclaim b'lock'"):
+            election.proclaim(b"lock")
+        leader = Election(store, "boss").leader()
+        assert leader is not None
+        assert leader.value == b"locks"
+
+    async def too() -> None:
+        async with aio.open(uri) as other:
+            with pytest.raises(kvi.InvalidArgument, match="cannot proclaim b'lock'"):
+                awaited.Election(other, "boss", b"lock")
+            async with awaited.Election(other, "boss") as leading:
+                with pytest.raises(kvi.InvalidArgument, match="cannot proclaim b'lock'"):
+                    await leading.proclaim("lock")
+
+    asyncio.run(too())

@@ -17,12 +17,14 @@ from kvi.call import Call
 from kvi.errors import Timeout
 from kvi.feed import WatchSpec
 from kvi.flow.loss import LossState
-from kvi.flow.scope import Scope
+from kvi.flow.scope import PASSING, Scope
 from kvi.flow.watch import WatchFlow
+from kvi.log import log
 from kvi.model import Event, Span
 from kvi.port import Flow, Port
 
 T = TypeVar("T")
+_PAUSE, _LONGEST = 0.1, 2.0  # seconds between looks while the store cannot be reached
 
 
 class Notice:
@@ -86,18 +88,32 @@ class Observing(Generic[T]):
         return self._notice.watch
 
     async def next(self, port: Port) -> T:
-        """What is there, as soon as it differs from what was told last."""
+        """What is there, as soon as it differs from what was told last.
+
+        A store that cannot be reached is an error for the first look only: a later one is tried
+        again until it is there.
+        """
         scope = self._scope
         if self.watch.ended:
             self.watch.ensure_going()
         if not self._begun:
             await self._notice.begin(port)
             self._begun = True
+        pause = _PAUSE
         while True:
             if not self._changed:
                 await self._notice.wait(port, inf)
                 self._changed = True
-            found = await self._look(scope, Call(port, port.now() + scope.timeout))
+            try:
+                found = await self._look(scope, Call(port, port.now() + scope.timeout))
+            except PASSING as error:
+                if not (self._last and error.passing):
+                    raise  # who begins is told
+                log().debug("an observer of %s looks again: %s", scope.uri, error)
+                await self._notice.wait(port, pause)  # which raises once nothing is noticed
+                scope.ensure_open()
+                pause = min(2 * pause, _LONGEST)
+                continue
             self._changed = False
             if [found] != self._last:
                 self._changed = True  # until it is told
