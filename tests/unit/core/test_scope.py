@@ -12,6 +12,7 @@ import kvi
 import pytest
 from kvi.flow.scope import IDLE, MOST_IDLE
 
+from tests.support.backends import Smallest, opened
 from tests.support.faulty import Faulty, fails
 from tests.support.inside import revoke
 from tests.support.waiting import until
@@ -286,8 +287,12 @@ def test_threads_are_shared_and_end(store: Faulty) -> None:
 
 
 @pytest.mark.parametrize("begins", ["lease", "temp_key", "acquire"])
-def test_close_wakes_who_is_granting(store: Faulty, peer: kvi.Kvi, begins: str) -> None:
-    """Who waits for a lease when the handle is closed gets Closed at once, and nothing is left."""
+def test_close_wakes_who_is_granting(peer: kvi.Kvi, begins: str) -> None:
+    """Who waits for a lease when the handle is closed gets Closed at once, and nothing is left.
+
+    So it is also where the store cannot be told to end a call.
+    """
+    store = Faulty(opened(Smallest(kvi.open(peer.uri))))
     entered, go = threading.Event(), threading.Event()
     errors: list[type[BaseException]] = []
     granted: list[int] = []
