@@ -1,4 +1,4 @@
-"""A leader of etcd that was stopped, and does not know yet of the next one when it goes on."""
+"""Members of etcd that were stopped, and do not know yet what happened when they go on."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ ROUNDS = 3  # in each, that leader may learn of the next one before it answers a
 HOLDERS = 20
 AHEAD = 3.0  # seconds by which the new leader counts longer than who renews
 ROUNDED = 1.0  # seconds: etcd tells whole ones
+COMPARED, COMPARISONS = 8, 20
 
 
 @pytest.fixture
@@ -70,6 +71,26 @@ def test_renewed_by_a_leader_that_was_stopped(cluster: EtcdCluster) -> None:
             assert len(told) == HOLDERS
             for lease in told:
                 assert now + lease.left + ROUNDED - renewed[lease.id] >= TTL
+
+
+def test_compared_by_a_member_that_is_behind(cluster: EtcdCluster) -> None:
+    """A transaction that only compares tells what is so, not what the member knew before."""
+    behind = next(member for member in cluster.members if member is not cluster.leader())
+    others = [member for member in cluster.members if member is not behind]
+    with (
+        kvi.open(uri(*others)) as writer,
+        kvi.open(uri(behind), timeout=15) as store,
+        ThreadPoolExecutor(COMPARED) as pool,
+    ):
+        revision = writer.store("k", "0")
+        until(lambda: store.get("k").revision == revision)  # type: ignore[union-attr]
+        for number in range(1, COMPARISONS):
+            behind.pause()
+            same = [kvi.Key("k").revision == writer.store("k", str(number))]
+            asked = [pool.submit(store.txn, same) for _ in range(COMPARED)]
+            time.sleep(0.05)  # they wait before the stopped one; if not, little is tested
+            behind.resume()
+            assert all(one.result(30).succeeded for one in asked)
 
 
 def renew(lease: kvi.Lease) -> tuple[int, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import kvi
 import pytest
 from google.protobuf import descriptor_pb2
-from kvi.model import Event, EventType, KeyValue, Scan, Span, Txn
+from kvi.model import Event, EventType, KeyValue, Scan, Span, Txn, TxnResult
 from kvi_etcd import wire
 from kvi_etcd import wire_pb2 as pb
 
@@ -32,6 +32,17 @@ FOLDER = Path(str(importlib.util.find_spec("kvi_etcd").submodule_search_location
 def test_key_range(span: Span, expected: tuple[bytes, bytes]) -> None:
     """An open start is the smallest key; an open end is a single NUL byte, and nothing else is."""
     assert wire.key_range(span) == expected
+
+
+def test_request_that_only_compares() -> None:
+    """It reads as well, as if it had asked, so that a member that is behind does not answer it."""
+    txn = Txn((kvi.Key("a").revision == 7, kvi.Key("b").absent))
+    request = wire.txn_request(txn)
+    (looked,) = request.success
+    assert (looked.request_range.key, looked.request_range.serializable) == (b"a", False)
+    answer = pb.TxnResponse(succeeded=True, responses=[pb.ResponseOp()])
+    answer.header.revision = 9
+    assert wire.txn_result(txn, answer) == TxnResult(True, 9, ())
 
 
 def test_request_of_a_transaction() -> None:

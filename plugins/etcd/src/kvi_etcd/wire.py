@@ -149,6 +149,11 @@ def txn_request(txn: Txn) -> pb.TxnRequest:
         success=map(_operation, txn.then),
         failure=map(_operation, txn.otherwise),
     )
+    if txn.when and not (txn.then or txn.otherwise):
+        # Of one that only compares, etcd takes all operations to be content with what the member
+        # knows, as there are none, and a member that is behind would answer by itself.
+        looked = pb.RangeRequest(key=txn.when[0].key.encode(), count_only=True)
+        request.success.append(pb.RequestOp(request_range=looked))
     size = request.ByteSize()
     if size > MAX_REQUEST:
         raise ValueTooLarge(
@@ -186,7 +191,8 @@ def txn_result(txn: Txn, answer: pb.TxnResponse) -> TxnResult:
     revision = answer.header.revision
     branch = txn.then if answer.succeeded else txn.otherwise
     results: list[KeyValue | int | bool | None] = []
-    for op, result in zip(branch, answer.responses, strict=True):
+    answers = answer.responses if branch else ()  # see `txn_request`
+    for op, result in zip(branch, answers, strict=True):
         match op:
             case Put():
                 results.append(revision)
