@@ -186,6 +186,22 @@ def test_threads_share_a_handle(uri: str) -> None:
         assert entry.text == "400"
 
 
+def test_interrupted_client_leaves_no_log(path: Path, uri: str) -> None:
+    """The last to close the file copies the log, also if a statement was ended by it."""
+    with kvi.open(uri) as store:
+        store.client.execute("PRAGMA user_version")
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_busy_closes_leave_no_log(path: Path, uri: str) -> None:
+    """However a close meets what its threads do at that moment, the file is whole without a log."""
+    for _ in range(100):
+        with kvi.open(uri) as store:
+            store.watch("k")  # its thread looks at once
+            store.store("k", "v")
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
 def test_client_is_the_callers_own(path: Path, uri: str) -> None:
     """`client` is one connection a handle, opened when first asked for and closed with it."""
     store = kvi.open(uri)

@@ -5,7 +5,8 @@
 own) or as the handle's `client`. ``live`` has all that are not closed. Borrowing and giving back
 are one operation each on a deque, which Python makes atomic: no lock is taken, so that a finalizer
 may give back at any moment. Who borrowed a connection is also who closes it: closing a handle only
-closes what is idle, interrupts what is borrowed, and waits a moment for it to come back.
+closes what is idle, and waits a moment for what is borrowed, whose `Deadline` has come by that.
+Upkeep, which has no deadline, is interrupted (`Interruptible`).
 
 *Waiting.* SQLite's own busy handler sleeps without an ear for `close` (``busy_timeout`` is 0), so
 waiting is done here: who finds the file locked gives its connection back and pauses on the pool's
@@ -153,7 +154,7 @@ class Connection(sqlite3.Connection):
         synced: commits wait for the disk. False only while a call has borrowed it.
         reading: how it reads, if it must not write.
         chores: its transaction leaves something to do for upkeep.
-        yields: upkeep works with it, so that a fork may interrupt it.
+        upkeep: what works with it now, and may be interrupted.
 
     """
 
@@ -162,7 +163,7 @@ class Connection(sqlite3.Connection):
     synced: bool = True
     reading: Reading | None = None
     chores: bool = False
-    yields: bool = False
+    upkeep: Interruptible | None = None
     identity: Identity | None = None
     beside: Beside | None = None
 
@@ -171,6 +172,34 @@ class Connection(sqlite3.Connection):
         # A script is compiled each time; this pragma does its work when it is compiled.
         self.executescript(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
         self.synced = synced
+
+
+class Interruptible:
+    """Work in this block has no deadline; `Pool.close` and a fork interrupt it.
+
+    SQLite keeps an interrupt that comes between two statements. None comes after the block, where
+    it would keep the last to close the file from copying the log.
+    """
+
+    __slots__ = ("_connection", "_lock")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._connection.deadline.end()
+        self._connection.upkeep = self
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._connection.upkeep = None
+
+    def interrupt(self) -> None:
+        """End the statement that runs, from another thread."""
+        with self._lock:
+            if self._connection.upkeep is self:
+                self._connection.interrupt()
 
 
 class Pause:
@@ -274,6 +303,8 @@ class Pool:
                 connection.beside = None  # first: what is opened behind the last has other files
                 if self.log_size() > LOG_CLOSED:
                     connection.interrupt()  # the copying of the log, if it is the last one
+                else:
+                    _forget_interrupt(connection)  # or the log is left
                 connection.close()
         self.live.discard(connection)
 
@@ -742,10 +773,7 @@ class Pool:
             snapshots(0.001)
             if not self.live or monotonic() > deadline:
                 return
-            # Again and again: an interrupt hits only what is running at that moment.
-            for connection in self.live:
-                with suppress(sqlite3.Error):
-                    connection.interrupt()
+            self._interrupt()
             time.sleep(0.001)
 
     # -- fork -------------------------------------------------------------------------------------
@@ -758,10 +786,14 @@ class Pool:
                 return not self.live
             if monotonic() > deadline:
                 return False
-            for connection in self.live:
-                if connection.yields:
-                    connection.interrupt()
+            self._interrupt()
             time.sleep(0.0002)
+
+    def _interrupt(self) -> None:
+        """Interrupt upkeep; again and again, as it hits only the statement of that moment."""
+        for connection in self.live:
+            if (upkeep := connection.upkeep) is not None:
+                upkeep.interrupt()
 
     def abandon(self) -> None:
         """In a forked child: never touch the parent's connections again."""
@@ -827,6 +859,11 @@ def _identity(path: Path) -> Identity | None:
 
 def _beside_of(path: Path, end: str) -> Path:
     return Path(f"{os.path.realpath(path)}-{end}")
+
+
+def _forget_interrupt(connection: Connection) -> None:
+    with suppress(sqlite3.Error):
+        connection.execute("SELECT 0 WHERE 0").close()  # what begins while none runs clears it
 
 
 def _nothing() -> None:

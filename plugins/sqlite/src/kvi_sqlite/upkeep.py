@@ -37,7 +37,7 @@ from time import monotonic
 from kvi.errors import KviError
 
 from kvi_sqlite import schema
-from kvi_sqlite.connection import Connection, Pool
+from kvi_sqlite.connection import Connection, Interruptible, Pool
 from kvi_sqlite.leases import bury_part, few, first_id
 
 SHORTEST, LONGEST = 0.005, 0.050  # seconds of a portion
@@ -144,7 +144,7 @@ class Upkeep:
             began = monotonic()
             budget = min(max((began - self._ended) / 2, SHORTEST), LONGEST)
             size = 0
-            with _Yielding(connection):
+            with Interruptible(connection):
                 while monotonic() - began <= budget and size < PORTION:
                     part = bury_part(connection, ROWS, BYTES) or _trim_part(connection)
                     if not part:
@@ -181,25 +181,9 @@ class Upkeep:
         pool.log_copied()
 
 
-class _Yielding:
-    """While a connection works in this block, a fork may interrupt it."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __enter__(self) -> None:
-        self._connection.deadline.end()
-        self._connection.yields = True
-
-    def __exit__(self, *raised: object) -> None:
-        self._connection.yields = False
-
-
 def _copy(connection: Connection) -> tuple[int, int, int]:
     """Copy as much of the log as readers allow: ``(busy, pages of it, pages that are copied)``."""
-    with _Yielding(connection):
+    with Interruptible(connection):
         found: tuple[int, int, int] = connection.execute(
             "PRAGMA wal_checkpoint(PASSIVE)"
         ).fetchone()
@@ -208,7 +192,7 @@ def _copy(connection: Connection) -> tuple[int, int, int]:
 
 def _cut(connection: Connection) -> bool:
     """Copy the rest of the log and cut it off; whether somebody was in the way."""
-    with _Yielding(connection):
+    with Interruptible(connection):
         connection.execute(f"PRAGMA busy_timeout = {int(CUT_PATIENCE * 1000)}")
         try:
             return bool(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
