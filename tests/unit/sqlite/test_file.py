@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sqlite3
@@ -11,6 +12,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from math import inf
 from pathlib import Path
 from urllib.parse import quote
@@ -130,6 +132,43 @@ def test_link_leads_to_the_same_store(tmp_path: Path, path: Path, store: kvi.Kvi
     with kvi.open(f"sqlite:{tmp_path}/link") as other:
         assert other.store("k", "w") == 2
         assert store.count() == 1
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_store_that_somebody_else_makes_meanwhile(path: Path, uri: str, number: int) -> None:
+    """Whenever it comes while a new file is opened, it is a store's file, not another program's."""
+    statements = itertools.count()
+
+    def make(_: str) -> None:
+        if next(statements) == number:
+            with suppress(kvi.Timeout), kvi.open(uri) as store:  # amid a transaction it may not
+                store.store("k", "v", timeout=0.1)
+
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as connection:
+        connection.set_trace_callback(make)
+        schema.prepare(connection, path)
+        assert connection.execute("PRAGMA user_version").fetchone() == (schema.VERSION,)
+        assert next(statements) > number
+
+
+def test_store_that_is_made_while_it_is_read(
+    path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader of a file that is written at that moment reads it anew, whatever it saw."""
+    path.touch()
+    check = schema.check_readable
+
+    def check_and_make(connection: sqlite3.Connection, file: Path) -> None:
+        try:
+            check(connection, file)
+        except kvi.Unavailable:
+            with kvi.open(uri) as store:
+                store.store("k", "v")
+            raise
+
+    monkeypatch.setattr(schema, "check_readable", check_and_make)
+    with kvi.open(uri, read_only=True, retry=None) as store:
+        assert [entry.text for entry in store.range()] == ["v"]
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ class Incomplete(sqlite3.OperationalError):
     sqlite_errorcode = sqlite3.SQLITE_BUSY  # it also looks so while it is being opened or closed
 
 
-def code_of(error: sqlite3.Error) -> int:
-    """The primary result code of ``error``; 0 if the Python module itself raised it."""
+def code_of(error: Exception) -> int:
+    """The primary result code of ``error``; 0 if SQLite itself did not raise it."""
     extended: int = getattr(error, "sqlite_errorcode", 0)
     return extended & 0xFF
 

@@ -106,7 +106,8 @@ class Reading:
         execute = connection.execute
         try:
             schema.check_readable(connection, self._path)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, Unavailable) as error:
+            self.check()
             if code_of(error) == sqlite3.SQLITE_CANTOPEN and self.shares and self._is_quiet():
                 raise Changed(f"{self._path} was closed meanwhile, and its log removed") from error
             raise

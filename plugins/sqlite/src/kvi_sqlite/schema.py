@@ -165,6 +165,12 @@ _MARKS = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {
 _PARTS = (_FIRST, _LEASES, _ENDS, _UNDO, _QUEUES)  # by the version that brought them
 TABLES = (*chain.from_iterable(_PARTS), *_MARKS)
 
+# One statement, for another process may make the store between two.
+_WHOSE = (
+    "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_master) "
+    "FROM pragma_application_id, pragma_user_version"
+)
+
 # No statement has numbered parameters, ``?1``: CPython 3.12.0 to 3.12.3 warn of them as of names.
 
 # Each is a step to the end of an index.
@@ -426,7 +432,7 @@ def has_chores(connection: sqlite3.Connection) -> bool:
 
 def check_readable(connection: sqlite3.Connection, path: Path) -> None:
     """Raise `Unavailable` if the file is no store, or lacks what reading needs."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()  # it never falls
     if _missing(connection, path) and version < READABLE:
         raise Unavailable(
             f"{path} is an empty file or has an older layout, and this process must not write to "
@@ -437,8 +443,7 @@ def check_readable(connection: sqlite3.Connection, path: Path) -> None:
 
 def _missing(connection: sqlite3.Connection, path: Path) -> tuple[str, ...]:
     """The statements that make the file a store's of this version; raises if it is not ours."""
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    application, version, tables = connection.execute(_WHOSE).fetchone()
     if application == APPLICATION_ID:
         if version > VERSION:
             raise Unavailable(
@@ -447,7 +452,6 @@ def _missing(connection: sqlite3.Connection, path: Path) -> tuple[str, ...]:
                 passing=False,
             )
         return () if version == VERSION else (*chain.from_iterable(_PARTS[version:]), *_MARKS)
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application or version or tables:
         raise Unavailable(
             f"{path} is the SQLite database of another program; name another path for the store",
