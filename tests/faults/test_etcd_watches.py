@@ -686,6 +686,24 @@ def test_token_expiry(guarded: EtcdServer) -> None:
         assert old.error is None
 
 
+def test_token_that_the_server_forgot(guarded: EtcdServer) -> None:
+    """However young the login is: only what the keys themselves are refused for ends a watch."""
+    as_root = partial(etcdctl, guarded, "--user=root:rootpw")
+    with (
+        TcpProxy(guarded.port) as proxy,
+        kvi.open(f"etcd://ada:s3cret@127.0.0.1:{proxy.port}") as store,
+        Consumer(store, Span.of_prefix("app/")) as consumer,
+    ):
+        for number in range(3):
+            as_root("auth", "disable")  # all tokens are gone
+            etcdctl(guarded, "auth", "enable")
+            proxy.cut()
+            as_root("put", "app/k", str(number))
+            until(lambda: consumer.events or consumer.error)
+            assert consumer.error is None
+            assert consumer.events.pop().value == str(number).encode()
+
+
 def test_refused_watch(guarded: EtcdServer) -> None:
     """A watch without the right to read is PermissionDenied, and harms no other."""
     with (

@@ -17,7 +17,7 @@ from kvi_etcd import cursor, hub
 from kvi_etcd import wire_pb2 as pb
 from kvi_etcd.cursor import Cursor
 from kvi_etcd.errors import AnswerTooLarge, translate
-from kvi_etcd.hub import Action, Hub, LogIn, LookBack, MoveOn, Send, State, Wake, Watch
+from kvi_etcd.hub import Action, Hub, LogIn, LookBack, MoveOn, Send, State, Verify, Wake, Watch
 
 
 def nothing() -> None:
@@ -267,20 +267,53 @@ def test_credentials_refused_by_all() -> None:
 
 
 def test_right_taken_away_from_many() -> None:
-    """Five hundred refusals ask for one login, and the verdict after it is for all."""
+    """Each of five hundred that are refused is read for the verdict, and nobody logs in for it."""
     table, watches = running(500, login=True)
     table.on_stream_lost(Unavailable("cut"))
-    table.on_stream(100.0)
-    assert table.on_answer(refused("permission denied"), 1, 100.0) == [LogIn()]
-    assert table.on_stream_lost(None) == []
-    pending, told = len(creates(table.on_stream(100.1))), 0
+    pending, told = len(creates(table.on_stream(100.0))), 0
     while pending:
-        actions = table.on_answer(refused("permission denied"), 1, 100.2)
-        assert LogIn() not in actions
+        (verify,) = table.on_answer(refused("permission denied"), 1, 100.2)
+        assert isinstance(verify, Verify)
+        actions = table.on_verified(verify.watch, PermissionDenied("no"), 100.2)
         pending += len(creates(actions)) - 1
         told += len(woken(actions))
     assert told == 500
     assert all(isinstance(watch.error, PermissionDenied) for watch in watches)
+
+
+def test_old_token() -> None:
+    """One login brings all back; and an endpoint that refuses its own token is left, not stormed."""
+    table, watches = running(100, login=True)
+    for _ in range(2):
+        table.on_stream_lost(Unavailable("cut"))
+        table.on_stream(1.0)
+        (verify,) = table.on_answer(refused("permission denied"), 1, 1.0)
+        assert isinstance(verify, Verify)
+        assert table.on_verified(verify.watch, None, 1.0) == [LogIn()]
+        assert table.on_stream_lost(None) == []
+        table.on_stream(1.0)
+        (verify,) = table.on_answer(refused("permission denied"), 1, 1.0)
+        assert isinstance(verify, Verify)
+        (action,) = table.on_verified(verify.watch, None, 1.0)
+        assert isinstance(action, MoveOn)
+    table.on_stream_lost(action.error)
+    begun = 0
+    for action in table.on_stream(1.0):
+        assert isinstance(action, Send)
+        begun += len(woken(table.on_answer(created(action.request.create_request.watch_id), 1, 1)))
+    assert begun == hub.WINDOW
+    assert not any(watch.error for watch in watches)
+
+
+def test_closed_while_it_is_verified() -> None:
+    """Nothing is told to a watch that is gone, and there is room for the next."""
+    table, (watch,) = running(1, login=True)
+    table.on_stream_lost(Unavailable("cut"))
+    table.on_stream(1.0)
+    assert table.on_answer(refused("permission denied"), 1, 1.0) == [Verify(watch)]
+    table.discard(watch)
+    assert table.on_verified(watch, PermissionDenied("no"), 1.0) == []
+    assert watch.error is None
 
 
 def test_refused_without_a_user() -> None:

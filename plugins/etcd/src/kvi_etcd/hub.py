@@ -25,10 +25,11 @@ its cursor, on the next stream, and finds nothing missing and nothing twice (`kv
 without its id. So the oldest is meant, always; ``_asked`` keeps the order, also of those that were
 closed meanwhile. Answers to ids that are not known any more are those of watches closed or full.
 
-*Logins.* A stream keeps its token to its end, and a token that has run out looks like a missing
-permission. So with a user in the URI, a refusal is believed within `BELIEVED` seconds of a login
-that was made for it; the first one at another time ends the stream, and asks for that login. So
-however many watches are refused, one login gives the verdict on all.
+*Logins.* A stream keeps its token to its end, and a token that has run out, or that a restarted
+server does not know, looks like a missing permission. So with a user in the URI, a refusal is no
+verdict: a read of the same keys gives it, which is refused for what it is, and logs in anew by
+itself. If they may be read, the token was to blame, and the next stream has another one. If that is
+refused as well, the endpoint is.
 
 *Endpoints.* What one endpoint does is its own fault: the next stream is tried at the next endpoint,
 for as long as it takes. Only credentials that every endpoint has refused, `REFUSALS` times over and
@@ -61,7 +62,6 @@ from kvi_etcd.errors import PROXY, AnswerTooLarge, login_refused, refusal
 WINDOW = 64  # creates under way: enough to hide the round trip when thousands are to be resumed
 BATCH = 1000  # events that a consumer is given at once
 REFUSALS = 3  # of the credentials, by every endpoint
-BELIEVED = 1.0  # seconds after a login: tokens live longer
 SILENCE = 0.5  # seconds without an answer to a create, before a stream is taken for dead
 
 
@@ -150,6 +150,12 @@ class LookBack(NamedTuple):
     proven: list[tuple[Watch, int]]
 
 
+class Verify(NamedTuple):
+    """Read the keys of ``watch``, which was refused, to see whether that is for its keys."""
+
+    watch: Watch
+
+
 class LogIn(NamedTuple):
     """End the stream, log in anew, and open the next one at once."""
 
@@ -160,7 +166,7 @@ class MoveOn(NamedTuple):
     error: KviError
 
 
-Action = Send | Wake | LookBack | LogIn | MoveOn
+Action = Send | Wake | LookBack | Verify | LogIn | MoveOn
 
 
 class Hub:
@@ -186,8 +192,7 @@ class Hub:
         self._answers = 0  # on the present stream
         self._fragment = False
         self._login = login
-        self._anew = False  # a refusal asked for a login
-        self._believed = float("-inf")  # until when refusals are
+        self._anew = False  # a login was asked for, and nothing began since
         self._refusals = 0  # of the credentials, one after the other
         self._most_refusals = REFUSALS * endpoints
 
@@ -250,8 +255,6 @@ class Hub:
         """There is a stream; an answer will come on it if anything is to be sent."""
         self._streaming = True
         self._answers = self._refusals = 0
-        if self._anew:
-            self._anew, self._believed = False, now + BELIEVED
         return self._ask(now)
 
     def on_stream_lost(self, error: KviError | None) -> list[Action]:
@@ -292,6 +295,17 @@ class Hub:
     def on_looked_back(self, look: LookBack, revision: int) -> list[Action]:
         """The store is at ``revision``, or was when it was asked."""
         return self.fail([watch for watch, proven in look.proven if revision < proven], _restored())
+
+    def on_verified(self, watch: Watch, error: KviError | None, now: float) -> list[Action]:
+        """Reading the keys of ``watch`` was refused by ``error``, or is allowed."""
+        if watch.state is not State.ASKED:  # closed meanwhile
+            return self._ask(now)
+        if error is not None:
+            return self._deny(watch, error, now)
+        self._anew = not self._anew
+        if self._anew:
+            return [LogIn()]
+        return [MoveOn(Unavailable("etcd refuses to watch keys that this user may read"))]
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -356,7 +370,7 @@ class Hub:
         watch.cluster = cluster
         if watch.cursor.behind(answer.header.revision):
             return [*self._leave(watch), *self._want(watch, now)]
-        self.trouble = None
+        self.trouble, self._anew = None, False
         watch.state = State.RUNNING
         actions: list[Action] = [Wake(watch), *self._ask(now)]
         if answer.header.revision < watch.cursor.proven:
@@ -366,9 +380,11 @@ class Hub:
     def _refused(self, watch: Watch, error: KviError, now: float) -> list[Action]:
         if isinstance(error, Unavailable):
             return [MoveOn(error)]
-        if self._login and now >= self._believed:
-            self._anew = True
-            return [LogIn()]
+        if self._login:
+            return [Verify(watch)]
+        return self._deny(watch, error, now)
+
+    def _deny(self, watch: Watch, error: KviError, now: float) -> list[Action]:
         del self._by_id[watch.id]  # the server knows nothing of it
         return [*self.fail([watch], error), *self._ask(now)]
 

@@ -35,7 +35,7 @@ from kvi_etcd.channel import Stream
 from kvi_etcd.cursor import Chunk, Cursor
 from kvi_etcd.driver import Connection
 from kvi_etcd.errors import FutureRevision
-from kvi_etcd.hub import Hub, LogIn, LookBack, MoveOn, Send, Watch
+from kvi_etcd.hub import Hub, LogIn, LookBack, MoveOn, Send, Verify, Watch
 
 LOGIN_TIMEOUT = 5.0
 BACKOFF_MIN, BACKOFF_MAX = 0.05, 1.0
@@ -326,31 +326,34 @@ class Watches:
         """Whether to go on with ``stream``."""
         with self._lock:
             rest = self._do(run, run.hub.on_answer(answer, size, time.monotonic()))
-        if isinstance(rest, LookBack):
-            self._look_back(run, rest)
-        elif isinstance(rest, MoveOn):
+        if isinstance(rest, LookBack | Verify):
+            rest = self._look(run, rest)
+        if isinstance(rest, MoveOn):
             raise rest.error
-        elif isinstance(rest, LogIn):
+        if isinstance(rest, LogIn):
             self._connection.renew_login(stream)
             return False
         return True
 
-    def _look_back(self, run: _Run, look: LookBack) -> None:
-        request = pb.RangeRequest(key=look.watch.low, count_only=True)
+    def _look(self, run: _Run, what: LookBack | Verify) -> hub.Action | None:
+        """Ask the store, and tell the hub."""
+        end = what.watch.high if isinstance(what, Verify) else b""
+        request = pb.RangeRequest(key=what.watch.low, range_end=end, count_only=True)
         refused: KviError | None = None
         revision = 0
         try:
             answer = self._connection.call("range", request, LOGIN_TIMEOUT, write=False)
             revision = answer.header.revision
         except (Unavailable, Timeout, AuthenticationFailed):
-            raise  # nothing about this key
+            raise  # nothing about these keys
         except KviError as error:
             refused = error
         with self._lock:
+            if isinstance(what, Verify):
+                return self._do(run, run.hub.on_verified(what.watch, refused, time.monotonic()))
             if refused is not None:
-                self._do(run, run.hub.fail([look.watch], refused))
-            else:
-                self._do(run, run.hub.on_looked_back(look, revision))
+                return self._do(run, run.hub.fail([what.watch], refused))
+            return self._do(run, run.hub.on_looked_back(what, revision))
 
     def _lose(self, run: _Run, stream: Stream | None, error: KviError | None) -> bool:
         """The stream is gone; whether its endpoint is to blame, so that the next one may wait.
