@@ -282,7 +282,7 @@ def test_right_taken_away_from_many() -> None:
 
 
 def test_old_token() -> None:
-    """One login brings all back; and an endpoint that refuses its own token is left, not stormed."""
+    """One login brings all back; an endpoint that refuses its own token is left, not stormed."""
     table, watches = running(100, login=True)
     for _ in range(2):
         table.on_stream_lost(Unavailable("cut"))
