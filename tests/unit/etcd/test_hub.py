@@ -284,23 +284,24 @@ def test_right_taken_away_from_many() -> None:
 def test_old_token() -> None:
     """One login brings all back; an endpoint that refuses its own token is left, not stormed."""
     table, watches = running(100, login=True)
+
+    def refuse() -> list[Action]:
+        """What an endpoint's refusal leads to, of keys that may be read."""
+        table.on_stream(1.0)
+        (verify,) = table.on_answer(refused("permission denied"), 1, 1.0)
+        assert isinstance(verify, Verify)
+        return table.on_verified(verify.watch, None, 1.0)
+
     for _ in range(2):
         table.on_stream_lost(Unavailable("cut"))
-        table.on_stream(1.0)
-        (verify,) = table.on_answer(refused("permission denied"), 1, 1.0)
-        assert isinstance(verify, Verify)
-        assert table.on_verified(verify.watch, None, 1.0) == [LogIn()]
+        assert refuse() == [LogIn()]
         assert table.on_stream_lost(None) == []
-        table.on_stream(1.0)
-        (verify,) = table.on_answer(refused("permission denied"), 1, 1.0)
-        assert isinstance(verify, Verify)
-        (action,) = table.on_verified(verify.watch, None, 1.0)
+        (action,) = refuse()
         assert isinstance(action, MoveOn)
-    table.on_stream_lost(action.error)
-    begun = 0
-    for action in table.on_stream(1.0):
-        assert isinstance(action, Send)
-        begun += len(woken(table.on_answer(created(action.request.create_request.watch_id), 1, 1)))
+        table.on_stream_lost(action.error)
+    begun = sum(
+        len(woken(table.on_answer(created(each), 1, 1.0))) for each in creates(table.on_stream(1.0))
+    )
     assert begun == hub.WINDOW
     assert not any(watch.error for watch in watches)
 
