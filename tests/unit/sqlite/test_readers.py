@@ -161,6 +161,26 @@ def test_log_that_goes_while_a_reader_opens_the_file(
         assert value_of(reader) == "v"
 
 
+@pytest.mark.parametrize("goes", [True, False], ids=["closes", "died"])
+def test_log_without_its_index(path: Path, uri: str, goes: bool) -> None:
+    """So it is for a moment while the last to have the file open closes it; else it is told."""
+    log, index = Path(f"{path}-wal"), Path(f"{path}-shm")
+    with kvi.open(uri) as store:
+        store.store("k", "v")
+        commits = log.read_bytes()
+    log.write_bytes(commits)
+    if goes:
+        threading.Timer(0.1, log.unlink).start()
+    with kvi.open(uri, read_only=True, retry=None, timeout=60) as reader:
+        if goes:
+            assert value_of(reader) == "v"
+        else:
+            with pytest.raises(kvi.Unavailable, match="once where it may") as caught:
+                reader.get("k")
+            assert not caught.value.passing
+    assert not index.exists()
+
+
 def test_reads_beside_a_busy_writer(path: Path, uri: str) -> None:
     """Numbers that only grow never fall for a reader without locks, nor do pairs come apart."""
     stop = threading.Event()

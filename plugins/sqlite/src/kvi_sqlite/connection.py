@@ -78,7 +78,7 @@ from kvi.late import ForkLock
 from kvi.living import Living
 
 from kvi_sqlite import leftovers, schema
-from kvi_sqlite.errors import CLOSED, is_passing, translate
+from kvi_sqlite.errors import CLOSED, SETTLED, Unindexed, is_passing, translate
 from kvi_sqlite.readers import Reading, may_change, reading
 from kvi_sqlite.writers import Place, WriterQueue
 
@@ -205,16 +205,20 @@ class Interruptible:
 class Pause:
     """The pauses of one call that finds the file locked."""
 
-    __slots__ = ("_deadline", "_longest", "_pool")
+    __slots__ = ("_began", "_deadline", "_longest", "_pool")
 
     def __init__(self, pool: Pool, deadline: float) -> None:
         self._pool = pool
+        self._began = monotonic()
         self._deadline = deadline
         self._longest = FIRST_PAUSE
 
     def wait(self, cause: sqlite3.Error) -> None:
         """Sleep a little; raises what ``cause`` means at the deadline, or if the handle closes."""
-        left = self._deadline - monotonic()
+        deadline = self._deadline
+        if isinstance(cause, Unindexed):
+            deadline = min(deadline, self._began + SETTLED)
+        left = deadline - monotonic()
         if left <= 0:
             raise translate(cause, self._pool.path) from cause
         # jitter, so that those who met at the lock do not meet again

@@ -28,6 +28,7 @@ from kvi.errors import (
 )
 
 CLOSED = "the handle was closed"
+SETTLED = 0.5  # seconds
 
 # PROTOCOL: the lock of the shared memory could not be had in many tries. LOCKED cannot happen
 # without a shared cache, and would pass as well.
@@ -56,6 +57,16 @@ class Incomplete(sqlite3.OperationalError):
     sqlite_errorcode = sqlite3.SQLITE_BUSY  # it also looks so while it is being opened or closed
 
 
+class Unindexed(sqlite3.OperationalError):
+    """There is a log of commits without its index, and who opens it may not make one.
+
+    While the last to have the file open closes it, the index goes before the log. That takes less
+    than `SETTLED`.
+    """
+
+    sqlite_errorcode = sqlite3.SQLITE_BUSY
+
+
 def code_of(error: Exception) -> int:
     """The primary result code of ``error``; 0 if SQLite itself did not raise it."""
     extended: int = getattr(error, "sqlite_errorcode", 0)
@@ -79,8 +90,8 @@ def translate(
         )
     if code == sqlite3.SQLITE_INTERRUPT:
         return Unavailable(CLOSED) if closing else Timeout(f"no end within the time-out on {path}")
-    if isinstance(error, Incomplete):
-        return Unavailable(str(error))
+    if isinstance(error, Incomplete | Unindexed):
+        return Unavailable(str(error), passing=isinstance(error, Incomplete))
     if code in _PASSING:
         return Timeout(f"{path} stayed locked by another process or connection")
     if code == sqlite3.SQLITE_TOOBIG:

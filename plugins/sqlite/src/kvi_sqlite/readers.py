@@ -38,7 +38,7 @@ from kvi.errors import Unavailable
 
 from kvi_sqlite import schema
 from kvi_sqlite.boot import boot_id
-from kvi_sqlite.errors import code_of
+from kvi_sqlite.errors import Unindexed, code_of
 
 _EFFECTIVE = os.access in os.supports_effective_ids
 
@@ -72,10 +72,9 @@ class Reading:
             how = "immutable=1"
             self._seen = self._look()
         elif not Path(f"{os.path.realpath(path)}-shm").exists():
-            raise Unavailable(
+            raise Unindexed(
                 f"{path} has a log of commits that are not in the file yet ({self._log.name}), and "
-                "this process may not work them in; open the store once where it may",
-                passing=False,
+                "this process may not work them in; open the store once where it may"
             )
         self.uri = f"file:{quote(os.fsencode(path))}?mode=ro&{how}"
 
