@@ -68,7 +68,10 @@ def test_full_disk_applies_nothing(path: Path, uri: str) -> None:
         assert store.store("k", "new") == 2
 
 
-def test_failed_commit_is_undone_and_told(store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("timeout", [None, 5], ids=["at once", "by another thread"])
+def test_failed_commit_is_undone_and_told(
+    store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch, timeout: float | None
+) -> None:
     """A disk error at COMMIT is OutcomeUnknown; the handle stays usable, its lock is let go."""
     store.store("k", "old")
     pool = inmost(store)._pool
@@ -79,11 +82,14 @@ def test_failed_commit_is_undone_and_told(store: kvi.Kvi, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(pool, "_commit", fail)
         with pytest.raises(kvi.OutcomeUnknown):
-            store.store("k", "new")
+            store.store("k", "new", timeout=timeout)
     assert store.store("k", "newer") == 2
 
 
-def test_exception_amid_a_write_undoes_it(store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("timeout", [None, 5], ids=["at once", "by another thread"])
+def test_exception_amid_a_write_undoes_it(
+    store: kvi.Kvi, monkeypatch: pytest.MonkeyPatch, timeout: float | None
+) -> None:
     """An interrupt from the keyboard, or no memory, passes through; nothing is written or held."""
     store.store("k", "old")
 
@@ -93,7 +99,7 @@ def test_exception_amid_a_write_undoes_it(store: kvi.Kvi, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr("kvi_sqlite.store.trim", fail)
         with pytest.raises(KeyboardInterrupt):
-            store.store("k", "new")
+            store.store("k", "new", timeout=timeout)
     entry = store.get("k")
     assert entry is not None
     assert entry.text == "old"

@@ -77,6 +77,69 @@ def test_reads_are_whole_at_every_step(uri: str) -> None:
     assert files < 200  # SQLite keeps some for as long as others read
 
 
+WRITES = """
+import json, os, random, signal, sys, threading
+import kvi
+
+class Interrupt(Exception):
+    pass
+
+def handler(number, frame):
+    global fired
+    fired += 1
+    raise Interrupt
+
+uri, seed = sys.argv[1], int(sys.argv[2])
+chance = random.Random(seed)
+fired = caught = stored = 0
+store, other = kvi.open(uri), kvi.open(uri)
+store.store("k", "0")
+failures = []
+signal.signal(signal.SIGALRM, handler)
+while caught < 1000:
+    value = last = int(store.get("k").text)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-6, 1e-3))
+            while True:
+                store.store("k", str(value + 1))
+                value += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except Interrupt as interrupt:
+        caught += 1
+        kept = interrupt  # and with it what its frames hold
+        found = store.get("k")
+        if int(found.text) not in (value, value + 1) or found.version != int(found.text) + 1:
+            failures.append((value, found.text, found.version))
+        other.store("other", "v", timeout=5)
+        stored += value - last
+files = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+print(json.dumps([fired, caught, stored, failures, files]))
+store.close()
+"""
+
+
+def test_writes_are_whole_at_every_step(uri: str) -> None:
+    """A thousand interrupted stores: each was done or not, and nobody else has to wait for it."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WRITES, uri, "1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Exception ignored" not in done.stderr, done.stderr
+    fired, caught, stored, failures, files = json.loads(done.stdout)
+    assert fired == caught
+    assert stored > 0
+    assert failures == []
+    assert files < 200
+    with kvi.open(uri) as store:
+        assert store.store("k", "v")
+
+
 LONG = """
 import signal, sys, threading, time
 import kvi

@@ -14,10 +14,13 @@ waiting is done here: who finds the file locked gives its connection back and pa
 at its `Deadline`, asked by SQLite every so many steps; so does one that nobody waits for any more.
 Writers of one process wait in line first, see `kvi_sqlite.writers`.
 
-*Interrupts.* An exception of a signal handler only ever comes into `Pool.glance`. It takes a
-connection and gives it back in one step each, and holds nothing else: if it ends between the two,
-the connection goes with its frame, for ``live`` has weak references. No Python code runs inside of
-its statement, where SQLite would swallow what a handler raises.
+*Interrupts.* An exception of a signal handler only ever comes into `Pool.glance` and `Pool.stroke`.
+These take a connection and give it back in one step each, and hold nothing else: if one ends
+between the two, the connection goes with its frame, for ``live`` has weak references, and what it
+had begun to write is undone. No Python code runs inside of their statements, where SQLite would
+swallow what a handler raises. A stroke does not stand in the writer queue, where nobody would give
+its place back; so it goes only if nobody is there, and who comes meanwhile finds the file locked,
+as by another process.
 
 *Fork.* SQLite keeps the locks of a process in static memory, by file. A child inherits that
 memory, but not the locks. A connection that it opens on a file that the parent had open believes to
@@ -73,7 +76,7 @@ from threading import get_ident
 from time import monotonic
 from typing import Any, TypeVar
 
-from kvi.errors import KviError, PermissionDenied, Timeout, Unavailable
+from kvi.errors import KviError, OutcomeUnknown, PermissionDenied, Timeout, Unavailable
 from kvi.late import ForkLock
 from kvi.living import Living
 
@@ -349,24 +352,78 @@ class Pool:
         Whole wherever an exception of a signal handler ends it. Rows and their bytes have to be
         few, for nothing ends it earlier.
         """
-        try:
-            connection = self._idle.pop()
-        except IndexError:
+        connection = self._at_hand()
+        if connection is None:
             return []
-        if connection.reading is not None:
-            self._idle.append(connection)
-            return []
-        connection.set_progress_handler(None, 0)
         try:
             rows = connection.execute(statement, given).fetchall()
         except sqlite3.Error:  # the long way tells
             self.discard(connection)
             return []
+        self._lay_down(connection)
+        return rows
+
+    def stroke(self, work: Callable[[Connection], tuple[T, bool]]) -> T | None:
+        """As `write`, of small ``work``, if it can be done at once and nobody has to be told of it.
+
+        For the main thread, which has another one do what may wait. Whole wherever an exception of
+        a signal handler ends it. Raises `OutcomeUnknown`, and what ``work`` raises.
+        """
+        writers = self._writers
+        if writers is None or len(writers) or writers.listeners or self.log_grew():
+            return None
+        connection = self._at_hand()
+        if connection is None:
+            return None
+        committing = False
+        result: T | None = None
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            if self._lost_file(connection) is None:
+                made, wrote = work(connection)
+                if wrote and not connection.chores:
+                    committing = True
+                    self._commit(connection, -inf)
+                    result = made
+        except sqlite3.Error as error:  # the long way tells, but what is not to be tried again
+            told = translate(error, self.path, committing=committing, closing=self.closing)
+            if isinstance(told, OutcomeUnknown):
+                self.discard(connection)
+                raise told from error
+        except BaseException:
+            self._take_back(connection)
+            raise
+        if result is None:
+            self._take_back(connection)
+        else:
+            self._commits += 1
+            self._lay_down(connection)
+        return result
+
+    def _at_hand(self) -> Connection | None:
+        """Take an idle connection that may write, for statements without Python code in them."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return None
+        if connection.reading is not None:
+            self._idle.append(connection)
+            return None
+        connection.set_progress_handler(None, 0)
+        return connection
+
+    def _lay_down(self, connection: Connection) -> None:
+        """Make idle what was at hand."""
         connection.set_progress_handler(connection.deadline.passed, STEPS)
         self._idle.append(connection)
         if self.closing or _near.lock.locked():  # meanwhile
             self._shrink()
-        return rows
+
+    def _take_back(self, connection: Connection) -> None:
+        """Make idle what was at hand and may be in a transaction."""
+        connection.chores = False
+        connection.set_progress_handler(connection.deadline.passed, STEPS)
+        self._restore(connection)
 
     def cancel(self, thread: int) -> None:
         """End the statement that this thread runs, or its wait to write: nobody waits for it."""
@@ -464,7 +521,8 @@ class Pool:
             try:
                 connection.deadline.begin(deadline)
                 self._running[get_ident()] = connection
-                self._check_files(connection)
+                if (lost := self._lost_file(connection)) is not None:
+                    raise self._lost(lost)
                 result, wrote = work(connection)
                 if not wrote:
                     connection.execute("ROLLBACK")
@@ -569,18 +627,19 @@ class Pool:
             finally:
                 del locked  # it holds this frame
 
-    def _check_files(self, connection: Connection) -> None:
-        """Raise `Unavailable` if others would not see what ``connection`` writes."""
+    def _lost_file(self, connection: Connection) -> Path | None:
+        """The file for which others would not see what ``connection`` writes, if there is one."""
         if _identity(self.path) != connection.identity:
-            raise self._lost(self.path)
+            return self.path
         assert connection.beside is not None  # as it writes
         log_known, memory = connection.beside.files
         log = _status(self._log_path)
         if log is None or (log.st_dev, log.st_ino) != log_known:
-            raise self._lost(self._log_path)
+            return self._log_path
         if _identity(self._memory_path) != memory:
-            raise self._lost(self._memory_path)
+            return self._memory_path
         self._log_seen = log.st_size
+        return None
 
     def _remember_beside(self, connection: Connection) -> None:
         """After opening it: raise `Unavailable` if this process has other files open there."""

@@ -15,8 +15,9 @@ ranges keep to one revision, `kvi_sqlite.leases` why nobody sees what has expire
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
+from threading import get_ident, main_thread
 from time import monotonic
 from typing import Any
 
@@ -46,7 +47,7 @@ from kvi.primitives import Primitives
 from kvi_sqlite import leases, schema
 from kvi_sqlite.access import Access
 from kvi_sqlite.connection import PATIENCE, Connection, Pool
-from kvi_sqlite.leases import begin, bury, check_due, first_id, trim
+from kvi_sqlite.leases import Expired, begin, bury, check_due, first_id, trim
 from kvi_sqlite.past import last_changes
 from kvi_sqlite.snapshot import Ranges, begin_read, bounds, revision_of
 from kvi_sqlite.upkeep import Upkeep
@@ -127,6 +128,21 @@ class SqliteKvi(Primitives):
             return None
         return None if not rows or rows[0][4] is not None else KeyValue(key, *rows[0])
 
+    def _short_put(self, key: str, value: bytes | str) -> int | None:
+        """A small value, from the main thread, if nobody is in the way."""
+        if self.forked or get_ident() != main_thread().ident or type(key) is not str:
+            return None
+        try:
+            name, data = key.encode(), value.encode() if type(value) is str else value
+        except UnicodeEncodeError:
+            return None
+        if not 0 < len(name) <= MAX_KEY or type(data) is not bytes or len(data) > SMALL:
+            return None
+        try:
+            return self._pool.stroke(self._putting(name, data, None))
+        except Expired:
+            return None
+
     def _short_range(self, scan: Scan) -> tuple[int, list[KeyValue]] | None:
         """A range of a few small entries and its revision, if it can be had at once."""
         return self._ranges.glance(scan)
@@ -181,8 +197,12 @@ class SqliteKvi(Primitives):
         return self._access.read(work, monotonic() + timeout)
 
     def _put(self, key: str, value: bytes, lease: int | None, timeout: float) -> int:
-        name = key.encode()
+        work = self._putting(key.encode(), value, lease)
+        return self._access.write(work, monotonic() + timeout, small=len(value) <= SMALL)
 
+    def _putting(
+        self, name: bytes, value: bytes, lease: int | None
+    ) -> Callable[[Connection], tuple[int, bool]]:
         def work(connection: Connection) -> tuple[int, bool]:
             revision, _, buried = begin(connection, self._history)
             if lease is not None:
@@ -194,7 +214,7 @@ class SqliteKvi(Primitives):
             trim(connection, revision, self._history)
             return revision, True
 
-        return self._access.write(work, monotonic() + timeout, small=len(value) <= SMALL)
+        return work
 
     def _delete(self, key: str, timeout: float) -> bool:
         name = key.encode()
