@@ -168,6 +168,25 @@ def test_answers_are_read_whole_and_the_connection_kept(
     transport.close()
 
 
+@pytest.mark.parametrize(
+    ("head", "lasts"),
+    [
+        (b"HTTP/1.0 200 OK\r\n", False),
+        (b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nConnection: Close\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nConnection: X, close\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nConnection: X\r\n", True),
+    ],
+)
+def test_a_connection_that_ends_is_not_used_again(servers: Make, head: bytes, lasts: bool) -> None:
+    """What a server or a proxy closes behind its answer would lose the next request."""
+    server = servers(lambda *_: head + b"Content-Length: 2\r\n\r\nok")
+    transport = Transport("127.0.0.1", server.port)
+    assert [ask(transport).body for _ in range(2)] == [b"ok", b"ok"]
+    assert len(server.connections) == (1 if lasts else 2)
+    transport.close()
+
+
 def test_an_answer_until_the_end_of_the_connection(servers: Make) -> None:
     """Without a length the answer ends with its connection, which is not used again."""
 

@@ -68,6 +68,7 @@ class Connection:
     __slots__ = (
         "_buffer",
         "_chunked",
+        "_lasts",
         "_left",
         "_poll",
         "_resolving",
@@ -92,6 +93,7 @@ class Connection:
         self._poll: select.poll | None = None
         self._buffer = b""  # received and not consumed yet
         self._chunked = False
+        self._lasts = False  # the server keeps the connection after this answer
         self._left: int | None = 0  # bytes of the body still to come; None: until the end
         self.deadline = 0.0
         self.reused = False
@@ -229,6 +231,8 @@ class Connection:
         for line in lines[1:]:
             name, _, value = line.partition(b":")
             headers[name.lower()] = value.strip()
+        said = headers.get(b"connection", b"").lower().replace(b" ", b"").split(b",")
+        self._lasts = b"close" not in said and (version == b"HTTP/1.1" or b"keep-alive" in said)
         length = headers.get(b"content-length", b"")
         self._chunked = headers.get(b"transfer-encoding", b"").lower() == b"chunked"
         if self._chunked or self.status in (204, 304):
@@ -275,11 +279,7 @@ class Connection:
         self._finish()
 
     def _finish(self) -> None:
-        self.reusable = (
-            self._left is not None
-            and not self._buffer
-            and self.headers.get(b"connection", b"").lower() != b"close"
-        )
+        self.reusable = self._lasts and self._left is not None and not self._buffer
 
     def _piece(self) -> bytes:
         piece = self._buffer or self._some()
