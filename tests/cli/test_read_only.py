@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable
 
 import kvi
@@ -132,6 +134,15 @@ def test_the_variable(local: Command, value: str, code: int) -> None:
     """It is yes or no, and nothing is no."""
     local.env["KVI_READ_ONLY"] = value
     local("put", "k", "v", code=code)
+
+
+def test_a_command_that_is_run_may_not_write_either(local: Command) -> None:
+    """It uses the same store, in the same way."""
+    local("put", "k", "v")
+    put = shlex.join([sys.executable, "-m", "kvi.cli", "put", "k", "w"])
+    local("--read-only", "watch", "--initial", "k", "-n", "1", "--exec", f"{put} || true")
+    assert "read_only" in local.errors
+    assert local("get", "k") == "v"
 
 
 def test_nothing_is_made(local: Command) -> None:

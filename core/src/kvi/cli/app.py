@@ -171,7 +171,8 @@ class Context:
         uri = self.named_uri
         if self.namespace is not None:
             uri = registry.within(self.store_uri, self.namespace)
-        return {} if uri is None else {"KVI_URI": registry.anchored(uri)}
+        limits = {"KVI_READ_ONLY": "yes"} if self.read_only else {}
+        return limits if uri is None else {**limits, "KVI_URI": registry.anchored(uri)}
 
     def end(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal that asks the command to end."""

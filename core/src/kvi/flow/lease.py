@@ -169,7 +169,8 @@ class LeaseFlow:
             patience = self.term.patience(port.now())
         if state is not LeaseState.ALIVE:
             return None
-        orphan = self.owner is not None and self.owner() is None
+        owner = self.owner  # another thread may take it away meanwhile
+        orphan = owner is not None and owner() is None
         if orphan or self.scope.ledger.is_surplus(self, port.now()):
             self.abandon()
             return None
