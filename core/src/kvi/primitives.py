@@ -81,7 +81,8 @@ class Primitives(ABC):
     in_place: ClassVar[frozenset[str]] = frozenset()
     forked = False
 
-    # Short ways of a store that costs less than the checks: the result, or None for the long way.
+    # Short ways of a store that costs less than the checks: the result, or None for the long way,
+    # which says what is wrong. A put may raise `OutcomeUnknown`.
     _short_get: Callable[[str], KeyValue | None] | None = None
     _short_range: Callable[[Scan], tuple[int, list[KeyValue]] | None] | None = None
     _short_put: Callable[[str, bytes | str], int | None] | None = None

@@ -81,9 +81,29 @@ def test_failed_commit_is_undone_and_told(
 
     with monkeypatch.context() as patch:
         patch.setattr(pool, "_commit", fail)
-        with pytest.raises(kvi.OutcomeUnknown):
+        with pytest.raises(kvi.OutcomeUnknown, match="store 'k'"):
             store.store("k", "new", timeout=timeout)
     assert store.store("k", "newer") == 2
+
+
+def test_lost_commit_is_made_again_if_the_program_says_so(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``idempotent``, a store of unknown fate is repeated, wherever it was done."""
+    failures = [native(sqlite3.SQLITE_IOERR_FSYNC)]
+    with kvi.open(uri, retry=kvi.RetryPolicy(idempotent=True)) as store:
+        store.store("k", "old")
+        pool = inmost(store)._pool
+        commit = pool._commit
+
+        def fail_once(connection: Connection, deadline: float) -> None:
+            if failures:
+                raise failures.pop()
+            commit(connection, deadline)
+
+        monkeypatch.setattr(pool, "_commit", fail_once)
+        assert store.store("k", "new") == 2
+        assert failures == []
 
 
 @pytest.mark.parametrize("timeout", [None, 5], ids=["at once", "by another thread"])

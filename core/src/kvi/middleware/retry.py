@@ -34,7 +34,8 @@ class Retrying:
         self._policy = policy
         self._uri = uri
         self._closed = closed
-        self.is_short = inner.is_short  # what succeeds is not tried again
+        # What succeeds is not tried again, nor is a write of unknown fate.
+        self.is_short = inner.is_short and not policy.idempotent
 
     async def execute(self, op: Op[T], call: Call) -> T:
         """Do it, and again if it fails in a way that may pass.

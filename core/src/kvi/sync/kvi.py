@@ -205,18 +205,18 @@ class Kvi(Face):
         Raises `LeaseLost` if the lease is gone, `InvalidArgument` for both, or for a ttl that is
         not positive or above ``capabilities.lease_max_ttl``; then nothing was written.
         """
-        short = self._short_put
-        if (
-            short is not None
-            and lease is None
-            and ttl is None
-            and timeout is None
-            and not self._scope.shut_down
-        ):
-            revision = short(key, value)
-            if revision is not None:
-                return revision
         try:
+            short = self._short_put
+            if (
+                short is not None
+                and lease is None
+                and ttl is None
+                and timeout is None
+                and not self._scope.shut_down
+            ):
+                revision = short(key, value)
+                if revision is not None:
+                    return revision
             self._ensure_open()
             op = put_of(self.capabilities, key, value, lease)
             if ttl is None:
