@@ -282,7 +282,7 @@ def test_threads_that_end_a_job_at_once(store: Faulty) -> None:
 
 def test_no_loss_is_told_of_a_job_that_is_done(store: Faulty) -> None:
     """A renewal between an acknowledgement and its answer finds no claim, and that is no loss."""
-    queue = Queue(store, "q", ttl=0.3)
+    queue = Queue(store, "q", ttl=3)
     queue.put("a")
     job = got(queue)
     told: list[object] = []
@@ -290,10 +290,10 @@ def test_no_loss_is_told_of_a_job_that_is_done(store: Faulty) -> None:
     calls = store.times("lease_renew")
 
     def renewed() -> None:
-        until(lambda: store.times("lease_renew") >= calls + 2, within=10)
+        until(lambda: store.times("lease_renew") >= calls + 2, within=30)
 
     store.after["queue_ack"] = renewed
-    job.ack()
+    job.ack(timeout=60)
     assert not told
     assert not job.lost.is_set()
 
