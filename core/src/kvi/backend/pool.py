@@ -15,6 +15,10 @@ an idle one    the pool                             before it is used again it i
                                                     (``usable``), and closed if it is not good
 =============  ===================================  ===============================================
 
+*The main thread* may take an idle one without a place (`Pool.at_hand`), for an exchange that a
+signal handler's exception may end anywhere: no step of it takes a lock, and what it holds ends with
+its frame. For that moment there may be one more than ``size``.
+
 *Closing.* Who waits for a place is let in and finds the pool closed; who waits on a connection is
 woken by ``abort``; each closes its own.
 
@@ -121,7 +125,7 @@ class Lent(Generic[C]):
 class Pool(Generic[C]):
     """Connections of type ``C``. Safe for any number of threads, not for the main thread.
 
-    (Primitives never run in the main thread, see `kvi.primitives`.)
+    (Primitives never run in the main thread, see `kvi.primitives`.) But for `at_hand`.
     """
 
     def __init__(
@@ -189,9 +193,10 @@ class Pool(Generic[C]):
     def _reused(self, counted: bool) -> Lent[C] | None:
         while True:
             with self._lock:
-                if self._closed or not self._idle:
+                connection = None if self._closed else self.at_hand()
+                if connection is None:
                     return None
-                lent = Lent(self, self._idle.pop(), counted)
+                lent = Lent(self, connection, counted)
                 self._busy[lent] = get_ident()
             try:
                 if self._usable(lent.connection):
@@ -235,6 +240,24 @@ class Pool(Generic[C]):
             if unused:
                 self._unused.set()
         return True
+
+    # -- for the main thread ----------------------------------------------------------------------
+
+    def at_hand(self) -> C | None:
+        """An idle connection, which is nobody's now; look at it before it is used."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def lay_down(self, connection: C) -> None:
+        """Make idle one that was at hand and is whole; closes what are too many."""
+        self._idle.append(connection)
+        while self._closed or len(self._idle) > self.size:
+            surplus = self.at_hand()
+            if surplus is None:
+                return
+            self._close(surplus)
 
     # -- for the handle ---------------------------------------------------------------------------
 

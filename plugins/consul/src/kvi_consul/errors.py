@@ -57,6 +57,7 @@ from kvi.errors import (
     ValueTooLarge,
 )
 
+_OWN = frozenset({"kvi_consul", "json", "ssl", "uuid"})
 _SHOWN = 300  # characters of a server's text in a message
 NO_LEADER = b"No cluster leader"
 NO_TOKEN = b"ACL not found"
@@ -208,6 +209,19 @@ def _mend(error: ssl.SSLCertVerificationError) -> str:
     if error.verify_code in _ISSUERS:
         return "the option ca must name the file of its CA"
     return "it must be issued anew"
+
+
+def is_own(error: BaseException | None) -> bool:
+    """Whether ``error`` comes from what this package does, and not from a signal's handler.
+
+    Handlers run in the main thread alone, and may raise what a socket or a parser raises.
+    """
+    step = None if error is None else error.__traceback__
+    if step is None:
+        return True
+    while step.tb_next is not None:
+        step = step.tb_next
+    return step.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _OWN
 
 
 def of_broken(broken: Broken, where: str, *, write: bool) -> KviError:

@@ -19,8 +19,9 @@ import itertools
 import os
 import random
 import threading
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import closing, suppress
+from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
@@ -60,6 +61,8 @@ from kvi_consul.transport import Answer, Transport
 from kvi_consul.watches import ConsulFeed, Watches
 from kvi_consul.wire import Op
 
+_MAX_KEY = 8192
+_SHORT = 16 * 1024  # bytes of a value that the main thread sends itself
 CAPABILITIES = Capabilities(
     shared=True,
     durable=True,
@@ -77,7 +80,7 @@ CAPABILITIES = Capabilities(
     txn_delete_ops=2,
     # Together, in Base64 and with the key named twice (a check and a write), they fit the
     # server's 512 KiB for one transaction.
-    max_key=8192,
+    max_key=_MAX_KEY,
     max_value=380_000,
 )
 
@@ -149,6 +152,70 @@ class ConsulKvi(Primitives):
     def _cancel(self, thread: int) -> None:
         self._transport.cancel(thread)
 
+    # -- what the main thread does itself ---------------------------------------------------------
+
+    def _short_get(self, key: str) -> KeyValue | None:
+        """An entry that is there, if an idle connection has it soon."""
+        if not self._is_short(key):
+            return None
+        answer = self._transport.stroke(
+            self._txn_head, wire.encode_get(key), self.timeout, write=False
+        )
+        if answer is None or answer.status != 200:
+            return None
+        try:
+            (found,) = wire.decode_results(answer.body)
+            return wire.entry_of(found)
+        except _BAD as error:
+            if errors.is_own(error):
+                return None
+            raise
+
+    def _short_put(self, key: str, value: bytes | str) -> int | None:
+        """A small value, if there is an idle connection."""
+        if not self._is_short(key):
+            return None
+        try:
+            data = value.encode() if type(value) is str else value
+        except UnicodeEncodeError:
+            return None
+        if type(data) is not bytes or len(data) > _SHORT:
+            return None
+        deadline, flags = monotonic() + self.timeout, _nonce()
+        try:
+            answer = self._transport.stroke(
+                self._txn_head, wire.encode_set(key, data, flags), self.timeout, write=True
+            )
+        except Broken as broken:
+            where = self._transport.where
+            raise errors.of_broken(broken, where, write=True) from broken.__cause__
+        if answer is None:
+            return None
+        if answer.status != 200:
+            refused = self._of_status(answer.status, answer.body, write=True)
+            if answer.status != 409 and isinstance(refused, OutcomeUnknown):
+                raise refused
+            return None
+        try:
+            written = self._written(answer.body)
+        except OutcomeUnknown as unknown:
+            if (cause := unknown.__cause__) is None or errors.is_own(cause):
+                raise
+            raise cause from None
+        if written.lease is None:
+            return written.revision
+        held = Held(0, Op("set", key, data, flags=flags), written)
+        return _by_another(lambda: self._free(held, deadline))
+
+    def _is_short(self, key: object) -> bool:
+        """Whether this is the main thread, which pays for another's doing it, and the key good."""
+        if self.forked or threading.get_ident() != threading.main_thread().ident:
+            return False
+        try:
+            return type(key) is str and 0 < len(key.encode()) <= _MAX_KEY
+        except UnicodeEncodeError:
+            return False
+
     # -- point operations -------------------------------------------------------------------------
 
     def _get(self, key: str, timeout: float) -> KeyValue | None:
@@ -176,13 +243,16 @@ class ConsulKvi(Primitives):
         status, body = self._send(wire.encode_set(key, value, flags), deadline, write=True)
         if status == 409:
             raise self._final(body, write=True)
-        results = self._results(body, write=True)
-        if not results:
-            raise errors.of_hidden(write=True)
-        written = self._entry(results[0], write=True)
+        written = self._written(body)
         if written.lease is None:
             return written.revision
         return self._free(Held(0, Op("set", key, value, flags=flags), written), deadline)
+
+    def _written(self, body: bytes) -> KeyValue:
+        results = self._results(body, write=True)
+        if not results:
+            raise errors.of_hidden(write=True)
+        return self._entry(results[0], write=True)
 
     def _delete(self, key: str, timeout: float) -> bool:
         ops = (Op("get", key), Op("delete", key))
@@ -733,3 +803,20 @@ def _nonce() -> int:
     # From the system: a generator of this process could be seeded by the program, or copied by a
     # fork, and two writers with the same nonce and value would not notice each other.
     return wire.nonce(int.from_bytes(os.urandom(8), "big"))
+
+
+def _by_another(work: Callable[[], int]) -> int:
+    """For the main thread: have another one do what must not be left in the middle."""
+    done: SimpleQueue[int | BaseException] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put(work())
+        except BaseException as error:  # noqa: BLE001  (who waits gets it)
+            done.put(error)
+
+    threading.Thread(target=run, name="kvi-consul-free", daemon=True).start()
+    result = done.get()
+    if isinstance(result, BaseException):
+        raise result
+    return result

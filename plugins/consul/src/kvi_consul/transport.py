@@ -19,6 +19,11 @@ connections are closed then. A request that was not sent goes to the next agent 
 once around. A read waits for its share of the time, and `_SILENCE` seconds at the most, for each
 agent but the last; a write has all of it.
 
+*The main thread* hands its calls over to another one, since a signal's handler may raise anywhere.
+`Transport.stroke` spares it that, where an idle connection of the only agent answers soon. What an
+exception ends is not used again. Whatever goes wrong is left to `exchange`, which asks anew; but
+the answer to a write is waited for, and told.
+
 Redirects are not followed: Consul redirects ``a//b`` to ``a/b``, another key. The token travels in
 a header only, never in a URL, which ends in logs.
 """
@@ -28,6 +33,7 @@ from __future__ import annotations
 import ssl
 import threading
 from collections.abc import Iterator
+from math import inf
 from time import monotonic
 from typing import NamedTuple, Self
 
@@ -35,13 +41,15 @@ from kvi.backend.pool import Lent, Pool
 from kvi.errors import Closed, Timeout
 
 from kvi_consul.connection import Connection
-from kvi_consul.errors import NO_LEADER, Broken, is_certificate_alert
+from kvi_consul.errors import NO_LEADER, Broken, is_certificate_alert, is_own
 from kvi_consul.tls import Tls
 
 CONNECTIONS = 8  # open at once for calls, unless the handle says otherwise
 _VERDICT = 1.0  # seconds that a server takes at most to refuse a certificate
 _SILENCE = 2.0  # seconds that a read waits for an agent, if there is another
 _PATIENCE = 0.5  # seconds; requests that have less never leave an agent for its silence
+_SOON = 0.05  # seconds in which a read is answered, or asked again by a thread that may wait
+_SLOW = 60.0  # seconds for which an agent that was not as quick is left to such threads
 _PIECE = 1 << 18  # bytes of a streamed answer that are handed on at once
 
 
@@ -173,6 +181,8 @@ class Transport:
         self.host, self.port, self.tls, self.token = host, port, tls, token
         self._agents = [Agent.at(*agent) for agent in agents]
         self._at = 0  # the current one
+        self._stroke: Connection | None = None  # that of the main thread, or what it left
+        self._slow = -inf  # until when there is none
         self._lock = threading.Lock()  # guards changing it
         self.where = f"Consul at {', '.join(_named(*agent) for agent in agents)}"
         self._fixed = b""
@@ -218,6 +228,45 @@ class Transport:
         """
         with self.begin(head, body, deadline, read_only=read_only, waits=waits) as exchange:
             return Answer(exchange.status, exchange.headers, exchange.read())
+
+    def stroke(self, head: bytes, body: bytes, seconds: float, *, write: bool) -> Answer | None:
+        """As `exchange`, by the main thread, if a connection is at hand and the agent answers soon.
+
+        Whole wherever an exception of a signal handler ends it. Raises `Broken` for a write that
+        may have been sent; whatever else goes wrong, nothing was done.
+        """
+        began = monotonic()
+        connection = None if len(self._agents) > 1 or began < self._slow else self._pool.at_hand()
+        if connection is None:
+            return None
+        self._stroke = connection  # before the look at ``closing``: `close` sees it, or is seen
+        if self.closing.is_set() or not connection.idle():
+            connection.close()
+            return None
+        (agent,) = self._agents
+        request = b"%b%d\r\n%b\r\n%b" % (head, len(body), agent.header, body)
+        try:
+            connection.send(request, began + (seconds if write else min(_SOON, seconds)))
+            connection.read_head()
+            answer = Answer(connection.status, connection.headers, connection.read_body())
+        except Broken as broken:
+            connection.close()
+            cause = broken.__cause__
+            if cause is not None and not is_own(cause):
+                raise cause from None
+            if isinstance(cause, TimeoutError):
+                self._slow = monotonic() + _SLOW
+            if write and broken.sent:
+                raise
+            return None
+        except BaseException:
+            connection.close()
+            raise
+        if connection.reusable:
+            self._pool.lay_down(connection)
+        else:
+            connection.close()
+        return answer
 
     def begin(
         self,
@@ -286,11 +335,15 @@ class Transport:
     def close(self) -> None:
         """Close all connections and wake every thread that waits for one or on one."""
         self.closing.set()
+        if (stroke := self._stroke) is not None:
+            stroke.abort()
         self._pool.close()
 
     def forked(self) -> None:
         """In a child: drop the parent's connections without a word on them."""
         self._pool.forked()
+        if self._stroke is not None:
+            self._stroke.close()
         self._lock = threading.Lock()  # another thread of the parent may have held the old one
 
     def _alert(self, failed: Connection, broken: Broken, deadline: float) -> BaseException | None:
