@@ -49,8 +49,7 @@ REASONS = {
     "sqlite, store, durable": (
         "Half of it is the floor's own commit, which waits for the disk. kvi writes three "
         "rows (the entry, its event, what it replaced) and looks before each write whether "
-        "the file is still the one that others see; and the main thread has another one do it"
-        " (see etcd)."
+        "the file is still the one that others see."
     ),
     "sqlite, store, durable, 8 threads": (
         "Eight threads share their commits, and are no longer bound by the disk but by "
@@ -73,8 +72,8 @@ REASONS = {
         "its key as text."
     ),
     "consul, get": (
-        "The call is handed to another thread, as on etcd, for a connection cannot be left in "
-        "the middle of an answer either."
+        "kvi reads in a transaction, whose JSON can name any key, and says how consistent; what "
+        "that costs Consul is within what chance moves this row by."
     ),
     "consul, store": ("As `get`."),
     "locks, etcd, lock + unlock": (
