@@ -8,8 +8,8 @@ from __future__ import annotations
 
 _MAIN = (
     "The calls are made by the main thread, where a signal's handler may raise anywhere. "
-    "gRPC's client and a pool of connections cannot be left in the middle, so another thread "
-    "does the call (`kvi.driver.threads`): two wakings, 20 µs on an idle machine, and up to "
+    "gRPC's client cannot be left in the middle, so another thread does the call "
+    "(`kvi.driver.threads`): two wakings, 20 µs on an idle machine, and up to "
     "120 µs where the server wants the same two cores. Called from any other thread, a `get` "
     "takes 1.05 to 1.1 times the floor."
 )
