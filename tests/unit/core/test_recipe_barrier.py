@@ -174,6 +174,15 @@ def test_time_is_up_while_the_store_is_away(store: Faulty, begin: Begin) -> None
         party.result(WITHIN)
 
 
+def test_store_that_somebody_has_to_mend(store: Faulty, begin: Begin) -> None:
+    """A party without end does not wait for that; nor does it know what the others did."""
+    broken = kvi.Unavailable("the disk is full", passing=False)
+    store.after["barrier_wait"] = lambda: store.fails("range", *[broken] * 1000)
+    party = begin(lambda: Barrier(store, "b", 2).wait())
+    with pytest.raises(kvi.OutcomeUnknown, match="the disk is full"):
+        party.result(WITHIN)
+
+
 @pytest.mark.parametrize("error", [AWAY, kvi.Contention("others write")], ids=["away", "busy"])
 def test_time_is_up_as_the_store_comes_back(
     store: Faulty, peer: kvi.Kvi, begin: Begin, error: kvi.KviError

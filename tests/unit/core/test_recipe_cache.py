@@ -267,6 +267,19 @@ def test_items_beside_a_writer(store: Faulty) -> None:
         assert not cache
 
 
+def test_wait_ends_where_somebody_has_to_mend_the_store(store: Faulty, begin: Begin) -> None:
+    """Who waits without end is told why nothing comes."""
+    cache = Cache(store, "c/")
+    broken = kvi.Unavailable("the disk is full", passing=False)
+    store.fails("range", kvi.Unavailable("away"), *[broken] * 1000)
+    waiting = begin(lambda: cache.wait(10**9))
+    try:
+        with pytest.raises(kvi.Unavailable, match="the disk is full"):
+            waiting.result(WITHIN)
+    finally:
+        cache.close()
+
+
 @pytest.mark.parametrize("end", ["cache", "handle"])
 def test_end_wakes_all_who_wait(store: Faulty, begin: Begin, end: str) -> None:
     """Whoever waits for a revision learns that it will not come."""

@@ -7,6 +7,7 @@ import gc
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Faulty]:
     memory = f"mem:{secrets.token_hex(8)}"
     with kvi.open(memory if request.param == "memory" else f"sqlite:{tmp_path}/store") as handle:
         yield Faulty(handle)
+
+
+def broken() -> None:
+    """What a store says that somebody has to mend."""
+    raise kvi.Unavailable("the disk is full", passing=False)
 
 
 def got(queue: Queue) -> Job:
@@ -429,6 +435,22 @@ def test_wait_survives_the_store(store: Faulty) -> None:
     queue.put("a")
     thread.join(10)
     assert [one.value for one in found if one] == [b"a"]
+
+
+def test_wait_ends_where_somebody_has_to_mend_the_store(store: Faulty) -> None:
+    """Waiting on would be for ever, and nobody would know why."""
+    queue = Queue(store, "q")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(queue.get)
+        until(lambda: store.times("watch"))
+        store.before["range"] = broken
+        store.store("q/.kvi.items/r/wake", b"")
+        try:
+            with pytest.raises(kvi.Unavailable, match="the disk is full"):
+                waiting.result(10)
+        finally:
+            store.before.clear()
+    until(lambda: not [one for one in store.range(prefix="q/") if one.lease])
 
 
 # -- putting --------------------------------------------------------------------------------------

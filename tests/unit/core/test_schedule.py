@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -205,6 +206,22 @@ def test_claim_that_arrives_late() -> None:
         runner.stop()
         assert len(late) == 2
         assert runner.ran == [START + 10]
+
+
+def test_store_that_somebody_has_to_mend() -> None:
+    """What may pass is waited for; what does not is told to who runs it."""
+    away, broken = kvi.Unavailable("away"), kvi.Unavailable("the disk is full", passing=False)
+    with kvi.open(f"mem:{secrets.token_hex(8)}") as handle:
+        store = Faulty(handle)
+        store.fails("schedule", away, *[broken] * 1000)
+        schedule = Schedule(store, "s", 10)
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(schedule.run, lambda _: None)
+            try:
+                with pytest.raises(kvi.Unavailable, match="the disk is full"):
+                    running.result(20)
+            finally:
+                schedule.close()
 
 
 def test_skipped_times_did_not_run() -> None:

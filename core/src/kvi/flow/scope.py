@@ -53,6 +53,11 @@ _PAUSE = 0.1  # seconds between tries to tell a store that cannot be reached
 _PATIENCE = 1.0  # seconds for one of them: a lost answer must not keep the others from it
 
 
+def is_final(error: KviError) -> bool:
+    """Whether somebody has to mend the store first: waiting for it is no use."""
+    return isinstance(error, Unavailable) and not error.passing
+
+
 class Member(Protocol):
     """What hangs on a scope: a lease or a watch, as the ledger knows it."""
 
@@ -317,8 +322,7 @@ class Scope:
                 call = Call(port, min(deadline, port.now() + _PATIENCE), decided=True)
                 await self.executor.execute(RevokeOp(lease.id), call)
             except PASSING as error:
-                final = isinstance(error, Unavailable) and not error.passing
-                if final or not lease.may_live(port.now()):
+                if is_final(error) or not lease.may_live(port.now()):
                     continue
                 owed.insert(0, lease)
                 await port.sleep(min(_PAUSE, max(0.0, deadline - port.now())))

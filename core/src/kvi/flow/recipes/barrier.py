@@ -41,7 +41,7 @@ from kvi.flow.recipes.observing import Notice
 from kvi.flow.recipes.register import Register, Seen, settled
 from kvi.flow.recipes.semaphore import check_count
 from kvi.flow.recipes.state import Owner, state_of
-from kvi.flow.scope import PASSING, Scope
+from kvi.flow.scope import PASSING, Scope, is_final
 from kvi.log import log
 from kvi.model import Delete, Put
 from kvi.policy.lease import check_ttl
@@ -92,6 +92,10 @@ class BarrierFlow:
                     unanswered = False
                 except (*PASSING, Contention) as error:
                     scope.ensure_open()
+                    if is_final(error):
+                        raise OutcomeUnknown(
+                            f"the store did not say whether all had come: {error.message}"
+                        ) from error
                     log().debug("a party of the barrier %r looks again: %s", party.name, error)
                     unanswered, order = True, None
                 if order is not None:

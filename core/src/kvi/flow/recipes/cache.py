@@ -29,7 +29,7 @@ from kvi.call import Call
 from kvi.errors import Closed, InvalidArgument, KviError, NotSupported, Unavailable, shown
 from kvi.feed import WatchSpec
 from kvi.flow.recipes.state import entries_of
-from kvi.flow.scope import PASSING, Scope
+from kvi.flow.scope import PASSING, Scope, is_final
 from kvi.flow.watch import WatchFlow
 from kvi.log import log
 from kvi.model import Event, EventType, KeyValue, Scan, Span
@@ -172,6 +172,8 @@ class CacheFlow:
                 try:
                     await self.confirm(Call(port, port.now() + min(left, self.scope.timeout)))
                 except PASSING as error:
+                    if is_final(error):
+                        raise
                     log().debug("a cache of %s asks again: %s", self.scope.uri, error)
         finally:
             self._signals.remove(signal)

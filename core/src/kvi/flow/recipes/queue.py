@@ -23,7 +23,7 @@ from kvi.flow.recipes.job import JobFlow, lasting
 from kvi.flow.recipes.line import Line
 from kvi.flow.recipes.observing import Notice
 from kvi.flow.recipes.state import Owner, entries_of
-from kvi.flow.scope import PASSING, Scope
+from kvi.flow.scope import PASSING, Scope, is_final
 from kvi.log import log
 from kvi.model import KeyValue, Scan, Span, Txn, TxnResult
 from kvi.ops import CountOp, DeleteOp, GetOp, TxnOp
@@ -166,7 +166,7 @@ class QueueFlow:
                 return await self._look(port)
             except (*PASSING, Contention) as error:
                 self._scope.ensure_open()
-                if port.now() >= deadline:
+                if is_final(error) or port.now() >= deadline:
                     raise
                 log().debug(
                     "a getter of the queue %r looks again: %s", self.owner.place.name, error

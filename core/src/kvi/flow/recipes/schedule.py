@@ -35,7 +35,7 @@ from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.line import Line
 from kvi.flow.recipes.register import Register
 from kvi.flow.recipes.state import Owner
-from kvi.flow.scope import PASSING, Scope
+from kvi.flow.scope import PASSING, Scope, is_final
 from kvi.log import log
 from kvi.policy.lease import check_ttl
 from kvi.policy.line import Mark, State, check_recipe
@@ -115,6 +115,8 @@ class ScheduleFlow:
                 pause = 0.05
             except (*PASSING, Contention, LeaseLost) as error:
                 self._scope.ensure_open()
+                if is_final(error):
+                    raise
                 log().warning("a schedule on %s waits for the store: %s", self._scope.uri, error)
                 await self._sleep(port, pause)
                 pause = min(pause * 2, _LOOK)
