@@ -241,6 +241,43 @@ def test_key_that_somebody_deletes(store: Faulty) -> None:
         lock.release()
 
 
+@pytest.mark.parametrize("all_of_it", [True, False])
+@pytest.mark.parametrize("recipe", ["semaphore", "slots"])
+def test_settings_that_somebody_deletes(store: Faulty, recipe: str, all_of_it: bool) -> None:
+    """They are stored again by who needs them: no object that has seen them waits for ever."""
+    semaphore, slots = Semaphore(store, "s", 1), Slots(store, "s", 1)
+
+    def claim_and_release() -> None:
+        if recipe == "slots":
+            slots.claim(WITHIN).release()
+        else:
+            assert semaphore.acquire(WITHIN)
+            semaphore.release()
+
+    claim_and_release()
+    settings = store.get("s/.kvi/settings")
+    assert settings is not None
+    store.delete_range(prefix="s/" if all_of_it else settings.key)
+    claim_and_release()
+    again = store.get(settings.key)
+    assert again is not None
+    assert again.value == settings.value
+
+
+def test_settings_that_somebody_deletes_while_others_wait(store: Faulty) -> None:
+    """Who waits goes on to wait, and gets its turn."""
+    first, second = Semaphore(store, "s", 1), Semaphore(store, "s", 1)
+    assert first.acquire(0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(second.acquire, WITHIN)
+        until(lambda: len(line(store, "s")) == 2)
+        store.delete("s/.kvi/settings")
+        until(lambda: store.get("s/.kvi/settings"))
+        assert not waiting.done()
+        first.release()
+        assert waiting.result(WITHIN)
+
+
 def test_what_is_dropped_is_given_up(store: Faulty) -> None:
     """A slot that nobody has any more is given back, within its ttl."""
     slots = Slots(store, "ids", 1, ttl=0.3)

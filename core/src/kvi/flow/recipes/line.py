@@ -100,6 +100,9 @@ class Line(ABC):
         await scope.executor.execute(TxnOp(mine), call)
         while True:
             state = await state_of(scope, call, place)
+            if self.owner.misses(state):  # somebody has deleted them
+                await self.owner.ensure(scope, call)
+                continue
             standing = [one.key for one in state.line]
             if key not in standing:
                 raise LeaseLost("the place in the line is gone")

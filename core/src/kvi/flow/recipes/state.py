@@ -69,6 +69,12 @@ class Owner:
                 break
         self._sure = True
 
+    def misses(self, state: State) -> bool:
+        """Whether the settings are not there; then they are to be stored again."""
+        missing = self._fixed is not None and state.settings is None
+        self._sure = self._sure and not missing
+        return missing
+
     def settle(self, settings: dict[str, Any]) -> None:
         """The settings have been changed by this one."""
         self._fixed = settings
