@@ -30,7 +30,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from kvi.capabilities import Capabilities
-from kvi.errors import InvalidKey, NotSupported
+from kvi.errors import BadRecord, InvalidKey, NotSupported
 from kvi.model import Claim, Compare, Key, KeyValue, Span
 from kvi.text import check_key
 
@@ -122,7 +122,9 @@ class Place:
                 )
             elif rest.startswith("held/"):
                 id, lease, ttl = rest[5:], said.get("lease"), said.get("ttl")
-                if isinstance(lease, int) and isinstance(ttl, (int, float)):
+                if not isinstance(lease, int) or not isinstance(ttl, (int, float)):
+                    others[rest] = entry
+                else:
                     marks[id] = Mark(entry.key, id, lease, float(ttl), entry.revision, said)
             else:
                 others[rest] = entry
@@ -142,6 +144,23 @@ def loads(value: bytes | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def record(entry: KeyValue | None, **kinds: Any) -> dict[str, Any]:
+    """What `dumps` wrote under a key that counts, with members of these kinds; empty for no entry.
+
+    Raises `BadRecord` for anything else: to go on without it would begin anew unseen.
+    """
+    if entry is None:
+        return {}
+    said = loads(entry.value)
+    if not all(isinstance(said.get(name), kind) for name, kind in kinds.items()):
+        raise BadRecord(
+            "another program has written this key of a recipe: put back what was there, or delete "
+            "it to begin anew",
+            key=entry.key,
+        )
+    return said
 
 
 def check_recipe(name: object, limits: Capabilities) -> str:

@@ -46,7 +46,7 @@ from kvi.capabilities import Capabilities
 from kvi.errors import InvalidArgument, InvalidKey, shown
 from kvi.model import Compare, Delete, Get, Key, KeyValue, Operation, Put, Span, Txn
 from kvi.policy.lease import check_ttl
-from kvi.policy.line import Place, dumps, loads
+from kvi.policy.line import Place, dumps, record
 from kvi.text import check_key, check_value
 
 _HIGHEST = 2**31 - 1  # priority; the lowest is as far below zero
@@ -82,13 +82,13 @@ class Item(NamedTuple):
 
     @classmethod
     def of(cls, entry: KeyValue) -> Item:
-        """What an entry holds."""
+        """What an entry holds. Raises `BadRecord`."""
         line, _, rest = (entry.value or b"").partition(b"\n")
-        said = loads(line)
-        size = said.get("d", 0)
-        dedup = rest[:size].decode() or None
+        said = record(entry._replace(value=line), a=int, b=int, d=int)
+        size = said["d"]
+        dedup = rest[:size].decode(errors="replace") or None
         id = entry.key.rpartition("/")[2]
-        return cls(id, rest[size:], dedup, said.get("a", 0), said.get("b", 0))
+        return cls(id, rest[size:], dedup, said["a"], said["b"])
 
     def dumps(self) -> bytes:
         """What is stored."""

@@ -41,8 +41,7 @@ class Barrier:
         time: this party has left then, and the others wait on. Raises `BrokenBarrier` if a party
         was lost while it waited, which is so for all that wait: its process died, its handle was
         closed, its call was interrupted, or failed. Raises `OutcomeUnknown` if the time was up
-        while the store could not be reached, or if somebody has to mend the store: all may have come
-        meanwhile.
+        while the store could not be reached, or if somebody has to mend it: all may have come.
         """
         return self._meet("wait", WAIT, timeout)
 

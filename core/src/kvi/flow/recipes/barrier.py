@@ -45,7 +45,7 @@ from kvi.flow.scope import PASSING, Scope, is_final
 from kvi.log import log
 from kvi.model import Delete, Put
 from kvi.policy.lease import check_ttl
-from kvi.policy.line import check_recipe, dumps, loads
+from kvi.policy.line import check_recipe, dumps
 from kvi.port import Port
 
 WAIT, LEAVE = "wait", "leave"
@@ -136,7 +136,9 @@ class _Party:
         self._parties = parties
         self._at = gate
         self.name = owner.place.name
-        self._gate = Register(f"{owner.place.root}{gate}", f"barrier_{gate}")
+        self._gate = Register(
+            f"{owner.place.root}{gate}", f"barrier_{gate}", waiting=list, outcomes=dict
+        )
 
     @property
     def _me(self) -> str:
@@ -222,14 +224,12 @@ class _Party:
         """Who waits, and what has become of whom; after breaking what a lost party breaks."""
         while True:
             state = await state_of(self._scope, call, self._owner.place)
-            entry = state.others.get(self._at)
-            said = loads(None if entry is None else entry.value)
-            seen = Seen(said, 0 if entry is None else entry.revision, ())
+            seen = self._gate.seen(state.others.get(self._at))
             alive = {f"{one.lease:x}" for one in state.line}
-            waiting: list[str] = list(said.get("waiting", ()))
+            waiting: list[str] = list(seen.said.get("waiting", ()))
             outcomes: dict[str, int] = {
                 one: what
-                for one, what in said.get("outcomes", {}).items()
+                for one, what in seen.said.get("outcomes", {}).items()
                 if what != _BROKEN or one in alive
             }
             if alive.issuperset(waiting):

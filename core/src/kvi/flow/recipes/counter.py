@@ -33,7 +33,7 @@ from kvi.model import Key, KeyValue, Put
 from kvi.mutex import Mutex
 from kvi.ops import GrantOp
 from kvi.policy.lease import check_ttl
-from kvi.policy.line import check_recipe, dumps, loads
+from kvi.policy.line import check_recipe, dumps, record
 from kvi.text import check_key
 
 _SHARE = 1.25  # of ``keep``: how long the lease of a record lives, so that others may share it
@@ -52,7 +52,7 @@ class CounterFlow:
     def __init__(self, scope: Scope, name: str) -> None:
         self.owner = Owner("counter", check_recipe(name, scope.capabilities), {})
         place = self.owner.place
-        self._register = Register(f"{place.root}total", "counter_add")
+        self._register = Register(f"{place.root}total", "counter_add", total=int)
         self._records = place.aside("op")
         self._leases: dict[float, tuple[int, float]] = {}  # by ``keep``: the lease, and until when
 
@@ -80,9 +80,9 @@ class CounterFlow:
 
         async def attempt(_: bool) -> int | None:
             seen = await self._register.read(scope, call, key)
-            record = seen.others[0]
-            if record is not None:
-                return self._counted(record, name, amount)
+            counted = seen.others[0]
+            if counted is not None:
+                return self._counted(counted, name, amount)
             total = int(seen.said.get("total", 0)) + amount
             said = dumps({"n": amount, "total": total})
             lease = await self._lease(scope, call, keep)
@@ -98,11 +98,11 @@ class CounterFlow:
 
         return await settled(call, attempt)
 
-    def _counted(self, record: KeyValue, name: str, amount: int) -> int:
-        said = loads(record.value)
-        if said.get("n") != amount:
+    def _counted(self, counted: KeyValue, name: str, amount: int) -> int:
+        said = record(counted, n=int, total=int)
+        if said["n"] != amount:
             raise InvalidArgument(
-                f"the addition {name!r} was counted with n={said.get('n')}, not {amount}; "
+                f"the addition {name!r} was counted with n={said['n']}, not {amount}; "
                 "give each addition an op= of its own"
             )
         return int(said["total"])
@@ -124,7 +124,7 @@ class SequenceFlow:
 
     def __init__(self, scope: Scope, name: str, block: int) -> None:
         self.owner = Owner("sequence", check_recipe(name, scope.capabilities), {})
-        self._register = Register(f"{self.owner.place.root}next", "sequence_next")
+        self._register = Register(f"{self.owner.place.root}next", "sequence_next", next=int)
         self._size = block
         self._lock = Mutex()  # guards the two
         self._next = self._end = 0

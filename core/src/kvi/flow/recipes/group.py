@@ -364,5 +364,10 @@ class MemberFlow:
 def _info(id: str, entry: KeyValue) -> MemberInfo:
     head, _, value = (entry.value or b"").partition(b"\n")
     said = loads(head)
-    joined = said.get("joined") or entry.create_revision
-    return MemberInfo(id, value, joined, said.get("rejoined", 0))
+    joined, rejoined = said.get("joined"), said.get("rejoined")
+    return MemberInfo(
+        id,
+        value,
+        joined if isinstance(joined, int) and joined else entry.create_revision,
+        rejoined if isinstance(rejoined, int) else 0,
+    )

@@ -36,7 +36,7 @@ from kvi.flow.recipes.state import Owner, state_of
 from kvi.flow.scope import Scope
 from kvi.model import Claim, Compare, Delete, Event, EventType, Get, Key, Put, Span, Txn
 from kvi.ops import TxnOp
-from kvi.policy.line import Contender, Mark, State, dumps
+from kvi.policy.line import Contender, Mark, State, dumps, record
 
 WAITS, HOLDS = "waits", "holds"
 
@@ -168,6 +168,7 @@ class Line(ABC):
         id = self.mark_of(state, lease)
         mark = None if id is None else self.owner.place.mark(id)
         if mark is not None:
+            record(state.others.get(mark.removeprefix(self.owner.place.root)), lease=int, ttl=int)
             when.append(Key(mark).absent)
             then.append(Put(mark, self._marked(lease)))
         txn = Txn(tuple(when), tuple(then), (), f"{self.kind}_enter")

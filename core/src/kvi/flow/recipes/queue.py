@@ -28,7 +28,7 @@ from kvi.log import log
 from kvi.model import KeyValue, Scan, Span, Txn, TxnResult
 from kvi.ops import CountOp, DeleteOp, GetOp, TxnOp
 from kvi.policy.lease import check_ttl
-from kvi.policy.line import Mark, State, check_recipe, loads
+from kvi.policy.line import Mark, State, check_recipe, record
 from kvi.policy.queue import DeadJob, Item, Layout, NewJob, check_whole
 from kvi.policy.retry import UNSAID
 from kvi.port import Port
@@ -109,8 +109,8 @@ class QueueFlow:
                 if later is not None and doubt is None:
                     later.abandon()
                 return (others[0].value or b"").decode()
-            said = loads(None if counter is None else counter.value)
-            self._known = int(said.get("next", 0)), 0 if counter is None else counter.revision
+            number = record(counter, next=int).get("next", 0)
+            self._known = number, 0 if counter is None else counter.revision
 
     # -- getting ----------------------------------------------------------------------------------
 

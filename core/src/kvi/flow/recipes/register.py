@@ -15,7 +15,7 @@ from kvi.errors import KviError, OutcomeUnknown
 from kvi.flow.scope import Scope
 from kvi.model import Compare, Delete, Get, Key, KeyValue, Put, Txn
 from kvi.ops import TxnOp
-from kvi.policy.line import dumps, loads
+from kvi.policy.line import dumps, record
 from kvi.policy.retry import UNSAID
 from kvi.port import Flow
 
@@ -33,18 +33,22 @@ class Seen(NamedTuple):
 class Register:
     """One key of JSON. Safe for threads: it has no state of its own."""
 
-    def __init__(self, key: str, operation: str) -> None:
-        """``operation`` is what observers see its changes as."""
+    def __init__(self, key: str, operation: str, **kinds: Any) -> None:
+        """``operation`` is what observers see its changes as, ``kinds`` those of its members."""
         self.key = key
+        self._kinds = kinds
         self._operation = operation
 
     async def read(self, scope: Scope, call: Call, *others: str) -> Seen:
-        """The value, together with other keys, as of one moment."""
+        """The value, together with other keys, as of one moment. Raises `BadRecord`."""
         asked = tuple(Get(key) for key in (self.key, *others))
         done = await scope.executor.execute(TxnOp(Txn((), asked, (), self._operation)), call)
         first, *rest = (one if isinstance(one, KeyValue) else None for one in done.results)
-        said = loads(None if first is None else first.value)
-        return Seen(said, 0 if first is None else first.revision, tuple(rest))
+        return self.seen(first, *rest)
+
+    def seen(self, entry: KeyValue | None, *others: KeyValue | None) -> Seen:
+        """What an entry that was read says. Raises `BadRecord`."""
+        return Seen(record(entry, **self._kinds), 0 if entry is None else entry.revision, others)
 
     async def change(
         self,

@@ -28,6 +28,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from types import NoneType
 
 from kvi.call import Call
 from kvi.errors import Contention, LeaseLost, OutcomeUnknown
@@ -81,7 +82,10 @@ class ScheduleFlow:
         self.new_mark: Callable[[], str] = lambda: secrets.token_hex(8)
         self.closed = False
         self._ttl = check_ttl(ttl, scope.capabilities)
-        self._last = Register(f"{self.owner.place.root}last", "schedule")
+        number = (int, float)
+        self._last = Register(
+            f"{self.owner.place.root}last", "schedule", time=number, ran=(*number, NoneType)
+        )
         self._signals: list[Signal] = []
 
     def close(self) -> None:

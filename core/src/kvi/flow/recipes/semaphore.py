@@ -22,7 +22,7 @@ from kvi.flow.scope import Scope
 from kvi.model import Put, Txn
 from kvi.ops import TxnOp
 from kvi.policy.lease import check_ttl
-from kvi.policy.line import Contender, Mark, State, check_recipe, dumps, loads
+from kvi.policy.line import Contender, Mark, State, check_recipe, dumps, record
 
 
 def check_count(name: str, count: object) -> int:
@@ -40,8 +40,7 @@ class SemaphoreLine(Line):
 
     def verdict(self, state: State, at: int, orphans: list[Mark]) -> str | None:
         """It is let in while there is room."""
-        settings = state.settings
-        limit = loads(None if settings is None else settings.value).get(self.setting, 0)
+        limit = record(state.settings, **{self.setting: int})[self.setting]
         entered = sum(one.said.get("state") == HOLDS for one in state.line[at:])
         full = at + entered + len(orphans) >= limit
         return self.wait_behind(state.line[:at]) if full else None
