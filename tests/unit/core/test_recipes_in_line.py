@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +18,7 @@ from kvi import aio
 from kvi.aio import recipes as awaited
 from kvi.call import Call
 from kvi.ops import Op
+from kvi.policy.retry import Effect
 from kvi.recipes import Election, RWLock, Semaphore, Slots
 
 from tests.support.faulty import Faulty, fails
@@ -227,6 +228,61 @@ def test_first_of_two_decides_the_settings(store: Faulty) -> None:
         first.acquire(0)
     assert second.held
     second.release()
+
+
+@pytest.mark.parametrize("what", ["resize", "proclaim"])
+def test_change_that_comes_late(store: Faulty, what: str) -> None:
+    """One whose answer was lost, and that comes after the next one, writes over nothing."""
+    below, late, lost = store._below, list[Any](), kvi.OutcomeUnknown("lost")
+    change: Callable[[int], object]
+    if what == "resize":
+        semaphore = Semaphore(store, "s", 1)
+        change, name, key = semaphore.resize, "semaphore_resize", "s/.kvi/settings"
+    else:
+        election = Election(store, "s", "1")
+        assert election.campaign(0)
+        change, name = lambda n: election.proclaim(str(n)), "proclaim"
+        key = f"s/{election.contenders()[0].id}"
+    change(1)
+    before = store.get(key)
+    assert before is not None
+
+    class HoldsBack:
+        is_short = False
+
+        async def execute(self, op: Op[Any], call: Call) -> Any:
+            if late or op.name != name or op.effect is Effect.READ:
+                return await below.execute(op, call)
+            late.append(op)
+            raise lost
+
+    store._below = HoldsBack()
+    change(2)
+    second = store.get(key)
+    assert second is not None
+    assert second.text == before.text.replace("1", "2")
+    change(3)
+    (op,) = late
+    assert not op.run(store._scope.primitives, 5).succeeded
+    third = store.get(key)
+    assert third is not None
+    assert third.text == before.text.replace("1", "3")
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_proclamation_whose_answer_is_lost(store: Faulty, applied: bool) -> None:
+    """It is settled by looking; one that others keep it from is `LeaseLost`."""
+    election = Election(store, "s", "1")
+    assert election.campaign(0)
+    (store.loses if applied else store.fails)("proclaim", kvi.OutcomeUnknown("lost"))
+    election.proclaim("2")
+    leader = election.leader()
+    assert leader is not None
+    assert leader.value == b"2"
+    store.delete_range(prefix="s/")
+    with pytest.raises(kvi.LeaseLost):
+        election.proclaim("3")
+    assert store.count(prefix="s/") == 0
 
 
 def test_key_that_somebody_deletes(store: Faulty) -> None:

@@ -35,6 +35,7 @@ from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.line import Line
 from kvi.flow.recipes.observing import Observing
+from kvi.flow.recipes.register import settled
 from kvi.flow.recipes.state import Owner, entries_of, state_of
 from kvi.flow.scope import Scope
 from kvi.model import Claim, Delete, Event, EventType, Get, Key, KeyValue, Put, Scan, Span, Txn
@@ -152,14 +153,30 @@ class ElectionLine(Line):
     # -- for the leader, and for those who look ---------------------------------------------------
 
     async def proclaim(self, flow: LockFlow, call: Call, value: bytes) -> None:
-        """Let everybody see another value, for as long as this term lasts."""
+        """Let everybody see another value, for as long as this term lasts.
+
+        Each is a change of what was seen, so that one that comes late writes over nothing.
+        """
         guard, lease, scope = flow.guard, flow.lease, flow.scope
         assert lease is not None  # the guard says so
         fair = scope.capabilities.lock_fair
         key = queue_key(self.name, lease.id) if fair else self.name
-        txn = Txn((guard,), (Put(key, value, lease.id),), (), "proclaim", repeatable=True)
-        if not (await scope.executor.execute(TxnOp(txn), call)).succeeded:
-            raise LeaseLost("the leadership is lost")
+        put, refused = Put(key, value, lease.id), 0
+
+        async def attempt(doubt: bool) -> bool | None:
+            nonlocal refused
+            seen = await scope.executor.execute(GetOp(key), call)
+            if seen is None or seen.lease != lease.id or seen.revision == refused:
+                raise LeaseLost("the leadership is lost")
+            if doubt and seen.value == value:
+                return True
+            txn = Txn((guard, Key(key).revision == seen.revision), (put,), (), "proclaim")
+            if (await scope.executor.execute(TxnOp(txn), call)).succeeded:
+                return True
+            refused = seen.revision
+            return None
+
+        await settled(call, attempt)
 
 
 async def look(scope: Scope, call: Call, owner: Owner) -> tuple[Leader | None, list[Leader]]:

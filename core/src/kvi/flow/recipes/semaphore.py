@@ -17,12 +17,11 @@ from kvi.call import Call
 from kvi.errors import InvalidArgument, shown
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.line import HOLDS, Line
+from kvi.flow.recipes.register import Register, settled
 from kvi.flow.recipes.state import Owner, state_of
 from kvi.flow.scope import Scope
-from kvi.model import Put, Txn
-from kvi.ops import TxnOp
 from kvi.policy.lease import check_ttl
-from kvi.policy.line import Contender, Mark, State, check_recipe, dumps, record
+from kvi.policy.line import Contender, Mark, State, check_recipe, record
 
 
 def check_count(name: str, count: object) -> int:
@@ -54,12 +53,16 @@ async def standing(scope: Scope, call: Call, owner: Owner, *, holds: bool) -> li
 
 
 async def resize(scope: Scope, call: Call, owner: Owner, limit: int) -> None:
-    """Store another limit."""
+    """Store another limit: a change of what was seen, so that a late one writes over nothing."""
     await owner.ensure(scope, call)
-    key = owner.place.settings
-    said = dumps({"recipe": SemaphoreLine.kind, SemaphoreLine.setting: limit})
-    txn = Txn((), (Put(key, said),), (), "semaphore_resize", repeatable=True)
-    await scope.executor.execute(TxnOp(txn), call)
+    settings = Register(owner.place.settings, "semaphore_resize")
+    said = {"recipe": SemaphoreLine.kind, SemaphoreLine.setting: limit}
+
+    async def attempt(_: bool) -> bool | None:
+        seen = await settings.read(scope, call)
+        return seen.said == said or await settings.change(scope, call, seen, said) or None
+
+    await settled(call, attempt)
     owner.settle({SemaphoreLine.setting: limit})
 
 
