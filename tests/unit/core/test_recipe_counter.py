@@ -16,6 +16,7 @@ from kvi.recipes import Counter, Sequence
 
 from tests.support.faulty import Faulty
 from tests.support.looping import in_loop
+from tests.support.waiting import until
 
 LOST, AWAY = kvi.OutcomeUnknown("lost"), kvi.Unavailable("away")
 
@@ -68,6 +69,27 @@ def test_store_that_is_away(store: Faulty) -> None:
     with pytest.raises(kvi.Unavailable):
         counter.add(2, op="a")
     assert counter.value() == 0
+
+
+def test_records_that_get_no_lease(store: Faulty) -> None:
+    """Nothing was counted then, also if the store has not said whether it granted one."""
+    counter = Counter(store, "c")
+    counter.value()
+    store.fails("lease_grant", LOST)
+    store.fails("counter_add", None, AWAY)
+    with pytest.raises(kvi.Unavailable):
+        counter.add(2, op="a")
+    store.before.clear()
+    assert counter.value() == 0
+
+
+def test_leases_that_have_ended_are_forgotten(store: Faulty) -> None:
+    """A program that counts with ever other times to keep does not grow."""
+    counter = Counter(store, "c")
+    for number in range(20):
+        counter.add(op=f"{number}", keep=0.05 + number / 1000)
+        until(lambda: not store.count(prefix="c/.kvi.op/"))
+    assert len(counter._flow._leases) == 1
 
 
 def test_lease_of_the_records_that_is_gone(store: Faulty) -> None:

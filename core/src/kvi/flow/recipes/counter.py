@@ -26,12 +26,12 @@ from __future__ import annotations
 from kvi.call import Call
 from kvi.capabilities import Capabilities
 from kvi.errors import InvalidArgument, LeaseLost, OutcomeUnknown, shown
+from kvi.flow.recipes.job import lasting
 from kvi.flow.recipes.register import Register, settled
 from kvi.flow.recipes.state import Owner
 from kvi.flow.scope import Scope
 from kvi.model import Key, KeyValue, Put
 from kvi.mutex import Mutex
-from kvi.ops import GrantOp
 from kvi.policy.lease import check_ttl
 from kvi.policy.line import check_recipe, dumps, record
 from kvi.text import check_key
@@ -113,9 +113,11 @@ class CounterFlow:
         if until < now + keep:
             longest = scope.capabilities.lease_max_ttl
             wanted = keep * _SHARE if longest is None else min(keep * _SHARE, longest)
-            grant = await scope.executor.execute(GrantOp(wanted), call)
-            lease = grant.id
-            self._leases[keep] = lease, now + grant.ttl
+            granted = await lasting(scope, call, wanted)
+            lease = granted.id
+            for old in [one for one, (_, end) in list(self._leases.items()) if end < now]:
+                self._leases.pop(old, None)
+            self._leases[keep] = lease, granted.term.deadline
         return lease
 
 
