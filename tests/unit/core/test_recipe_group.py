@@ -6,6 +6,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import kvi
@@ -228,6 +229,20 @@ class _Below:
     async def execute(self, op: Any, call: Any) -> Any:
         """Do one."""
         return await self._execute(op, call)
+
+
+def test_longest_id(tmp_path: Path) -> None:
+    """It is what the store's largest key leaves, counted in bytes as keys are."""
+    with kvi.open(f"sqlite:{tmp_path}/store") as store:
+        group = Group(store, "\N{SNOWMAN}" * 100)
+        largest = store.capabilities.max_key
+        assert largest is not None
+        with pytest.raises(kvi.InvalidKey) as caught:
+            group.join(id="x" * largest)
+        longest = int(caught.value.message.rpartition(" ")[2].replace(",", ""))
+        with group.join(id="x" * longest):
+            (key,) = (one.key for one in store.range(prefix=group.name, keys_only=True))
+            assert len(key.encode()) <= largest
 
 
 def test_refused_value_is_not_said_later(store: Faulty, peer: kvi.Kvi) -> None:

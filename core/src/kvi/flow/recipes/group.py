@@ -146,7 +146,9 @@ class MemberFlow:
         self, scope: Scope, owner: Owner, id: object, value: object, ttl: float, *, rejoin: bool
     ) -> None:
         limits = scope.capabilities
-        longest = None if limits.max_key is None else limits.max_key - len(owner.place.root) - 16
+        longest = (
+            None if limits.max_key is None else limits.max_key - len(owner.place.root.encode()) - 16
+        )
         self.id = secrets.token_hex(8) if id is None else check_key(id, longest)
         self.rejoined = 0
         self._scope = scope
@@ -279,8 +281,9 @@ class MemberFlow:
                 self._ensure_in()  # leaving may be what has ended it
             raise
         try:
-            for lease in [one for one in self._standing.values() if one is not self.lease]:
-                await self._end(lease, call)
+            for lease in list(self._standing.values()):  # which `leave` may change meanwhile
+                if lease is not self.lease:
+                    await self._end(lease, call)
         except PASSING as error:
             log().debug("an earlier lease of the member %r may go on: %s", self.id, error)
 
