@@ -223,7 +223,9 @@ def test_recorded_after_it_ran(face: FaceOf, uri: str, ttl: float) -> None:
 def test_settings_are_of_all(face: FaceOf, uri: str) -> None:
     """Whoever comes with other times, or other ways, is refused, and told which."""
     store = face.open(uri)
-    face.Schedule(store, "s", 10).next_time()
+    runner = Runner(face, store, Clock().off_by(0))
+    begun(store)
+    runner.stop()
     for when, options, told in (
         (20, {}, "when=10"),
         ("* * * * *", {}, "when=10"),

@@ -1,4 +1,4 @@
-"""Keys of recipes that another program has written."""
+"""Keys of recipes: those that another program has written, and those that nobody has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ from typing import Any
 
 import kvi
 import pytest
-from kvi.recipes import Barrier, Counter, Group, Queue, Schedule, Semaphore, Sequence, Slots
+from kvi.recipes import (
+    Barrier,
+    Counter,
+    Election,
+    Group,
+    Once,
+    Queue,
+    RWLock,
+    Schedule,
+    Semaphore,
+    Sequence,
+    Slots,
+)
+
+from tests.support.waiting import until
 
 Use = Callable[[kvi.Kvi], Any]
 
@@ -86,7 +100,7 @@ def test_settings_that_another_program_has_written(store: kvi.Kvi) -> None:
     store.store("r/.kvi/settings", b"nonsense")
     with pytest.raises(kvi.BadRecord):
         semaphore.acquire(1)
-    assert store.count(prefix="r/.kvi/") == 1
+    until(lambda: store.count(prefix="r/.kvi/") == 1)
 
 
 def test_member_that_another_program_has_written(store: kvi.Kvi) -> None:
@@ -98,3 +112,30 @@ def test_member_that_another_program_has_written(store: kvi.Kvi) -> None:
         assert (first.value, second.value) == (b"a", b"b")
         assert second.joined > first.joined
         assert second.rejoined == 0
+
+
+LOOKS: dict[str, tuple[Use, object]] = {
+    "Counter.value": (lambda store: Counter(store, "r").value(), 0),
+    "Once.result": (lambda store: Once(store, "r").result(), None),
+    "Queue.count": (lambda store: Queue(store, "r").count(), 0),
+    "Queue.dead": (lambda store: Queue(store, "r").dead(), []),
+    "Schedule.last": (lambda store: Schedule(store, "r", 10).last(), None),
+    "Schedule.next_time": (lambda store: bool(Schedule(store, "r", 10).next_time()), True),
+    "Semaphore.holders": (lambda store: Semaphore(store, "r", 1).holders(), []),
+    "Semaphore.waiters": (lambda store: Semaphore(store, "r", 1).waiters(), []),
+    "Election.leader": (lambda store: Election(store, "r").leader(), None),
+    "Group.members": (lambda store: Group(store, "r").members(), []),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_looking_writes_nothing(name: str) -> None:
+    """Who only looks may have a handle that cannot write, and does not take the name."""
+    look, nothing = LOOKS[name]
+    uri = f"mem:{secrets.token_hex(8)}"
+    with kvi.open(uri) as store, kvi.open(uri, read_only=True) as reader:
+        for handle in (reader, store):
+            assert look(handle) == nothing
+        assert store.count(prefix="") == 0
+        with RWLock(store, "r").read(), pytest.raises(kvi.InvalidArgument, match="an rwlock"):
+            look(reader)

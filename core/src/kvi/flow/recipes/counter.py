@@ -63,7 +63,7 @@ class CounterFlow:
 
     async def value(self, scope: Scope, call: Call) -> int:
         """The total."""
-        await self.owner.ensure(scope, call)
+        await self.owner.ensure(scope, call, looks=True)
         return int((await self._register.read(scope, call)).said.get("total", 0))
 
     async def add(self, scope: Scope, call: Call, amount: int, op: tuple[str, float] | None) -> int:

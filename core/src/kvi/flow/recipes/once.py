@@ -100,7 +100,7 @@ def result_key(place: Place) -> str:
 
 async def result_of(scope: Scope, call: Call, owner: Owner) -> bytes | None:
     """The recorded result."""
-    await owner.ensure(scope, call)
+    await owner.ensure(scope, call, looks=True)
     found = await scope.executor.execute(GetOp(result_key(owner.place)), call)
     return None if found is None else found.value or b""
 

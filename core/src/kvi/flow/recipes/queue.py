@@ -186,12 +186,12 @@ class QueueFlow:
 
     async def count(self, scope: Scope, call: Call) -> int:
         """How many jobs there are: ready, delayed and claimed ones."""
-        await self.owner.ensure(scope, call)
+        await self.owner.ensure(scope, call, looks=True)
         return await scope.executor.execute(CountOp(Span.of_prefix(self.layout.items)), call)
 
     async def dead(self, scope: Scope, call: Call) -> list[DeadJob]:
         """The jobs whose attempts are used up."""
-        await self.owner.ensure(scope, call)
+        await self.owner.ensure(scope, call, looks=True)
         _, entries = await entries_of(scope, call, Scan(Span.of_prefix(self.layout.dead)))
         return [DeadJob(one.id, one.value, one.attempts) for one in map(Item.of, entries)]
 

@@ -96,13 +96,13 @@ class ScheduleFlow:
 
     async def last(self, scope: Scope, call: Call) -> float | None:
         """The last time that was claimed, or recorded; ``None`` before the first."""
-        await self.owner.ensure(scope, call)
+        await self.owner.ensure(scope, call, looks=True)
         ran = (await self._last.read(scope, call)).said.get("ran")
         return None if ran is None else float(ran)
 
     async def upcoming(self, scope: Scope, call: Call) -> float:
         """The time that comes next; one in the past is due."""
-        await self.owner.ensure(scope, call)
+        await self.owner.ensure(scope, call, looks=True)
         said, now = (await self._last.read(scope, call)).said, self.wall()
         decision = self._decide(float(said.get("time", now)), now)
         return decision.time if decision.runs or not decision.due else self._after(now)

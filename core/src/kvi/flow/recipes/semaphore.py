@@ -47,7 +47,7 @@ class SemaphoreLine(Line):
 
 async def standing(scope: Scope, call: Call, owner: Owner, *, holds: bool) -> list[Contender]:
     """Those who hold, or those who wait, in the order of their coming."""
-    await owner.ensure(scope, call)
+    await owner.ensure(scope, call, looks=True)
     line = (await state_of(scope, call, owner.place)).line
     return [one for one in line if (one.said.get("state") == HOLDS) is holds]
 

@@ -50,8 +50,11 @@ class Owner:
         self._fixed = settings  # that all must agree on; None: the recipe stores none
         self._sure = False
 
-    async def ensure(self, scope: Scope, call: Call) -> None:
-        """Raise `InvalidArgument` if the name is another's; store the settings if none are."""
+    async def ensure(self, scope: Scope, call: Call, *, looks: bool = False) -> None:
+        """Raise `InvalidArgument` if the name is another's; store the settings if none are.
+
+        Who only ``looks`` stores nothing.
+        """
         if self._sure:
             return
         while True:
@@ -62,6 +65,8 @@ class Owner:
             await self._ensure_unlocked(scope, call)
             if self._fixed is None:
                 break
+            if looks:
+                return
             key = self.place.settings
             said = dumps({"recipe": self._kind, **self._fixed})
             mine = Txn((Key(key).absent,), (Put(key, said),), (), self._kind, repeatable=True)
