@@ -144,3 +144,26 @@ def test_guide_of_consul(consul: ConsulServer) -> None:
         assert store.get("boss").text == "ours"  # type: ignore[union-attr]
         ours.resign()
         assert ours.leader() is None
+
+
+@pytest.mark.consul
+@pytest.mark.slow
+def test_key_that_another_takes(consul: ConsulServer) -> None:
+    """If somebody deletes the key, and another leads by it, ours does not, nor ends their term."""
+    theirs = json.loads(ask(consul, "session/create", b'{"Name": "boss", "LockDelay": "0s"}'))["ID"]
+    with kvi.open(consul.uri) as store:
+        ours = Election(store, "taken", "ours", ttl=10)
+        assert ours.campaign(WITHIN)
+        guard = ours.guard
+        ours.proclaim("present")
+        assert store.txn([guard], [kvi.Put("x", "1")])
+        assert store.delete("taken")
+        assert ask(consul, f"kv/taken?acquire={theirs}", b"theirs").strip() == b"true"
+        assert not store.txn([guard], [kvi.Put("x", "2")])
+        assert ours.lost.wait(WITHIN)
+        assert not ours.held
+        with pytest.raises(kvi.LeaseLost):
+            ours.resign()
+        leader = ours.leader()
+        assert leader is not None
+        assert leader.value == b"theirs"

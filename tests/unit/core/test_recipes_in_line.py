@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import kvi
@@ -21,6 +22,7 @@ from kvi.ops import Op
 from kvi.policy.retry import Effect
 from kvi.recipes import Election, RWLock, Semaphore, Slots
 
+from tests.support.backends import Smallest, opened
 from tests.support.faulty import Faulty, fails
 from tests.support.looping import in_loop
 from tests.support.looping import until as until_in_loop
@@ -283,6 +285,47 @@ def test_proclamation_whose_answer_is_lost(store: Faulty, applied: bool) -> None
     with pytest.raises(kvi.LeaseLost):
         election.proclaim("3")
     assert store.count(prefix="s/") == 0
+
+
+class Unfair(Smallest):
+    """A backend whose locks have no queue: who leads has the key that is named as the election."""
+
+    def __init__(self, store: kvi.Kvi) -> None:
+        super().__init__(store, replace(store.capabilities, lock_fair=False))
+
+
+def test_leader_whose_key_is_taken() -> None:
+    """It is at most one leader by the key: who has it no more is told, and deletes no other's."""
+    name = f"mem:{secrets.token_hex(8)}"
+    with opened(Unfair(kvi.open(name))) as store:
+        election = Election(store, "boss", "ours", ttl=0.3)
+        assert election.campaign(0)
+        guard = election.guard
+        election.proclaim("still ours")
+        assert store.txn([guard])
+        assert store.delete("boss")
+        with store.lease(10) as lease:
+            store.store("boss", "theirs", lease=lease)
+            assert not store.txn([guard])
+            assert election.lost.wait(WITHIN)
+            with pytest.raises(kvi.LeaseLost):
+                election.resign()
+            leader = election.leader()
+            assert leader is not None
+            assert leader.value == b"theirs"
+
+
+def test_guard_of_an_earlier_term_without_a_queue() -> None:
+    """It names the lease, which therefore leads one term only."""
+    name = f"mem:{secrets.token_hex(8)}"
+    with opened(Unfair(kvi.open(name))) as store:
+        election = Election(store, "boss")
+        assert election.campaign(0)
+        guard = election.guard
+        election.resign()
+        assert election.campaign(0)
+        assert not store.txn([guard])
+        assert store.txn([election.guard])
 
 
 def test_key_that_somebody_deletes(store: Faulty) -> None:

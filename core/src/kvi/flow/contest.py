@@ -32,12 +32,14 @@ class Contest(Protocol):
             free, and one of them is lucky: so those of one handle stand in a line of their own, of
             which only the first looks.
         recheck: seconds after which who waits looks again without having been told.
+        lends: the lease that held may serve the next one: the guard names more than the lease.
 
     """
 
     name: str
     queued: bool
     recheck: float
+    lends: bool
 
     async def claim(self, scope: Scope, call: Call, lease: LeaseFlow) -> Claim:
         """Claim for ``lease``, or look where an earlier claim stands: it keeps its place.
@@ -61,6 +63,7 @@ class StoreLock:
 
     def __init__(self, name: str, limits: Capabilities) -> None:
         self.name = name
+        self.lends = True
         self.queued = limits.lock_fair
         self.recheck = LOOK_AGAIN if limits.lock_fair else LOOK_AGAIN_UNFAIR
 

@@ -203,7 +203,7 @@ class LockFlow:
                 lease.abandon()  # whatever it still holds shall go
             raise
         self._left(attempt)
-        if not (attempt.doubt or call.doubt):
+        if self.contest.lends and not (attempt.doubt or call.doubt):
             self.scope.ledger.give_idle(lease, self._ttl, port.now())
         else:
             lease.abandon()

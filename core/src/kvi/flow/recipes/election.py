@@ -16,8 +16,9 @@ elsewhere (Consul)           whoever holds the key ``NAME`` under a lease; the v
 All of it is kept by leases: nothing stays.
 
 *Terms.* A campaign is a `kvi.flow.lock.LockFlow`: the guard names the very key that was created for
-this term, so that a leader of an earlier term, though it does not know yet, writes nothing. A
-candidate whose lease ends takes part again with a new one, at the end.
+this term, or the lease that has the key ``NAME`` for no other, so that a leader of an earlier term,
+though it does not know yet, writes nothing. A candidate whose lease ends takes part again with a
+new one, at the end.
 
 *Observers* look at the present leader after each change that they hear of, and tell what differs
 from what they told last. So they may skip one who led for a moment, and always end at the truth.
@@ -142,7 +143,11 @@ class ElectionLine(Line):
         else:
             found = None if done.succeeded else done.results[0]
             if done.succeeded or (isinstance(found, KeyValue) and found.lease == lease.id):
-                return me.claim(None, state.revision)
+                # The key is what others go by, and may be another's though the place stands. No
+                # other term has this lease.
+                self.lends = False
+                claim = me.claim(None, state.revision)
+                return claim._replace(guard=Key(self.name).lease == lease.id)
             if found is None:
                 return None
         finally:

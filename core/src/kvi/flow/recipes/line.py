@@ -47,7 +47,7 @@ class Line(ABC):
     Attributes:
         name: what is contended for.
         owner: the right to the name, shared by the objects of one recipe.
-        queued, recheck: as `Contest` has them.
+        queued, recheck, lends: as `Contest` has them.
 
     """
 
@@ -56,7 +56,7 @@ class Line(ABC):
     def __init__(self, owner: Owner) -> None:
         self.name = owner.place.name
         self.owner = owner
-        self.queued = True
+        self.queued = self.lends = True
         self.recheck = LOOK_AGAIN
         self._mark: str | None = None  # the key of what it holds
 
