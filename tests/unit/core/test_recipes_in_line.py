@@ -287,6 +287,19 @@ def test_proclamation_whose_answer_is_lost(store: Faulty, applied: bool) -> None
     assert store.count(prefix="s/") == 0
 
 
+def test_mark_that_somebody_deletes(store: Faulty) -> None:
+    """Who has an index has it for as long as its place stands: nobody else gets it."""
+    slots = Slots(store, "ids", 3)
+    first = slots.claim(0)
+    assert store.delete("ids/.kvi/held/0")
+    with slots.claim(0) as second:
+        assert (first.index, second.index) == (0, 1)
+        assert first.held
+        first.release()
+        with slots.claim(0) as third:
+            assert third.index == 0
+
+
 class Unfair(Smallest):
     """A backend whose locks have no queue: who leads has the key that is named as the election."""
 

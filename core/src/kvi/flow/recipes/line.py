@@ -148,8 +148,8 @@ class Line(ABC):
 
     # -- its own ----------------------------------------------------------------------------------
 
-    def _value(self, state: str) -> bytes:
-        return dumps({"recipe": self.kind, "state": state, **self.said()})
+    def _value(self, state: str, **more: Any) -> bytes:
+        return dumps({"recipe": self.kind, "state": state, **self.said(), **more})
 
     def _marked(self, lease: LeaseFlow) -> bytes:
         return dumps({"lease": lease.id, "ttl": lease.term.ttl, **self.said()})
@@ -162,11 +162,12 @@ class Line(ABC):
         It holds once: a try that comes late, when another has let it in, finds its key changed.
         """
         when: list[Compare] = [Key(me.key).revision == me.revision]
-        then = [Put(me.key, self._value(HOLDS), lease.id)]
         if state.settings is not None:
             when.append(Key(state.settings.key).revision == state.settings.revision)
         id = self.mark_of(state, lease)
         mark = None if id is None else self.owner.place.mark(id)
+        more = {} if id is None else {"mark": id}
+        then = [Put(me.key, self._value(HOLDS, **more), lease.id)]
         if mark is not None:
             record(state.others.get(mark.removeprefix(self.owner.place.root)), lease=int, ttl=int)
             when.append(Key(mark).absent)

@@ -1,9 +1,10 @@
 """Slots: small unique integers, such as the ids of workers, or shards.
 
 A semaphore's line, in which whoever enters takes the smallest index that nobody has: a mark in the
-directory, made by the transaction that enters, and taken away by the one that leaves. A mark has no
-lease. So an index whose holder is lost is not free at once: its mark is an orphan for the holder's
-own ttl (stored in it), by which time that has surely noticed (`kvi.policy.line`).
+directory, made by the transaction that enters, and taken away by the one that leaves; its place in
+the line says the index, too. A mark has no lease. So an index whose holder is lost is not free at
+once: its mark is an orphan for the holder's own ttl (stored in it), by which time that has surely
+noticed (`kvi.policy.line`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ class SlotLine(SemaphoreLine):
         return int(self._mark.rpartition("/")[2])
 
     def mark_of(self, state: State, lease: LeaseFlow) -> str | None:
-        """The smallest index that is free."""
-        return str(next(i for i in range(len(state.marks) + 1) if str(i) not in state.marks))
+        """The smallest index that is free: who has one says so, also if its mark was deleted."""
+        taken = {*state.marks, *(str(one.said.get("mark")) for one in state.line)}
+        return str(next(i for i in range(len(taken) + 1) if str(i) not in taken))
 
 
 def slot(scope: Scope, owner: Owner, ttl: float) -> LockFlow:
