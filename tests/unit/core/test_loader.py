@@ -975,3 +975,28 @@ def test_starting_up_imports_no_loader() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_errors_say_where(scripted: Faulty) -> None:
+    """Whatever is wrong with a call, its error tells the operation and the store."""
+    loader = Loader(scripted, "l", kvi.JsonCodec(), key=str)
+    later: dict[str, Callable[[], object]] = {
+        "list": loader.list,
+        "items": lambda: list(loader.items()),
+        "lock": lambda: loader.lock("1"),
+        "peek": lambda: loader.peek("1"),
+        "bad": lambda: loader.bad,
+        "past": lambda: loader.past("1", 1),
+    }
+    wrong: dict[str, Callable[[], object]] = {
+        "list": loader.list,
+        "items": lambda: list(loader.items()),
+        "lock": lambda: loader.lock("1", -1),
+        "past": lambda: loader.past("", 1),
+    }
+    for calls, error in ((wrong, kvi.InvalidArgument), (later, kvi.Closed)):
+        for operation, call in calls.items():
+            with pytest.raises(error) as caught:
+                call()
+            assert (caught.value.operation, caught.value.uri) == (operation, scripted.uri)
+        loader.close()

@@ -174,9 +174,22 @@ def test_closed_handle() -> None:
     counter, sequence = Counter(store, "c"), Sequence(store, "s", block=10)
     assert (counter.add(), sequence.next()) == (1, 1)
     store.close()
-    for call in (counter.add, counter.value, sequence.next):
-        with pytest.raises(kvi.Closed):
+    for call, key in ((counter.add, "c"), (counter.value, "c"), (sequence.next, "s")):
+        with pytest.raises(kvi.Closed) as caught:
             call()
+        assert (caught.value.operation, caught.value.key) == (call.__name__, key)
+
+
+@in_loop
+async def test_closed_handle_of_a_loop() -> None:
+    """So is that of `kvi.aio`, and says where."""
+    store = aio.open(f"mem:{secrets.token_hex(8)}")
+    sequence = awaited.Sequence(store, "s", block=10)
+    assert await sequence.next() == 1
+    await store.close()
+    with pytest.raises(kvi.Closed) as caught:
+        await sequence.next()
+    assert (caught.value.operation, caught.value.key) == ("next", "s")
 
 
 def test_through_a_view_and_a_backend() -> None:

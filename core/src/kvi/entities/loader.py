@@ -91,11 +91,20 @@ class LoaderFlow(Generic[K, V]):
         """Whether changes by others still come in."""
         return self.watch is not None and not self.watch.ended and not self.records.scope.closed
 
-    def ensure_loaded(self) -> None:
-        """Raise `InvalidArgument` before the first load."""
-        self.records.ensure_open()
+    def ensure_loaded(self, operation: str) -> None:
+        """Raise `InvalidArgument` before the first load, `Closed` after the end."""
+        self.ensure_open(operation)
         if not self.loaded:
-            raise InvalidArgument("nothing is loaded yet: call load() first")
+            error = InvalidArgument("nothing is loaded yet: call load() first")
+            raise error.located(operation, self.records.prefix, self.records.scope.uri)
+
+    def ensure_open(self, operation: str) -> None:
+        """Raise `Closed` if the store or the loader is."""
+        records = self.records
+        try:
+            records.ensure_open()
+        except KviError as error:
+            raise error.located(operation, records.prefix, records.scope.uri)
 
     # -- loading ----------------------------------------------------------------------------------
 
@@ -312,7 +321,7 @@ class LoaderFace(Generic[S, K, V]):
     def bad(self) -> dict[str, BadRecord]:
         """The records that are no entities, by their keys, as of `load` and what came since."""
         records = self._flow.records
-        records.ensure_open()
+        self._flow.ensure_open("bad")
         return {records.key_of(name): error for name, error in records.cache.bad().items()}
 
     @property
@@ -325,7 +334,7 @@ class LoaderFace(Generic[S, K, V]):
 
     def list(self) -> list[K]:
         """A snapshot of the ids of all entities, in no order. Raises before the first `load`."""
-        self._flow.ensure_loaded()
+        self._flow.ensure_loaded("list")
         return [slot.id for slot in self._flow.records.cache.present()]
 
     def items(self) -> Iterator[tuple[K, V]]:
@@ -334,7 +343,7 @@ class LoaderFace(Generic[S, K, V]):
         Takes no lock of an entity and waits for no holder. The values are shared, and never to be
         modified.
         """
-        self._flow.ensure_loaded()
+        self._flow.ensure_loaded("items")
         for slot in self._flow.records.cache.present():
             known = slot.known
             if known is not None:
@@ -350,7 +359,7 @@ class LoaderFace(Generic[S, K, V]):
         The value is shared, and never to be modified.
         """
         records = self._flow.records
-        records.ensure_open()
+        self._flow.ensure_open("peek")
         known = records.cache.find(records.name_of(id))
         return None if known is None else known.value
 

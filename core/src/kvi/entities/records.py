@@ -177,8 +177,11 @@ class Records(Generic[K, V]):
 
     def key_of_past(self, id: K) -> str:
         """The whole key of an entity whose past is asked for; raises `Closed`."""
-        self.ensure_open()
-        return self.key_of(self.name_of(id))
+        try:
+            self.ensure_open()
+            return self.key_of(self.name_of(id))
+        except KviError as error:
+            raise error.located("past", None, self.scope.uri)
 
     def past(self, entry: KeyValue) -> V:
         """An entity as it was once, of which the cache learns nothing; raises `BadRecord`."""
@@ -193,7 +196,10 @@ class Records(Generic[K, V]):
 
     def want(self, id: K, timeout: float | None) -> Wanted[K, V]:
         """What the caller wants to hold, from now on for ``timeout`` seconds."""
-        name, wait = self.name_of(id), check_wait(timeout)
+        try:
+            name, wait = self.name_of(id), check_wait(timeout)
+        except KviError as error:
+            raise error.located("lock", None, self.scope.uri)
         deadline = inf if wait is None else self.scope.runtime.now() + wait
         return Wanted(self, id, name, self.owners.me(), wait, deadline)
 

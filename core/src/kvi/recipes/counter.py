@@ -89,8 +89,7 @@ class Sequence:
 
     def next(self, *, timeout: float | None = None) -> int:
         """The next number."""
-        self._store._ensure_open()
-        number = self._flow.take()
+        number = None if self._store.closed else self._flow.take()
         if number is None:
             number = ask(self._store, self.name, "next", self._flow.fetch, timeout)
         return number

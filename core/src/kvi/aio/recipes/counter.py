@@ -64,7 +64,10 @@ class Sequence:
 
     async def next(self, *, timeout: float | None = None) -> int:
         """The next number."""
-        self._store._enter()
+        try:
+            self._store._enter()
+        except KviError as error:
+            raise self._store._placed(error, "next", self.name)
         number = self._flow.take()
         if number is None:
             number = await ask(self._store, self.name, "next", self._flow.fetch, timeout)
