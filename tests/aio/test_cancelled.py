@@ -181,9 +181,9 @@ async def test_answer_and_cancellation_at_once(
             feeds.append(Watched(begin(*arguments)))
             return feeds[-1]
 
-        def submit(job: Any) -> None:
+        def submit(job: Any) -> bool:
             job.future.add_done_callback(lambda _: task.cancel())
-            real(job)
+            return real(job)
 
         monkeypatch.setattr(primitives, "_watch", watch)
         monkeypatch.setattr(jobs, "submit", submit)

@@ -152,6 +152,23 @@ async def test_close_wakes_who_waits_for_a_place(sqlite_uri: str, whole: bool) -
         assert {type(result) for result in results} == {kvi.Closed}
 
 
+@in_loop
+async def test_close_wakes_a_release_that_waits_for_a_thread(sqlite_uri: str) -> None:
+    """It goes on while the handle is being closed, but no thread comes for it after that."""
+    store = aio.open(sqlite_uri)
+    lock = store.lock("jobs")
+    await lock.acquire()
+    with held(store, "_get") as inside:
+        calls = [asyncio.ensure_future(store.get("k", timeout=50)) for _ in range(THREADS)]
+        await until(lambda: len(inside) == THREADS)
+        release = asyncio.ensure_future(lock.release(timeout=1000))
+        await asyncio.sleep(0)
+        await store.close()
+        async with asyncio.timeout(20):
+            results = await asyncio.gather(release, *calls, return_exceptions=True)
+    assert {type(result) for result in results} == {kvi.Closed}
+
+
 def _loader(store: aio.AsyncKvi) -> aio.Loader[int, Any]:
     return aio.Loader(store, "e", kvi.JsonCodec(), lambda one: int(one["id"]))
 

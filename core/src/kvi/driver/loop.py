@@ -197,7 +197,8 @@ class LoopPort:
         """Let a thread do it."""
         job = self._job = _Job(op, primitives, now() + timeout)
         late = job.loop.call_later(timeout, job.expire)
-        self._loop.jobs.submit(job)
+        if not self._loop.jobs.submit(job):
+            job.drop(self._scope.refusal())
         try:
             return await job.future  # type: ignore[no-any-return]
         except (asyncio.CancelledError, GeneratorExit):
@@ -226,6 +227,11 @@ class LoopPort:
             if self._told:
                 self._told = False
                 task.uncancel()
+
+    def drop(self) -> None:
+        """In the loop: no thread comes any more for a call that waits for one."""
+        if (job := self._job) is not None:
+            job.drop(self._scope.refusal())
 
     def wake(self) -> None:
         """In the loop: the handle may be closed, look around."""
@@ -301,11 +307,15 @@ class _Job(Generic[T]):
 
     def expire(self) -> None:
         """In the loop: its time is up. If all threads are busy, it was never begun."""
+        self.drop(Timeout("the time was up before a thread was free to ask the store"))
+
+    def drop(self, error: BaseException) -> None:
+        """In the loop: unless it has begun, it never will; its caller gets ``error``."""
         with self._lock:
             if self._begun:
                 return
             self._left = True
-        self.settle(Timeout("the time was up before a thread was free to ask the store"))
+        self.settle(error)
 
     def leave(self, threads: Threads) -> bool:
         """In the loop: nobody waits for it any more; whether the store was asked."""
@@ -436,14 +446,12 @@ class Loop(Threads):
     def wake(self) -> None:
         """Wake everybody who waits: a handle was closed."""
         super().wake()
-        # If a signal ends this loop, whoever was not told sees it as its slice or call ends.
-        for port, loop in list(self.awaited.items()):
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(port.wake)
+        self._tell(LoopPort.wake)
 
     def stop(self) -> None:
         """End all threads, without waiting."""
         self.jobs.stop()
+        self._tell(LoopPort.drop)  # a release, say, that is still under way
         if self._form is not None and self.loop is not None:
             # On the thread that closes, where no handler runs; else dropping the form frees it.
             with suppress(RuntimeError):  # the loop is closed
@@ -460,6 +468,12 @@ class Loop(Threads):
             self._form = None
             self._form_closes = asyncio.ensure_future(form._close())
             self.hold(self._form_closes)
+
+    def _tell(self, what: Callable[[LoopPort], None]) -> None:
+        # If a signal ends this loop, whoever was not told sees it as its slice or call ends.
+        for port, loop in list(self.awaited.items()):
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(what, port)
 
     def _threads(self) -> list[threading.Thread]:
         return [*super()._threads(), *list(self.jobs.threads)]

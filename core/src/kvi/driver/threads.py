@@ -381,11 +381,11 @@ class _Pool:
         self._watched = False  # somebody looks whether it stalls
         self._stopped = False
 
-    def submit(self, work: Callable[[], object]) -> None:
-        """Run ``work`` soon; after `stop`, never. Not for the main thread."""
+    def submit(self, work: Callable[[], object]) -> bool:
+        """Run ``work`` soon; after `stop`, never: then false. Not for the main thread."""
         with self._lock:
             if self._stopped:
-                return
+                return False
             self._queue.put(work)
             self._pending += 1
             if self._pending > len(self.threads):
@@ -394,6 +394,7 @@ class _Pool:
                 elif not self._watched:
                     self._watched = True
                     self._later(now() + STALL, partial(self._look, self._done))
+            return True
 
     def stop(self) -> None:
         """Run nothing more; what runs now is not waited for."""
