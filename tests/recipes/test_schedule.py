@@ -16,6 +16,7 @@ import kvi
 import pytest
 
 from tests.recipes.conftest import FaceOf
+from tests.support import looping
 from tests.support.waiting import until
 
 START = 1_000_000.0  # a multiple of ten
@@ -168,6 +169,32 @@ def test_errors_are_logged(face: FaceOf, uri: str, caplog: pytest.LogCaptureFixt
         until(partial(_has_run, runner, number), within=WITHIN)
     runner.stop()
     assert caplog.text.count("as the test wants it") >= 2
+
+
+def test_cancelled_within_the_function(uri: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A task that the function waits for is cancelled: the schedule goes on; it itself: it ends."""
+
+    async def main() -> None:
+        ran = list[datetime]()
+
+        async def fail(time: datetime) -> None:
+            ran.append(time)
+            child = asyncio.create_task(asyncio.sleep(60))
+            if len(ran) < 3:
+                child.cancel()
+            await child
+
+        async with kvi.aio.open(uri) as store:
+            schedule = kvi.aio.recipes.Schedule(store, "cancelled", 0.2)
+            task = asyncio.create_task(schedule.run(fail))
+            await looping.until(lambda: len(ran) == 3 or task.done(), within=WITHIN)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert len(ran) == 3
+        assert caplog.text.count("'cancelled' failed") == 2
+
+    asyncio.run(main())
 
 
 def test_claimed_before_it_runs(face: FaceOf, uri: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime
 from inspect import isawaitable
 
+from kvi.aio.caller import is_cancelled
 from kvi.aio.face import AsyncFace
 from kvi.aio.recipes.recipe import ask
 from kvi.call import Call
@@ -87,6 +89,10 @@ class Schedule:
             result = fn(datetime.fromtimestamp(time, UTC))
             if isawaitable(result):
                 await result
+        except asyncio.CancelledError:  # perhaps of a task that it waited for
+            if is_cancelled():
+                raise
+            log().exception("a run of the schedule %r failed", self.name)
         except Exception:  # noqa: BLE001  (whatever the program's function raises)
             log().exception("a run of the schedule %r failed", self.name)
 
