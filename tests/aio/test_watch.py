@@ -115,6 +115,31 @@ async def test_callback_that_fails(caplog: pytest.LogCaptureFixture) -> None:
         assert len(seen) == 3
 
 
+class Odd(BaseException):
+    """No `Exception`."""
+
+
+@pytest.mark.parametrize("error", [Odd(), BaseExceptionGroup("several", [Odd()])])
+@in_loop
+async def test_callback_that_raises_no_exception(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged as any other, and the watch goes on."""
+    async with aio.open("mem:aio-odd") as store:
+        seen = []
+
+        def fail(event: kvi.Event, data: Any) -> None:
+            seen.append(event.key)
+            raise error
+
+        watch = await store.watch("k", callback=fail)
+        for number in (1, 2):
+            await store.store("k", "v")
+            await until(lambda number=number: len(seen) == number)  # type: ignore[misc]
+        assert watch.active
+        assert caplog.text.count("the watch goes on") == 2
+
+
 @in_loop
 async def test_cancel_from_its_own_callback() -> None:
     """A call-back may end its own watch; `cancel` waits for one that is running elsewhere."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from inspect import isawaitable
 from typing import Any, Self
 
+from kvi.aio.caller import is_cancelled
 from kvi.aio.face import AsyncFace
 from kvi.clock import now
 from kvi.driver.loop import LoopSignal
@@ -134,18 +135,17 @@ class AsyncWatch:
 
     async def _call_back(self, callback: Callback, user_data: Any) -> None:
         flow, over = self._flow, False
-        task = asyncio.current_task()
         try:
             while not over:
                 event = await self._next(None)
                 try:
                     result = callback(event, user_data)
                     over = (await result if isawaitable(result) else result) is False
-                except asyncio.CancelledError:
-                    if task is None or task.cancelling():
+                except (KeyboardInterrupt, SystemExit, GeneratorExit):
+                    raise
+                except BaseException as error:
+                    if isinstance(error, asyncio.CancelledError) and is_cancelled():
                         raise
-                    log().exception("the call-back of a watch failed; the watch goes on")
-                except Exception:  # noqa: BLE001  (whatever a caller's function does)
                     log().exception("the call-back of a watch failed; the watch goes on")
         except KviError as error:
             if flow.error is not None:
