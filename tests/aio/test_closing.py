@@ -5,6 +5,7 @@ No wait looks around by itself here, so that only being woken ends one.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -167,6 +168,25 @@ async def test_close_wakes_a_release_that_waits_for_a_thread(sqlite_uri: str) ->
         async with asyncio.timeout(20):
             results = await asyncio.gather(release, *calls, return_exceptions=True)
     assert {type(result) for result in results} == {kvi.Closed}
+
+
+@in_loop
+async def test_close_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started, the handle is settled in the loop's own."""
+
+    def fail(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    name = f"mem:closing-{secrets.token_hex(6)}"
+    async with aio.open(name) as other:
+        store = aio.open(name)
+        await store.store("k", "v", lease=(lease := await store.lease(1000)))
+        with monkeypatch.context() as patched:
+            patched.setattr(_thread, "start_new_thread", fail)
+            patched.setattr(store._runtime._flows, "_free", [])  # none is left from before
+            await store.close()
+        assert not lease.alive
+        assert await other.get("k") is None
 
 
 def _loader(store: aio.AsyncKvi) -> aio.Loader[int, Any]:

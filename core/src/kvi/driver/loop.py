@@ -424,7 +424,10 @@ class Loop(Threads):
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(tell, error)
 
-        self._flows.submit(work)
+        try:
+            self._flows.submit(work)
+        except RuntimeError:  # no thread can be started: this one has to do
+            work()
         await ended
 
     def call_in_loop(self, function: Callable[[], object]) -> None:
