@@ -320,4 +320,9 @@ async def test_range_goes_on(sqlite_uri: str) -> None:
             await asyncio.wait([task])
         await some(entries)
         assert seen == keys
+        entries = aiter(store.range(prefix="k"))
+        with held(store, "_range"), pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await anext(entries)
+        assert [entry async for entry in entries] == []  # what there is by now
         assert [entry.key async for entry in rows] == keys

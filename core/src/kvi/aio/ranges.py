@@ -68,7 +68,7 @@ class _FirstPass:
 
     async def __anext__(self) -> KeyValue:
         if self._pass is None:
-            self._pass = aiter(await self._asked)
+            self._pass = aiter(await self._asked._call())  # anew, if it failed or was cancelled
         return await anext(self._pass)
 
 
