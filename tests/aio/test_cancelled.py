@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -147,6 +148,92 @@ async def test_note_on_a_write(sqlite_uri: str) -> None:
             await task
         assert not hasattr(caught.value, "__notes__")
         assert await store.get("never") is None
+
+
+@in_loop
+async def test_note_after_a_doubt(sqlite_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does one that is cancelled while it waits to be sent again: the first try may stand."""
+    policy = kvi.RetryPolicy(min_wait=60, max_wait=60, jitter=0, idempotent=True)
+    async with aio.open(sqlite_uri, retry=policy, timeout=600) as store:
+        primitives, tries = store._scope.primitives, list[int]()
+        real = primitives._put
+
+        def put(*arguments: Any) -> int:
+            tries.append(real(*arguments))
+            raise kvi.OutcomeUnknown("the answer is lost")
+
+        monkeypatch.setattr(primitives, "_put", put)
+        task = asyncio.ensure_future(store.store("k", "v"))
+        await until(lambda: tries and any(port.waits for port in store._runtime.awaited))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        assert "may have applied" in "".join(getattr(caught.value, "__notes__", []))
+        assert await store.get("k") is not None
+
+
+async def counter(store: aio.AsyncKvi) -> Callable[[], Any]:
+    """An addition."""
+    one = aio.recipes.Counter(store, "c")
+    await one.add()
+    return one.add
+
+
+async def queue(store: aio.AsyncKvi) -> Callable[[], Any]:
+    """A new job."""
+    one = aio.recipes.Queue(store, "q")
+    await one.put("first")
+    return lambda: one.put("second")
+
+
+async def job(store: aio.AsyncKvi) -> Callable[[], Any]:
+    """The end of a job."""
+    one = aio.recipes.Queue(store, "q")
+    await one.put("first")
+    found = await one.get()
+    assert found is not None
+    return found.ack
+
+
+async def member(store: aio.AsyncKvi) -> Callable[[], Any]:
+    """Another value of a member."""
+    one = await aio.recipes.Group(store, "g").join("first")
+    return lambda: one.update("second")
+
+
+@pytest.mark.parametrize("make", [counter, queue, job, member])
+@in_loop
+async def test_note_of_recipes(
+    sqlite_uri: str, make: Callable[[aio.AsyncKvi], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a recipe was about to write has the note as well; what it was about to read has not."""
+    async with aio.open(sqlite_uri) as store:
+        call, primitives = await make(store), store._scope.primitives
+        sent, gate, real = list[kvi.model.Txn](), threading.Event(), primitives._txn
+
+        def txn(asked: kvi.model.Txn, timeout: float) -> kvi.TxnResult:
+            if any(isinstance(one, kvi.Put | kvi.Delete) for one in asked.then):
+                sent.append(asked)
+                gate.wait(timeout)
+            return real(asked, timeout)
+
+        monkeypatch.setattr(primitives, "_txn", txn)
+        try:
+            task = asyncio.ensure_future(call())
+            await until(lambda: sent)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            assert "may have applied" in "".join(getattr(caught.value, "__notes__", []))
+        finally:
+            gate.set()
+        with held(store, "_range") as inside:
+            task = asyncio.ensure_future(aio.recipes.Election(store, "e").leader())
+            await until(lambda: inside)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+        assert not hasattr(caught.value, "__notes__")
 
 
 class Watched(Feed):

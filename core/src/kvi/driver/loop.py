@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from kvi.clock import now
 from kvi.coroutine import run
 from kvi.driver.threads import Closing, ThreadPort, Threads, _Pool
-from kvi.errors import Timeout, WrongLoop
+from kvi.errors import OutcomeUnknown, Timeout, WrongLoop
 from kvi.feed import Feed
 from kvi.log import log
 from kvi.model import Grant
@@ -202,7 +202,10 @@ class LoopPort:
         try:
             return await job.future  # type: ignore[no-any-return]
         except (asyncio.CancelledError, GeneratorExit):
-            self._sent = job.leave(self._loop) and op.effect in _WRITES
+            self._note(op, sent=job.leave(self._loop))
+            raise
+        except OutcomeUnknown:
+            self._note(op)
             raise
         finally:
             self._job = None
@@ -220,13 +223,20 @@ class LoopPort:
                 self._told = False
                 if task.uncancel() <= others:
                     raise self._scope.refusal() from None
-            self._sent = op.effect in _WRITES
+            self._note(op)
+            raise
+        except OutcomeUnknown:
+            self._note(op)
             raise
         finally:
             self._asking = None
             if self._told:
                 self._told = False
                 task.uncancel()
+
+    def _note(self, op: Performable[Any], *, sent: bool = True) -> None:
+        """It may have applied, if it is a write; whatever comes after it."""
+        self._sent = self._sent or (sent and op.effect in _WRITES)
 
     def drop(self) -> None:
         """In the loop: no thread comes any more for a call that waits for one."""

@@ -122,7 +122,9 @@ class Member:
         try:
             store._enter()
             data, seconds = flow.check(value), store._seconds(timeout)
-            await store._drive(lambda port: flow.update(port, data, seconds))
+            await store._drive_write(
+                lambda port: flow.update(port, data, seconds), "update", self._name
+            )
         except KviError as error:
             raise store._placed(error, "update", self._name)
 

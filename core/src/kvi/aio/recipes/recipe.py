@@ -26,7 +26,9 @@ async def ask(
     try:
         store._enter()
         scope, seconds = store._scope, store._seconds(timeout)
-        return await store._drive(lambda port: flow(scope, Call(port, port.now() + seconds)))
+        return await store._drive_write(
+            lambda port: flow(scope, Call(port, port.now() + seconds)), operation, name
+        )
     except KviError as error:
         raise store._placed(error, operation, name)
 
