@@ -353,6 +353,29 @@ async def test_close_wakes_who_waits() -> None:
 
 
 @in_loop
+async def test_wake_while_calls_come() -> None:
+    """A call that begins while another thread wakes all keeps nobody from being woken."""
+    async with opened() as handle:
+        loop, runtime, scope = asyncio.get_running_loop(), handle.loop, handle.scope
+        runtime.awaited.update((LoopPort(runtime, scope), loop) for _ in range(100))
+        first, last = next(iter(runtime.awaited)), next(reversed(runtime.awaited))
+
+        def come(phase: str, info: object) -> None:  # as a thread that a finalizer lets run
+            runtime.awaited[LoopPort(runtime, scope)] = loop
+
+        before = gc.get_threshold()
+        gc.callbacks.append(come)
+        gc.set_threshold(1)
+        try:
+            runtime.wake()
+        finally:
+            gc.set_threshold(*before)
+            gc.callbacks.remove(come)
+        await until(lambda: first.woken and last.woken)
+        runtime.awaited.clear()
+
+
+@in_loop
 async def test_signal_from_any_thread() -> None:
     """A signal that another thread sets wakes the flow, now or at its next wait."""
     signal = LoopSignal()

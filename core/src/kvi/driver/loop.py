@@ -484,7 +484,8 @@ class Loop(Threads):
 
     def _tell(self, what: Callable[[LoopPort], None]) -> None:
         # If a signal ends this loop, whoever was not told sees it as its slice or call ends.
-        for port, loop in list(self.awaited.items()):
+        # Copying is one step: calls come and go in the loop meanwhile.
+        for port, loop in self.awaited.copy().items():
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(what, port)
 
