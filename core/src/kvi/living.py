@@ -34,7 +34,7 @@ class Living(Generic[T]):
 
     def add(self, one: T) -> None:
         """It is alive."""
-        for key, reference in list(self._references.items()):
+        for key, reference in self._references.copy().items():
             if reference() is None:
                 self._references.pop(key, None)
         self._references[id(one)] = weakref.ref(one)
