@@ -87,6 +87,20 @@ async def test_close_wakes(place: str, wait: Callable[[World], Any]) -> None:
         assert isinstance(await ended(wait(here), close), kvi.Closed)
 
 
+@in_loop
+async def test_close_breaks_no_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A party whose handle is closed gets `Closed`, wherever it has come to: it is not lost."""
+    monkeypatch.setattr(loop, "_TURN", 0.0)  # each step lets others have a turn
+    for turns in range(1, 40):
+        store = aio.open(f"mem:closing-{secrets.token_hex(6)}")
+        task = asyncio.ensure_future(recipes.Barrier(store, "b", 2).wait())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await store.close()
+        with pytest.raises(kvi.Closed):
+            await task
+
+
 async def _all(entries: Any) -> list[object]:
     return [entry async for entry in entries]
 

@@ -74,8 +74,10 @@ class BarrierFlow:
         party.lease = await LeaseFlow.grant(port, scope, self._ttl, scope.timeout, keep_alive=True)
         try:
             order = await self._through(port, party, deadline)
-        except BaseException:
+        except BaseException as error:
             party.lease.abandon()  # the others will see that it is gone
+            if isinstance(error, BrokenBarrier):
+                scope.ensure_open()  # closing ends the lease, and is no loss
             raise
         party.lease.abandon()
         return order
