@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Coroutine
 from contextlib import closing
+from typing import Any
 
 import kvi
 import pytest
@@ -364,3 +366,36 @@ def test_interrupt_of_the_main_thread(uri: str) -> None:
     with kvi.open(uri) as other, other.lock("jobs", timeout=30):
         pass
     until_sync(lambda: "kvi-calls" not in threads_of_kvi())
+
+
+@in_loop
+async def test_errors_have_their_place() -> None:
+    """Errors of what is no call to the store say where they come from as well."""
+    store = aio.open("mem:aio-places")
+    channel = aio.Backend(store).enable_liveness_channel()
+    await channel.get()  # the present state
+    lease, watch = await store.lease(20), await store.watch("k")
+
+    async def elsewhere(call: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        await asyncio.to_thread(lambda: asyncio.run(call()))
+
+    calls: list[tuple[Coroutine[Any, Any, object], str]] = [
+        (channel.get(0), "liveness"),
+        (channel.get(-1), "liveness"),
+        (lease.lost.wait(-1), "wait"),
+        (aio.recipes.Semaphore(store, "few", 1).resize(0), "resize"),
+        (elsewhere(store.close), "close"),
+        (elsewhere(watch.cancel), "cancel"),
+    ]
+    closed: list[tuple[Coroutine[Any, Any, object], str]] = [
+        (channel.get(), "liveness"),
+        (lease.lost.wait(), "wait"),
+        (aio.recipes.Sequence(store, "numbers").next(), "next"),
+    ]
+    for some in (calls, closed):
+        for call, operation in some:
+            with pytest.raises(kvi.KviError) as caught:
+                await call
+            error = caught.value
+            assert (error.operation, error.uri) == (operation, "mem:aio-places"), error
+        await store.close()

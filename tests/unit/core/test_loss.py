@@ -26,6 +26,12 @@ class Held:
         self.state = LossState(self, lambda: self.gone)  # type: ignore[arg-type]  # all it needs
         self.loss = Loss(self.state, self)  # type: ignore[arg-type]  # all it needs
 
+    def placed(self, error: kvi.KviError, operation: str, key: object) -> kvi.KviError:
+        """An error with its place; for either face."""
+        return error.located(operation, key, "mem:")
+
+    _placed = placed
+
     def refusal(self) -> kvi.Closed:
         """What is raised once it is closed."""
         return kvi.Closed("it is closed")
@@ -151,7 +157,7 @@ def test_bad_waits(bad: Any) -> None:
     with pytest.raises(kvi.InvalidArgument, match="timeout="):
         held.loss.wait(bad)
     with pytest.raises(kvi.InvalidArgument, match="timeout="):
-        asyncio.run(AsyncLoss(None, held.state).wait(bad))  # type: ignore[arg-type]  # not asked
+        asyncio.run(AsyncLoss(held, held.state).wait(bad))  # type: ignore[arg-type]  # all it needs
     assert not held.state._callbacks
 
 
@@ -183,3 +189,29 @@ def test_loss_and_end_at_once() -> None:
         for thread in threads:
             thread.join()
         assert len(held.called) == (1 if held.loss.is_set() else 0)
+
+
+def test_errors_have_their_place() -> None:
+    """Errors of what is no call to the store say where they come from as well."""
+    store = kvi.open("mem:places")
+    channel = kvi.Backend(store).enable_liveness_channel()
+    channel.get()  # the present state
+    lost = store.lease(20).lost
+    sequence = kvi.recipes.Sequence(store, "numbers")
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: channel.get(0), "liveness"),
+        (lambda: channel.get(-1), "liveness"),
+        (lambda: lost.wait(-1), "wait"),
+        (lambda: kvi.recipes.Semaphore(store, "few", 1).resize(0), "resize"),
+    ]
+    closed: list[tuple[Callable[[], object], str]] = [
+        (channel.get, "liveness"),
+        (sequence.next, "next"),
+    ]
+    for some in (calls, closed):
+        for call, operation in some:
+            with pytest.raises(kvi.KviError) as caught:
+                call()
+            error = caught.value
+            assert (error.operation, error.uri) == (operation, "mem:places"), error
+        store.close()

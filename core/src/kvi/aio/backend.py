@@ -39,7 +39,13 @@ class AsyncLivenessChannel:
         Raises `Timeout` if none came, `Closed` once the store is closed and all items are taken,
         `InvalidArgument` for a negative time-out.
         """
-        news, wait = self._news, check_wait(timeout)
+        try:
+            return await self._next(check_wait(timeout))
+        except KviError as error:
+            raise self._store._placed(error, "liveness", None)
+
+    async def _next(self, wait: float | None) -> bool:
+        news = self._news
         if not self._store.closed or self._store._scope.primitives.forked:
             self._store._enter()
         await self._store._runtime.breathe()

@@ -527,7 +527,10 @@ class AsyncKvi(AsyncFace):
         scope, runtime = self._scope, self._runtime
         if scope.closed:
             return
-        runtime.bind(ending=True)
+        try:
+            runtime.bind(ending=True)
+        except KviError as error:
+            raise self._placed(error, "close", None)
         scopes = self._scopes()
         for mine in scopes:
             mine.shut()  # now: the thread comes later, and a cancellation before it

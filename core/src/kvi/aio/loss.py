@@ -8,6 +8,7 @@ from math import inf
 from kvi.aio.face import AsyncFace
 from kvi.clock import now
 from kvi.driver.loop import LoopSignal
+from kvi.errors import KviError
 from kvi.flow.loss import LossState, look
 from kvi.policy.lock import check_wait
 
@@ -40,15 +41,17 @@ class AsyncLoss:
         Returns false early if the holder gives up what it held. Raises `Closed` if the handle
         is closed meanwhile, `InvalidArgument` for a negative time-out.
         """
-        wait = check_wait(timeout)
-        deadline = inf if wait is None else now() + wait
         store, state, signal = self._store, self._state, LoopSignal()
-        if state is not None:
-            state.add(signal.set, own=True)
         try:
+            wait = check_wait(timeout)
+            deadline = inf if wait is None else now() + wait
+            if state is not None:
+                state.add(signal.set, own=True)
             while not isinstance(found := look(state, store._scope, deadline - now()), bool):
                 await signal.wait(found)
             return found
+        except KviError as error:
+            raise store._placed(error, "wait", None)
         finally:
             if state is not None:
                 state.remove(signal.set)

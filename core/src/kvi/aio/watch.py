@@ -88,7 +88,10 @@ class AsyncWatch:
         """
         if self._store.closed:
             return  # `close` ended it; in a forked child its locks may be held forever
-        self._store._enter()
+        try:
+            self._store._enter()
+        except KviError as error:
+            raise self._store._placed(error, "cancel", None)
         self._flow.end()
         delivery = self._delivery
         if delivery is not None and delivery is not asyncio.current_task():

@@ -44,7 +44,11 @@ class Semaphore(Lock):
 
     def resize(self, limit: int, *, timeout: float | None = None) -> None:
         """Let ``limit`` hold it from now on. Nothing is taken from who holds it now."""
-        owner, count = self._line.owner, check_count("limit", limit)
+        owner = self._line.owner
+        try:
+            count = check_count("limit", limit)
+        except KviError as error:
+            raise self._store._placed(error, "resize", self.name)
         flow = lambda scope, call: resize(scope, call, owner, count)  # noqa: E731
         ask(self._store, self.name, "resize", flow, timeout)
 

@@ -41,11 +41,11 @@ class LivenessChannel:
         Raises `Timeout` if none came, `Closed` once the store is closed and all items are taken,
         `InvalidArgument` for a negative time-out.
         """
-        main, wait = is_main(), check_wait(timeout)
-        if self._scope.primitives.forked:  # its lock may be held for ever
-            raise self._scope.refusal()
-        lending = self._news.lending
+        main, lending = is_main(), self._news.lending
         try:
+            wait = check_wait(timeout)
+            if self._scope.primitives.forked:  # its lock may be held for ever
+                raise self._scope.refusal()
             if main:
                 lending.asked = True
             item = self._news.take(main=main)
@@ -54,6 +54,8 @@ class LivenessChannel:
             if main:
                 lending.item = None
             return item
+        except KviError as error:
+            raise self._scope.placed(error, "liveness", None)
         finally:
             if main:
                 lending.asked = False

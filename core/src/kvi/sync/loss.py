@@ -7,6 +7,7 @@ from math import inf
 
 from kvi.clock import now
 from kvi.driver.threads import ThreadSignal
+from kvi.errors import KviError
 from kvi.flow.loss import LossState, look
 from kvi.flow.scope import Scope
 from kvi.policy.lock import check_wait
@@ -38,14 +39,15 @@ class Loss:
         Returns false early if the holder gives up what it held. Raises `Closed` if the handle
         is closed meanwhile, `InvalidArgument` for a negative time-out.
         """
-        wait = check_wait(timeout)
-        deadline = inf if wait is None else now() + wait
-        signal = ThreadSignal()
-        state = self._state
-        if state is not None:
-            state.add(signal.set, own=True)
+        signal, state = ThreadSignal(), self._state
         try:
+            wait = check_wait(timeout)
+            deadline = inf if wait is None else now() + wait
+            if state is not None:
+                state.add(signal.set, own=True)
             return self._told(signal, deadline)
+        except KviError as error:
+            raise self._scope.placed(error, "wait", None)
         finally:
             if state is not None:
                 state.remove(signal.set)
