@@ -201,7 +201,14 @@ async def member(store: aio.AsyncKvi) -> Callable[[], Any]:
     return lambda: one.update("second")
 
 
-@pytest.mark.parametrize("make", [counter, queue, job, member])
+async def leader(store: aio.AsyncKvi) -> Callable[[], Any]:
+    """What a leader says, which may be said twice."""
+    one = aio.recipes.Election(store, "l")
+    await one.campaign()
+    return lambda: one.proclaim("second")
+
+
+@pytest.mark.parametrize("make", [counter, queue, job, member, leader])
 @in_loop
 async def test_note_of_recipes(
     sqlite_uri: str, make: Callable[[aio.AsyncKvi], Any], monkeypatch: pytest.MonkeyPatch

@@ -236,7 +236,8 @@ class LoopPort:
 
     def _note(self, op: Performable[Any], *, sent: bool = True) -> None:
         """It may have applied, if it is a write; whatever comes after it."""
-        self._sent = self._sent or (sent and op.effect in _WRITES)
+        again = op.effect is Effect.REPEATABLE and op.called == "txn"  # else it is about a lease
+        self._sent = self._sent or (sent and (again or op.effect in _WRITES))
 
     def drop(self) -> None:
         """In the loop: no thread comes any more for a call that waits for one."""
