@@ -2,7 +2,8 @@
 
 ``broken:NAME`` opens one, ``lenient:NAME`` takes more options, ``far:NAME`` goes by a network that
 can fail (see `tests.conformance.broken.servers`), ``shared:NAME`` is in a file that processes
-share, ``smallest:NAME`` is not broken: it is a store with nine primitives and nothing else, and
+share, ``slow:correct`` is not broken, but late (see `tests.conformance.broken.slow`),
+``smallest:NAME`` is not broken: it is a store with nine primitives and nothing else, and
 those in both forms.
 """
 
@@ -25,6 +26,7 @@ from kvi_sqlite.store import CAPABILITIES as SQLITE
 from tests.conformance.broken.correct import BROKEN, Correct
 from tests.conformance.broken.processes import Shared
 from tests.conformance.broken.servers import Far
+from tests.conformance.broken.slow import Slow
 from tests.support.backends import Awaited
 
 SMALLEST = replace(CAPABILITIES, atomic_range_delete="no", max_txn_ops=64)
@@ -32,7 +34,7 @@ SMALLEST = replace(CAPABILITIES, atomic_range_delete="no", max_txn_ops=64)
 
 _open = kvi.open  # that of threads, whatever the suite is told to open
 
-CORRECT = {"broken": Correct, "lenient": Correct, "far": Far, "shared": Shared}
+CORRECT = {"broken": Correct, "lenient": Correct, "far": Far, "shared": Shared, "slow": Slow}
 
 
 class Plugin:
@@ -74,6 +76,7 @@ strict = Plugin("broken")
 lenient = Plugin("lenient", Option(name="nonsense", kind="text", help="which means nothing"))
 
 far = Plugin("far")
+slow = Plugin("slow")
 shared = Plugin("shared", capabilities=SQLITE)
 smallest = Plugin("smallest", capabilities=SMALLEST)
 
@@ -88,6 +91,7 @@ def install(folder: Path) -> None:
         "broken = tests.conformance.broken.plugin:strict\n"
         "lenient = tests.conformance.broken.plugin:lenient\n"
         "far = tests.conformance.broken.plugin:far\n"
+        "slow = tests.conformance.broken.plugin:slow\n"
         "shared = tests.conformance.broken.plugin:shared\n"
         "smallest = tests.conformance.broken.plugin:smallest\n"
     )

@@ -33,6 +33,11 @@ FAULTS = Path(__file__).with_name("faults.py")
 
 RECIPES = tuple(r.name for section in SECTIONS if section.title == "Recipes" for r in section.rules)
 
+CALLED_ASIDE = (
+    *("handle.threads", "handle.fork", "update.atomic", "lock.waits", "lock.fair", "lock.owner"),
+    *("watch.next", "watch.initial", "asyncio.free-loop", "program.model"),
+)
+
 HANGS = 16
 """Seconds after which a test of a mutant counts as failed."""
 
@@ -164,6 +169,18 @@ def test_correct_store_by_a_network_is_not(monkeypatch: pytest.MonkeyPatch) -> N
     report = session.run("far:correct", erase=True, select=rules, also=[FAULTS])
     assert report.passed, report.text()
     assert {report.rules[name].outcome for name in rules} == {Outcome.PASSED}
+
+
+def test_slow_store_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that does not answer each call in time is not told to break what it could not show.
+
+    Of these rules tests make calls on threads, in tasks, or in processes of their own.
+    """
+    monkeypatch.setattr(Findings, "__hash__", object.__hash__)
+    report = session.run("slow:correct?timeout=0.3", erase=True, select=CALLED_ASIDE)
+    accused = [test for test in report.tests if test.outcome is Outcome.FAILED]
+    assert not accused, [(test.name, test.message) for test in accused]
+    assert Outcome.UNKNOWN in {test.outcome for test in report.tests}
 
 
 def test_every_rule_has_a_mutant() -> None:

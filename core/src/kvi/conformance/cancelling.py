@@ -25,6 +25,7 @@ from unittest import mock
 import kvi
 from kvi import aio
 from kvi.aio.face import AsyncFace
+from kvi.conformance.waiting import untimed
 from kvi.driver import loop
 
 __all__ = ["CALLS", "HITS", "cancelled_at", "fill", "storm"]
@@ -314,7 +315,7 @@ async def storm(uri: str, *, seed: int, hits: int = HITS) -> None:
 
     Everything in the store is deleted.
     """
-    async with aio.open(uri, timeout=WITHIN) as store:
+    async with aio.open(untimed(uri), timeout=WITHIN) as store:
         await store.ping()  # a library may keep a thread for the process
     threads = _threads()
     with mock.patch.object(loop, "_TURN", 0.0):  # what never waits has an await all the same
@@ -331,7 +332,10 @@ def _threads() -> set[threading.Thread]:
 
 
 async def _run(uri: str, seed: int, hits: int) -> None:
-    async with aio.open(uri, timeout=WITHIN) as store, aio.open(uri, timeout=WITHIN) as other:
+    async with (
+        aio.open(untimed(uri), timeout=WITHIN) as store,
+        aio.open(untimed(uri), timeout=WITHIN) as other,
+    ):
         await store.delete_range(prefix="")
         scene = Scene(store, other)
         await fill(store, scene.keys)

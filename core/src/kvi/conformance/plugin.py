@@ -12,7 +12,7 @@ A test class of the suite that runs without it registers it by itself.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from inspect import isfunction
 from types import TracebackType
@@ -23,6 +23,7 @@ import kvi
 from kvi.conformance import REWRITTEN
 from kvi.conformance.contract import RULES, fits, rules_of
 from kvi.conformance.trace import TRACE
+from kvi.conformance.waiting import no_answer
 from kvi.uri import StoreUri
 
 _EXPLAINS = "kvi-conformance"
@@ -133,12 +134,19 @@ def _unanswered(item: pytest.Function, error: BaseException) -> str:
     Where the suite itself sees to that, it does say something; and a watch that tells nothing is
     no server that does not answer.
     """
-    if not isinstance(error, kvi.Timeout | kvi.Unavailable | kvi.OutcomeUnknown):
-        return ""
-    broken = isinstance(error, kvi.Unavailable) and not error.passing
-    if broken or error.operation == "next" or "kvi_server" in item.fixturenames:
+    while isinstance(error, BaseExceptionGroup) and all(map(no_answer, _leaves(error))):
+        error = error.exceptions[0]
+    if not no_answer(error) or "kvi_server" in item.fixturenames:
         return ""
     return f"{UNKNOWN} the store did not answer: {type(error).__name__}: {error}"
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _leaves(one)
+    else:
+        yield error
 
 
 class NotRun(Exception):

@@ -9,12 +9,21 @@ import sys
 import time
 from collections.abc import Callable
 
+import kvi
 from kvi.registry import redacted
 
 ENDS = 60
 """Seconds after which a program, or a child, hangs that has not ended."""
 
 RAISED = 100  # how a child ends whose call has raised
+UNANSWERED = 101
+"""What the call of a child returns if the store did not answer it."""
+
+
+_NO_ANSWER = tuple(
+    f"{error.__module__}.{error.__name__}:"
+    for error in (kvi.Timeout, kvi.Unavailable, kvi.OutcomeUnknown)
+)  # how the last line of a program begins that raised it
 
 
 def environment() -> dict[str, str]:
@@ -37,12 +46,18 @@ def in_another_process(program: str, uri: str, *arguments: str) -> list[str]:
     except subprocess.TimeoutExpired:
         raise AssertionError(f"the other process did not end within {ENDS} s") from None
     told = ended.stderr.replace(str(uri), redacted(str(uri)))
+    error = told.strip().rpartition("\n")[2]
+    if error.startswith(_NO_ANSWER):
+        raise kvi.Unavailable(f"the store did not answer the other process: {error}")
     assert ended.returncode == 0, f"the other process failed: {told}"
     return ended.stdout.splitlines()
 
 
 def in_a_child(call: Callable[[], int]) -> int:
-    """What a call returns in a forked child; it must end. -1 if it raised, or killed the child."""
+    """What a call returns in a forked child; it must end. -1 if it raised, or killed the child.
+
+    Raises `Unavailable` if it returns `UNANSWERED`.
+    """
     child = os.fork()
     if child == 0:
         status = RAISED
@@ -55,6 +70,8 @@ def in_a_child(call: Callable[[], int]) -> int:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             code = os.waitstatus_to_exitcode(status)
+            if code == UNANSWERED:
+                raise kvi.Unavailable("the store did not answer a forked child")
             return code if 0 <= code < RAISED else -1
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)

@@ -15,7 +15,7 @@ import pytest
 import kvi
 from kvi.conformance.rules import Rules
 from kvi.conformance.server import Server
-from kvi.conformance.waiting import until
+from kvi.conformance.waiting import until, untimed
 
 Result = TypeVar("Result")
 
@@ -88,7 +88,7 @@ class Faulty(Rules):
     @pytest.fixture
     def server(self, noted: Server) -> Server:
         """The author's server, its store empty."""
-        with kvi.open(noted.uri, timeout=LONG) as handle:
+        with kvi.open(untimed(noted.uri), timeout=LONG) as handle:
             eventually(lambda: handle.delete_range(prefix=""))
         return noted
 
@@ -116,7 +116,7 @@ def new_place() -> str:
 @contextmanager
 def opened(uri: str, place: str, *, timeout: float = LONG) -> Iterator[kvi.Kvi]:
     """A view of the namespace ``place``, through a handle of its own."""
-    with kvi.open(uri, timeout=timeout) as handle:
+    with kvi.open(untimed(uri), timeout=timeout) as handle:
         yield handle.namespace(place)
 
 

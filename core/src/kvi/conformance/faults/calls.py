@@ -24,7 +24,7 @@ from kvi.conformance.faults.away import (
     kind_of,
 )
 from kvi.conformance.server import Server
-from kvi.conformance.waiting import until
+from kvi.conformance.waiting import until, untimed
 
 Calls = dict[str, Callable[[], object]]
 
@@ -129,7 +129,7 @@ class CallsWhileAway(Faulty):
         fault = kind_of(server, fault)
         with away(server, fault):
             begin = time.monotonic()
-            store = kvi.open(server.uri, timeout=LONG)
+            store = kvi.open(untimed(server.uri), timeout=LONG)
             assert time.monotonic() - begin < MARGIN
             outcome = at_once({"ping": lambda: store.ping(timeout=CALL)})["ping"]
             assert outcome.seconds < CALL + MARGIN
@@ -149,7 +149,7 @@ class CallsWhileAway(Faulty):
         """While the server is away `close()` ends in its time-out, and wakes all with `Closed`."""
         fault = kind_of(server, fault)
         assert store.lock("taken").acquire(LONG)
-        closing = kvi.open(server.uri, timeout=1)
+        closing = kvi.open(untimed(server.uri), timeout=1)
         lock, lease = closing.lock("mine"), closing.lease(LONG, timeout=LONG)
         assert lock.acquire(LONG)
         member = closing.temp_key("member", ttl=LONG, timeout=LONG)

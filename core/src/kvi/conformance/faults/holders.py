@@ -32,7 +32,7 @@ from kvi.conformance.faults.away import (
 from kvi.conformance.faults.counting import Counting
 from kvi.conformance.faults.ordeal import TURNS
 from kvi.conformance.server import Server
-from kvi.conformance.waiting import until
+from kvi.conformance.waiting import until, untimed
 
 OUTLIVES = 8.0  # seconds: the ttl of what is to outlive a restart of the server
 SHORT = 3.0  # seconds: the ttl of what need not
@@ -65,7 +65,7 @@ class Program:
     """
 
     def __init__(self, uri: str, place: str, ttl: float) -> None:
-        command = [sys.executable, "-c", PROGRAM, uri, str(ttl), place]
+        command = [sys.executable, "-c", PROGRAM, untimed(uri), str(ttl), place]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self._output = self._process.stdout

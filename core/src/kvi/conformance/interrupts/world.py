@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import kvi
 from kvi.conformance.interrupts.striking import Broken
+from kvi.conformance.waiting import untimed
 
 T = TypeVar("T")
 
@@ -136,7 +137,7 @@ class World:
 
     def open(self) -> kvi.Kvi:
         """Another handle."""
-        return kvi.open(self.uri, timeout=LIMIT / 2)
+        return kvi.open(untimed(self.uri), timeout=LIMIT / 2)
 
     def number(self) -> int:
         """A number that was not given before."""
@@ -233,7 +234,7 @@ class World:
 
 def accompany(uri: str) -> None:
     """The other process: does what each line of its input says, and answers, until its end."""
-    store = kvi.open(uri, timeout=LIMIT / 2)
+    store = kvi.open(untimed(uri), timeout=LIMIT / 2)
     for line in sys.stdin:
         word, _, rest = line.strip().partition(" ")
         try:

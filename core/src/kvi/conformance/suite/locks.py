@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -16,6 +17,7 @@ from kvi.conformance.clients import run_clients
 from kvi.conformance.contract import rule
 from kvi.conformance.neighbours import snapshot
 from kvi.conformance.processes import in_a_child, in_another_process
+from kvi.conformance.recipes import Waiter
 from kvi.conformance.rules import Rules
 from kvi.conformance.waiting import WITHIN, Reopen, side_by_side, until
 from kvi.ops import ClaimOp
@@ -228,9 +230,7 @@ class TestLocks(Rules):
         """A lock belongs to its object, not to a thread."""
         lock = store.lock("jobs")
         assert lock.acquire(WITHIN)
-        thread = threading.Thread(target=lock.release)
-        thread.start()
-        thread.join(WITHIN)
+        Waiter(lock.release).ended()
         assert not lock.held
         assert store.lock("jobs").acquire(0)
 
@@ -294,21 +294,13 @@ class TestLocks(Rules):
         lock = store.lock("jobs")
         lock.acquire(WITHIN)
         waiter = peer.lock("jobs")
-        got: list[bool] = []
-
-        def wait() -> None:
-            with suppress(kvi.KviError):  # what was not got is told below
-                got.append(waiter.acquire(2 * WITHIN))
-
-        thread = threading.Thread(target=wait)
-        thread.start()
-        thread.join(0.2)
-        assert not got
+        waiting = Waiter(lambda: waiter.acquire(2 * WITHIN))
+        time.sleep(0.2)
+        assert waiting.waits
         with pytest.raises(kvi.AlreadyHeld):
             waiter.acquire(0)
         lock.release()
-        thread.join(WITHIN)
-        assert got == [True]
+        assert waiting.ended()
         assert waiter.held
         waiter.release()
 
@@ -316,23 +308,20 @@ class TestLocks(Rules):
     def test_first_come_first_served(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Where ``lock_fair``, waiters get the lock in the order in which they came."""
         order: list[int] = []
-        threads = []
+        waiting = []
 
         def wait(number: int) -> None:
-            lock = (store, peer)[number % 2].lock("jobs", timeout=60)
-            with suppress(kvi.KviError), lock:  # who did not get it is missed below
+            with (store, peer)[number % 2].lock("jobs", timeout=60):
                 order.append(number)
 
         fair = store.capabilities.lock_fair
         with store.lock("jobs", timeout=WITHIN):
             for number in range(4):
-                thread = threading.Thread(target=wait, args=(number,))
-                thread.start()
-                threads.append(thread)
+                waiting.append(Waiter(partial(wait, number)))
                 if fair:
                     until(lambda n=number: store.count(prefix="jobs/") == n + 2)
-        for thread in threads:
-            thread.join(60)
+        for one in waiting:
+            one.ended()
         assert order == [0, 1, 2, 3] if fair else sorted(order) == [0, 1, 2, 3]
 
     @rule("lock.no-ghost")
@@ -490,10 +479,10 @@ class TestLocks(Rules):
         with reopen(timeout=brief) as hasty:
             lock, waiter = store.lock("jobs"), hasty.lock("jobs")
             assert lock.acquire(WITHIN)
-            timer = threading.Timer(1.5 * brief, lock.release)
-            timer.start()
-            assert waiter.acquire(None)
-            timer.join()
+            waiting = Waiter(lambda: waiter.acquire(None))
+            time.sleep(1.5 * brief)
+            lock.release()
+            assert waiting.ended()
             waiter.release()
 
     @rule("lock.timeout")

@@ -33,7 +33,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, Phase, configuration, seed, settings
@@ -76,6 +76,7 @@ from kvi.conformance.suite.words import (
     VALUE,
     bad_calls,
 )
+from kvi.conformance.waiting import no_answer
 from kvi.model import Operation
 
 __all__ = ["EXAMPLES", "STEPS", "StoreMachine", "Stores", "TestModel", "run_programs"]
@@ -148,6 +149,13 @@ class OpenWatch(NamedTuple):
     bounds: Bounds
     kinds: Sequence[kvi.EventType]
     model: Watching
+
+
+class Unanswered(BaseException):
+    """The store did not answer a call, whose error is the cause: this says nothing of the store.
+
+    No `Exception`, so that hypothesis does not run the program again to see it fail.
+    """
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -551,7 +559,7 @@ class StoreMachine(RuleBasedStateMachine):
         for other in OTHERS[h]:
             expected = self.models[other].range()
             came = _outcome(self.stores.handles[other].range)
-            entries = _outcome(partial(list, came))
+            entries = came if isinstance(came, Exception) else _outcome(partial(list, came))
             try:
                 self.compare(expected, entries)
             except Differs as differs:
@@ -659,6 +667,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def fail(self, expected: str, came: object) -> NoReturn:
         """The store is not as the model: tell the program."""
+        if no_answer(came):
+            raise Unanswered from cast("kvi.KviError", came)
         cause = came if isinstance(came, BaseException) else None
         raise AssertionError(
             "the store does not do what the contract says:\n\n"
@@ -980,3 +990,5 @@ class TestModel(Rules):
                 if number is not None:
                     error.add_note(f"found with KVI_CONFORMANCE_SEED={number}")
                 raise
+            except Unanswered as silence:
+                raise cast("kvi.KviError", silence.__cause__) from None

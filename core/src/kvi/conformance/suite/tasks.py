@@ -16,7 +16,7 @@ from kvi.conformance import cancelling
 from kvi.conformance.contract import rule
 from kvi.conformance.holding import longest_step
 from kvi.conformance.rules import Rules
-from kvi.conformance.waiting import side_by_side
+from kvi.conformance.waiting import side_by_side, untimed
 from kvi.registry import redacted
 
 HELD = 0.05
@@ -94,7 +94,7 @@ class TestAsyncio(Rules):
 
 async def _everything(uri: str) -> None:
     """Each kind of call, many of them at once."""
-    async with aio.open(uri, timeout=cancelling.WITHIN) as store:
+    async with aio.open(untimed(uri), timeout=cancelling.WITHIN) as store:
         ttl = max(60.0, store.capabilities.lease_min_ttl)  # none is lost on a busy machine
         value, keys = b"v" * 10_000, [f"data/{number:04}" for number in range(1000)]
         await cancelling.fill(store, keys)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import kvi
+from kvi.conformance.clients import run_clients
 from kvi.conformance.contract import rule
 from kvi.conformance.neighbours import snapshot
 from kvi.conformance.rules import Rules
@@ -157,27 +157,20 @@ class TestUpdates(Rules):
     @rule("update.atomic")
     def test_counting(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Many who count at once, by either of the two: no count is lost."""
-        failed: list[BaseException] = []
 
         def count(tx: Any) -> None:
             entry = tx.get("b")
             tx.put("b", str(int(entry.value if entry else 0) + 1))
 
-        def work(handle: kvi.Kvi) -> None:
-            try:
-                for _ in range(10):
-                    handle.update("a", lambda old: str(int(old) + 1), default="0", timeout=LONG)
-                    handle.atomically(count, timeout=LONG)
-            except BaseException as error:  # noqa: BLE001  (shown by the main thread)
-                failed.append(error)
+        handles = [plain(handle) for handle in (store, peer)]
 
-        handles = [plain(handle) for handle in (store, peer) for _ in range(2)]
-        threads = [threading.Thread(target=work, args=(handle,)) for handle in handles]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(2 * LONG)
-        assert not failed
+        def work(number: int) -> None:
+            handle = handles[number % 2]
+            for _ in range(10):
+                handle.update("a", lambda old: str(int(old) + 1), default="0", timeout=LONG)
+                handle.atomically(count, timeout=LONG)
+
+        run_clients(work)
         assert snapshot(store) == {"a": b"40", "b": b"40"}
 
     @rule("update.raises")

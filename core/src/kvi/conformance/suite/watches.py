@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import kvi
 from kvi.conformance.clients import run_clients
 from kvi.conformance.contract import rule
+from kvi.conformance.recipes import Waiter
 from kvi.conformance.rules import Rules
 from kvi.conformance.waiting import side_by_side, until
 
@@ -304,9 +306,8 @@ class TestWatches(Rules):
                 store.store("k", str(number))
             store.store("k", b"end")
 
-        thread = threading.Thread(target=write)
         store.store("k", b"0")
-        thread.start()
+        writer = Waiter(write)
         try:
             for _ in range(5):
                 with peer.watch("k", initial=True) as watch:
@@ -317,7 +318,7 @@ class TestWatches(Rules):
                         assert first < rest[0] < rest[1]
         finally:
             stop.set()
-            thread.join(WAIT)
+            writer.ended()
 
     @rule("watch.history", "watch.last-state")
     def test_concurrent_writers(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
@@ -472,10 +473,20 @@ class TestConsumers(Rules):
             for timeout in (0, 0.05):
                 with pytest.raises(kvi.Timeout):
                     watch.next(timeout)
-            timer = threading.Timer(0.1, store.store, ("k", b"1"))
-            timer.start()
-            assert watch.next().value == b"1"
-            timer.join()
+
+            def write() -> None:
+                time.sleep(0.1)
+                try:
+                    store.store("k", b"1")
+                except BaseException:
+                    watch.cancel()
+                    raise
+
+            writer = Waiter(write)
+            try:
+                assert watch.next().value == b"1"
+            finally:
+                writer.ended()
 
     @rule("watch.next")
     @pytest.mark.parametrize("timeout", [-1, math.nan, "1"])
