@@ -92,9 +92,10 @@ class Network(Server):
 
 
 class Far(Correct):
-    """A store whose calls get no answer while the network is away."""
+    """A store whose calls get no answer while the network is away, and wait for it on threads."""
 
     scheme = "far"
+    in_place = frozenset()
 
     class feed(Passing):
         store: Far
@@ -313,3 +314,10 @@ class StartsWithWhatIsLeft(Far):
             return super()._watch(spec, wake, timeout)
         except Compacted:
             return super()._watch(WatchSpec(spec.span), wake, timeout)
+
+
+@broken("asyncio.free-loop")
+class WaitsInTheLoop(Far):
+    """A task's call to a store that is away holds the loop until its time is up."""
+
+    in_place = frozenset({"get"})

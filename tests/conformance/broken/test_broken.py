@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kvi.conformance import cancelling, recipes, session, waiting
+from kvi.conformance import cancelling, holding, recipes, session, waiting
 from kvi.conformance.contract import RULES, SECTIONS
 from kvi.conformance.faults import away, calls, history, holders
 from kvi.conformance.plugin import Findings
@@ -91,7 +91,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "WITHIN", PATIENCE)
     monkeypatch.setattr(waiting.until, "__kwdefaults__", {"within": PATIENCE})
     monkeypatch.setattr(tasks, "LONGEST", STORM)
-    monkeypatch.setattr(tasks, "TRIES", 1)  # what holds the loop does so each time
+    monkeypatch.setattr(holding, "TRIES", 1)  # what holds the loop does so each time
     for module in (away, history):
         monkeypatch.setattr(module, "BACK", PATIENCE)
     for module in (calls, cancelling, holders):

@@ -19,7 +19,13 @@ from contextvars import Context
 from time import perf_counter
 from typing import Any, TypeVarTuple
 
-__all__ = ["Step", "longest_step"]
+__all__ = ["HELD", "Step", "least_held", "longest_step"]
+
+HELD = 0.05
+"""Seconds that a call may hold the loop."""
+
+TRIES = 5
+"""How often a program is run of which a step held the loop for longer, before that counts."""
 
 Ts = TypeVarTuple("Ts")
 
@@ -99,6 +105,14 @@ def _name_of(callback: Callable[..., object]) -> str:
     if isinstance(task, asyncio.Task):
         return f"a step of the task {task.get_name()}"
     return f"the call of {getattr(callback, '__qualname__', callback)}"
+
+
+def least_held(program: Callable[[], Coroutine[Any, Any, object]]) -> Step:
+    """The longest step of the best of some runs of a program, the first that is good enough."""
+    found = [longest_step(program)]
+    while found[-1].seconds > HELD and len(found) < TRIES:
+        found.append(longest_step(program))
+    return min(found, key=lambda step: step.seconds)
 
 
 def longest_step(program: Callable[[], Coroutine[Any, Any, object]]) -> Step:

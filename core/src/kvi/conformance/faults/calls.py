@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 
 import kvi
+from kvi import aio
 from kvi.conformance.contract import rule
 from kvi.conformance.faults.away import (
     AWAY,
     CALL,
+    ENDS,
     LONG,
     MARGIN,
     PASSING,
@@ -23,6 +27,7 @@ from kvi.conformance.faults.away import (
     eventually,
     kind_of,
 )
+from kvi.conformance.holding import HELD, least_held
 from kvi.conformance.server import Server
 from kvi.conformance.waiting import until, untimed
 
@@ -62,6 +67,22 @@ def others(store: kvi.Kvi) -> Calls:
         "temp_key": lambda: store.temp_key("temporary", timeout=CALL),
         "watch": lambda: store.watch("k/there", timeout=CALL),
     }
+
+
+def awaited(store: aio.AsyncKvi) -> list[Awaitable[object]]:
+    """A call of each kind that `kvi.aio` awaits."""
+    return [
+        store.get("k"),
+        store.range(prefix="k"),
+        store.count(prefix="k"),
+        store.txn(then=[kvi.Get("k")]),
+        store.store("k", b"v"),
+        store.delete("k"),
+        store.delete_range(prefix="k"),
+        store.tas("k", None, b"v"),
+        store.lease(LONG),
+        store.ping(),
+    ]
 
 
 def changed_until(watch: kvi.Watch, key: str) -> set[str]:
@@ -121,6 +142,28 @@ class CallsWhileAway(Faulty):
             outcomes = at_once(reads(store))
         for name, outcome in outcomes.items():
             assert outcome.applied is not None, f"{name} of a store that is away: {outcome.error}"
+
+    @rule("asyncio.free-loop")
+    @pytest.mark.parametrize("fault", ["pause", "isolate"])
+    def test_loop_is_free_while_away(self, server: Server, place: str, fault: str) -> None:
+        """While the server is away, no call of `kvi.aio` holds the loop for more than 50 ms."""
+        fault = kind_of(server, fault)
+
+        async def program() -> None:
+            async with aio.open(untimed(server.uri), timeout=CALL) as handle:
+                await handle.ping(timeout=LONG)  # what is made for the first call is there
+                await asyncio.to_thread(getattr(server, fault))
+                try:
+                    await asyncio.gather(*map(ended, awaited(handle.namespace(place))))
+                finally:
+                    await asyncio.to_thread(getattr(server, ENDS[fault]))
+
+        async def ended(call: Awaitable[object]) -> None:
+            with suppress(*PASSING):
+                await call
+
+        best = least_held(program)
+        assert best.seconds <= HELD, f"{best.name} held the loop for {best.seconds * 1000:.0f} ms"
 
     @rule("handle.open", "handle.ping", "error.recovers")
     @pytest.mark.parametrize("fault", AWAY)
