@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from mmap import mmap
@@ -296,3 +297,30 @@ class NotForAnotherProcess(Correct):
         def _placed(self, error: KviError, operation: str, key: object) -> KviError:
             error.__class__ = type("Local", (type(error),), {})
             return super()._placed(error, operation, key)
+
+
+@broken("handle.closed")
+class LeavesItsThread(Correct):
+    """The thread of a handle goes on when it is closed."""
+
+    def __init__(self, uri: str, name: str, *, timeout: float) -> None:
+        super().__init__(uri, name, timeout=timeout)
+        threading.Thread(target=threading.Event().wait, name="looks on", daemon=True).start()
+
+
+@broken("handle.closed")
+class LeavesItsConnection(Correct):
+    """The connection of a handle stays open when it is closed."""
+
+    def __init__(self, uri: str, name: str, *, timeout: float) -> None:
+        super().__init__(uri, name, timeout=timeout)
+        self.notes.setdefault("connections", []).append(_Connection())
+
+
+class _Connection:
+    def __init__(self) -> None:
+        self._sides = socket.socketpair()
+
+    def __del__(self) -> None:  # the mutant is forgotten
+        for side in self._sides:
+            side.close()

@@ -336,3 +336,19 @@ class CountsAllLives(Correct):
 
     def show(self, entry: KeyValue) -> KeyValue:
         return entry._replace(version=self.notes["writes"][entry.key])
+
+
+@broken("key.exact")
+class ReadsLines(Correct):
+    """Whatever ends a line for Python is a newline."""
+
+    def key_in(self, key: str) -> str:
+        return "\n".join(key.splitlines()) or key
+
+
+@broken("key.exact")
+class Compatible(Correct):
+    """Letters that look alike are the same key, other accents are not."""
+
+    def key_in(self, key: str) -> str:
+        return "".join(unicodedata.normalize("NFKC", one) for one in key)

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import count
 from typing import Any
 
 from kvi.clock import now
 from kvi.errors import InvalidArgument, LeaseLost
 from kvi.feed import Feed, Wake, WatchSpec
-from kvi.model import Get, Grant, KeyValue, LeaseInfo, Operation, Put, Span
+from kvi.model import Get, Grant, KeyValue, LeaseInfo, Operation, Put, Span, Txn
 from kvi.ops import DeleteOp, PutOp
 from kvi.policy.lease import LeaseState
 from kvi.policy.txn import Change
@@ -536,3 +537,67 @@ class TakesOthersWithIt(_MakingKeys):
         def _leave(self, *error: Any) -> None:
             super()._leave(*error)
             self._lease._store._do(DeleteOp(self.key), None)
+
+
+class _Indexed(Correct):
+    """The keys of each lease are noted, and a note goes only when its key is written over."""
+
+    def apply(self, branch: Sequence[Operation]) -> Results:
+        written = [op.key for op in branch if isinstance(op, Put) and self._state.read(op.key)]
+        results = super().apply(branch)
+        for keys in self.notes.values():
+            keys.difference_update(written)
+        for op in branch:
+            if isinstance(op, Put) and op.lease is not None:
+                self.notes.setdefault(op.lease, set()).add(op.key)
+        return results
+
+
+@broken("lease.last-write", "lease.keys")
+class TakesANewLife(_Indexed):
+    """A key that is deleted and created again without a lease goes with the one that it had."""
+
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        for key in self.notes.pop(lease, ()):
+            self._delete(key, timeout)
+        super()._lease_revoke(lease, timeout)
+
+
+@broken("lease.gone")
+class OtherwiseIsNotChecked(Correct):
+    """In `otherwise` a lease that is gone is none."""
+
+    def choose(self, txn: Txn) -> tuple[bool, tuple[Operation, ...]]:
+        succeeded, branch = super().choose(txn)
+        return succeeded, branch if succeeded else tuple(map(self.mended, branch))
+
+    def mended(self, op: Operation) -> Operation:
+        gone = isinstance(op, Put) and op.lease not in self._state._leases
+        return Put(op.key, op.value) if isinstance(op, Put) and gone else op
+
+
+@broken("lease.gone")
+class IdsAgain(Correct):
+    """The id of a lease that has ended is given out again."""
+
+    def _lease_grant(self, ttl: float, timeout: float) -> Grant:
+        with self._state.lock:
+            self._state.finish()
+            leases = self._state._leases
+            id = next(number for number in count(1) if number not in leases)
+            granted = self._state.grant(ttl)
+            leases[id] = leases.pop(granted)
+            due = self._state._due
+            due[:] = sorted((end, id if one == granted else one) for end, one in due)
+        return Grant(id, ttl)
+
+
+@broken("lease.revoke")
+class RevokingTheEndedRaises(Correct):
+    """Revoking a lease that has ended is an error."""
+
+    def _lease_revoke(self, lease: int, timeout: float) -> None:
+        with self._state.lock:
+            self._state.finish()
+            self._state.alive(lease)
+        super()._lease_revoke(lease, timeout)

@@ -286,3 +286,30 @@ class RevisionOfItsEntries(Correct):
 @broken("range.snapshot", snapshot_range=False)
 class SnapshotsUndeclared(Correct):
     """Ranges have a revision, and are declared not to."""
+
+
+@broken("range.bounds")
+class CountsToTheLastUnit(Correct):
+    """`count` of a prefix leaves out the keys whose rest begins beyond U+FFFF."""
+
+    def _count(self, span: Span, timeout: float) -> int:
+        end = span.end if span.prefix is None else f"{span.prefix}\uffff"
+        return super()._count(Span(span.start, end), timeout)
+
+
+@broken("range.bounds")
+class BoundsInUtf16(Correct):
+    """Bounds compare by their UTF-16 units, and what lies between them is sorted well."""
+
+    def _range(self, scan: Scan, timeout: float) -> RangeResult:
+        start, end = scan.span.start, scan.span.end
+
+        def within(key: str) -> bool:
+            units = key.encode("utf-16-be")
+            above = start.encode("utf-16-be") <= units
+            return above and (end is None or units < end.encode("utf-16-be"))
+
+        if scan.span.prefix is not None:
+            return super()._range(scan, timeout)
+        found = super()._range(replace(scan, span=Span(), limit=None), timeout)
+        return found.map_pages(lambda page: [e for e in page if within(e.key)][: scan.limit])

@@ -385,3 +385,31 @@ class PutTellsNothing(Correct):
         results = zip(branch, done.results, strict=True)
         told = tuple(None if isinstance(op, Put) else result for op, result in results)
         return replace(done, results=told)
+
+
+@broken("txn.numbers")
+class NumbersOf64Bits(Correct):
+    """The number of a lease that the store could not give out cannot be compared."""
+
+    def holds(self, compare: Compare, entry: KeyValue | None) -> bool:
+        if isinstance(compare.operand, int):
+            compare.operand.to_bytes(8, signed=True)
+        return super().holds(compare, entry)
+
+
+@broken("txn.values")
+class ValuesAsText(_ByValue):
+    """Values compare as text: bytes that are none are all the same."""
+
+    def by(self, value: bytes) -> Any:
+        return value.decode(errors="replace")
+
+
+@broken("txn.refused")
+class ThatManyOperations(Correct):
+    """Any number of operations is declared, and five hundred are too many."""
+
+    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        if len(txn.then) > 500:
+            raise InvalidArgument("the transaction is too large")
+        return super()._txn(txn, timeout)

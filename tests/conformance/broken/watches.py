@@ -545,3 +545,43 @@ class OneWatchPerKey(Correct):
             former.close()
         feed = self.notes[spec.span] = super()._watch(spec, wake, timeout)
         return feed
+
+
+@broken("watch.selects")
+class SeesToTheLastUnit(_Asked):
+    """A watch of a prefix does not see the keys whose rest begins beyond U+FFFF."""
+
+    def asked(self, spec: WatchSpec) -> WatchSpec:
+        prefix = spec.span.prefix
+        end = spec.span.end if prefix is None else f"{prefix}\uffff"
+        return replace(spec, span=Span(spec.span.start, end))
+
+
+@broken("watch.many")
+class ThreadForEach(Correct):
+    """Each watch has a thread of its own."""
+
+    class feed(Passing):
+        def __init__(self, inner: Feed) -> None:
+            super().__init__(inner)
+            self.over = threading.Event()
+            threading.Thread(target=self.over.wait, daemon=True).start()
+
+        def close(self) -> None:
+            super().close()
+            self.over.set()
+
+
+@broken("watch.event")
+class PreviousOfThisRevision(Correct):
+    """The entry before has the revision of the change."""
+
+    class feed(Passing):
+        def change(self, batch: Batch) -> Batch:
+            return Batch([told_by(event) for event in batch.events], batch.revision)
+
+
+def told_by(event: Event) -> Event:
+    """The event, with the entry before as that mutant tells it."""
+    before = event.previous
+    return event._replace(previous=before and before._replace(revision=event.revision))

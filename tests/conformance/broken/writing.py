@@ -353,3 +353,12 @@ class AnyRevision(Correct):
             if not isinstance(revision, int) or revision < 0:
                 return None
             return super().cas(key, revision, value, **options)  # type: ignore[arg-type]
+
+
+@broken("delete-range.bounds")
+class DeletesToTheLastUnit(Correct):
+    """`delete_range` of a prefix leaves the keys whose rest begins beyond U+FFFF."""
+
+    def _delete_range(self, span: Span, timeout: float) -> int:
+        end = span.end if span.prefix is None else f"{span.prefix}\uffff"
+        return super()._delete_range(Span(span.start, end), timeout)

@@ -20,7 +20,10 @@ from kvi.conformance.contract import rule
 from kvi.conformance.neighbours import snapshot
 from kvi.conformance.processes import UNANSWERED, in_a_child
 from kvi.conformance.rules import Rules
+from kvi.conformance.used import grown, in_use
 from kvi.conformance.waiting import no_answer, until, untimed
+
+HANDLES = 4  # opened and closed, to see what is left of each
 
 WRITERS, FORKS = 3, 5  # threads that write, and how often their process is forked meanwhile
 
@@ -172,6 +175,32 @@ class TestHandles(Rules):
         handle.close()
         assert snapshot(root) == before
         store.ping()
+
+    @rule("handle.closed")
+    def test_nothing_of_it_is_left(self, root: kvi.Kvi, kvi_uri: str) -> None:
+        """The threads and the connections of a closed handle are gone, whatever it was used for."""
+
+        def use() -> None:
+            with (
+                kvi.open(kvi_uri) as handle,
+                handle.watch("k") as watch,
+                handle.lease(60) as lease,
+                handle.lock("jobs", timeout=20),
+            ):
+                handle.store("k", b"", lease=lease)
+                assert watch.next(20).key == "k"
+                assert handle.count() == len(list(handle.range()))
+
+        use()  # some are for all handles, from the first on
+        before = in_use()
+        for _ in range(HANDLES):
+            use()
+        for kind in before:
+            try:
+                until(lambda kind=kind: len(grown(before)[kind]) < HANDLES)
+            except AssertionError:
+                left = sorted(grown(before)[kind])
+                raise AssertionError(f"{HANDLES} closed handles have left {kind}: {left}") from None
 
     @rule("handle.store")
     def test_data_survives_close(self, kvi_uri: str, root: kvi.Kvi) -> None:

@@ -264,20 +264,38 @@ class TestLeases(Rules):
             assert peer.get("k").lease == lease.id  # type: ignore[union-attr]
         assert peer.get("k") is None
 
+    @rule("lease.last-write", "lease.keys")
+    def test_new_life_without_lease(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """A key that was deleted and is created again without its lease is permanent."""
+        with store.lease(LONG) as lease:
+            for key in ("a", "b", "c"):
+                store.store(key, b"1", lease=lease)
+            store.delete("a")
+            store.delete_range(prefix="b")
+            store.txn(then=[kvi.Delete("c")])
+            for key in ("a", "b", "c"):
+                store.store(key, b"2")
+        assert snapshot(peer) == {"a": b"2", "b": b"2", "c": b"2"}
+
     @rule("lease.gone")
     def test_gone(self, store: kvi.Kvi) -> None:
         """A write that names a lease that is gone raises LeaseLost, and nothing of it is done."""
         store.store("k", b"old")
         before = snapshot(store)
         gone = unknown_lease(store)
-        with pytest.raises(kvi.LeaseLost):
-            store.store("k", b"new", lease=gone)
-        with pytest.raises(kvi.LeaseLost):
-            store.store("fresh", b"new", lease=gone)
-        with pytest.raises(kvi.LeaseLost):
-            store.cas("fresh", 0, b"new", lease=gone)
-        with pytest.raises(kvi.LeaseLost):
-            store.txn(then=[kvi.Put("a", b"1"), kvi.Put("b", b"2", gone), kvi.Delete("k")])
+        when = [kvi.Key("k").absent]
+        with store.lease(LONG):  # that one has an id of its own
+            for call in (
+                lambda: store.store("k", b"new", lease=gone),
+                lambda: store.store("fresh", b"new", lease=gone),
+                lambda: store.cas("fresh", 0, b"new", lease=gone),
+                lambda: store.txn(
+                    then=[kvi.Put("a", b"1"), kvi.Put("b", b"2", gone), kvi.Delete("k")]
+                ),
+                lambda: store.txn(when, otherwise=[kvi.Put("a", b"1", gone)]),
+            ):
+                with pytest.raises(kvi.LeaseLost):
+                    call()
         assert snapshot(store) == before
 
     @rule("lease.gone")
@@ -389,6 +407,17 @@ class TestLeases(Rules):
         lease.lost.add_callback(again.set)
         assert again.wait(10), "a call-back that is added after the loss is called too"
         lease.revoke()
+
+    @rule("lease.revoke")
+    def test_revoke_of_what_has_ended(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """Revoking a lease that has ended without its holder's knowledge is no error."""
+        with store.lease(LONG, keep_alive=False) as left:
+            revoked = store.lease(LONG, keep_alive=False)
+            for lease in (left, revoked):
+                peer._scope.primitives._lease_revoke(lease.id, 5)
+            revoked.revoke()
+        assert not left.alive
+        assert not revoked.alive
 
     @rule("lease.lost")
     def test_own_end_is_no_loss(self, store: kvi.Kvi) -> None:

@@ -32,6 +32,8 @@ BOUNDS: list[tuple[dict[str, Any], list[str]]] = [
     ({"prefix": "c"}, []),
     ({"prefix": "\U0010ffff"}, []),
     ({"prefix": "😀"}, ["😀"]),
+    ({"start": "\uffff"}, ["😀"]),
+    ({"end": "\uffff"}, KEYS[:-1]),
 ]
 
 

@@ -48,7 +48,8 @@ class TestCompares(Rules):
     @rule("txn.values")
     def test_values_of_any_length(self, store: kvi.Kvi) -> None:
         """The first byte that differs decides, not length, case or the value of numbers."""
-        ascending = [b"", b"\0", b"10", b"9", b"B", b"a", b"aa", b"b", b"b\0", b"\xc3\xa4", b"\xff"]
+        ascending = [b"", b"\0", b"10", b"9", b"B", b"a", b"aa", b"b", b"b\0", b"\xc3\xa4"]
+        ascending += [b"\xfe", b"\xff", b"\xff\0"]
         for position, value in enumerate(ascending):
             store.store("k", value)
             stored = kvi.Key("k").value
@@ -91,6 +92,18 @@ class TestCompares(Rules):
             assert store.txn([number < more_digits, number > less_digits])
             assert not store.txn([number > more_digits])
             assert not store.txn([number < less_digits])
+
+    @rule("txn.numbers")
+    @pytest.mark.parametrize("lease", [2**63 - 1, 2**63, 2**64, 2**200])
+    def test_leases_that_are_none(self, store: kvi.Kvi, lease: int) -> None:
+        """A lease compares with any number as one, also with what no store could give out."""
+        with store.lease(60) as held:
+            store.store("held", b"", lease=held)
+            store.store("permanent", b"")
+            for key in ("held", "permanent", "missing"):
+                compare = kvi.Key(key).lease.compare
+                for operator, holds in (("=", False), ("!=", True), ("<", True), (">", False)):
+                    assert store.txn([compare(operator, lease)]).succeeded is holds
 
     @rule("txn.numbers", "txn.version")
     @pytest.mark.parametrize("target", ["revision", "create_revision", "version", "lease"])
@@ -283,16 +296,16 @@ class TestTransactions(Rules):
     def test_too_many_operations(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """Exactly max_txn_ops compares and operations work, one more is refused unsent."""
         limit = store.capabilities.max_txn_ops
-        size = limit or 300
+        size = limit or 2000
         half = size // 2
         compares = [kvi.Key(f"m{i}").absent for i in range(half)]
-        puts = [kvi.Put(f"k{i:03}", b"") for i in range(size - half)]
+        puts = [kvi.Put(f"k{i:04}", b"") for i in range(size - half)]
         assert store.txn(compares, puts, [kvi.Put("else", b"")]).succeeded
         assert peer.count() == len(puts)
         deletes = size // store.capabilities.txn_delete_ops
-        assert store.txn(then=[kvi.Delete(f"k{i:03}") for i in range(deletes)]).succeeded
+        assert store.txn(then=[kvi.Delete(f"k{i:04}") for i in range(deletes)]).succeeded
         assert peer.count() == 0
-        assert store.txn(then=[kvi.Get(f"k{i:03}") for i in range(size)]).results == (None,) * size
+        assert store.txn(then=[kvi.Get(f"k{i:04}") for i in range(size)]).results == (None,) * size
         if limit is not None:
             one_more: list[kvi.Put | kvi.Get] = [*puts, kvi.Get("x")]
             for when, then, otherwise in (

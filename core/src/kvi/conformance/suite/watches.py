@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,11 +15,13 @@ from kvi.conformance.clients import run_clients
 from kvi.conformance.contract import rule
 from kvi.conformance.recipes import Waiter
 from kvi.conformance.rules import Rules
+from kvi.conformance.used import grown, in_use
 from kvi.conformance.waiting import side_by_side, until
 
 PUT, DELETE = kvi.EventType.PUT, kvi.EventType.DELETE
 WAIT = 20.0  # seconds within which what was written is seen
 BEHIND = 500  # revisions
+MANY = 100  # watches
 
 
 def take(watch: kvi.Watch, number: int) -> list[kvi.Event]:
@@ -89,14 +91,31 @@ class TestWatches(Rules):
             if event.previous is not None:
                 assert (event.previous.key, event.previous.value) == ("k", value)
 
+    @rule("watch.event")
+    def test_entry_before(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """The entry before is what was there, whole, or is not told; a new life has none."""
+        before: kvi.KeyValue | None = None
+        with store.lease(60) as lease, peer.watch("k") as watch:
+            changes: tuple[Callable[[], object], ...] = (
+                lambda: store.store("k", b"1", lease=lease),
+                lambda: store.store("k", b"2"),
+                lambda: store.delete("k"),
+                lambda: store.store("k", b"3"),
+            )
+            for change in changes:
+                change()
+                (event,) = take(watch, 1)
+                assert event.previous in (None, before)
+                before = peer.get("k")
+
     @rule("watch.selects")
     def test_prefix(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
         """A watch of a prefix sees the keys that start with it."""
         with peer.watch(prefix="a/") as watch:
-            for key in ("a", "a/", "a/b", "a/b/c", "a0", "b"):
+            for key in ("a", "a/", "a/b", "a/b/c", "a/\U0010ffff", "a0", "b"):
                 store.store(key, key.encode())
-            seen = take(watch, 3)
-            assert {event.key for event in seen} == {"a/", "a/b", "a/b/c"}
+            seen = take(watch, 4)
+            assert {event.key for event in seen} == {"a/", "a/b", "a/b/c", "a/\U0010ffff"}
             nothing_more(watch, store, "a/z")
 
     @rule("watch.selects")
@@ -194,6 +213,21 @@ class TestWatches(Rules):
         for watch in watches:
             assert brief(take(watch, 1)) == [("PUT", "k", b"1")]
             watch.cancel()
+
+    @rule("watch.many")
+    def test_many_cost_little(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
+        """The threads and connections of many watches of different keys are bounded."""
+        with peer.watch("k") as first:
+            store.store("k", b"1")
+            take(first, 1)
+            before = in_use()
+            watches = [peer.watch(f"k/{number}") for number in range(MANY)]
+            store.store(f"k/{MANY - 1}", b"1")
+            assert brief(take(watches[-1], 1)) == [("PUT", f"k/{MANY - 1}", b"1")]
+            for kind, new in grown(before).items():
+                assert len(new) < MANY // 2, f"{MANY} watches have {len(new)} {kind}"
+            for watch in watches:
+                watch.cancel()
 
     @rule("watch.types")
     def test_kinds(self, store: kvi.Kvi, peer: kvi.Kvi) -> None:
