@@ -243,8 +243,9 @@ class Primitives(ABC):
     def _cancel(self, thread: int) -> None:  # noqa: B027  (most backends have nothing to do)
         """End what the primitive under way on this thread still does; nobody waits for it.
 
-        It may raise what it likes, and nothing is tried again. Until it ends, this is called again
-        every now and then: once may come between two of its requests, or before the first.
+        It may raise what it likes, and nothing is tried again; what this raises is dropped. Until
+        it ends, this is called again every now and then: once may come between two of its
+        requests, or before the first.
 
         It may also come when the primitive has just returned, or raised. It never overlaps with the
         next one on that thread, which begins only once this has returned. So what is done before it

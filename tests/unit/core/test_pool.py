@@ -249,6 +249,16 @@ def test_cancel(made: Made) -> None:
     assert made.closed == [2]
 
 
+def test_abort_of_what_is_gone(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is gone by itself cannot be aborted, and the others are all the same."""
+    monkeypatch.setattr(module, "DRAIN", 0.01)
+    with made.pool.take(5) as gone, made.pool.take(5) as other:
+        gone.ours.close()
+        made.pool.cancel(threading.get_ident())
+        assert other.wait() == b""
+        made.pool.close()
+
+
 def test_close_wakes_everybody(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for a place or on a connection ends at once; each connection is closed once."""
     monkeypatch.setattr(module, "DRAIN", 20.0)

@@ -434,6 +434,51 @@ def test_other_threads_acquire_where_closing_ends_it(kind: type[_Claims], where:
     assert primitives.seen == [where, "kvi-flow"]
 
 
+class _CannotEnd(Smallest):
+    """Its claims wait for the end of the handle; whoever tells them to end gets an error."""
+
+    def __init__(self, store: kvi.Kvi) -> None:
+        super().__init__(store)
+        self.claims, self.over = threading.Event(), threading.Event()
+
+    def _lock_claim(self, name: str, lease: int, timeout: float) -> Claim:
+        self.claims.set()
+        assert self.over.wait(20)
+        raise kvi.Unavailable("the connection was closed")
+
+    def _cancel(self, thread: int) -> None:
+        raise OSError("the connection is gone by itself")
+
+    def _close(self) -> None:
+        self.over.set()
+        super()._close()
+
+
+def test_close_of_what_cannot_be_ended() -> None:
+    """A store that raises where it is told to end a call is closed all the same, and in order."""
+    primitives = _CannotEnd(kvi.open("mem:cannot-end"))
+    ended: list[type[BaseException]] = []
+
+    def acquire() -> None:
+        try:
+            store.lock("l").acquire()
+        except kvi.KviError as error:
+            ended.append(type(error))
+
+    store = opened(primitives)
+    lease = store.lease(60)
+    store.store("leased", b"", lease=lease)
+    thread = threading.Thread(target=acquire)
+    thread.start()
+    assert primitives.claims.wait(20)
+    store.close()
+    thread.join(20)
+    assert ended == [kvi.Closed]
+    assert primitives.over.is_set()
+    with kvi.open("mem:cannot-end") as other:
+        assert other.get("leased") is None
+
+
 # -- signals --------------------------------------------------------------------------------------
 
 

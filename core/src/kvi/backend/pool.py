@@ -33,6 +33,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from threading import get_ident
 from time import monotonic
 from typing import Any, Generic, TypeVar
@@ -148,7 +149,8 @@ class Pool(Generic[C]):
                 see whether it has closed the connection; one that it closes in this very moment is
                 not noticed.
             abort: makes the thread that uses the connection fail now (``shutdown`` of its socket);
-                called by another thread, must not block.
+                called by another thread, must not block. What it raises, as of a connection that
+                is gone already, is dropped.
             let_go: in a forked child: give up the child's copy without a word to the server, such
                 as ``socket.close``, but never ``shutdown``. Without it, they are never touched.
 
@@ -308,4 +310,5 @@ class Pool(Generic[C]):
             with self._lock:  # until then the connection is nobody else's, and open
                 for lent, user in self._busy.items():
                     if wanted(user):
-                        self._abort(lent.connection)
+                        with suppress(Exception):  # one that is gone by itself; others are not
+                            self._abort(lent.connection)

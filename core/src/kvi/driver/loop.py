@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from kvi.clock import now
 from kvi.coroutine import run
-from kvi.driver.threads import Closing, ThreadPort, Threads, _Pool
+from kvi.driver.threads import Closing, ThreadPort, Threads, _Pool, tell_to_end
 from kvi.errors import OutcomeUnknown, Timeout, WrongLoop
 from kvi.feed import Feed
 from kvi.log import log
@@ -333,7 +333,7 @@ class _Job(Generic[T]):
         with self._lock:
             self._left = True
             begun, ended = self._begun, self._ended
-        self._end(threads)
+        threads.prompt(partial(self._end, threads))
         if self.future.done() and not self.future.cancelled():
             self.future.exception()  # or asyncio complains that nobody has looked
         if ended:  # else its thread sees to it
@@ -345,7 +345,7 @@ class _Job(Generic[T]):
         with self._lock:
             if self._thread is None:
                 return
-            self._primitives._cancel(self._thread)
+            tell_to_end(self._primitives, self._thread)
         threads.again(partial(self._end, threads))
 
     def _free(self) -> None:

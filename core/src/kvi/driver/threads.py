@@ -202,8 +202,19 @@ class ThreadPort:
             if performs is None or (known is not None and known is not performs):
                 return None
             primitives, thread, _ = performs
-            primitives._cancel(thread)
+            tell_to_end(primitives, thread)
         return performs
+
+
+def tell_to_end(primitives: Primitives, thread: int) -> None:
+    """`Primitives._cancel`, whatever it raises: who ends a call, or closes, goes on.
+
+    Not for the main thread, where an exception may be a signal handler's.
+    """
+    try:
+        primitives._cancel(thread)
+    except Exception as error:  # noqa: BLE001  (a connection may be gone by itself)
+        log().debug("a call that nobody waits for goes on: %s", error, exc_info=True)
 
 
 class Closing(Protocol):
@@ -510,7 +521,7 @@ class Threads:
     def _leave(self, errand: Errand[Any]) -> None:
         errand.port.cancelled = True
         errand.port.wake()
-        self._end_primitive(errand)
+        self.prompt(partial(self._end_primitive, errand))
         self._ports.discard(errand)
         if errand.port.ended:
             self.spawn_call(errand.give_back)
