@@ -15,7 +15,7 @@ import kvi
 from kvi.conformance.server import Server
 from kvi.errors import Compacted, OutcomeUnknown, Timeout, Unavailable
 from kvi.feed import Batch, Feed, Wake, WatchSpec
-from kvi.model import Claim, EventType, Txn, TxnResult
+from kvi.model import Claim, EventType, KeyValue, Txn, TxnResult
 from kvi_memory.state import state_of
 
 from tests.conformance.broken.correct import Correct, Passing, broken, notes_of
@@ -321,3 +321,46 @@ class WaitsInTheLoop(Far):
     """A task's call to a store that is away holds the loop until its time is up."""
 
     in_place = frozenset({"get"})
+
+
+@broken("get.linearizable")
+class TellsWhatItRemembers(Far):
+    """While the store is away, a key is what it was when the handle read it last."""
+
+    def __init__(self, uri: str, name: str, *, timeout: float) -> None:
+        super().__init__(uri, name, timeout=timeout)
+        self.remembered: dict[str, KeyValue | None] = {}
+
+    def _get(self, key: str, timeout: float) -> KeyValue | None:
+        self.remembered[key] = found = super()._get(key, timeout)
+        return found
+
+    def unanswered(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return super().unanswered(call, *args)
+        except Timeout:
+            if args[0] not in self.remembered:
+                raise
+            return self.remembered[args[0]]
+
+
+@broken("error.certain")
+class SendsAgain(Far):
+    """A write without an answer is sent again, and nobody told of the first one."""
+
+    def _txn(self, txn: Txn, timeout: float) -> TxnResult:
+        try:
+            return super()._txn(txn, timeout)
+        except OutcomeUnknown:
+            return super()._txn(txn, timeout)
+
+
+@broken("lease.not-late")
+class StaysAfterARestart(Far):
+    """A lease that nobody renews after the store was away does not end."""
+
+    def unanswered(self, call: Callable[..., Any], *args: Any) -> Any:
+        with self._state.lock:
+            for lease in self._state._leases.values():
+                lease.deadline += 1000
+        return super().unanswered(call, *args)

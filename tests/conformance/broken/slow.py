@@ -17,9 +17,12 @@ WRITES = ("_delete_range", "_lease_grant", "_lease_revoke")
 LATE = 0.03
 """The part of all calls that are not answered in time."""
 
+PATIENCE = 0.3
+"""Seconds after which it is told at the latest, so that tests of it are short."""
+
 
 class Slow(Correct):
-    """Calls that come to no answer say so, and take all of their time for it."""
+    """Calls that come to no answer say so, once their time is up, or `PATIENCE`."""
 
     scheme = "slow"
     in_place = frozenset()
@@ -42,9 +45,9 @@ class Slow(Correct):
         def late(*args: Any) -> Any:
             if self._random.random() > LATE:
                 return call(*args)
-            end = time.monotonic() + args[-1]
+            end = time.monotonic() + min(args[-1], PATIENCE)
             if not writes:
-                time.sleep(args[-1])
+                time.sleep(end - time.monotonic())
                 raise Timeout("the answer is late")
             if self._random.random() > 0.5:
                 call(*args)

@@ -15,7 +15,7 @@ from kvi.conformance.suite import leases, locks, tasks, watches, work
 from kvi.conformance.suite import recipes as suite_recipes
 from kvi.flow.watch import Asking, WatchFlow
 
-from tests.conformance.broken import BROKEN, Mutant
+from tests.conformance.broken import BROKEN, Mutant, slow
 from tests.conformance.broken.correct import forget
 from tests.conformance.broken.plugin import install
 from tests.conformance.broken.servers import Far
@@ -177,7 +177,7 @@ def test_slow_store_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     Of these rules tests make calls on threads, in tasks, or in processes of their own.
     """
     monkeypatch.setattr(Findings, "__hash__", object.__hash__)
-    report = session.run("slow:correct?timeout=0.3", erase=True, select=CALLED_ASIDE)
+    report = session.run(f"slow:correct?timeout={slow.PATIENCE}", erase=True, select=CALLED_ASIDE)
     accused = [test for test in report.tests if test.outcome is Outcome.FAILED]
     assert not accused, [(test.name, test.message) for test in accused]
     assert Outcome.UNKNOWN in {test.outcome for test in report.tests}

@@ -13,8 +13,15 @@ Used = Mapping[str, frozenset[str]]
 
 
 def in_use() -> Used:
-    """The threads and sockets that there are, by name."""
-    threads = {f"{thread.name} ({thread.ident})" for thread in threading.enumerate()}
+    """The threads and sockets that there are, by name.
+
+    Not those of the loops' own executors, which grow with their use up to a bound.
+    """
+    threads = {
+        f"{thread.name} ({thread.ident})"
+        for thread in threading.enumerate()
+        if not thread.name.startswith("asyncio_")
+    }
     return {"threads": frozenset(threads), "sockets": frozenset(_sockets())}
 
 

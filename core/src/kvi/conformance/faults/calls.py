@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -26,6 +27,8 @@ from kvi.conformance.faults.away import (
     away,
     eventually,
     kind_of,
+    need,
+    opened,
 )
 from kvi.conformance.holding import HELD, least_held
 from kvi.conformance.server import Server
@@ -142,6 +145,54 @@ class CallsWhileAway(Faulty):
             outcomes = at_once(reads(store))
         for name, outcome in outcomes.items():
             assert outcome.applied is not None, f"{name} of a store that is away: {outcome.error}"
+
+    @rule("get.linearizable")
+    def test_reads_are_never_old(self, server: Server, store: kvi.Kvi, place: str) -> None:
+        """Who is cut off reads nothing, rather than what has been changed meanwhile."""
+        need(server, "isolate", "rejoin", "direct_uri")
+        with opened(server.direct_uri, place) as direct:
+            direct.store("k/there", b"old")
+            for read in reads(store).values():
+                assert eventually(read)
+            with away(server, "isolate"):
+                direct.store("k/there", b"new")
+                new = direct.get("k/there")
+                outcomes = at_once(reads(store))
+        expected = {"get": new, "range": [new], "count": 1, "txn of reads": new}
+        for name, result in expected.items():
+            assert outcomes[name].error or outcomes[name].result == result, f"{name} is stale"
+
+    @rule("error.certain")
+    def test_late_writes_were_not_denied(self, server: Server, place: str) -> None:
+        """A write that arrives after its connection is gone was not denied, and is done once.
+
+        Nobody tries it again by himself: not even the client inside of a backend.
+        """
+        need(server, "hold_back", "deliver", "direct_uri")
+        outcomes: dict[str, Outcome] = {}
+        with (
+            opened(server.direct_uri, place) as direct,
+            kvi.open(untimed(server.uri), timeout=LONG, retry=None) as handle,
+        ):
+            for name in ("there", "delete", "delete_range"):
+                direct.store(f"k/{name}", b"old")
+            with direct.watch(prefix="k/") as watch:
+                for name, call in writes(handle.namespace(place)).items():
+                    eventually(handle.ping)  # by a connection that is there
+                    server.hold_back()
+                    try:
+                        outcomes |= at_once({name: call})
+                    finally:
+                        server.deliver()
+                direct.store("k/last", b"new")
+                changes: Counter[str] = Counter()
+                while not changes["k/last"]:
+                    changes[watch.next(LONG).key] += 1
+        for name, outcome in outcomes.items():
+            assert outcome.error is None or type(outcome.error) in PASSING, name
+            done = changes[f"k/{name}"]
+            assert not (done and outcome.applied is False), f"a {name} was denied and applied"
+            assert done <= 1, f"a {name} was done twice"
 
     @rule("asyncio.free-loop")
     @pytest.mark.parametrize("fault", ["pause", "isolate"])

@@ -165,7 +165,8 @@ class Holders(Faulty):
 
         Those of the killed program are gone within the declared bound. The others are there when
         that much time has passed since the last fault: only renewals can have kept them. A fault
-        that was not short, on a machine that is slow, may end them, and then they say so.
+        that was not short, on a machine that is slow, may end them, and then they say so. What
+        nobody renews is gone by then, whatever the server was at when its time was up.
         """
         faults = [f for f in TURNS if server.offers(f, *([ENDS[f]] if f in ENDS else []))]
         if not store.capabilities.durable:
@@ -175,7 +176,9 @@ class Holders(Faulty):
         for_lock = ttl / (store.capabilities.lock_delay_factor or 1)
         lock, lease = store.lock("mine", ttl=for_lock), store.lease(ttl)
         assert lock.acquire(LONG)
-        store.store("leased", b"", lease=lease)
+        for value in (b"", b"again"):
+            store.store("leased", value, lease=lease)
+        store.store("unrenewed", b"", lease=store.lease(ttl, keep_alive=False))
         member = store.temp_key("mine/member", ttl=ttl)
         keys = ("leased", "mine/member")
         before = [store.get(key) for key in keys]
@@ -199,6 +202,7 @@ class Holders(Faulty):
             with another_program(server.uri, place, ttl) as other:
                 check_killed(other, store, ttl)
         until(lambda: now() > settled + bound(store, ttl) - MARGIN, within=BACK)
+        until(lambda: store.get("unrenewed") is None, within=MARGIN)
         assert [store.get(key) for key in keys] == before
         assert store.txn(when=[lock.guard])
         assert lock.held
