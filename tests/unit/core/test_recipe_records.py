@@ -137,5 +137,5 @@ def test_looking_writes_nothing(name: str) -> None:
         for handle in (reader, store):
             assert look(handle) == nothing
         assert store.count(prefix="") == 0
-        with RWLock(store, "r").read(), pytest.raises(kvi.InvalidArgument, match="an rwlock"):
+        with RWLock(store, "r").read(), pytest.raises(kvi.InvalidArgument, match="a rwlock"):
             look(reader)
