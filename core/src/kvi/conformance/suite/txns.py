@@ -100,10 +100,12 @@ class TestCompares(Rules):
         with store.lease(60) as held:
             store.store("held", b"", lease=held)
             store.store("permanent", b"")
-            for key in ("held", "permanent", "missing"):
+            for key, present in (("held", held.id), ("permanent", 0), ("missing", 0)):
                 compare = kvi.Key(key).lease.compare
-                for operator, holds in (("=", False), ("!=", True), ("<", True), (">", False)):
-                    assert store.txn([compare(operator, lease)]).succeeded is holds
+                assert not store.txn([compare("=", lease)])
+                assert store.txn([compare("!=", lease)])
+                assert store.txn([compare("<", lease)]).succeeded is (present < lease)
+                assert store.txn([compare(">", lease)]).succeeded is (present > lease)
 
     @rule("txn.numbers", "txn.version")
     @pytest.mark.parametrize("target", ["revision", "create_revision", "version", "lease"])
