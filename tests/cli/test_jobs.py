@@ -15,7 +15,7 @@ import kvi
 import pytest
 
 from tests.cli.conftest import Command
-from tests.cli.terminal import OnTerminal, members, state
+from tests.cli.terminal import OnTerminal, state
 from tests.support.inside import revoke
 from tests.support.waiting import until
 
@@ -136,10 +136,10 @@ def test_shell_within_kvi(local: Command, shell: OnTerminal) -> None:
     shell.type(f"{KVI} lock jobs --ttl 60 -- bash --norc --noprofile -i\n")
     shell.type("echo $$ >cmd; echo $PPID >kvi\n")
     inner = number(local.folder / "cmd")
-    shell.type("sleep 1000\n")
-    until(lambda: len(members(shell.process.pid)) >= 4, within=60)
+    shell.type("sh -c 'echo $$ >nap; exec sleep 1000'\n")
+    number(local.folder / "nap")  # in the foreground by then
     shell.type("\x1a")
-    until(lambda: re.search(rb"Stopped +sleep 1000", shell.seen), within=60)
+    until(lambda: re.search(rb"Stopped +sh -c", shell.seen), within=60)
     assert state(inner) != "T"
     shell.type("suspend\n")
     stopped(local.folder)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import kvi
@@ -929,3 +930,33 @@ def test_what_ends_a_cancelled_primitive_is_no_fault() -> None:
             run(monitored.execute(Ended(), Call(port, port.now() + 5)))
         assert monitored.alive
         assert told == [True]
+
+
+class Interrupting(SimpleQueue[Any]):
+    """A queue behind whose first put a signal's handler raises."""
+
+    left = 1
+
+    def put(self, item: object, *_: object) -> None:
+        """Put it."""
+        super().put(item)
+        if self.left:
+            self.left = 0
+            raise KeyboardInterrupt
+
+
+def test_pool_that_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given to it later is run, also once its threads have gone."""
+    monkeypatch.setattr(module, "LINGER", 0.05)
+    runtime = Threads()
+    pool = runtime._work
+    pool._queue = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        pool.submit(int)
+    for _ in range(3):
+        ran = threading.Event()
+        assert pool.submit(ran.set)
+        assert ran.wait(20)
+        until(lambda: not pool.threads)
+    runtime.stop()
+    assert not pool.submit(int)

@@ -393,18 +393,22 @@ class _Pool:
         self._stopped = False
 
     def submit(self, work: Callable[[], object]) -> bool:
-        """Run ``work`` soon; after `stop`, never: then false. Not for the main thread."""
+        """Run ``work`` soon; after `stop`, never: then false.
+
+        In a loop of the main thread, a signal's handler may raise after any step. So it is counted
+        first, and watched first: one too many is a thread too many for a moment, and no harm.
+        """
         with self._lock:
             if self._stopped:
                 return False
-            self._queue.put(work)
             self._pending += 1
+            self._queue.put(work)
             if self._pending > len(self.threads):
                 if len(self.threads) < self._few:
                     self._start()
                 elif not self._watched:
-                    self._watched = True
                     self._later(now() + STALL, partial(self._look, self._done))
+                    self._watched = True
             return True
 
     def stop(self) -> None:
