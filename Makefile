@@ -21,7 +21,7 @@ demo: .venv/ready ## three small programs on SQLite, and on real etcd and Consul
 
 # More workers than cores: many tests wait, for the end of a lease or for a server that is away.
 test: lint types ## everything that must hold, on real etcd and Consul servers
-	$(SERVERS) -- $(PYTEST) -n 6 --dist loadgroup
+	$(SERVERS) -- $(PYTEST) -n 8 --dist loadgroup
 
 check: lint types ## the quick loop: lint, types, unit tests, memory and sqlite
 	$(PYTEST) -n 2 --dist loadgroup -m "not etcd and not consul and not slow and not soak"
