@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import logging
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -374,7 +375,7 @@ def use(store: kvi.Kvi) -> None:
 
 def test_main_thread_is_never_inside_a_primitive() -> None:
     """It runs those alone that the backend has named as safe to be interrupted anywhere."""
-    primitives = Located(kvi.open("mem:located"))
+    primitives = Located(kvi.open(f"mem:{secrets.token_hex(8)}"))
     with opened(primitives) as store:
         use(store)
     where = set(primitives.seen)
