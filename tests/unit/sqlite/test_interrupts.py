@@ -9,7 +9,7 @@ from pathlib import Path
 
 import kvi
 
-STORM = """
+ALL = """
 import json, os, random, signal, sys, threading
 import kvi
 
@@ -23,7 +23,14 @@ def handler(number, frame):
 
 uri, seed = sys.argv[1], int(sys.argv[2])
 chance = random.Random(seed)
-fired = caught = right = 0
+fired = 0
+
+def files():
+    return len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
+"""
+
+READS = """
+caught = right = 0
 store = kvi.open(uri)
 store.store("k", "v")
 stop = threading.Event()
@@ -53,8 +60,7 @@ while caught < 2000:
         caught += 1
 stop.set()
 worker.join(30)
-files = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
-print(json.dumps([fired, caught, right, failures, worker.is_alive(), files]))
+print(json.dumps([fired, caught, right, failures, worker.is_alive(), files()]))
 store.close()
 """
 
@@ -62,7 +68,7 @@ store.close()
 def test_reads_are_whole_at_every_step(uri: str) -> None:
     """Thousands of interrupted gets and ranges: all exceptions come out, nothing leaks."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", STORM, uri, "1"],
+        [sys.executable, "-W", "ignore", "-c", ALL + READS, uri, "1"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -78,20 +84,7 @@ def test_reads_are_whole_at_every_step(uri: str) -> None:
 
 
 WRITES = """
-import json, os, random, signal, sys, threading
-import kvi
-
-class Interrupt(Exception):
-    pass
-
-def handler(number, frame):
-    global fired
-    fired += 1
-    raise Interrupt
-
-uri, seed = sys.argv[1], int(sys.argv[2])
-chance = random.Random(seed)
-fired = caught = stored = 0
+caught = stored = 0
 store, other = kvi.open(uri), kvi.open(uri)
 store.store("k", "0")
 failures = []
@@ -114,8 +107,7 @@ while caught < 1000:
             failures.append((value, found.text, found.version))
         other.store("other", "v", timeout=5)
         stored += value - last
-files = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else 0
-print(json.dumps([fired, caught, stored, failures, files]))
+print(json.dumps([fired, caught, stored, failures, files()]))
 store.close()
 """
 
@@ -123,7 +115,7 @@ store.close()
 def test_writes_are_whole_at_every_step(uri: str) -> None:
     """A thousand interrupted stores: each was done or not, and nobody else has to wait for it."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WRITES, uri, "1"],
+        [sys.executable, "-W", "ignore", "-c", ALL + WRITES, uri, "1"],
         capture_output=True,
         text=True,
         timeout=120,
