@@ -124,9 +124,9 @@ class Lent(Generic[C]):
 
 
 class Pool(Generic[C]):
-    """Connections of type ``C``. Safe for any number of threads, not for the main thread.
+    """Connections of type ``C``. Safe for any number of threads, but for the main thread.
 
-    (Primitives never run in the main thread, see `kvi.primitives`.) But for `at_hand`.
+    There primitives never run (see `kvi.primitives`), and only `at_hand` and `lay_down` are safe.
     """
 
     def __init__(
