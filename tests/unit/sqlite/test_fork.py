@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import queue
 import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable
+from contextvars import Context
 from pathlib import Path
+from typing import TypeVarTuple
 
 import kvi
+import kvi.aio
 import pytest
+from kvi.driver import threads
 
 from tests.support.forking import in_child, refuses
 
@@ -126,6 +133,71 @@ def test_child_with_a_half_read_range_refuses_the_file(tmp_path: Path, uri: str)
         assert sum(1 for _ in iterator) == 2999
         del result, iterator
         assert in_child(lambda: kvi.open(uri).store("k", "v")) == 0
+
+
+Ts = TypeVarTuple("Ts")
+
+MORE_THAN_A_PAGE = [kvi.Put(f"{n:05d}", "v") for n in range(3000)]
+
+
+HELD = threading.Event()
+
+
+class Slow(queue.SimpleQueue[None]):
+    """A queue whose writers are held up right behind each of their words."""
+
+    def put(self, item: None, block: bool = True, timeout: float | None = None) -> None:
+        """Put it, and stay."""
+        super().put(item)
+        HELD.wait(30)
+
+
+def test_dropped_range_is_not_in_the_way_whatever_its_thread_does(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of kvi's that is slow behind a page that it has read holds nothing of the range."""
+    HELD.clear()
+    with kvi.open(uri) as store:
+        store.txn(then=MORE_THAN_A_PAGE)
+        monkeypatch.setattr(threads, "SimpleQueue", Slow)
+        try:
+            iterator = iter(store.range())
+            assert sum(1 for _ in iterator) == 3000
+            del iterator
+            monkeypatch.undo()
+            assert in_child(lambda: kvi.open(uri).store("k", "v")) == 0
+        finally:
+            HELD.set()
+
+
+def test_range_dropped_by_a_task_is_not_in_the_way(uri: str) -> None:
+    """As above, with asyncio."""
+    behind = threading.Event()
+
+    class Loop(asyncio.SelectorEventLoop):
+        """A loop whose threads are held up right behind each of their words."""
+
+        def call_soon_threadsafe(
+            self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+        ) -> asyncio.Handle:
+            handle = super().call_soon_threadsafe(callback, *args, context=context)
+            if threading.current_thread() is not threading.main_thread():
+                behind.wait(30)
+            return handle
+
+    async def main() -> None:
+        async with kvi.aio.open(uri) as store:
+            try:
+                await store.txn(then=MORE_THAN_A_PAGE)
+                entries = await store.range()
+                assert len([entry async for entry in entries]) == 3000
+                del entries
+                assert in_child(lambda: kvi.open(uri).store("k", "v")) == 0
+            finally:
+                behind.set()
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(main())
 
 
 @pytest.mark.parametrize("end", ["sys.exit(0)", "os._exit(0)", "pass"])

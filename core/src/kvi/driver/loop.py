@@ -210,6 +210,7 @@ class LoopPort:
         finally:
             self._job = None
             late.cancel()
+            job.let_go()
 
     async def _ask(self, op: Performable[T], form: AsyncPrimitives, timeout: float) -> T:
         """Await it; once the handle is closed it is cancelled, as `asyncio.timeout` would."""
@@ -339,6 +340,14 @@ class _Job(Generic[T]):
         if ended:  # else its thread sees to it
             threads.spawn_call(self._free)
         return begun
+
+    def let_go(self) -> None:
+        """In the loop: what it gave and was about is its caller's alone, unless that has left.
+
+        Its thread may be a moment longer at its last step. Nothing else is done with it.
+        """
+        if not self._left:
+            del self._op, self._value, self.future
 
     def _end(self, threads: Threads) -> None:
         """See that it ends, however many requests it makes."""

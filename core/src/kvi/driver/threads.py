@@ -242,9 +242,13 @@ class Errand(Generic[T]):
 
     Both may happen at once, so each side first says its own (``port.cancelled``, ``port.ended``)
     and then looks for the other's: whoever sees both undoes.
+
+    Once the caller has the result, it is his alone, and so is what the flow was about: the thread,
+    which may be a moment longer at its last step, holds nothing of them. (Who drops a range that
+    SQLite keeps a connection for may fork at once.)
     """
 
-    __slots__ = ("_context", "_flow", "_undo", "_unrun", "_word", "error", "port", "scope", "value")
+    __slots__ = ("_context", "_flow", "_undo", "_word", "error", "port", "scope", "value")
 
     def __init__(
         self,
@@ -258,8 +262,7 @@ class Errand(Generic[T]):
         self.scope = scope
         self.value: T
         self.error: BaseException | None = None
-        self._flow = flow
-        self._unrun = [None]  # popped by whoever runs it
+        self._flow = [flow]  # popped by whoever runs it
         self._undo = [] if undo is None else [undo]  # popped by whoever undoes
         self._context = copy_context()
         self._word: SimpleQueue[None] = SimpleQueue()
@@ -267,13 +270,14 @@ class Errand(Generic[T]):
     def __call__(self) -> None:
         """Run the flow."""
         try:
-            self._unrun.pop()
+            flow = self._flow.pop()
         except IndexError:
             return
         try:
-            self.value = self._context.run(run, self._flow(self.port))
+            self.value = self._context.run(run, flow(self.port))
         except BaseException as error:  # noqa: BLE001  (the caller gets it)
             self.error = error
+        del flow
         self.port.ended = True
         self._word.put(None)
         if self.port.cancelled:
@@ -285,7 +289,7 @@ class Errand(Generic[T]):
             try:
                 self._word.get(timeout=_SLICE)
             except Empty:  # a signal that came right before the wait is handled now
-                if self._unrun:
+                if self._flow:
                     flows.start()
                 continue
             if self.port.ended:
