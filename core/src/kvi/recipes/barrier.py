@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from kvi.errors import KviError
 from kvi.flow.recipes.barrier import LEAVE, WAIT, BarrierFlow
+from kvi.flow.recipes.state import Named
 from kvi.policy.lock import check_wait
 from kvi.sync.face import Face
 
 __all__ = ["Barrier"]
 
 
-class Barrier:
+class Barrier(Named):
     """A place where ``parties`` meet, among threads, processes and hosts: all or none go on.
 
     ``parties`` is stored by the first who uses the name, and must be the same for all. ``ttl``
@@ -28,11 +29,7 @@ class Barrier:
             self._flow = BarrierFlow(store._scope, name, parties, ttl)
         except KviError as error:
             raise store._placed(error, "barrier", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._flow.owner.place.name
+        super().__init__(self._flow.owner, store.uri)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until all parties have come; returns the order of arrival, from 0.
@@ -60,6 +57,3 @@ class Barrier:
             return store._drive(lambda port: flow.meet(port, gate, wait), away=True)
         except KviError as error:
             raise store._placed(error, operation, self.name)
-
-    def __repr__(self) -> str:
-        return f"<Barrier {self.name!r} {self._store.uri}>"

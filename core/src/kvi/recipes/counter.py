@@ -5,13 +5,14 @@ from __future__ import annotations
 from kvi.errors import KviError
 from kvi.flow.recipes.counter import CounterFlow, SequenceFlow, check_amount
 from kvi.flow.recipes.semaphore import check_count
+from kvi.flow.recipes.state import Named
 from kvi.recipes.recipe import ask
 from kvi.sync.face import Face
 
 __all__ = ["Counter", "Sequence"]
 
 
-class Counter:
+class Counter(Named):
     """A total that many processes add to; it begins at 0.
 
     ``name`` is relative to the store, which may be a view or a `kvi.Backend`. Safe for threads.
@@ -26,11 +27,7 @@ class Counter:
             self._flow = CounterFlow(store._scope, name)
         except KviError as error:
             raise store._placed(error, "counter", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._flow.owner.place.name
+        super().__init__(self._flow.owner, store.uri)
 
     def value(self, *, timeout: float | None = None) -> int:
         """The total. Linearizable."""
@@ -60,11 +57,8 @@ class Counter:
         step = lambda scope, call: flow.add(scope, call, amount, named)  # noqa: E731
         return ask(store, self.name, "add", step, timeout)
 
-    def __repr__(self) -> str:
-        return f"<Counter {self.name!r} {self._store.uri}>"
 
-
-class Sequence:
+class Sequence(Named):
     """Unique numbers, from 1: never given out twice, and growing for each caller.
 
     Gaps are allowed: numbers that were taken and not used are lost. ``block`` is how many are taken
@@ -81,11 +75,7 @@ class Sequence:
             self._flow = SequenceFlow(store._scope, name, check_count("block", block))
         except KviError as error:
             raise store._placed(error, "sequence", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._flow.owner.place.name
+        super().__init__(self._flow.owner, store.uri)
 
     def next(self, *, timeout: float | None = None) -> int:
         """The next number."""
@@ -93,6 +83,3 @@ class Sequence:
         if number is None:
             number = ask(self._store, self.name, "next", self._flow.fetch, timeout)
         return number
-
-    def __repr__(self) -> str:
-        return f"<Sequence {self.name!r} {self._store.uri}>"

@@ -15,6 +15,7 @@ from kvi.flow.recipes.group import (
     members_of,
     observing,
 )
+from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.recipes.recipe import Observation, ask
 from kvi.sync.face import Face
@@ -23,7 +24,7 @@ from kvi.sync.loss import Loss
 __all__ = ["Group", "GroupWatch", "Member", "MemberEvent", "MemberEventType", "MemberInfo"]
 
 
-class Group:
+class Group(Named):
     """Who is there among processes and hosts, and what each of them says.
 
     ``ttl`` (seconds) is how long a member outlives its process. ``name`` is relative to the store,
@@ -36,15 +37,10 @@ class Group:
     def __init__(self, store: Face, name: str, *, ttl: float = 10) -> None:
         self._store = store
         try:
-            self._owner = group(store._scope, name)
+            super().__init__(group(store._scope, name), store.uri)
             self._ttl = check_ttl(ttl, store.capabilities)
         except KviError as error:
             raise store._placed(error, "group", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._owner.place.name
 
     def join(
         self, value: bytes | str = b"", *, id: str | None = None, rejoin: bool = True
@@ -80,9 +76,6 @@ class Group:
         Who was there for a moment only may be left out; what was told adds up to the truth.
         """
         return GroupWatch(self._store, self.name, observing(self._store._scope, self._owner))
-
-    def __repr__(self) -> str:
-        return f"<Group {self.name!r} {self._store.uri}>"
 
 
 class Member:

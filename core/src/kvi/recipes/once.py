@@ -7,6 +7,7 @@ from collections.abc import Callable
 from kvi.clock import now
 from kvi.errors import KviError, LockTimeout
 from kvi.flow.recipes.once import Done, OnceLine, attempt, forget, once, result_of
+from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 from kvi.recipes.recipe import Acquired, ask
@@ -16,7 +17,7 @@ from kvi.sync.lock import Lock
 __all__ = ["Once"]
 
 
-class Once:
+class Once(Named):
     """Something that is done once among all processes: a migration, a set-up.
 
     ``name`` is relative to the store, which may be a view or a `kvi.Backend`. ``ttl`` (seconds) is
@@ -29,15 +30,10 @@ class Once:
     def __init__(self, store: Face, name: str, *, ttl: float = 10) -> None:
         self._store = store
         try:
-            self._owner = once(store._scope, name)
+            super().__init__(once(store._scope, name), store.uri)
             self._ttl = check_ttl(ttl, store.capabilities)
         except KviError as error:
             raise store._placed(error, "once", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._owner.place.name
 
     def run(self, fn: Callable[[Lock], bytes | str | None], timeout: float | None = None) -> bytes:
         """Do it, unless it is done; returns the recorded result.
@@ -88,6 +84,3 @@ class Once:
         owner = self._owner
         step = lambda scope, call: forget(scope, call, owner)  # noqa: E731
         ask(self._store, self.name, "reset", step, timeout)
-
-    def __repr__(self) -> str:
-        return f"<Once {self.name!r} {self._store.uri}>"

@@ -7,6 +7,7 @@ from typing import Self
 from kvi.errors import KviError
 from kvi.flow.recipes.job import JobFlow
 from kvi.flow.recipes.queue import QueueFlow
+from kvi.flow.recipes.state import Named
 from kvi.model import Compare
 from kvi.policy.lock import check_wait
 from kvi.policy.queue import DeadJob
@@ -17,7 +18,7 @@ from kvi.sync.loss import Loss
 __all__ = ["DeadJob", "Job", "Queue"]
 
 
-class Queue:
+class Queue(Named):
     """Jobs for whoever comes, each done at least once: larger priority first, then first in.
 
     A job is claimed by a lease and gone only by `Job.ack`; it is delivered again only after a lost
@@ -38,11 +39,7 @@ class Queue:
             self._flow = QueueFlow(store._scope, name, max_attempts, ttl)
         except KviError as error:
             raise store._placed(error, "queue", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._flow.owner.place.name
+        super().__init__(self._flow.owner, store.uri)
 
     def put(
         self,
@@ -116,9 +113,6 @@ class Queue:
     def count(self, *, timeout: float | None = None) -> int:
         """How many jobs there are: ready, delayed and claimed ones, not the dead."""
         return ask(self._store, self.name, "count", self._flow.count, timeout)
-
-    def __repr__(self) -> str:
-        return f"<Queue {self.name!r} {self._store.uri}>"
 
 
 class Job:

@@ -8,6 +8,7 @@ from types import EllipsisType
 from kvi.errors import KviError
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.rwlock import READ, WRITE, Holders, ReadWriteLine, rwlock
+from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 from kvi.recipes.recipe import ask
@@ -56,7 +57,7 @@ class WriteLock(ReadLock):
         ask(self._store, self.name, "downgrade", step, timeout)
 
 
-class RWLock:
+class RWLock(Named):
     """A read-write lock among threads, handles, processes and hosts.
 
     `read` and `write` give locks, each to be held once at a time. Everybody is served in the order
@@ -78,16 +79,11 @@ class RWLock:
         self._store = store
         self._holders: Holders[ReadLock] = Holders()
         try:
-            self._owner = rwlock(store._scope, name)
+            super().__init__(rwlock(store._scope, name), store.uri)
             self._ttl = check_ttl(ttl, store.capabilities)
             self._wait = check_wait(timeout)
         except KviError as error:
             raise store._placed(error, "rwlock", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._owner.place.name
 
     def read(self) -> ReadLock:
         """A lock for reading; nothing is asked yet."""
@@ -99,6 +95,3 @@ class RWLock:
 
     def _flow(self, mode: str) -> LockFlow:
         return LockFlow(self._store._scope, ReadWriteLine(self._owner, mode), self._ttl)
-
-    def __repr__(self) -> str:
-        return f"<RWLock {self.name!r} {self._store.uri}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvi.errors import KviError, LockTimeout
 from kvi.flow.recipes.slots import SlotLine, slot, slots
+from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 from kvi.recipes.recipe import Acquired
@@ -28,7 +29,7 @@ class Slot(Acquired):
         return line.index
 
 
-class Slots:
+class Slots(Named):
     """Integers from 0 to ``size`` - 1, each for one holder at once: ids of workers, shards.
 
     ``name`` is relative to the store, which may be a view or a `kvi.Backend`. ``size`` is stored by
@@ -43,15 +44,10 @@ class Slots:
     def __init__(self, store: Face, name: str, size: int, *, ttl: float = 10) -> None:
         self._store = store
         try:
-            self._owner = slots(store._scope, name, size)
+            super().__init__(slots(store._scope, name, size), store.uri)
             self._ttl = check_ttl(ttl, store.capabilities)
         except KviError as error:
             raise store._placed(error, "slots", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._owner.place.name
 
     def claim(self, timeout: float | None = None) -> Slot:
         """Claim the smallest free slot; waits for one, at most ``timeout`` seconds.
@@ -70,6 +66,3 @@ class Slots:
             late = LockTimeout(f"others held all slots for {wait:g} seconds")
             raise store._placed(late, "claim", self.name)
         return claimed
-
-    def __repr__(self) -> str:
-        return f"<Slots {self.name!r} {self._store.uri}>"

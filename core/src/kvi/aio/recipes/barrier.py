@@ -5,12 +5,13 @@ from __future__ import annotations
 from kvi.aio.face import AsyncFace
 from kvi.errors import KviError
 from kvi.flow.recipes.barrier import LEAVE, WAIT, BarrierFlow
+from kvi.flow.recipes.state import Named
 from kvi.policy.lock import check_wait
 
 __all__ = ["Barrier"]
 
 
-class Barrier:
+class Barrier(Named):
     """A place where ``parties`` meet: all or none go on; as `kvi.recipes.Barrier`."""
 
     def __init__(self, store: AsyncFace, name: str, parties: int, *, ttl: float = 10) -> None:
@@ -19,11 +20,7 @@ class Barrier:
             self._flow = BarrierFlow(store._scope, name, parties, ttl)
         except KviError as error:
             raise store._placed(error, "barrier", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._flow.owner.place.name
+        super().__init__(self._flow.owner, store.uri)
 
     async def wait(self, timeout: float | None = None) -> int:
         """Wait until all parties have come; returns the order of arrival, from 0."""
@@ -41,6 +38,3 @@ class Barrier:
             return await store._drive(lambda port: flow.meet(port, gate, wait))
         except KviError as error:
             raise store._placed(error, operation, self.name)
-
-    def __repr__(self) -> str:
-        return f"<Barrier {self.name!r} {self._store.uri}>"

@@ -7,11 +7,12 @@ from kvi.aio.recipes.recipe import ask
 from kvi.errors import KviError
 from kvi.flow.recipes.counter import CounterFlow, SequenceFlow, check_amount
 from kvi.flow.recipes.semaphore import check_count
+from kvi.flow.recipes.state import Named
 
 __all__ = ["Counter", "Sequence"]
 
 
-class Counter:
+class Counter(Named):
     """A total that many processes add to; as `kvi.recipes.Counter`."""
 
     def __init__(self, store: AsyncFace, name: str) -> None:
@@ -20,11 +21,7 @@ class Counter:
             self._flow = CounterFlow(store._scope, name)
         except KviError as error:
             raise store._placed(error, "counter", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._flow.owner.place.name
+        super().__init__(self._flow.owner, store.uri)
 
     async def value(self, *, timeout: float | None = None) -> int:
         """The total. Linearizable."""
@@ -43,11 +40,8 @@ class Counter:
         step = lambda scope, call: flow.add(scope, call, amount, named)  # noqa: E731
         return await ask(store, self.name, "add", step, timeout)
 
-    def __repr__(self) -> str:
-        return f"<Counter {self.name!r} {self._store.uri}>"
 
-
-class Sequence:
+class Sequence(Named):
     """Unique numbers, from 1, growing for each caller; as `kvi.recipes.Sequence`."""
 
     def __init__(self, store: AsyncFace, name: str, *, block: int = 1) -> None:
@@ -56,11 +50,7 @@ class Sequence:
             self._flow = SequenceFlow(store._scope, name, check_count("block", block))
         except KviError as error:
             raise store._placed(error, "sequence", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._flow.owner.place.name
+        super().__init__(self._flow.owner, store.uri)
 
     async def next(self, *, timeout: float | None = None) -> int:
         """The next number."""
@@ -72,6 +62,3 @@ class Sequence:
         if number is None:
             number = await ask(self._store, self.name, "next", self._flow.fetch, timeout)
         return number
-
-    def __repr__(self) -> str:
-        return f"<Sequence {self.name!r} {self._store.uri}>"

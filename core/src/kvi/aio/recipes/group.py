@@ -22,26 +22,22 @@ from kvi.flow.recipes.group import (
     members_of,
     observing,
 )
+from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 
 __all__ = ["Group", "GroupWatch", "Member", "MemberEvent", "MemberEventType", "MemberInfo"]
 
 
-class Group:
+class Group(Named):
     """Who is there among processes and hosts; as `kvi.recipes.Group`."""
 
     def __init__(self, store: AsyncFace, name: str, *, ttl: float = 10) -> None:
         self._store = store
         try:
-            self._owner = group(store._scope, name)
+            super().__init__(group(store._scope, name), store.uri)
             self._ttl = check_ttl(ttl, store.capabilities)
         except KviError as error:
             raise store._placed(error, "group", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._owner.place.name
 
     def join(
         self, value: bytes | str = b"", *, id: str | None = None, rejoin: bool = True
@@ -77,9 +73,6 @@ class Group:
         Who was there for a moment only may be left out; what was told adds up to the truth.
         """
         return GroupWatch(self._store, self.name, observing(self._store._scope, self._owner))
-
-    def __repr__(self) -> str:
-        return f"<Group {self.name!r} {self._store.uri}>"
 
 
 class Member:

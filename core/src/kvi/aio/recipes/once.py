@@ -11,6 +11,7 @@ from kvi.aio.recipes.recipe import Acquired, ask
 from kvi.clock import now
 from kvi.errors import KviError, LockTimeout
 from kvi.flow.recipes.once import Done, OnceLine, attempt, forget, once, result_of
+from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 
@@ -19,21 +20,16 @@ __all__ = ["Once"]
 Result = bytes | str | None
 
 
-class Once:
+class Once(Named):
     """Something that is done once among all processes; as `kvi.recipes.Once`."""
 
     def __init__(self, store: AsyncFace, name: str, *, ttl: float = 10) -> None:
         self._store = store
         try:
-            self._owner = once(store._scope, name)
+            super().__init__(once(store._scope, name), store.uri)
             self._ttl = check_ttl(ttl, store.capabilities)
         except KviError as error:
             raise store._placed(error, "once", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._owner.place.name
 
     async def run(
         self, fn: Callable[[AsyncLock], Result | Awaitable[Result]], timeout: float | None = None
@@ -80,6 +76,3 @@ class Once:
         owner = self._owner
         step = lambda scope, call: forget(scope, call, owner)  # noqa: E731
         await ask(self._store, self.name, "reset", step, timeout)
-
-    def __repr__(self) -> str:
-        return f"<Once {self.name!r} {self._store.uri}>"

@@ -12,6 +12,7 @@ from kvi.aio.recipes.recipe import ask
 from kvi.errors import KviError
 from kvi.flow.recipes.job import JobFlow
 from kvi.flow.recipes.queue import QueueFlow
+from kvi.flow.recipes.state import Named
 from kvi.model import Compare
 from kvi.policy.lock import check_wait
 from kvi.policy.queue import DeadJob
@@ -19,7 +20,7 @@ from kvi.policy.queue import DeadJob
 __all__ = ["DeadJob", "Job", "Queue"]
 
 
-class Queue:
+class Queue(Named):
     """Jobs for whoever comes, each done at least once; as `kvi.recipes.Queue`."""
 
     def __init__(
@@ -30,11 +31,7 @@ class Queue:
             self._flow = QueueFlow(store._scope, name, max_attempts, ttl)
         except KviError as error:
             raise store._placed(error, "queue", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._flow.owner.place.name
+        super().__init__(self._flow.owner, store.uri)
 
     async def put(
         self,
@@ -101,9 +98,6 @@ class Queue:
     async def count(self, *, timeout: float | None = None) -> int:
         """How many jobs there are: ready, delayed and claimed ones, not the dead."""
         return await ask(self._store, self.name, "count", self._flow.count, timeout)
-
-    def __repr__(self) -> str:
-        return f"<Queue {self.name!r} {self._store.uri}>"
 
 
 class Job:

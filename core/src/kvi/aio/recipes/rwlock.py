@@ -11,6 +11,7 @@ from kvi.aio.recipes.recipe import ask
 from kvi.errors import KviError
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.rwlock import READ, WRITE, Holders, ReadWriteLine, rwlock
+from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 
@@ -59,7 +60,7 @@ class WriteLock(ReadLock):
         await ask(self._store, self.name, "downgrade", step, timeout)
 
 
-class RWLock:
+class RWLock(Named):
     """A read-write lock among tasks, handles, processes and hosts.
 
     As a `kvi.recipes.RWLock`; a task that holds a lock of this object gets `AlreadyHeld` for
@@ -79,16 +80,11 @@ class RWLock:
         self._holders: Holders[ReadLock] = Holders()
         self._cancels = cancel_on_loss
         try:
-            self._owner = rwlock(store._scope, name)
+            super().__init__(rwlock(store._scope, name), store.uri)
             self._ttl = check_ttl(ttl, store.capabilities)
             self._wait = check_wait(timeout)
         except KviError as error:
             raise store._placed(error, "rwlock", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._owner.place.name
 
     def read(self) -> ReadLock:
         """A lock for reading; nothing is asked yet."""
@@ -102,6 +98,3 @@ class RWLock:
 
     def _flow(self, mode: str) -> LockFlow:
         return LockFlow(self._store._scope, ReadWriteLine(self._owner, mode), self._ttl)
-
-    def __repr__(self) -> str:
-        return f"<RWLock {self.name!r} {self._store.uri}>"

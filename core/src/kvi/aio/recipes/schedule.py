@@ -14,13 +14,14 @@ from kvi.call import Call
 from kvi.errors import KviError
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.schedule import ScheduleFlow
+from kvi.flow.recipes.state import Named
 from kvi.log import log
 from kvi.policy.schedule import Missed
 
 __all__ = ["Schedule"]
 
 
-class Schedule:
+class Schedule(Named):
     """Something that runs at its times, once among all processes; as `kvi.recipes.Schedule`."""
 
     def __init__(
@@ -38,11 +39,7 @@ class Schedule:
             self._flow = ScheduleFlow(store._scope, name, when, missed, at_least_once, ttl)
         except KviError as error:
             raise store._placed(error, "schedule", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._flow.owner.place.name
+        super().__init__(self._flow.owner, store.uri)
 
     async def run(self, fn: Callable[[datetime], object]) -> None:
         """Call ``fn(time)`` for each time that is this process's, until `close`.
@@ -80,9 +77,6 @@ class Schedule:
         """The time that comes next; one in the past is due, and waits for a process."""
         found = await ask(self._store, self.name, "next_time", self._flow.upcoming, timeout)
         return datetime.fromtimestamp(found, UTC)
-
-    def __repr__(self) -> str:
-        return f"<Schedule {self.name!r} {self._store.uri}>"
 
     async def _call(self, fn: Callable[[datetime], object], time: float) -> None:
         try:

@@ -7,6 +7,7 @@ from kvi.aio.face import AsyncFace
 from kvi.aio.recipes.recipe import Acquired
 from kvi.errors import KviError, LockTimeout
 from kvi.flow.recipes.slots import SlotLine, slot, slots
+from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 
@@ -26,7 +27,7 @@ class Slot(Acquired):
         return line.index
 
 
-class Slots:
+class Slots(Named):
     """Integers from 0 to ``size`` - 1, each for one holder at once: ids of workers, shards.
 
     As `kvi.recipes.Slots`; any number of tasks may claim slots through one object.
@@ -35,15 +36,10 @@ class Slots:
     def __init__(self, store: AsyncFace, name: str, size: int, *, ttl: float = 10) -> None:
         self._store = store
         try:
-            self._owner = slots(store._scope, name, size)
+            super().__init__(slots(store._scope, name, size), store.uri)
             self._ttl = check_ttl(ttl, store.capabilities)
         except KviError as error:
             raise store._placed(error, "slots", name)
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the store."""
-        return self._owner.place.name
 
     def claim(self, timeout: float | None = None) -> Beginning[Slot]:
         """Claim the smallest free slot; waits for one, at most ``timeout`` seconds.
@@ -65,6 +61,3 @@ class Slots:
             return claimed
 
         return Beginning(begin)
-
-    def __repr__(self) -> str:
-        return f"<Slots {self.name!r} {self._store.uri}>"

@@ -124,5 +124,21 @@ class Owner:
             )
 
 
+class Named:
+    """What the objects of a recipe have in common, of either face."""
+
+    def __init__(self, owner: Owner, uri: str) -> None:
+        self._owner = owner
+        self._uri = uri
+
+    @property
+    def name(self) -> str:
+        """The name, relative to the store."""
+        return self._owner.place.name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} {self._uri}>"
+
+
 def _called(kind: object) -> str:
     return f"{'an' if str(kind)[:1] in 'aeiou' else 'a'} {kind}"
