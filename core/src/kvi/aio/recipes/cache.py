@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Generator, ItemsView, Iterator, Mapping, ValuesView
+from collections.abc import Callable, Generator
 from functools import partial
 from math import inf
 from typing import Any, Self
 
 from kvi.aio.face import AsyncFace
 from kvi.errors import KviError
-from kvi.flow.recipes.cache import CacheChange, CacheFlow, check_revision
+from kvi.flow.recipes.cache import CacheChange, CacheFace, CacheFlow, check_revision
 from kvi.policy.lock import check_wait
 
 __all__ = ["Cache", "CacheChange"]
 
 
-class Cache(Mapping[str, bytes]):
+class Cache(CacheFace):
     """A read-only mapping of the keys below ``prefix``, without it, to their values; sorted.
 
     As `kvi.recipes.Cache`. Await it once, or use it as an ``async with`` block; reading it then is
@@ -46,47 +46,6 @@ class Cache(Mapping[str, bytes]):
         except KviError as error:
             raise store._placed(error, "cache", flow.prefix)
         return self
-
-    def __getitem__(self, key: str) -> bytes:
-        self._look()
-        return self._flow.values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        self._look()
-        return iter(self._flow.keys())
-
-    def __len__(self) -> int:
-        self._look()
-        return len(self._flow.values)
-
-    def __contains__(self, key: object) -> bool:
-        self._look()
-        return key in self._flow.values
-
-    def items(self) -> ItemsView[str, bytes]:
-        """All as of one moment, sorted; what changes later is not in it."""
-        self._look()
-        return self._flow.copy().items()
-
-    def values(self) -> ValuesView[bytes]:
-        """The values of all as of one moment, in the order of their keys."""
-        self._look()
-        return self._flow.copy().values()
-
-    @property
-    def revision(self) -> int:
-        """Every change up to this revision is in it. Where ``watch_history`` is false: about."""
-        return self._flow.revision
-
-    @property
-    def age(self) -> float:
-        """Seconds since it was surely the truth: at its beginning, by `wait`, by ``max_age``."""
-        return self._flow.age
-
-    @property
-    def error(self) -> KviError | None:
-        """What ended it, if it was an error."""
-        return self._flow.error
 
     async def wait(self, revision: int, timeout: float | None = None) -> bool:
         """Wait until every change up to ``revision`` is in it; see `kvi.recipes.Cache.wait`."""
@@ -121,12 +80,3 @@ class Cache(Mapping[str, bytes]):
 
     async def __aexit__(self, *raised: object) -> None:
         await self.close()
-
-    def __repr__(self) -> str:
-        return f"<Cache {self._flow.prefix!r} at revision {self.revision} {self._store.uri}>"
-
-    def _look(self) -> None:
-        try:
-            self._flow.ensure_fresh()
-        except KviError as error:
-            raise self._store._placed(error, "cache", self._flow.prefix)

@@ -21,7 +21,7 @@ revision in the copy. Both are told.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from math import inf
 from typing import NamedTuple
 
@@ -314,6 +314,63 @@ class CacheFlow:
         del self._revisions[key]
         self._sorted = None
         return self.values.pop(key)
+
+
+class CacheFace(Mapping[str, bytes]):
+    """The copy as a program reads it, of either face."""
+
+    _flow: CacheFlow
+
+    def __getitem__(self, key: str) -> bytes:
+        self._look()
+        return self._flow.values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        self._look()
+        return iter(self._flow.keys())
+
+    def __len__(self) -> int:
+        self._look()
+        return len(self._flow.values)
+
+    def __contains__(self, key: object) -> bool:
+        self._look()
+        return key in self._flow.values
+
+    def items(self) -> ItemsView[str, bytes]:
+        """All as of one moment, sorted; what changes later is not in it."""
+        self._look()
+        return self._flow.copy().items()
+
+    def values(self) -> ValuesView[bytes]:
+        """The values of all as of one moment, in the order of their keys."""
+        self._look()
+        return self._flow.copy().values()
+
+    @property
+    def revision(self) -> int:
+        """Every change up to this revision is in it. Where ``watch_history`` is false: about."""
+        return self._flow.revision
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was surely the truth: at its beginning, by `wait`, by ``max_age``."""
+        return self._flow.age
+
+    @property
+    def error(self) -> KviError | None:
+        """What ended it, if it was an error."""
+        return self._flow.error
+
+    def __repr__(self) -> str:
+        flow = self._flow
+        return f"<Cache {flow.prefix!r} at revision {flow.revision} {flow.scope.uri}>"
+
+    def _look(self) -> None:
+        try:
+            self._flow.ensure_fresh()
+        except KviError as error:
+            raise self._flow.scope.placed(error, "cache", self._flow.prefix)
 
 
 def check_age(max_age: object) -> float | None:
