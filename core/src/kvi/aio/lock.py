@@ -12,15 +12,14 @@ from kvi.aio.face import AsyncFace
 from kvi.aio.held import Held
 from kvi.aio.loss import AsyncLoss
 from kvi.errors import KviError, LeaseLost, LockTimeout
-from kvi.flow.lock import LockFlow
+from kvi.flow.lock import LockFace, LockFlow
 from kvi.flow.loss import LossState
-from kvi.model import Compare
 from kvi.policy.lock import check_wait
 
 __all__ = ["AsyncLock"]
 
 
-class AsyncLock(Held):
+class AsyncLock(Held, LockFace):
     """A lock by name; made by `AsyncKvi.lock`.
 
     As a `kvi.Lock`: one object is held once at a time, and any task may release it. As the head of
@@ -38,11 +37,6 @@ class AsyncLock(Held):
         self._wait = timeout
         self._cancels = cancel_on_loss
         self._guarded: _Guarded | None = None
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the namespace."""
-        return self._flow.name
 
     async def acquire(self, timeout: float | EllipsisType | None = ...) -> bool:
         """Wait for the lock, at most ``timeout`` seconds; whether it is now held.
@@ -88,39 +82,12 @@ class AsyncLock(Held):
             raise
 
     @property
-    def held(self) -> bool:
-        """Whether the lock is surely held, by the clock, at this moment; see `kvi.Lock.held`."""
-        return self._flow.held
-
-    @property
     def lost(self) -> AsyncLoss:
         """Set once the lock is lost while it is held; releasing and closing do not set it.
 
         Each `acquire` that succeeds has one of its own.
         """
         return AsyncLoss(self._store, self._flow.lost)
-
-    @property
-    def fence(self) -> int:
-        """A number that only grows from one holder of this name to the next; see `kvi.Lock`.
-
-        Raises `NotHeld` unless acquired and not released.
-        """
-        try:
-            return self._flow.fence
-        except KviError as error:
-            raise self._store._placed(error, "fence", self.name)
-
-    @property
-    def guard(self) -> Compare:
-        """A condition for ``txn(when=[lock.guard, …])``: true as long as this holder has the lock.
-
-        Raises `NotHeld` if the lock is not held.
-        """
-        try:
-            return self._flow.guard
-        except KviError as error:
-            raise self._store._placed(error, "guard", self.name)
 
     async def __aenter__(self) -> Self:
         if not await self.acquire():
@@ -159,10 +126,6 @@ class AsyncLock(Held):
             return
         store._runtime.post(flow.let_go)  # the locks of this thread may be taken
         warnings.warn(f"{self!r} was dropped while it was held", ResourceWarning, 2, self)
-
-    def __repr__(self) -> str:
-        held = "held" if self.held else "not held"
-        return f"<AsyncLock {self.name!r} {held} {self._store.uri}>"
 
 
 class _Guarded:

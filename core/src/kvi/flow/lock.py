@@ -265,6 +265,54 @@ class LockFlow:
             lease.abandon()
 
 
+class LockFace:
+    """What a lock of either face tells of itself; no store is asked."""
+
+    _flow: LockFlow
+
+    @property
+    def name(self) -> str:
+        """The name, relative to the namespace."""
+        return self._flow.name
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is surely held, by the clock, at this moment.
+
+        False from the first moment after a pause that was longer than the lease; what was false
+        stays false until the next `acquire`.
+        """
+        return self._flow.held
+
+    @property
+    def fence(self) -> int:
+        """A number that only grows from one holder of this name to the next.
+
+        For systems beside the store, which refuse what comes with a smaller one (M. Kleppmann, "How
+        to do distributed locking", 2016). Raises `NotHeld` unless acquired and not released.
+        """
+        try:
+            return self._flow.fence
+        except KviError as error:
+            raise self._flow.scope.placed(error, "fence", self._flow.name)
+
+    @property
+    def guard(self) -> Compare:
+        """A condition for ``txn(when=[lock.guard, …])``: true as long as this holder has the lock.
+
+        The store checks it together with the write, so that a writer who lost the lock, and does
+        not know yet, writes nothing. Raises `NotHeld` if the lock is not held.
+        """
+        try:
+            return self._flow.guard
+        except KviError as error:
+            raise self._flow.scope.placed(error, "guard", self._flow.name)
+
+    def __repr__(self) -> str:
+        held = "held" if self.held else "not held"
+        return f"<{type(self).__name__} {self.name!r} {held} {self._flow.scope.uri}>"
+
+
 class _Attempt:
     """One attempt at a lock.
 

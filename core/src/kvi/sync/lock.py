@@ -8,8 +8,7 @@ from types import EllipsisType
 from typing import Self
 
 from kvi.errors import KviError, LockTimeout
-from kvi.flow.lock import LockFlow
-from kvi.model import Compare
+from kvi.flow.lock import LockFace, LockFlow
 from kvi.policy.lock import check_wait
 from kvi.sync.block import Held, entered
 from kvi.sync.face import Face
@@ -18,7 +17,7 @@ from kvi.sync.loss import Loss
 __all__ = ["Lock"]
 
 
-class Lock(Held):
+class Lock(Held, LockFace):
     """A lock by name; made by `Kvi.lock`.
 
     One object is held once at a time; make one per use, or share it among threads that check what
@@ -33,11 +32,6 @@ class Lock(Held):
         self._store = store
         self._flow = flow
         self._wait = timeout
-
-    @property
-    def name(self) -> str:
-        """The name, relative to the namespace."""
-        return self._flow.name
 
     def acquire(self, timeout: float | EllipsisType | None = ...) -> bool:
         """Wait for the lock, at most ``timeout`` seconds; whether it is now held.
@@ -91,45 +85,12 @@ class Lock(Held):
             raise
 
     @property
-    def held(self) -> bool:
-        """Whether the lock is surely held, by the clock, at this moment.
-
-        False from the first moment after a pause that was longer than the lease; what was false
-        stays false until the next `acquire`.
-        """
-        return self._flow.held
-
-    @property
     def lost(self) -> Loss:
         """Set once the lock is lost while it is held; `release` and `Kvi.close` do not set it.
 
         Each `acquire` that succeeds has one of its own.
         """
         return Loss(self._flow.lost, self._store._scope)
-
-    @property
-    def fence(self) -> int:
-        """A number that only grows from one holder of this name to the next.
-
-        For systems beside the store, which refuse what comes with a smaller one (M. Kleppmann, "How
-        to do distributed locking", 2016). Raises `NotHeld` unless acquired and not released.
-        """
-        try:
-            return self._flow.fence
-        except KviError as error:
-            raise self._store._placed(error, "fence", self.name)
-
-    @property
-    def guard(self) -> Compare:
-        """A condition for ``txn(when=[lock.guard, …])``: true as long as this holder has the lock.
-
-        The store checks it together with the write, so that a writer who lost the lock, and does
-        not know yet, writes nothing. Raises `NotHeld` if the lock is not held.
-        """
-        try:
-            return self._flow.guard
-        except KviError as error:
-            raise self._store._placed(error, "guard", self.name)
 
     def __enter__(self) -> Self:
         if not self._acquire(..., entered(self) or weakref.ref(self)):
@@ -139,7 +100,3 @@ class Lock(Held):
 
     def _give_back(self) -> None:
         self.release()
-
-    def __repr__(self) -> str:
-        held = "held" if self.held else "not held"
-        return f"<Lock {self.name!r} {held} {self._store.uri}>"
