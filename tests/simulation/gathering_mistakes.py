@@ -186,7 +186,7 @@ def overtaken(real: Any) -> Any:
             done: bool = await real(flow, call, lease, operation)
             return done
         entry, guard = Put(flow._key, flow._said(), lease.id), Key(flow._key).lease == lease.id
-        found = await flow._scope.executor.execute(TxnOp(Txn((guard,), (entry,))), call)
+        found = await flow.scope.executor.execute(TxnOp(Txn((guard,), (entry,))), call)
         return found.succeeded
 
     return put
@@ -202,7 +202,7 @@ def taken_over(real: Any) -> Any:
             if not flow.joined:
                 raise
             txn = Txn((), (Put(flow._key, flow._said(), lease.id), Get(flow._key)))
-            found = (await flow._scope.executor.execute(TxnOp(txn), call)).results[1]
+            found = (await flow.scope.executor.execute(TxnOp(txn), call)).results[1]
             assert isinstance(found, KeyValue)  # it was put
             flow._seen, flow._created, done = found.revision, found.create_revision, True
         return done

@@ -8,6 +8,7 @@ from kvi.errors import KviError
 from kvi.flow.recipes.group import (
     MemberEvent,
     MemberEventType,
+    MemberFace,
     MemberFlow,
     MemberInfo,
     changes,
@@ -78,36 +79,20 @@ class Group(Named):
         return GroupWatch(self._store, self.name, observing(self._store._scope, self._owner))
 
 
-class Member:
+class Member(MemberFace):
     """A membership of this process; made by `Group.join`. Leaves at the end of its ``with`` block.
 
     One that is dropped is given up, within its ttl. Safe for threads.
     """
 
     def __init__(self, store: Face, name: str, flow: MemberFlow) -> None:
+        super().__init__(flow, name)
         self._store = store
-        self._name = name
-        self._flow = flow
-
-    @property
-    def id(self) -> str:
-        """Unique in the group."""
-        return self._flow.id
-
-    @property
-    def alive(self) -> bool:
-        """Whether it surely is a member, by the clock, at this moment."""
-        return self._flow.alive
 
     @property
     def lost(self) -> Loss:
         """Set once the present membership is lost; each time that it joins again has its own."""
         return Loss(self._flow.lost, self._store._scope)
-
-    @property
-    def rejoined(self) -> int:
-        """How often it has joined again after a loss."""
-        return self._flow.rejoined
 
     def update(self, value: bytes | str, *, timeout: float | None = None) -> None:
         """Say something else. A member that is lost joins again with it.
@@ -149,10 +134,6 @@ class Member:
             if error is None:
                 raise
             error.add_note(f"afterwards the member could not leave: {failure}")
-
-    def __repr__(self) -> str:
-        state = "in" if self.alive else "not in"
-        return f"<Member {self.id!r} {state} {self._name!r} {self._store.uri}>"
 
 
 class GroupWatch(Observation[MemberEvent, list[MemberInfo]]):

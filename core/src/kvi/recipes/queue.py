@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Self
 
 from kvi.errors import KviError
-from kvi.flow.recipes.job import JobFlow
+from kvi.flow.recipes.job import JobFace, JobFlow
 from kvi.flow.recipes.queue import QueueFlow
 from kvi.flow.recipes.state import Named
-from kvi.model import Compare
 from kvi.policy.lock import check_wait
 from kvi.policy.queue import DeadJob
 from kvi.recipes.recipe import ask
@@ -115,7 +114,7 @@ class Queue(Named):
         return ask(self._store, self.name, "count", self._flow.count, timeout)
 
 
-class Job:
+class Job(JobFace):
     """A job that is this one's to do; made by `Queue.get`. One that is dropped is given back.
 
     As a ``with`` block it is acknowledged at the end, or given back if the block raises. Safe for
@@ -123,45 +122,13 @@ class Job:
     """
 
     def __init__(self, store: Face, queue: str, flow: JobFlow) -> None:
+        super().__init__(flow, queue)
         self._store = store
-        self._queue = queue
-        self._flow = flow
-
-    @property
-    def id(self) -> str:
-        """Unique in the queue."""
-        return self._flow.item.id
-
-    @property
-    def value(self) -> bytes:
-        """What was put."""
-        return self._flow.item.value
-
-    @property
-    def attempt(self) -> int:
-        """Which try this is, from 1."""
-        return self._flow.item.attempts
-
-    @property
-    def held(self) -> bool:
-        """Whether it surely is this one's, by the clock, at this moment."""
-        return self._flow.held
 
     @property
     def lost(self) -> Loss:
         """Set once it is lost: another may have it."""
         return Loss(self._flow.lost, self._store._scope)
-
-    @property
-    def guard(self) -> Compare:
-        """A condition for ``txn(when=[job.guard, …])``: true as long as it is this one's.
-
-        Raises `NotHeld` once it was given back, `LeaseLost` (a `NotHeld`) if it is lost.
-        """
-        try:
-            return self._flow.guard
-        except KviError as error:
-            raise self._store._placed(error, "guard", self._queue)
 
     def ack(self, *, timeout: float | None = None) -> None:
         """It is done, and gone for good. Again, it does nothing.
@@ -202,9 +169,6 @@ class Job:
         finally:
             if not flow.ended:  # nobody asks again
                 self._store._runtime.post(flow.let_go)
-
-    def __repr__(self) -> str:
-        return f"<Job {self.id!r} {'held' if self.held else 'not held'} {self._queue!r}>"
 
 
 def _give_up(found: JobFlow | None) -> None:

@@ -15,6 +15,7 @@ from kvi.errors import KviError
 from kvi.flow.recipes.group import (
     MemberEvent,
     MemberEventType,
+    MemberFace,
     MemberFlow,
     MemberInfo,
     changes,
@@ -75,36 +76,20 @@ class Group(Named):
         return GroupWatch(self._store, self.name, observing(self._store._scope, self._owner))
 
 
-class Member:
+class Member(MemberFace):
     """A membership of this process; made by `Group.join`. Leaves at the end of its block.
 
     One that is dropped is given up, with a `ResourceWarning`.
     """
 
     def __init__(self, store: AsyncFace, name: str, flow: MemberFlow) -> None:
+        super().__init__(flow, name)
         self._store = store
-        self._name = name
-        self._flow = flow
-
-    @property
-    def id(self) -> str:
-        """Unique in the group."""
-        return self._flow.id
-
-    @property
-    def alive(self) -> bool:
-        """Whether it surely is a member, by the clock, at this moment."""
-        return self._flow.alive
 
     @property
     def lost(self) -> AsyncLoss:
         """Set once the present membership is lost; each time that it joins again has its own."""
         return AsyncLoss(self._store, self._flow.lost)
-
-    @property
-    def rejoined(self) -> int:
-        """How often it has joined again after a loss."""
-        return self._flow.rejoined
 
     async def update(self, value: bytes | str, *, timeout: float | None = None) -> None:
         """Say something else. A member that is lost joins again with it.
@@ -161,10 +146,6 @@ class Member:
             return
         self._store._runtime.post(self._flow.let_go)
         warnings.warn(f"{self!r} was dropped without leaving", ResourceWarning, 2, self)
-
-    def __repr__(self) -> str:
-        state = "in" if self.alive else "not in"
-        return f"<Member {self.id!r} {state} {self._name!r} {self._store.uri}>"
 
 
 class GroupWatch(Observation[MemberEvent, list[MemberInfo]]):

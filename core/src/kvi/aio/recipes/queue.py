@@ -10,10 +10,9 @@ from kvi.aio.face import AsyncFace
 from kvi.aio.loss import AsyncLoss
 from kvi.aio.recipes.recipe import ask
 from kvi.errors import KviError
-from kvi.flow.recipes.job import JobFlow
+from kvi.flow.recipes.job import JobFace, JobFlow
 from kvi.flow.recipes.queue import QueueFlow
 from kvi.flow.recipes.state import Named
-from kvi.model import Compare
 from kvi.policy.lock import check_wait
 from kvi.policy.queue import DeadJob
 
@@ -100,7 +99,7 @@ class Queue(Named):
         return await ask(self._store, self.name, "count", self._flow.count, timeout)
 
 
-class Job:
+class Job(JobFace):
     """A job that is this one's to do; made by `Queue.get`. As a `kvi.recipes.Job`.
 
     As an ``async with`` block it is acknowledged at the end, or given back if the block raises. One
@@ -108,45 +107,13 @@ class Job:
     """
 
     def __init__(self, store: AsyncFace, queue: str, flow: JobFlow) -> None:
+        super().__init__(flow, queue)
         self._store = store
-        self._queue = queue
-        self._flow = flow
-
-    @property
-    def id(self) -> str:
-        """Unique in the queue."""
-        return self._flow.item.id
-
-    @property
-    def value(self) -> bytes:
-        """What was put."""
-        return self._flow.item.value
-
-    @property
-    def attempt(self) -> int:
-        """Which try this is, from 1."""
-        return self._flow.item.attempts
-
-    @property
-    def held(self) -> bool:
-        """Whether it surely is this one's, by the clock, at this moment."""
-        return self._flow.held
 
     @property
     def lost(self) -> AsyncLoss:
         """Set once it is lost: another may have it."""
         return AsyncLoss(self._store, self._flow.lost)
-
-    @property
-    def guard(self) -> Compare:
-        """A condition for ``txn(when=[job.guard, …])``: true as long as it is this one's.
-
-        Raises `NotHeld` once it was given back, `LeaseLost` (a `NotHeld`) if it is lost.
-        """
-        try:
-            return self._flow.guard
-        except KviError as error:
-            raise self._store._placed(error, "guard", self._queue)
 
     async def ack(self, *, timeout: float | None = None) -> None:
         """It is done, and gone for good. Again, it does nothing.
@@ -199,6 +166,3 @@ class Job:
             return
         self._store._runtime.post(self._flow.let_go)
         warnings.warn(f"{self!r} was dropped while it was held", ResourceWarning, 2, self)
-
-    def __repr__(self) -> str:
-        return f"<Job {self.id!r} {'held' if self.held else 'not held'} {self._queue!r}>"

@@ -136,6 +136,7 @@ class MemberFlow:
         rejoined: how often it has joined again.
         joined: it was there once.
         lease: what keeps it there now, or did last.
+        scope: the store.
 
     """
 
@@ -151,7 +152,7 @@ class MemberFlow:
         )
         self.id = secrets.token_hex(8) if id is None else check_key(id, longest)
         self.rejoined = 0
-        self._scope = scope
+        self.scope = scope
         self._owner = owner
         self._key = f"{owner.place.root}{MEMBER}{self.id}"
         self._largest = None if limits.max_value is None else limits.max_value - 100
@@ -191,13 +192,13 @@ class MemberFlow:
         """Join. Raises `AlreadyHeld` if another has the id."""
         self._weak = owner
         call = self._call(port)
-        await self._owner.ensure(self._scope, call)
+        await self._owner.ensure(self.scope, call)
         await self._enter(call)
 
     async def update(self, port: Port, value: bytes, timeout: float | None = None) -> None:
         """Say something else."""
         call = self._call(port, timeout)
-        turn = await self._turns.take(self._scope, call)
+        turn = await self._turns.take(self.scope, call)
         try:
             self._ensure_in()
             before, self._value = self._value, value
@@ -251,7 +252,7 @@ class MemberFlow:
     async def _enter(self, call: Call) -> None:
         """Put the key, under a new lease."""
         self._ensure_in()
-        scope = self._scope
+        scope = self.scope
         lease = await LeaseFlow.grant(call.port, scope, self._ttl, call.left(), keep_alive=True)
         try:
             with self._lock:
@@ -299,7 +300,7 @@ class MemberFlow:
             same = Key(self._key).revision == seen if seen else Key(self._key).absent
             put = Put(self._key, said, lease.id)
             txn = Txn((same,), (put,), (Get(self._key),), operation)
-            done = await self._scope.executor.execute(TxnOp(txn), call)
+            done = await self.scope.executor.execute(TxnOp(txn), call)
             if done.succeeded:
                 assert done.revision is not None  # it has written
                 self._seen, self._created = done.revision, self._created if seen else done.revision
@@ -327,11 +328,11 @@ class MemberFlow:
     def _on_loss(self) -> None:
         """The lease is lost: join again, on a thread of kvi's."""
         if self.lost.is_set() and not self._left:
-            self._scope.runtime.spawn(self._rejoin)
+            self.scope.runtime.spawn(self._rejoin)
 
     async def _rejoin(self, port: Port) -> None:
         pause = _PAUSE
-        while not (self._left or self._scope.closed or self.alive):
+        while not (self._left or self.scope.closed or self.alive):
             if self._weak is not None and self._weak() is None:
                 return  # nobody has it any more
             try:
@@ -341,12 +342,12 @@ class MemberFlow:
                 await port.sleep(pause * (0.5 + port.chance() / 2))
                 pause = min(pause * 2, _LONGEST)
             except KviError as error:
-                if not self._left and not self._scope.closed:
+                if not self._left and not self.scope.closed:
                     log().warning("the member %r cannot join again: %s", self.id, error)
                 return
 
     async def _rejoin_once(self, call: Call) -> None:
-        turn = await self._turns.take(self._scope, call)
+        turn = await self._turns.take(self.scope, call)
         try:
             if not self.alive:  # else who said something else has joined again
                 await self._again(call)
@@ -361,7 +362,34 @@ class MemberFlow:
         return dumps({"joined": self._joined, "rejoined": self.rejoined}) + b"\n" + self._value
 
     def _call(self, port: Port, timeout: float | None = None) -> Call:
-        return Call(port, port.now() + (self._scope.timeout if timeout is None else timeout))
+        return Call(port, port.now() + (self.scope.timeout if timeout is None else timeout))
+
+
+class MemberFace:
+    """What a membership of either face tells of itself; no store is asked."""
+
+    def __init__(self, flow: MemberFlow, group: str) -> None:
+        self._flow = flow
+        self._name = group
+
+    @property
+    def id(self) -> str:
+        """Unique in the group."""
+        return self._flow.id
+
+    @property
+    def alive(self) -> bool:
+        """Whether it surely is a member, by the clock, at this moment."""
+        return self._flow.alive
+
+    @property
+    def rejoined(self) -> int:
+        """How often it has joined again after a loss."""
+        return self._flow.rejoined
+
+    def __repr__(self) -> str:
+        state = "in" if self.alive else "not in"
+        return f"<Member {self.id!r} {state} {self._name!r} {self._flow.scope.uri}>"
 
 
 def _info(id: str, entry: KeyValue) -> MemberInfo:

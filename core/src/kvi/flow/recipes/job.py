@@ -62,6 +62,7 @@ class JobFlow:
         layout: of its queue.
         lease: that the claim stands on.
         lost: set once the claim is lost.
+        scope: the store.
 
     """
 
@@ -71,7 +72,7 @@ class JobFlow:
         """``claim`` is its revision; of a ``kind`` are leases that may serve the next job."""
         self.item = item
         self.lease = lease
-        self._scope = scope
+        self.scope = scope
         self.layout = layout
         self._kind = kind
         self._claim = claim
@@ -112,14 +113,14 @@ class JobFlow:
         self._ensure_asked()
         steps, later = [layout.nack(item, claim, None)], None
         if delay and not layout.is_last(item):
-            later = await lasting(self._scope, call, delay)
+            later = await lasting(self.scope, call, delay)
             steps.insert(0, layout.nack(item, claim, later.id))
         await self._end(call, JobState.BACK, steps, later)
 
     async def leave(self, call: Call, seconds: float) -> int:
         """Leave it to who knows the claim that is returned, and after so long to anybody."""
         self._ensure_asked()
-        later = await lasting(self._scope, call, seconds)
+        later = await lasting(self.scope, call, seconds)
         step = self.layout.keep(self.item.id, self._claim, later.id, "queue_leave")
         return await self._end(call, JobState.BACK, [step], later)
 
@@ -140,7 +141,7 @@ class JobFlow:
         self, call: Call, end: JobState, steps: list[Txn], later: LeaseFlow | None = None
     ) -> int:
         """Take the first step whose lease, ``later``, has not ended; its revision."""
-        self._scope.ensure_open()
+        self.scope.ensure_open()
         self._ensure_asked()
         with self._lock:
             if self._asking:
@@ -172,7 +173,7 @@ class JobFlow:
                 self.lost.set()
             self.lost.end()
             if before is JobState.HELD and fate is end:
-                self._scope.ledger.give_idle(self.lease, self._kind, call.port.now())
+                self.scope.ledger.give_idle(self.lease, self._kind, call.port.now())
             else:
                 self.lease.abandon()
         if self._state is not end:
@@ -190,11 +191,11 @@ class JobFlow:
         """The answer to the first step whose lease is there; a lost one is asked for again."""
         while True:
             try:
-                return await self._scope.executor.execute(TxnOp(steps[0]), call)
+                return await self.scope.executor.execute(TxnOp(steps[0]), call)
             except OutcomeUnknown:
                 self._doubt()
             except LeaseLost:
-                self._scope.ensure_open()
+                self.scope.ensure_open()
                 if not steps[1:]:
                     raise
                 steps = steps[1:]
@@ -216,7 +217,7 @@ class JobFlow:
 
     def _ensure_asked(self) -> None:
         """Raise `NotHeld` if there is nothing to be ended any more."""
-        if self._state is JobState.HELD and not self.lease.alive and not self._scope.closed:
+        if self._state is JobState.HELD and not self.lease.alive and not self.scope.closed:
             self.lost.set()
             self.let_go()
             self._state = JobState.LOST
@@ -227,3 +228,45 @@ class JobFlow:
         state = self._state
         lost = state in (JobState.HELD, JobState.LOST)
         return (LeaseLost if lost else NotHeld)(state.value)
+
+
+class JobFace:
+    """What a job of either face tells of itself; no store is asked."""
+
+    def __init__(self, flow: JobFlow, queue: str) -> None:
+        self._flow = flow
+        self._queue = queue
+
+    @property
+    def id(self) -> str:
+        """Unique in the queue."""
+        return self._flow.item.id
+
+    @property
+    def value(self) -> bytes:
+        """What was put."""
+        return self._flow.item.value
+
+    @property
+    def attempt(self) -> int:
+        """Which try this is, from 1."""
+        return self._flow.item.attempts
+
+    @property
+    def held(self) -> bool:
+        """Whether it surely is this one's, by the clock, at this moment."""
+        return self._flow.held
+
+    @property
+    def guard(self) -> Compare:
+        """A condition for ``txn(when=[job.guard, …])``: true as long as it is this one's.
+
+        Raises `NotHeld` once it was given back, `LeaseLost` (a `NotHeld`) if it is lost.
+        """
+        try:
+            return self._flow.guard
+        except KviError as error:
+            raise self._flow.scope.placed(error, "guard", self._queue)
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id!r} {'held' if self.held else 'not held'} {self._queue!r}>"
