@@ -9,7 +9,7 @@ from kvi.errors import KviError
 
 
 class Held:
-    """A lease, a temporary key, a lock."""
+    """A lease, a temporary key, a lock, a member of a group."""
 
     __slots__ = ()
     _failure: ClassVar[str] = "its lease could not be revoked"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from types import TracebackType
-from typing import Self
 
 from kvi.aio.awaited import Beginning
 from kvi.aio.face import AsyncFace
+from kvi.aio.held import Held
 from kvi.aio.loss import AsyncLoss
 from kvi.aio.recipes.recipe import Observation, ask
 from kvi.errors import KviError
@@ -76,11 +75,13 @@ class Group(Named):
         return GroupWatch(self._store, self.name, observing(self._store._scope, self._owner))
 
 
-class Member(MemberFace):
+class Member(Held, MemberFace):
     """A membership of this process; made by `Group.join`. Leaves at the end of its block.
 
     One that is dropped is given up, with a `ResourceWarning`.
     """
+
+    _failure = "the member could not leave"
 
     def __init__(self, store: AsyncFace, name: str, flow: MemberFlow) -> None:
         super().__init__(flow, name)
@@ -122,24 +123,11 @@ class Member(MemberFace):
         except KviError as error:
             raise store._placed(error, "leave", self._name)
 
-    async def __aenter__(self) -> Self:
-        return self
+    async def _give_back(self) -> None:
+        await self.leave()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None and not isinstance(error, Exception):
-            self._flow.let_go()  # a cancelled block does not wait for the store
-            return
-        try:
-            await self.leave()
-        except KviError as failure:
-            if error is None:
-                raise
-            error.add_note(f"afterwards the member could not leave: {failure}")
+    def _let_go(self) -> None:
+        self._flow.let_go()
 
     def __del__(self) -> None:
         if self._store.closed or not self._flow.there:
