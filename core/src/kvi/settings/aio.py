@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Generator
 from functools import partial
 from os import PathLike
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -15,14 +15,14 @@ from kvi.aio.kvi import AsyncKvi
 from kvi.errors import InvalidArgument, KviError, Unavailable, shown
 from kvi.flow.recipes.following import Seen
 from kvi.flow.scope import PASSING
-from kvi.settings.core import LiveCore, SettingsChange
+from kvi.settings.core import LiveCore, LiveFace, SettingsChange
 
 __all__ = ["LiveSettings"]
 
 M = TypeVar("M", bound=BaseModel)
 
 
-class LiveSettings(Generic[M]):
+class LiveSettings(LiveFace[M]):
     """The settings below ``prefix/`` as a model, which is replaced when they change.
 
     As `kvi.settings.LiveSettings`, on a handle of `kvi.aio`, a view of one, or a backend, which
@@ -94,21 +94,6 @@ class LiveSettings(Generic[M]):
         if not self._begun:
             raise Unavailable("the settings are not read yet; await them, or use them as a block")
         return self._core.current
-
-    @property
-    def error(self) -> KviError | None:
-        """Why `current` is not what the store has now, or may not be; ``None``: it is."""
-        return self._core.error
-
-    @property
-    def age(self) -> float:
-        """Seconds since `current` was surely what the store had; by the wall clock if `offline`."""
-        return self._core.age
-
-    @property
-    def offline(self) -> bool:
-        """Whether `current` came from the snapshot, and nothing from the store since."""
-        return self._core.offline
 
     def on_change(self, fn: Callable[[SettingsChange[M]], object]) -> None:
         """Call ``fn(change)`` for each change from now on, in order, in the loop.

@@ -202,3 +202,28 @@ class LiveCore(Generic[M]):
                 observer(change)
             except Exception:  # noqa: BLE001  (whatever a program's function raises)
                 log().exception("an observer of settings failed; they go on")
+
+
+class LiveFace(Generic[M]):
+    """What live settings of either face tell of themselves; no store is asked."""
+
+    _core: LiveCore[M]
+
+    @property
+    def error(self) -> KviError | None:
+        """Why `current` is not what the store has now, or may not be; ``None``: it is.
+
+        `BadRecord`: what is stored makes no model, and the last good one is kept. Anything else:
+        the store could not be read, and is asked on.
+        """
+        return self._core.error
+
+    @property
+    def age(self) -> float:
+        """Seconds since `current` was surely what the store had; by the wall clock if `offline`."""
+        return self._core.age
+
+    @property
+    def offline(self) -> bool:
+        """Whether `current` came from the snapshot, and nothing from the store since."""
+        return self._core.offline

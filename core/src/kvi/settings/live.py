@@ -5,14 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from os import PathLike
-from typing import Generic, Self, TypeVar
+from typing import Self, TypeVar
 
 from pydantic import BaseModel
 
 from kvi.errors import InvalidArgument, KviError, shown
 from kvi.flow.recipes.following import Seen
 from kvi.flow.scope import PASSING
-from kvi.settings.core import LiveCore, SettingsChange
+from kvi.settings.core import LiveCore, LiveFace, SettingsChange
 from kvi.sync.kvi import Kvi
 from kvi.sync.opening import open as open_store
 
@@ -21,7 +21,7 @@ __all__ = ["LiveSettings"]
 M = TypeVar("M", bound=BaseModel)
 
 
-class LiveSettings(Generic[M]):
+class LiveSettings(LiveFace[M]):
     """The settings below ``prefix/`` as a model, which is replaced when they change.
 
     ``model`` is an immutable (``frozen``) class of pydantic, or of pydantic-settings: then its own
@@ -89,25 +89,6 @@ class LiveSettings(Generic[M]):
     def current(self) -> M:
         """The settings in force. Read it once for what belongs together."""
         return self._core.current
-
-    @property
-    def error(self) -> KviError | None:
-        """Why `current` is not what the store has now, or may not be; ``None``: it is.
-
-        `BadRecord`: what is stored makes no model, and the last good one is kept. Anything else:
-        the store could not be read, and is asked on.
-        """
-        return self._core.error
-
-    @property
-    def age(self) -> float:
-        """Seconds since `current` was surely what the store had; by the wall clock if `offline`."""
-        return self._core.age
-
-    @property
-    def offline(self) -> bool:
-        """Whether `current` came from the snapshot, and nothing from the store since."""
-        return self._core.offline
 
     def on_change(self, fn: Callable[[SettingsChange[M]], object]) -> None:
         """Call ``fn(change)`` for each change from now on, in order, on a thread of kvi.
