@@ -8,13 +8,12 @@ from kvi.aio.face import AsyncFace
 from kvi.aio.held import Held
 from kvi.aio.loss import AsyncLoss
 from kvi.errors import KviError
-from kvi.flow.lease import LeaseFlow
-from kvi.model import LeaseRef
+from kvi.flow.lease import LeaseFace, LeaseFlow
 
 __all__ = ["AsyncLease", "AsyncTempKey"]
 
 
-class AsyncLease(Held, LeaseRef):
+class AsyncLease(Held, LeaseFace):
     """A lease; made by `AsyncKvi.lease`. Keys stored with ``lease=`` vanish together once it ends.
 
     As a `kvi.Lease`; it is kept alive however long the loop is blocked. One that is dropped ends,
@@ -33,21 +32,6 @@ class AsyncLease(Held, LeaseRef):
         self._store = store
         self._flow = flow
         self.lost = AsyncLoss(store, flow.lost)
-
-    @property
-    def id(self) -> int:
-        """The id, above 0, as `KeyValue.lease` has it."""
-        return self._flow.id
-
-    @property
-    def ttl(self) -> float:
-        """The time to live in seconds, as the store granted it."""
-        return self._flow.term.ttl
-
-    @property
-    def alive(self) -> bool:
-        """Whether the lease is surely alive, by the clock, at this moment; see `kvi.Lease`."""
-        return self._flow.alive
 
     async def renew(self, *, timeout: float | None = None) -> float:
         """Let its time begin anew; returns the ttl. Leases that are kept alive do not need it.
@@ -91,10 +75,6 @@ class AsyncLease(Held, LeaseRef):
             return
         store._runtime.post(flow.abandon)  # the locks of this thread may be taken
         warnings.warn(f"{self!r} was dropped without being revoked", ResourceWarning, 2, self)
-
-    def __repr__(self) -> str:
-        state = "alive" if self.alive else "ended"
-        return f"<AsyncLease {self.id:x} {state} ttl={self.ttl:g} {self._store.uri}>"
 
 
 class AsyncTempKey(Held):

@@ -23,7 +23,7 @@ from kvi.flow.loss import LossState
 from kvi.flow.scope import PASSING, Scope
 from kvi.late import imported
 from kvi.log import log
-from kvi.model import Compare, Txn
+from kvi.model import Compare, LeaseRef, Txn
 from kvi.mutex import Mutex
 from kvi.ops import GrantOp, PutOp, RenewOp, RevokeOp, TxnOp
 from kvi.policy.lease import LeaseState, Term
@@ -255,6 +255,36 @@ class LeaseFlow:
         except KviError:
             return
         self.scope.runtime.keep(_Leaving(self), self.scope.runtime.now())
+
+
+class LeaseFace(LeaseRef):
+    """What a lease of either face tells of itself; no store is asked."""
+
+    __slots__ = ()
+    _flow: LeaseFlow
+
+    @property
+    def id(self) -> int:
+        """The id, above 0, as `KeyValue.lease` has it."""
+        return self._flow.id
+
+    @property
+    def ttl(self) -> float:
+        """The time to live in seconds, as the store granted it."""
+        return self._flow.term.ttl
+
+    @property
+    def alive(self) -> bool:
+        """Whether the lease is surely alive, by the clock, at this moment.
+
+        False once its time passed without renewal, even if nobody has noticed yet; and after
+        `revoke` or the end of the handle. What was false stays false.
+        """
+        return self._flow.alive
+
+    def __repr__(self) -> str:
+        name, state = type(self).__name__, "alive" if self.alive else "ended"
+        return f"<{name} {self.id:x} {state} ttl={self.ttl:g} {self._flow.scope.uri}>"
 
 
 class _Leaving:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import weakref
 
 from kvi.errors import KviError
-from kvi.flow.lease import LeaseFlow
-from kvi.model import LeaseRef
+from kvi.flow.lease import LeaseFace, LeaseFlow
 from kvi.sync.block import Block, Held
 from kvi.sync.face import Face
 from kvi.sync.loss import Loss
@@ -14,7 +13,7 @@ from kvi.sync.loss import Loss
 __all__ = ["Lease"]
 
 
-class Lease(Held, LeaseRef):
+class Lease(Held, LeaseFace):
     """A lease; made by `Kvi.lease`. Keys stored with ``lease=`` vanish together once it ends.
 
     It ends no earlier than ``ttl`` seconds after its last renewal was sent, and no later than
@@ -34,25 +33,6 @@ class Lease(Held, LeaseRef):
         self._store = store
         self._flow = flow
         self.lost = Loss(flow.lost, store._scope)
-
-    @property
-    def id(self) -> int:
-        """The id, above 0, as `KeyValue.lease` has it."""
-        return self._flow.id
-
-    @property
-    def ttl(self) -> float:
-        """The time to live in seconds, as the store granted it."""
-        return self._flow.term.ttl
-
-    @property
-    def alive(self) -> bool:
-        """Whether the lease is surely alive, by the clock, at this moment.
-
-        False once its time passed without renewal, even if nobody has noticed yet; and after
-        `revoke` or the end of the handle. What was false stays false.
-        """
-        return self._flow.alive
 
     def renew(self, *, timeout: float | None = None) -> float:
         """Let its time begin anew; returns the ttl. Leases that are kept alive do not need it.
@@ -96,7 +76,3 @@ class Lease(Held, LeaseRef):
 
     def _give_back(self) -> None:
         self.revoke()
-
-    def __repr__(self) -> str:
-        state = "alive" if self.alive else "ended"
-        return f"<Lease {self.id:x} {state} ttl={self.ttl:g} {self._store.uri}>"
