@@ -7,10 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from kvi.call import Call
-from kvi.capabilities import Capabilities
 from kvi.driver.loop import Loop, LoopPort
-from kvi.errors import KviError
-from kvi.flow.scope import Scope
+from kvi.flow.scope import Scope, StoreFace
 from kvi.ops import Direct, Op
 from kvi.options import check_timeout
 from kvi.port import Flow
@@ -18,12 +16,12 @@ from kvi.port import Flow
 T = TypeVar("T")
 
 
-class AsyncFace:
+class AsyncFace(StoreFace):
     """A handle, as what is made through it sees it."""
 
     def __init__(self, scope: Scope) -> None:
         """Not for programs: use `kvi.aio.open`."""
-        self._scope = scope
+        super().__init__(scope)
         self._runtime: Loop = scope.runtime  # type: ignore[assignment]  # of this driver
         primitives = scope.primitives
         in_place = primitives.in_place
@@ -33,21 +31,6 @@ class AsyncFace:
         self._short_get = primitives._short_get if short and "get" in in_place else None
         writes = short and "store" in in_place and not scope.read_only
         self._short_put = primitives._short_put if writes else None
-
-    @property
-    def uri(self) -> str:
-        """The store's URI with secrets replaced by ``***``."""
-        return self._scope.uri
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the store can do."""
-        return self._scope.capabilities
-
-    @property
-    def closed(self) -> bool:
-        """Whether the handle can no longer be used: closed, or inherited through a fork."""
-        return self._scope.closed
 
     async def _do(self, op: Op[T], timeout: float | None) -> T:
         """Do one operation, in place or on a thread."""
@@ -76,9 +59,3 @@ class AsyncFace:
         self._scope.ensure_open()
         if _get_running_loop() is not self._runtime.loop or self._runtime.loop is None:
             self._runtime.bind()
-
-    def _seconds(self, timeout: float | None) -> float:
-        return self._scope.timeout if timeout is None else check_timeout(timeout)
-
-    def _placed(self, error: KviError, operation: str, key: object) -> KviError:
-        return self._scope.placed(error, operation, key)

@@ -544,27 +544,11 @@ class AsyncKvi(AsyncFace):
         await runtime.drive_apart(end)
         await runtime.form_closed()
 
-    @property
-    def client(self) -> Any:
-        """The native client, as an escape hatch; ``None`` where there is none. It blocks.
-
-        It sees whole keys, without namespace. What is done through it is outside of the contract.
-        """
-        try:
-            self._scope.ensure_open()
-            return self._scope.primitives._native()
-        except KviError as error:
-            raise self._placed(error, "client", None)
-
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *raised: object) -> None:
         await self.close()
-
-    def __repr__(self) -> str:
-        state = "" if not self.closed else " closed"
-        return f"<{type(self).__name__} {self.uri}{state}>"
 
     # -- helpers ----------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kvi.call import Call
 from kvi.capabilities import Capabilities
@@ -38,6 +38,7 @@ from kvi.middleware.namespace import Prefixed, check_name, narrowed
 from kvi.middleware.read_only import refused_write
 from kvi.mutex import Mutex
 from kvi.ops import Direct, Executor, Op, RevokeOp
+from kvi.options import check_timeout
 from kvi.port import Port, Runtime, Signal
 from kvi.primitives import Primitives
 
@@ -328,3 +329,48 @@ class Scope:
                 await port.sleep(min(_PAUSE, max(0.0, deadline - port.now())))
             except KviError as error:
                 log().warning("a lease could not be revoked, it ends by itself: %s", error)
+
+
+class StoreFace:
+    """A handle, as far as no store is asked: what both faces have in common."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    @property
+    def uri(self) -> str:
+        """The store's URI with secrets replaced by ``***``."""
+        return self._scope.uri
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the store can do."""
+        return self._scope.capabilities
+
+    @property
+    def closed(self) -> bool:
+        """Whether the handle can no longer be used: closed, or inherited through a fork."""
+        return self._scope.closed
+
+    @property
+    def client(self) -> Any:
+        """The native client, as an escape hatch; ``None`` where there is none.
+
+        Its calls block. It sees whole keys, without namespace. What is done through it is outside
+        of the contract.
+        """
+        try:
+            self._scope.ensure_open()
+            return self._scope.primitives._native()
+        except KviError as error:
+            raise self._placed(error, "client", None)
+
+    def __repr__(self) -> str:
+        state = "" if not self.closed else " closed"
+        return f"<{type(self).__name__} {self.uri}{state}>"
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._scope.timeout if timeout is None else check_timeout(timeout)
+
+    def _placed(self, error: KviError, operation: str, key: object) -> KviError:
+        return self._scope.placed(error, operation, key)

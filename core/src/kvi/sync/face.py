@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from kvi.capabilities import Capabilities
 from kvi.driver.threads import Errand, Threads, is_main
-from kvi.errors import KviError
-from kvi.flow.scope import Scope
+from kvi.flow.scope import Scope, StoreFace
 from kvi.ops import Direct, Op
 from kvi.options import check_timeout
 from kvi.port import Flow, Port
@@ -17,12 +15,12 @@ from kvi.primitives import Primitives
 T = TypeVar("T")
 
 
-class Face:
+class Face(StoreFace):
     """A handle, as what is made through it sees it."""
 
     def __init__(self, scope: Scope) -> None:
         """Not for programs: use `kvi.open`."""
-        self._scope = scope
+        super().__init__(scope)
         self._runtime: Threads = scope.runtime  # type: ignore[assignment]  # of this driver
         primitives = scope.primitives
         self._in_place = primitives.in_place
@@ -35,21 +33,6 @@ class Face:
         self._short_get = primitives._short_get if short else None
         self._short_range = primitives._short_range if short else None
         self._short_put = primitives._short_put if short and not scope.read_only else None
-
-    @property
-    def uri(self) -> str:
-        """The store's URI with secrets replaced by ``***``."""
-        return self._scope.uri
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the store can do."""
-        return self._scope.capabilities
-
-    @property
-    def closed(self) -> bool:
-        """Whether the handle can no longer be used: closed, or inherited through a fork."""
-        return self._scope.closed
 
     def _do(self, op: Op[T], timeout: float | None) -> T:
         """Do one operation, where it may be done."""
@@ -81,9 +64,3 @@ class Face:
 
     def _ensure_open(self) -> None:
         self._scope.ensure_open()
-
-    def _seconds(self, timeout: float | None) -> float:
-        return self._scope.timeout if timeout is None else check_timeout(timeout)
-
-    def _placed(self, error: KviError, operation: str, key: object) -> KviError:
-        return self._scope.placed(error, operation, key)

@@ -549,27 +549,11 @@ class Kvi(Face):
         if self._scope.outer is None:
             self._runtime.join()
 
-    @property
-    def client(self) -> Any:
-        """The native client, as an escape hatch; ``None`` where there is none.
-
-        It sees whole keys, without namespace. What is done through it is outside of the contract.
-        """
-        try:
-            self._ensure_open()
-            return self._scope.primitives._native()
-        except KviError as error:
-            raise self._placed(error, "client", None)
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        state = "" if not self.closed else " closed"
-        return f"<{type(self).__name__} {self.uri}{state}>"
 
     # -- helpers ----------------------------------------------------------------------------------
 
