@@ -246,7 +246,7 @@ def _store(
     tell: Callable[[int], object],
 ) -> None:
     entries, end = 0, None
-    for place, done, record in _flushed(given.found, batches, state):
+    for place, done, record in _flushed(given.found, batches):
         state.place = place
         if isinstance(record, records.End):
             end = record.entries
@@ -265,7 +265,7 @@ def _store(
         raise Failed(f"{file} was cut short: {'no' if end is None else 'another'} count at its end")
 
 
-def _flushed(found: Iterator[_Found], batches: Batches, state: _Import) -> Iterator[_Found]:
+def _flushed(found: Iterator[_Found], batches: Batches) -> Iterator[_Found]:
     """The same; before what is wrong is raised, all that is right is stored."""
     try:
         yield from found

@@ -96,8 +96,8 @@ def exit_code(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-_grace = grace_option("After a loss, how long the command may take to end.")
-_ttl = click.option(
+grace_after_loss = grace_option("After a loss, how long the command may take to end.")
+ttl_option = click.option(
     "--ttl", type=float, default=10.0, show_default=True, metavar="SECONDS",
     help="How soon others know that this process has crashed.",
 )  # fmt: skip
@@ -119,8 +119,8 @@ _ttl = click.option(
     "--conflict-exit-code", "conflict", type=click.IntRange(0, 255), default=CONFLICT,
     show_default=True, metavar="N", help="What to end with if the lock is not had in time.",
 )  # fmt: skip
-@_ttl
-@_grace
+@ttl_option
+@grace_after_loss
 def lock_(
     context: Context, name: str, wait: float | None, conflict: int, ttl: float, grace: float
 ) -> int:
@@ -151,8 +151,8 @@ def lock_(
 )
 @click.argument("ending", nargs=-1, metavar="[revoke ID]")
 @click.option("-y", "--yes", is_flag=True, help="With revoke: do not ask, whatever keys it has.")
-@_ttl
-@_grace
+@ttl_option
+@grace_after_loss
 def lease_(context: Context, ending: tuple[str, ...], yes: bool, ttl: float, grace: float) -> int:
     """Run CMD while a lease is kept alive; what was stored with it vanishes afterwards.
 
@@ -184,8 +184,8 @@ def lease_(context: Context, ending: tuple[str, ...], yes: bool, ttl: float, gra
 )
 @click.argument("key", type=KEY)
 @click.argument("value", required=False)
-@_ttl
-@_grace
+@ttl_option
+@grace_after_loss
 @encoding_option
 def temp_(
     context: Context, key: str, value: str | None, ttl: float, grace: float, encoding: str

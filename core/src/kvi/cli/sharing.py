@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -15,9 +14,17 @@ import click
 
 import kvi
 from kvi.cli.app import CONFLICT, NOT_FOUND, Context, Ended, Failed, Seconds, command
-from kvi.cli.jobs import Job, grace_option
-from kvi.cli.output import encoding_option, say_fields, value_members, written
-from kvi.cli.running import WithCommand, exit_code, let_go, run_while, words_of
+from kvi.cli.jobs import Job
+from kvi.cli.output import encoding_option, line_of, say_fields, say_json, value_members, written
+from kvi.cli.running import (
+    WithCommand,
+    exit_code,
+    grace_after_loss,
+    let_go,
+    run_while,
+    ttl_option,
+    words_of,
+)
 from kvi.cli.values import value_of
 from kvi.ops import LeasesOp
 from kvi.policy.lease import check_ttl
@@ -27,11 +34,6 @@ from kvi.recipes import Election, Once, Queue, Schedule, Semaphore
 from kvi.recipes import Job as QueueJob
 from kvi.recipes.recipe import ask
 
-_grace = grace_option("After a loss, how long the command may take to end.")
-_ttl = click.option(
-    "--ttl", type=float, default=10.0, show_default=True, metavar="SECONDS",
-    help="How soon others know that this process has crashed.",
-)  # fmt: skip
 _wait = click.option(
     "-w", "--wait", type=Seconds(0), metavar="SECONDS",
     help="How long to wait; 0 tries once. Default: without end.",
@@ -54,8 +56,8 @@ _conflict = click.option(
 )
 @_wait
 @_conflict
-@_ttl
-@_grace
+@ttl_option
+@grace_after_loss
 def elect_(
     context: Context,
     name: str,
@@ -95,8 +97,8 @@ def elect_(
 )  # fmt: skip
 @_wait
 @_conflict
-@_ttl
-@_grace
+@ttl_option
+@grace_after_loss
 def semaphore_(
     context: Context,
     name: str,
@@ -140,8 +142,8 @@ class _Unsuccessful(Exception):
 @click.option("--reset", is_flag=True, help="Forget that it was done; runs nothing.")
 @_wait
 @_conflict
-@_ttl
-@_grace
+@ttl_option
+@grace_after_loss
 def once_(
     context: Context,
     name: str,
@@ -197,7 +199,7 @@ def once_(
 @click.option(
     "--times", type=click.IntRange(1), metavar="N", help="End after so many runs by this process."
 )
-@_ttl
+@ttl_option
 def every_(
     context: Context,
     name: str,
@@ -262,7 +264,7 @@ def every_(
               help="Run nothing: print the job, which nobody else gets for so long.")  # fmt: skip
 @click.option("--ttl", type=float, default=30.0, show_default=True, metavar="SECONDS",
               help="How soon another gets the job of a process that has crashed.")  # fmt: skip
-@_grace
+@grace_after_loss
 @encoding_option
 def queue_(
     context: Context,
@@ -310,10 +312,10 @@ def queue_(
             return _hold(context, store, queue, wait, hold, encoding)
         if action == "put":
             id = queue.put(data, priority=priority, delay=delay, dedup=dedup)
-            click.echo(json.dumps({"id": id}) if context.json else id)
+            say_json({"id": id}) if context.json else click.echo(id)
         elif action == "count":
             count = queue.count()
-            click.echo(json.dumps({"count": count}) if context.json else count)
+            say_json({"count": count}) if context.json else click.echo(count)
         elif action == "dead":
             for dead in queue.dead():
                 told = {"id": dead.id, "attempts": dead.attempts}
@@ -377,7 +379,7 @@ def _held(store: kvi.Kvi, queue: Queue, claim: str) -> QueueJob:
 
 def _tell_job(context: Context, told: dict[str, Any], value: bytes, encoding: str) -> None:
     if context.json:
-        click.echo(json.dumps(told | value_members(value)))
+        say_json(told | value_members(value))
     else:
         say_fields(*map(str, told.values()), written(value, encoding))
 
@@ -401,11 +403,11 @@ def locks_(context: Context, prefix: str) -> int:
             for one in found["holders"]:
                 one["left"] = left.get(one["id"])
             if context.json:
-                click.echo(json.dumps(found))
+                say_json(found)
                 continue
             holders = ", ".join(map(_holder, found["holders"]))
             click.echo(
-                f"{found['kind']} {_shown(found['name'].encode())}: {holders or 'nobody'}, "
+                f"{found['kind']} {line_of(found['name'])}: {holders or 'nobody'}, "
                 f"{len(found['waiters'])} waiting"
             )
     return 0
@@ -471,8 +473,3 @@ def _of_state(name: str, state: State) -> dict[str, Any]:
         ],
         "fence": max((one.created for one in holds), default=None),
     }
-
-
-def _shown(value: bytes) -> str:
-    text = value.decode(errors="backslashreplace")
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
