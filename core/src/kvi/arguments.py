@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kvi.capabilities import Capabilities
-from kvi.errors import InvalidArgument, NotSupported, shown
+from kvi.errors import InvalidArgument, NotSupported, is_whole, shown
 from kvi.model import (
     MAX_NUMBER,
     Compare,
@@ -72,7 +72,7 @@ def watched_span(
 
 def check_limit(limit: object) -> int | None:
     """How much to read at the most; ``None`` for all. Raises `InvalidArgument`."""
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+    if limit is not None and (not is_whole(limit) or limit < 0):
         raise InvalidArgument(f"limit= is a whole number that is not negative, not {shown(limit)}")
     return None if limit is None or limit > sys.maxsize else limit
 
@@ -84,7 +84,7 @@ def check_revision(limits: Capabilities, revision: object) -> int:
             "this store cannot be read as it was (capabilities.read_at_revision is false); "
             "leave revision= out"
         )
-    if not isinstance(revision, int) or isinstance(revision, bool) or revision < 0:
+    if not is_whole(revision) or revision < 0:
         raise InvalidArgument(f"revision= is an integer from 0 on, not {shown(revision)}")
     if revision > MAX_NUMBER:
         raise InvalidArgument(f"no store has come to revision {shown(revision)} yet")
@@ -172,11 +172,7 @@ def check_watch(
                 "this store keeps no history (capabilities.watch_history is false); watch with "
                 "initial=True instead of from_revision="
             )
-        if (
-            not isinstance(from_revision, int)
-            or isinstance(from_revision, bool)
-            or not 1 <= from_revision <= MAX_NUMBER
-        ):
+        if not is_whole(from_revision) or not 1 <= from_revision <= MAX_NUMBER:
             raise InvalidArgument(
                 f"from_revision= is a revision, an integer from 1 on, not {shown(from_revision)}"
             )

@@ -43,7 +43,7 @@ Native exceptions never leak: each plugin translates them in one place and chain
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 __all__ = [
     "AlreadyHeld",
@@ -135,6 +135,16 @@ def shown(given: object) -> str:
     except Exception:  # noqa: BLE001  (a caller's object, or an integer too long to print)
         text = f"this {type(given).__name__}"
     return text if len(text) <= _SHOWN_KEY else text[:_SHOWN_KEY] + "…"
+
+
+def is_whole(given: object) -> TypeGuard[int]:
+    """Whether ``given`` is a whole number; Python's truth values are none."""
+    return isinstance(given, int) and not isinstance(given, bool)
+
+
+def is_number(given: object) -> TypeGuard[float]:
+    """Whether ``given`` is a number, whole or not; it may be infinite, or NaN."""
+    return isinstance(given, (int, float)) and not isinstance(given, bool)
 
 
 def _shorten(key: str | None) -> str:

@@ -35,7 +35,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kvi.clock import now
-from kvi.errors import InvalidArgument, KviError, shown
+from kvi.errors import InvalidArgument, KviError, is_number, shown
 from kvi.options import check_timeout
 from kvi.sync.kvi import Kvi
 
@@ -170,8 +170,7 @@ def health(store: Kvi | AsyncKvi, *, timeout: float = 1.0, keep: float = 1.0) ->
 
         if not isinstance(store, AsyncKvi):
             raise InvalidArgument(f"health() takes a handle of kvi or kvi.aio, not {shown(store)}")
-    number = isinstance(keep, int | float) and not isinstance(keep, bool)
-    if not number or not 0 <= keep < inf:
+    if not is_number(keep) or not 0 <= keep < inf:
         raise InvalidArgument(f"keep= is a number of seconds, 0 or more, not {shown(keep)}")
     return Health(store, check_timeout(timeout), float(keep))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple, NoReturn, cast
 
-from kvi.errors import InvalidArgument, shown
+from kvi.errors import InvalidArgument, is_whole, shown
 from kvi.text import check_value, prefix_end
 
 __all__ = [
@@ -412,7 +412,7 @@ class _Property:
             return Compare(
                 self._key, self._target, op, check_value(operand, None, "a value to compare with")
             )
-        if not isinstance(operand, int) or isinstance(operand, bool) or operand < 0:
+        if not is_whole(operand) or operand < 0:
             raise InvalidArgument(
                 f"{self._target} compares with an integer that is not negative, "
                 f"not {shown(operand)}",

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvi.cli.output import json_line, value_members
-from kvi.errors import InvalidArgument
+from kvi.errors import InvalidArgument, is_whole
 from kvi.model import KeyValue
 
 FORMAT, VERSION = "kvi-export", 1
@@ -89,7 +89,7 @@ def parse(text: bytes) -> Header | Entry | End:
         )
     if found.get("end") is True:
         entries = found.get("entries")
-        if not isinstance(entries, int) or isinstance(entries, bool):
+        if not is_whole(entries):
             raise InvalidArgument('"entries" is not a number')
         return End(entries)
     key = found.get("key")

@@ -28,7 +28,7 @@ import enum
 import sys
 
 from kvi.capabilities import Capabilities
-from kvi.errors import InvalidArgument, shown
+from kvi.errors import InvalidArgument, is_number, shown
 
 MOST_PATIENCE = 1.0  # seconds for one renewal: others are waiting, and it will be tried again
 LEAST_PATIENCE = 0.05
@@ -126,11 +126,7 @@ def check_ttl(ttl: object, limits: Capabilities, name: str = "ttl") -> float:
 
     Raises `InvalidArgument` for what is no number, not positive or above the store's maximum.
     """
-    if (
-        not isinstance(ttl, (int, float))
-        or isinstance(ttl, bool)
-        or not 0 < ttl <= sys.float_info.max
-    ):
+    if not is_number(ttl) or not 0 < ttl <= sys.float_info.max:
         raise InvalidArgument(f"{name}= is a positive number of seconds, not {shown(ttl)}")
     longest = limits.lease_max_ttl
     if longest is not None and ttl > longest:

@@ -30,11 +30,12 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from kvi.capabilities import Capabilities
-from kvi.errors import BadRecord, InvalidKey, NotSupported
+from kvi.errors import BadRecord, InvalidArgument, InvalidKey, NotSupported, is_whole, shown
 from kvi.model import Claim, Compare, Key, KeyValue, Span
 from kvi.text import check_key
 
 DIRECTORY, MEMBER = ".kvi", "member/"
+HIGHEST = 2**31 - 1  # number in a setting; of priorities, the lowest is as far below zero
 _LONGEST = len(f"/{DIRECTORY}/held/") + 64  # bytes that a recipe adds to its name
 
 
@@ -161,6 +162,18 @@ def record(entry: KeyValue | None, **kinds: Any) -> dict[str, Any]:
             key=entry.key,
         )
     return said
+
+
+def same(key: str, revision: int) -> Compare:
+    """True as long as an entry is as it was; 0: as long as there is none."""
+    return Key(key).revision == revision if revision else Key(key).absent
+
+
+def check_count(name: str, count: object, least: int = 1) -> int:
+    """Return a whole number from ``least`` to `HIGHEST`. Raises `InvalidArgument`."""
+    if not is_whole(count) or not least <= count <= HIGHEST:
+        raise InvalidArgument(f"{name}= is a whole number from {least}, not {shown(count)}")
+    return count
 
 
 def check_recipe(name: object, limits: Capabilities) -> str:

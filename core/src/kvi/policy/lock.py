@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from operator import attrgetter
 
 from kvi.capabilities import Capabilities
-from kvi.errors import InvalidArgument, shown
+from kvi.errors import InvalidArgument, is_number, shown
 from kvi.model import Claim, Key, KeyValue, Span
 from kvi.text import check_key
 
@@ -83,11 +83,7 @@ def check_wait(timeout: object) -> float | None:
     """Return how long to wait, in seconds, 0 or more; ``None`` is without end."""
     if timeout is None:
         return None
-    if (
-        not isinstance(timeout, (int, float))
-        or isinstance(timeout, bool)
-        or not timeout >= 0  # nor is it with NaN
-    ):
+    if not is_number(timeout) or not timeout >= 0:  # nor is it with NaN
         raise InvalidArgument(
             "timeout= is a number of seconds that is not negative, or None to wait without end, "
             f"not {shown(timeout)}"

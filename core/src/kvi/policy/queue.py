@@ -46,10 +46,9 @@ from kvi.capabilities import Capabilities
 from kvi.errors import InvalidArgument, InvalidKey, shown
 from kvi.model import Compare, Delete, Get, Key, KeyValue, Operation, Put, Span, Txn
 from kvi.policy.lease import check_ttl
-from kvi.policy.line import Place, dumps, record
+from kvi.policy.line import HIGHEST, Place, check_count, dumps, record, same
 from kvi.text import check_key, check_value
 
-_HIGHEST = 2**31 - 1  # priority; the lowest is as far below zero
 _MORE = 1024  # bytes that a job may have beside its value
 _LONGEST = 512  # bytes of a dedup
 
@@ -132,7 +131,7 @@ class Layout:
         limits = self._limits
         largest = None if limits.max_value is None else limits.max_value - _MORE
         data = check_value(value, largest)
-        urgency = check_whole("priority", priority, -_HIGHEST)
+        urgency = check_count("priority", priority, -HIGHEST)
         if dedup is not None:
             room = _LONGEST
             if limits.max_key is not None:
@@ -154,7 +153,7 @@ class Layout:
         ``number`` is the next one, as it stood at ``revision``. If it is not, the next number is
         read, and the job with the same ``dedup``.
         """
-        id = f"{_HIGHEST - job.priority:08x}-{number:012x}"
+        id = f"{HIGHEST - job.priority:08x}-{number:012x}"
         when, otherwise = [same(self.next, revision)], [Get(self.next)]
         then: list[Operation] = [Put(self.next, dumps({"next": number + 1}))]
         then += self._waiting(Item(id, job.value, job.dedup), until)
@@ -249,18 +248,6 @@ class Layout:
 
     def _forget(self, item: Item) -> list[Operation]:
         return [] if item.dedup is None else [Delete(f"{self._dedup}{item.dedup}")]
-
-
-def same(key: str, revision: int) -> Compare:
-    """True as long as an entry is as it was; 0: as long as there is none."""
-    return Key(key).revision == revision if revision else Key(key).absent
-
-
-def check_whole(name: str, number: object, least: int) -> int:
-    """Return a whole number from ``least``. Raises `InvalidArgument`."""
-    if not isinstance(number, int) or isinstance(number, bool) or not least <= number <= _HIGHEST:
-        raise InvalidArgument(f"{name}= is a whole number from {least}, not {shown(number)}")
-    return number
 
 
 def _txn(

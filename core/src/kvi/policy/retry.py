@@ -42,6 +42,8 @@ from kvi.errors import (
     PermissionDenied,
     Timeout,
     Unavailable,
+    is_number,
+    is_whole,
     shown,
 )
 
@@ -100,8 +102,7 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         for name in ("min_wait", "max_wait", "factor", "jitter"):
             value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value < 0:
+            if not is_number(value) or not math.isfinite(value) or value < 0:
                 raise InvalidArgument(
                     f"{name}= is a number that is not negative, not {shown(value)}"
                 )
@@ -112,7 +113,7 @@ class RetryPolicy:
         if self.jitter > 1:
             raise InvalidArgument(f"jitter= is from 0 to 1, not {self.jitter:g}")
         most = self.max_attempts
-        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        if most is not None and (not is_whole(most) or most < 1):
             raise InvalidArgument(
                 f"max_attempts= is a whole number from 1, or None; not {shown(most)}"
             )
@@ -147,9 +148,3 @@ class RetryPolicy:
             return None
         pause = self.wait(attempt, chance)
         return pause if pause < left else None
-
-
-def _is_amount(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return math.isfinite(value) and value >= 0

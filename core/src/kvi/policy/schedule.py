@@ -18,7 +18,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-from kvi.errors import InvalidArgument, NotSupported, shown
+from kvi.errors import InvalidArgument, NotSupported, is_number, shown
 
 Missed = Literal["last", "all", "skip"]
 After = Callable[[float], float]
@@ -71,12 +71,11 @@ def times_of(when: object) -> tuple[After, str | float]:
     """
     if isinstance(when, str):
         return _cron(when), when
-    number = isinstance(when, (int, float)) and not isinstance(when, bool)
-    if not number or not 0.001 <= when <= 1e9:  # type: ignore[operator]
+    if not is_number(when) or not 0.001 <= when <= 1e9:
         raise InvalidArgument(
             f"when= is a number of seconds from 0.001, or a cron line, not {shown(when)}"
         )
-    interval = float(when)  # type: ignore[arg-type]
+    interval = float(when)
 
     def after(moment: float) -> float:
         number = int(moment / interval)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kvi.capabilities import Capabilities
-from kvi.errors import InvalidArgument, LeaseLost, NotSupported, shown
+from kvi.errors import InvalidArgument, LeaseLost, NotSupported, is_whole, shown
 from kvi.model import (
     Compare,
     Delete,
@@ -121,7 +121,7 @@ def check_lease(lease: object) -> int | None:
     Raises `LeaseLost` for a `kvi.Lease` that is surely not alive, `InvalidArgument` for what is
     neither a lease nor an id.
     """
-    if lease is None or (isinstance(lease, int) and not isinstance(lease, bool) and lease > 0):
+    if lease is None or (is_whole(lease) and lease > 0):
         return lease
     if isinstance(lease, LeaseRef):
         if not lease.alive:

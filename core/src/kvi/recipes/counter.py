@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kvi.errors import KviError
 from kvi.flow.recipes.counter import CounterFlow, SequenceFlow, check_amount
-from kvi.flow.recipes.semaphore import check_count
 from kvi.flow.recipes.state import Named
+from kvi.policy.line import check_count
 from kvi.recipes.recipe import ask
 from kvi.sync.face import Face
 
@@ -50,7 +50,7 @@ class Counter(Named):
         """
         flow, store = self._flow, self._store
         try:
-            amount = check_amount("n", n)
+            amount = check_amount(n)
             named = None if op is None else flow.check_op(op, keep, store.capabilities)
         except KviError as error:
             raise store._placed(error, "add", self.name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kvi.errors import KviError
-from kvi.flow.recipes.semaphore import SemaphoreLine, check_count, resize, semaphore, standing
+from kvi.flow.recipes.semaphore import SemaphoreLine, resize, semaphore, standing
+from kvi.policy.line import check_count
 from kvi.policy.lock import check_wait
 from kvi.recipes.recipe import ask
 from kvi.sync.face import Face

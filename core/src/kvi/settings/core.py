@@ -28,7 +28,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
-from kvi.errors import BadRecord, InvalidArgument, KviError, shown
+from kvi.errors import BadRecord, InvalidArgument, KviError, is_number, shown
 from kvi.flow.recipes.following import FollowFlow, Seen
 from kvi.flow.scope import Scope
 from kvi.log import log
@@ -80,8 +80,7 @@ class LiveCore(Generic[M]):
         interval: float,
     ) -> None:
         check_frozen(model)
-        number = isinstance(interval, int | float) and not isinstance(interval, bool)
-        if not number or not 0 < interval < inf:
+        if not is_number(interval) or not 0 < interval < inf:
             raise InvalidArgument(
                 f"interval= is a positive number of seconds, not {shown(interval)}"
             )

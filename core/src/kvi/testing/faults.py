@@ -46,6 +46,8 @@ from kvi.errors import (
     OutcomeUnknown,
     Timeout,
     Unavailable,
+    is_number,
+    is_whole,
     shown,
 )
 from kvi.flow.lease import LeaseFlow
@@ -250,8 +252,7 @@ class Faults:
         times: int | None = 1,
     ) -> Fault:
         """The store is asked ``seconds`` later; `Timeout` once the call's own time-out is up."""
-        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if not number or not 0 < seconds < inf:
+        if not is_number(seconds) or not 0 < seconds < inf:
             raise InvalidArgument(f"a delay is a positive number of seconds, not {shown(seconds)}")
         fault = self._made(operations, key, prefix, times, f"delay of {seconds:g} s")
         fault.seconds = float(seconds)
@@ -348,8 +349,7 @@ class Faults:
         what: str,
     ) -> Fault:
         names = frozenset(_CALLED.get(_checked(name), name) for name in operations)
-        whole = isinstance(times, int) and not isinstance(times, bool)
-        if times is not None and not (whole and times > 0):
+        if times is not None and not (is_whole(times) and times > 0):
             raise InvalidArgument(
                 f"times= is a number of calls above 0, or None for all, not {shown(times)}"
             )

@@ -6,8 +6,8 @@ from kvi.aio.face import AsyncFace
 from kvi.aio.recipes.recipe import ask
 from kvi.errors import KviError
 from kvi.flow.recipes.counter import CounterFlow, SequenceFlow, check_amount
-from kvi.flow.recipes.semaphore import check_count
 from kvi.flow.recipes.state import Named
+from kvi.policy.line import check_count
 
 __all__ = ["Counter", "Sequence"]
 
@@ -33,7 +33,7 @@ class Counter(Named):
         """Add ``n``; returns the total after it. See `kvi.recipes.Counter.add`."""
         flow, store = self._flow, self._store
         try:
-            amount = check_amount("n", n)
+            amount = check_amount(n)
             named = None if op is None else flow.check_op(op, keep, store.capabilities)
         except KviError as error:
             raise store._placed(error, "add", self.name)

@@ -6,7 +6,8 @@ from kvi.aio.face import AsyncFace
 from kvi.aio.lock import AsyncLock
 from kvi.aio.recipes.recipe import ask
 from kvi.errors import KviError
-from kvi.flow.recipes.semaphore import SemaphoreLine, check_count, resize, semaphore, standing
+from kvi.flow.recipes.semaphore import SemaphoreLine, resize, semaphore, standing
+from kvi.policy.line import check_count
 from kvi.policy.lock import check_wait
 
 __all__ = ["Semaphore"]

@@ -39,13 +39,12 @@ from kvi.errors import BrokenBarrier, Contention, LeaseLost, LockTimeout, Outcom
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.recipes.observing import Notice
 from kvi.flow.recipes.register import Register, Seen, settled
-from kvi.flow.recipes.semaphore import check_count
 from kvi.flow.recipes.state import Owner, state_of
 from kvi.flow.scope import PASSING, Scope, is_final
 from kvi.log import log
 from kvi.model import Delete, Put
 from kvi.policy.lease import check_ttl
-from kvi.policy.line import check_recipe, dumps
+from kvi.policy.line import check_count, check_recipe, dumps
 from kvi.port import Port
 
 WAIT, LEAVE = "wait", "leave"

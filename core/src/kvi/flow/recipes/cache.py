@@ -26,7 +26,16 @@ from math import inf
 from typing import NamedTuple
 
 from kvi.call import Call
-from kvi.errors import Closed, InvalidArgument, KviError, NotSupported, Unavailable, shown
+from kvi.errors import (
+    Closed,
+    InvalidArgument,
+    KviError,
+    NotSupported,
+    Unavailable,
+    is_number,
+    is_whole,
+    shown,
+)
 from kvi.feed import WatchSpec
 from kvi.flow.recipes.state import entries_of
 from kvi.flow.scope import PASSING, Scope, is_final
@@ -377,16 +386,15 @@ def check_age(max_age: object) -> float | None:
     """Return how old a cache may be, in seconds; raises `InvalidArgument`."""
     if max_age is None:
         return None
-    number = isinstance(max_age, (int, float)) and not isinstance(max_age, bool)
-    if not number or not 0 < max_age < inf:  # type: ignore[operator]
+    if not is_number(max_age) or not 0 < max_age < inf:
         raise InvalidArgument(
             f"max_age= is a positive number of seconds, or None, not {shown(max_age)}"
         )
-    return float(max_age)  # type: ignore[arg-type]
+    return float(max_age)
 
 
 def check_revision(revision: object) -> int:
     """Return a revision; raises `InvalidArgument`."""
-    if not isinstance(revision, int) or isinstance(revision, bool) or revision < 0:
+    if not is_whole(revision) or revision < 0:
         raise InvalidArgument(f"a revision is a whole number from 0, not {shown(revision)}")
     return revision

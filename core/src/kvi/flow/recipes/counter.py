@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from kvi.call import Call
 from kvi.capabilities import Capabilities
-from kvi.errors import InvalidArgument, LeaseLost, OutcomeUnknown, shown
+from kvi.errors import InvalidArgument, LeaseLost, OutcomeUnknown, is_whole, shown
 from kvi.flow.recipes.job import lasting
 from kvi.flow.recipes.register import Register, settled
 from kvi.flow.recipes.state import Owner
@@ -39,10 +39,10 @@ from kvi.text import check_key
 _SHARE = 1.25  # of ``keep``: how long the lease of a record lives, so that others may share it
 
 
-def check_amount(name: str, amount: object) -> int:
+def check_amount(amount: object) -> int:
     """Return a whole number. Raises `InvalidArgument`."""
-    if not isinstance(amount, int) or isinstance(amount, bool) or abs(amount) >= 2**63:
-        raise InvalidArgument(f"{name}= is a whole number, not {shown(amount)}")
+    if not is_whole(amount) or abs(amount) >= 2**63:
+        raise InvalidArgument(f"n= is a whole number, not {shown(amount)}")
     return amount
 
 

@@ -46,7 +46,7 @@ from kvi.model import Get, Key, KeyValue, Put, Txn
 from kvi.mutex import Mutex
 from kvi.ops import TxnOp
 from kvi.policy.lease import check_ttl
-from kvi.policy.line import MEMBER, check_recipe, dumps, loads
+from kvi.policy.line import MEMBER, check_recipe, dumps, loads, same
 from kvi.port import Port
 from kvi.text import check_key, check_value
 
@@ -297,9 +297,8 @@ class MemberFlow:
 
         async def attempt(doubt: bool) -> bool | None:
             seen, said = self._seen, self._said()
-            same = Key(self._key).revision == seen if seen else Key(self._key).absent
             put = Put(self._key, said, lease.id)
-            txn = Txn((same,), (put,), (Get(self._key),), operation)
+            txn = Txn((same(self._key, seen),), (put,), (Get(self._key),), operation)
             done = await self.scope.executor.execute(TxnOp(txn), call)
             if done.succeeded:
                 assert done.revision is not None  # it has written

@@ -28,8 +28,8 @@ from kvi.log import log
 from kvi.model import KeyValue, Scan, Span, Txn, TxnResult
 from kvi.ops import CountOp, DeleteOp, GetOp, TxnOp
 from kvi.policy.lease import check_ttl
-from kvi.policy.line import Mark, State, check_recipe, record
-from kvi.policy.queue import DeadJob, Item, Layout, NewJob, check_whole
+from kvi.policy.line import Mark, State, check_count, check_recipe, record
+from kvi.policy.queue import DeadJob, Item, Layout, NewJob
 from kvi.policy.retry import UNSAID
 from kvi.port import Port
 
@@ -63,7 +63,7 @@ class QueueFlow:
 
     def __init__(self, scope: Scope, name: str, max_attempts: object, ttl: float) -> None:
         limits = scope.capabilities
-        most = None if max_attempts is None else check_whole("max_attempts", max_attempts, 1)
+        most = None if max_attempts is None else check_count("max_attempts", max_attempts)
         self.owner = Owner(GetterLine.kind, check_recipe(name, limits), {"max_attempts": most})
         self._scope = scope
         self.layout = Layout(self.owner.place, most, limits)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 from kvi.call import Call
 from kvi.errors import KviError, OutcomeUnknown
 from kvi.flow.scope import Scope
-from kvi.model import Compare, Delete, Get, Key, KeyValue, Put, Txn
+from kvi.model import Compare, Delete, Get, KeyValue, Put, Txn
 from kvi.ops import TxnOp
-from kvi.policy.line import dumps, record
+from kvi.policy.line import dumps, record, same
 from kvi.policy.retry import UNSAID
 from kvi.port import Flow
 
@@ -61,9 +61,8 @@ class Register:
         also: Sequence[Put | Delete] = (),
     ) -> bool:
         """Write another value, if it is as it was seen; whether it was."""
-        same = Key(self.key).revision == seen.revision if seen.revision else Key(self.key).absent
         then = (Put(self.key, dumps(said)), *also)
-        txn = Txn((same, *when), then, (), self._operation)
+        txn = Txn((same(self.key, seen.revision), *when), then, (), self._operation)
         return (await scope.executor.execute(TxnOp(txn), call)).succeeded
 
 

@@ -14,21 +14,13 @@ it counts those before a contender and not permits, so that nothing has to be co
 from __future__ import annotations
 
 from kvi.call import Call
-from kvi.errors import InvalidArgument, shown
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.line import HOLDS, Line
 from kvi.flow.recipes.register import Register, settled
 from kvi.flow.recipes.state import Owner, state_of
 from kvi.flow.scope import Scope
 from kvi.policy.lease import check_ttl
-from kvi.policy.line import Contender, Mark, State, check_recipe, record
-
-
-def check_count(name: str, count: object) -> int:
-    """Return a number of holders, from 1; raises `InvalidArgument`."""
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < 2**31:
-        raise InvalidArgument(f"{name}= is a whole number from 1, not {shown(count)}")
-    return count
+from kvi.policy.line import Contender, Mark, State, check_count, check_recipe, record
 
 
 class SemaphoreLine(Line):

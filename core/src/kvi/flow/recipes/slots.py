@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from kvi.flow.lease import LeaseFlow
 from kvi.flow.lock import LockFlow
-from kvi.flow.recipes.semaphore import SemaphoreLine, check_count
+from kvi.flow.recipes.semaphore import SemaphoreLine
 from kvi.flow.recipes.state import Owner
 from kvi.flow.scope import Scope
-from kvi.policy.line import State, check_recipe
+from kvi.policy.line import State, check_count, check_recipe
 
 
 class SlotLine(SemaphoreLine):
