@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from kvi.call import Call
-from kvi.clock import now as clock
+from kvi.clock import now
 from kvi.errors import KviError
 from kvi.mutex import Mutex
 from kvi.ops import Executor, Op
@@ -25,22 +25,15 @@ T = TypeVar("T")
 class Monitored:
     """Knows whether ``inner`` is alive. Safe for threads.
 
-    ``closed()``: what calls end with now says nothing of the store. ``now`` gives seconds that
-    never go back; tests bring their own.
+    ``closed()``: what calls end with now says nothing of the store.
     """
 
     is_short = False
 
-    def __init__(
-        self,
-        inner: Executor,
-        interval: float,
-        closed: Callable[[], bool],
-        now: Callable[[], float] = clock,
-    ) -> None:
+    def __init__(self, inner: Executor, interval: float, closed: Callable[[], bool]) -> None:
         self._inner = inner
         self._closed = closed
-        self._now = now
+        self._now = now  # tests bring their own
         self._lock = Mutex()
         self._state = Liveness(interval)
         self._post: Callable[[bool], object] | None = None
