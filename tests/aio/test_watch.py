@@ -203,7 +203,7 @@ async def test_range_that_is_left() -> None:
     """A range that is left by `break`, or whose task is cancelled, frees what it holds."""
     runtime = Loop()
     primitives = Pages("mem:aio-pages", "aio-pages", timeout=5)
-    async with aio.AsyncKvi(Scope.of(runtime, primitives)) as store:
+    async with aio.AsyncKvi(Scope(runtime, primitives)) as store:
         for number in range(5):
             await store.store(f"k{number}", "v")
         async for entry in store.range():

@@ -150,7 +150,7 @@ class Client:
         self.runtime = SimRuntime(self.process, network)
         self.store = SimStore(network.model, self.process, capabilities, timeout)
         self.store.online = self._ensure_online
-        self.scope = Scope.of(self.runtime, self.store)
+        self.scope = Scope(self.runtime, self.store)
         self.programs: list[Task] = []
         self.waiting = 0  # callers whom the end of the handle has to wake
         if retrying:

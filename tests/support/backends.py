@@ -17,7 +17,7 @@ from kvi.primitives import Primitives
 
 def opened(primitives: Primitives) -> kvi.Kvi:
     """A handle of its own on a backend's object."""
-    return kvi.Kvi(Scope.of(Threads(), primitives))
+    return kvi.Kvi(Scope(Threads(), primitives))
 
 
 class Smallest(Primitives):

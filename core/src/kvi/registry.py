@@ -305,7 +305,7 @@ def _scope_of(
         raise BackendLoadError(
             f"the backend {uri.backend!r} opened a {type(primitives).__name__}, not a Primitives"
         )
-    scope = Scope.of(runtime, primitives)
+    scope = Scope(runtime, primitives)
     if values["read_only"]:
         scope.read_only = True
         scope.executor = ReadOnly(scope.executor)

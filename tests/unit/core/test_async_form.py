@@ -48,7 +48,7 @@ class Store(Awaited):
 
 def opened(store: Store) -> AsyncKvi:
     """A handle on it."""
-    return aio.AsyncKvi(Scope.of(Loop(), store))
+    return aio.AsyncKvi(Scope(Loop(), store))
 
 
 @in_loop

@@ -65,7 +65,7 @@ class Handle:
     def __init__(self, uri: str) -> None:
         self.loop = Loop()
         self.primitives = OnThreads(uri, uri, timeout=5.0)
-        self.scope = Scope.of(self.loop, self.primitives)
+        self.scope = Scope(self.loop, self.primitives)
         self.gate = Gate(self.primitives)
 
     async def run(self, flow: Callable[[Port], Flow[Any]], *, lasting: bool = False) -> Any:

@@ -206,7 +206,9 @@ class Scope:
 
     """
 
-    def __init__(self, runtime: Runtime, primitives: Primitives, outer: Scope | None) -> None:
+    def __init__(
+        self, runtime: Runtime, primitives: Primitives, outer: Scope | None = None
+    ) -> None:
         around = primitives if outer is None else outer
         self.runtime = runtime
         self.primitives = primitives
@@ -221,11 +223,6 @@ class Scope:
         self.reserving: Callable[[str], int | None] | None = None
         self.latch = threading.Lock()  # taken once, by the close that ends it
         self.shut_down = False
-
-    @classmethod
-    def of(cls, runtime: Runtime, primitives: Primitives) -> Scope:
-        """The scope of a handle on a store that has just been opened."""
-        return cls(runtime, primitives, None)
 
     def view(self, name: str | None = None) -> Scope:
         """A scope within this one: of the whole store, or of the keys below ``name/``."""
