@@ -109,8 +109,13 @@ def is_nothing(scan: Scan) -> bool:
     return scan.limit == 0 or scan.span.empty or scan.revision == 0
 
 
-def probe_of(scan: Scan) -> Scan:
-    """A range that tells of the revision where ``scan`` is, which has nothing to read."""
+def probe_of(limits: Capabilities, scan: Scan) -> Scan | None:
+    """A range that tells of the revision where ``scan`` is, which has nothing to read.
+
+    ``None`` where that is the scan's own, or where ranges have none.
+    """
+    if scan.revision == 0 or (scan.revision is None and not limits.snapshot_range):
+        return None
     # asked where the caller asks, for permissions may end beside it
     span = scan.span
     key = span.start or "\0"

@@ -130,9 +130,9 @@ class AsyncKvi(AsyncFace):
                 if not is_nothing(scan):
                     found = await self._do(RangeOp(scan), timeout)
                     return AsyncRangeResult(self, found, scan, timeout)
-                at = scan.revision
-                if at != 0 and (at or self.capabilities.snapshot_range):
-                    at = (await self._do(RangeOp(probe_of(scan)), timeout)).revision
+                at, probe = scan.revision, probe_of(self.capabilities, scan)
+                if probe is not None:
+                    at = (await self._do(RangeOp(probe), timeout)).revision
                 return AsyncRangeResult(self, RangeResult(at, lambda: ()), scan, timeout)
             except KviError as error:
                 raise self._placed(error, "range", prefix if start is None else start)

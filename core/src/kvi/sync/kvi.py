@@ -578,9 +578,8 @@ class Kvi(Face):
 
     def _nothing(self, scan: Scan, timeout: float | None) -> RangeResult:
         """An empty range, at the store's present revision where ranges have one."""
-        revision = scan.revision
-        if revision != 0 and (revision or self.capabilities.snapshot_range):
-            revision = self._do(RangeOp(probe_of(scan)), timeout).revision
+        probe = probe_of(self.capabilities, scan)
+        revision = scan.revision if probe is None else self._do(RangeOp(probe), timeout).revision
         return RangeResult(revision, lambda: ())
 
     def _at_hand(self, page: list[KeyValue]) -> Iterator[list[KeyValue]]:
