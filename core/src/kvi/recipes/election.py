@@ -73,7 +73,8 @@ class Election(Lock):
             data = check_proclaimed(value, self._store.capabilities)
         except KviError as error:
             raise self._store._placed(error, "proclaim", self.name)
-        line, flow = self._line, self._flow
+        flow = self._flow
+        line = ElectionLine.of(flow)
         step = lambda _, call: line.proclaim(flow, call, data)  # noqa: E731
         ask(self._store, self.name, "proclaim", step, timeout)
 
@@ -88,7 +89,7 @@ class Election(Lock):
 
     def leader(self, *, timeout: float | None = None) -> Leader | None:
         """Who leads at this moment; ``None``: nobody."""
-        owner = self._line.owner
+        owner = ElectionLine.of(self._flow).owner
         look_now = lambda scope, call: look(scope, call, owner)  # noqa: E731
         return ask(self._store, self.name, "leader", look_now, timeout)[0]
 
@@ -97,7 +98,7 @@ class Election(Lock):
 
         Where ``capabilities.lock_fair`` is false, only the leader's value is known.
         """
-        owner = self._line.owner
+        owner = ElectionLine.of(self._flow).owner
         look_now = lambda scope, call: look(scope, call, owner)  # noqa: E731
         leader, others = ask(self._store, self.name, "contenders", look_now, timeout)
         return others if leader is None else [leader, *others]
@@ -108,13 +109,8 @@ class Election(Lock):
         Who led for a moment only may be left out; the last one told is the truth. Lasts until it is
         closed, or the handle is.
         """
-        return Leaders(self._store, self.name, observing(self._store._scope, self._line.owner))
-
-    @property
-    def _line(self) -> ElectionLine:
-        line = self._flow.contest
-        assert isinstance(line, ElectionLine)  # it was made so
-        return line
+        owner = ElectionLine.of(self._flow).owner
+        return Leaders(self._store, self.name, observing(self._store._scope, owner))
 
 
 class Leaders(Observation[Leader | None, Leader | None]):

@@ -66,8 +66,7 @@ class Once(Named):
             return found.result
         with held:
             returned = fn(held)
-            line = flow.contest
-            assert isinstance(line, OnceLine)  # it was made so
+            line = OnceLine.of(flow)
             record = lambda _, call: line.record(flow, call, returned)  # noqa: E731
             recorded = ask(store, self.name, "run", record)
             flow.let_go()  # it has left the line by that

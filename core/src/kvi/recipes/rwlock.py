@@ -51,8 +51,7 @@ class WriteLock(ReadLock):
         any other error it is held, for reading or for writing; it can be called again.
         """
         flow = self._flow
-        line = flow.contest
-        assert isinstance(line, ReadWriteLine)  # it was made so
+        line = ReadWriteLine.of(flow)
         step = lambda _, call: line.downgrade(flow, call)  # noqa: E731
         ask(self._store, self.name, "downgrade", step, timeout)
 

@@ -24,9 +24,7 @@ class Slot(Acquired):
     @property
     def index(self) -> int:
         """The integer, from 0 and under the size. It stays after the slot was given back."""
-        line = self._flow.contest
-        assert isinstance(line, SlotLine)  # it was made so
-        return line.index
+        return SlotLine.of(self._flow).index
 
 
 class Slots(Named):

@@ -59,7 +59,8 @@ class Election(AsyncLock):
             data = check_proclaimed(value, self._store.capabilities)
         except KviError as error:
             raise self._store._placed(error, "proclaim", self.name)
-        line, flow = self._line, self._flow
+        flow = self._flow
+        line = ElectionLine.of(flow)
         step = lambda _, call: line.proclaim(flow, call, data)  # noqa: E731
         await ask(self._store, self.name, "proclaim", step, timeout)
 
@@ -69,26 +70,21 @@ class Election(AsyncLock):
 
     async def leader(self, *, timeout: float | None = None) -> Leader | None:
         """Who leads at this moment; ``None``: nobody."""
-        owner = self._line.owner
+        owner = ElectionLine.of(self._flow).owner
         look_now = lambda scope, call: look(scope, call, owner)  # noqa: E731
         return (await ask(self._store, self.name, "leader", look_now, timeout))[0]
 
     async def contenders(self, *, timeout: float | None = None) -> list[Leader]:
         """The leader, then all other candidates; see `kvi.recipes.Election.contenders`."""
-        owner = self._line.owner
+        owner = ElectionLine.of(self._flow).owner
         look_now = lambda scope, call: look(scope, call, owner)  # noqa: E731
         leader, others = await ask(self._store, self.name, "contenders", look_now, timeout)
         return others if leader is None else [leader, *others]
 
     def observe(self) -> Leaders:
         """Iterate who leads with ``async for``: at once, then after each change."""
-        return Leaders(self._store, self.name, observing(self._store._scope, self._line.owner))
-
-    @property
-    def _line(self) -> ElectionLine:
-        line = self._flow.contest
-        assert isinstance(line, ElectionLine)  # it was made so
-        return line
+        owner = ElectionLine.of(self._flow).owner
+        return Leaders(self._store, self.name, observing(self._store._scope, owner))
 
 
 class Leaders(Observation[Leader | None, Leader | None]):

@@ -58,8 +58,7 @@ class Once(Named):
             returned = fn(held)
             if isawaitable(returned):
                 returned = await returned
-            line = flow.contest
-            assert isinstance(line, OnceLine)  # it was made so
+            line = OnceLine.of(flow)
             record = lambda _, call: line.record(flow, call, returned)  # noqa: E731
             recorded = await ask(store, self.name, "run", record)
             flow.let_go()  # it has left the line by that

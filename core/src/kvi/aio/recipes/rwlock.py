@@ -54,8 +54,7 @@ class WriteLock(ReadLock):
     async def downgrade(self, *, timeout: float | None = None) -> None:
         """Go on as a reader; see `kvi.recipes.WriteLock.downgrade`."""
         flow = self._flow
-        line = flow.contest
-        assert isinstance(line, ReadWriteLine)  # it was made so
+        line = ReadWriteLine.of(flow)
         step = lambda _, call: line.downgrade(flow, call)  # noqa: E731
         await ask(self._store, self.name, "downgrade", step, timeout)
 

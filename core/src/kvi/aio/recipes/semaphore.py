@@ -45,7 +45,7 @@ class Semaphore(AsyncLock):
 
     async def resize(self, limit: int, *, timeout: float | None = None) -> None:
         """Let ``limit`` hold it from now on. Nothing is taken from who holds it now."""
-        owner = self._line.owner
+        owner = SemaphoreLine.of(self._flow).owner
         try:
             count = check_count("limit", limit)
         except KviError as error:
@@ -53,14 +53,8 @@ class Semaphore(AsyncLock):
         flow = lambda scope, call: resize(scope, call, owner, count)  # noqa: E731
         await ask(self._store, self.name, "resize", flow, timeout)
 
-    @property
-    def _line(self) -> SemaphoreLine:
-        line = self._flow.contest
-        assert isinstance(line, SemaphoreLine)  # it was made so
-        return line
-
     async def _standing(self, operation: str, holds: bool, timeout: float | None) -> list[str]:
-        owner = self._line.owner
+        owner = SemaphoreLine.of(self._flow).owner
         flow = lambda scope, call: standing(scope, call, owner, holds=holds)  # noqa: E731
         found = await ask(self._store, self.name, operation, flow, timeout)
         return [f"{one.lease:x}" for one in found]

@@ -26,7 +26,7 @@ back wakes one, and that one's being let in the next, for as many as there is ro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from kvi.call import Call
 from kvi.errors import LeaseLost
@@ -37,6 +37,9 @@ from kvi.flow.scope import Scope
 from kvi.model import Claim, Compare, Delete, Event, EventType, Get, Key, Put, Span, Txn
 from kvi.ops import TxnOp
 from kvi.policy.line import Contender, Mark, State, dumps, record
+
+if TYPE_CHECKING:
+    from kvi.flow.lock import LockFlow
 
 WAITS, HOLDS = "waits", "holds"
 
@@ -59,6 +62,13 @@ class Line(ABC):
         self.queued = self.lends = True
         self.recheck = LOOK_AGAIN
         self._mark: str | None = None  # the key of what it holds
+
+    @classmethod
+    def of(cls, flow: LockFlow) -> Self:
+        """The part of one whose lock was made with a part of this kind."""
+        line = flow.contest
+        assert isinstance(line, cls)
+        return line
 
     # -- the rule ---------------------------------------------------------------------------------
 

@@ -132,8 +132,7 @@ class ScheduleFlow:
 
     async def record(self, call: Call, due: float, lock: LockFlow) -> None:
         """It has run: record that, under the guard. Raises `LeaseLost` if that is not true."""
-        scope, line, guard, refused = self._scope, lock.contest, lock.guard, 0
-        assert isinstance(line, TurnLine)  # it was made so
+        scope, line, guard, refused = self._scope, TurnLine.of(lock), lock.guard, 0
         leaving = line.leaving(guard.key)
         while True:
             seen = await self._last.read(scope, call)
