@@ -357,7 +357,7 @@ def _hold(
     job = queue.get(wait)
     if job is None:
         return NOT_FOUND
-    claim = ask(store, queue.name, "get", lambda _, call: job._flow.leave(call, seconds))
+    claim = ask(store, queue.name, "get", None, lambda _, call: job._flow.leave(call, seconds))
     told = {"claim": f"{job.id}-{claim:x}", "attempt": job.attempt}
     _tell_job(context, told, job.value, encoding)
     return 0
@@ -372,8 +372,8 @@ def _held(store: kvi.Kvi, queue: Queue, claim: str) -> QueueJob:
     id, _, revision = claim.rpartition("-")
 
     queue.count()  # which tells if it is another recipe's, or has other settings
-    claims = queue._flow.claims
-    flow = ask(store, queue.name, "ack", lambda _, call: claims.resume(call, id, int(revision, 16)))
+    claims, claimed = queue._flow.claims, int(revision, 16)
+    flow = ask(store, queue.name, "ack", None, lambda _, call: claims.resume(call, id, claimed))
     return QueueJob(store, queue.name, flow)
 
 

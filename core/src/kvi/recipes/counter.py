@@ -31,7 +31,7 @@ class Counter(Named):
 
     def value(self, *, timeout: float | None = None) -> int:
         """The total. Linearizable."""
-        return ask(self._store, self.name, "value", self._flow.value, timeout)
+        return ask(self._store, self.name, "value", timeout, self._flow.value)
 
     def add(
         self, n: int = 1, *, op: str | None = None, keep: float = 3600, timeout: float | None = None
@@ -54,8 +54,7 @@ class Counter(Named):
             named = None if op is None else flow.check_op(op, keep, store.capabilities)
         except KviError as error:
             raise store._placed(error, "add", self.name)
-        step = lambda scope, call: flow.add(scope, call, amount, named)  # noqa: E731
-        return ask(store, self.name, "add", step, timeout)
+        return ask(store, self.name, "add", timeout, flow.add, amount, named)
 
 
 class Sequence(Named):
@@ -81,5 +80,5 @@ class Sequence(Named):
         """The next number."""
         number = None if self._store.closed else self._flow.take()
         if number is None:
-            number = ask(self._store, self.name, "next", self._flow.fetch, timeout)
+            number = ask(self._store, self.name, "next", timeout, self._flow.fetch)
         return number

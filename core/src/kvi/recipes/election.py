@@ -76,7 +76,7 @@ class Election(Lock):
         flow = self._flow
         line = ElectionLine.of(flow)
         step = lambda _, call: line.proclaim(flow, call, data)  # noqa: E731
-        ask(self._store, self.name, "proclaim", step, timeout)
+        ask(self._store, self.name, "proclaim", timeout, step)
 
     def resign(self, *, timeout: float | None = None) -> None:
         """Lead no more, and let the next one in. Resigning again does nothing.
@@ -90,8 +90,7 @@ class Election(Lock):
     def leader(self, *, timeout: float | None = None) -> Leader | None:
         """Who leads at this moment; ``None``: nobody."""
         owner = ElectionLine.of(self._flow).owner
-        look_now = lambda scope, call: look(scope, call, owner)  # noqa: E731
-        return ask(self._store, self.name, "leader", look_now, timeout)[0]
+        return ask(self._store, self.name, "leader", timeout, look, owner)[0]
 
     def contenders(self, *, timeout: float | None = None) -> list[Leader]:
         """The leader, then all other candidates in the order of their turns.
@@ -99,8 +98,7 @@ class Election(Lock):
         Where ``capabilities.lock_fair`` is false, only the leader's value is known.
         """
         owner = ElectionLine.of(self._flow).owner
-        look_now = lambda scope, call: look(scope, call, owner)  # noqa: E731
-        leader, others = ask(self._store, self.name, "contenders", look_now, timeout)
+        leader, others = ask(self._store, self.name, "contenders", timeout, look, owner)
         return others if leader is None else [leader, *others]
 
     def observe(self) -> Leaders:

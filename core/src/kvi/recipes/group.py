@@ -67,9 +67,7 @@ class Group(Named):
 
     def members(self, *, timeout: float | None = None) -> list[MemberInfo]:
         """All members at one moment, in the order of their joining."""
-        owner = self._owner
-        look = lambda scope, call: members_of(scope, call, owner)  # noqa: E731
-        return ask(self._store, self.name, "members", look, timeout)
+        return ask(self._store, self.name, "members", timeout, members_of, self._owner)
 
     def watch(self) -> GroupWatch:
         """Iterate the changes: first all members as ``JOINED``, then what changes.

@@ -64,7 +64,7 @@ class Queue(Named):
             job = flow.layout.check(value, priority, delay, dedup)
         except KviError as error:
             raise store._placed(error, "put", self.name)
-        return ask(store, self.name, "put", lambda scope, call: flow.put(scope, call, job), timeout)
+        return ask(store, self.name, "put", timeout, flow.put, job)
 
     def get(self, timeout: float | None = None) -> Job | None:
         """Get the next job; waits for one, at most ``timeout`` seconds (``None``: without end).
@@ -82,36 +82,22 @@ class Queue(Named):
 
     def dead(self, *, timeout: float | None = None) -> list[DeadJob]:
         """The jobs whose attempts are used up, in order; see `retry` and `discard`."""
-        return ask(self._store, self.name, "dead", self._flow.dead, timeout)
+        return ask(self._store, self.name, "dead", timeout, self._flow.dead)
 
     def retry(self, id: str, *, timeout: float | None = None) -> bool:
         """Put a dead job back, with all its attempts before it; true only if it was dead.
 
         It has its old place, and no ``dedup`` any more. ``id`` is that of `dead`, or of `put`.
         """
-        flow = self._flow
-        return ask(
-            self._store,
-            self.name,
-            "retry",
-            lambda scope, call: flow.retry(scope, call, id),
-            timeout,
-        )
+        return ask(self._store, self.name, "retry", timeout, self._flow.retry, id)
 
     def discard(self, id: str, *, timeout: float | None = None) -> bool:
         """Delete a dead job; true only if it was dead. The dead stay until then, or `retry`."""
-        flow = self._flow
-        return ask(
-            self._store,
-            self.name,
-            "discard",
-            lambda scope, call: flow.discard(scope, call, id),
-            timeout,
-        )
+        return ask(self._store, self.name, "discard", timeout, self._flow.discard, id)
 
     def count(self, *, timeout: float | None = None) -> int:
         """How many jobs there are: ready, delayed and claimed ones, not the dead."""
-        return ask(self._store, self.name, "count", self._flow.count, timeout)
+        return ask(self._store, self.name, "count", timeout, self._flow.count)
 
 
 class Job(JobFace):
@@ -137,7 +123,7 @@ class Job(JobFace):
         back. After an `OutcomeUnknown` it may be done, and is not held any more; to ask again tells
         the truth.
         """
-        ask(self._store, self._queue, "ack", lambda _, call: self._flow.ack(call), timeout)
+        ask(self._store, self._queue, "ack", timeout, lambda _, call: self._flow.ack(call))
 
     def nack(self, delay: float = 0, *, timeout: float | None = None) -> None:
         """It is not done: another may have it, after ``delay`` seconds as `Queue.put` has them.
@@ -150,7 +136,7 @@ class Job(JobFace):
             seconds = flow.layout.check_delay(delay)
         except KviError as error:
             raise self._store._placed(error, "nack", self._queue)
-        ask(self._store, self._queue, "nack", lambda _, call: flow.nack(call, seconds), timeout)
+        ask(self._store, self._queue, "nack", timeout, lambda _, call: flow.nack(call, seconds))
 
     def __enter__(self) -> Self:
         return self

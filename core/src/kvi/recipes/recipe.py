@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar, TypeVarTuple
 
 from kvi.call import Call
 from kvi.errors import Closed, KviError
@@ -16,15 +16,22 @@ from kvi.sync.lock import Lock
 
 E = TypeVar("E")
 T = TypeVar("T")
-Asked = Callable[[Scope, Call], Flow[T]]
+Ts = TypeVarTuple("Ts")
 
 
-def ask(store: Face, name: str, operation: str, flow: Asked[T], timeout: float | None = None) -> T:
+def ask(
+    store: Face,
+    name: str,
+    operation: str,
+    timeout: float | None,
+    flow: Callable[[Scope, Call, *Ts], Flow[T]],
+    *given: *Ts,
+) -> T:
     """Run a flow of the recipe ``name`` that is over within the time-out."""
     try:
         store._ensure_open()
         scope, seconds = store._scope, store._seconds(timeout)
-        return store._drive(lambda port: flow(scope, Call(port, port.now() + seconds)))
+        return store._drive(lambda port: flow(scope, Call(port, port.now() + seconds), *given))
     except KviError as error:
         raise store._placed(error, operation, name)
 

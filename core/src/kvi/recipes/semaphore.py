@@ -50,11 +50,10 @@ class Semaphore(Lock):
             count = check_count("limit", limit)
         except KviError as error:
             raise self._store._placed(error, "resize", self.name)
-        flow = lambda scope, call: resize(scope, call, owner, count)  # noqa: E731
-        ask(self._store, self.name, "resize", flow, timeout)
+        ask(self._store, self.name, "resize", timeout, resize, owner, count)
 
     def _standing(self, operation: str, holds: bool, timeout: float | None) -> list[str]:
         owner = SemaphoreLine.of(self._flow).owner
         flow = lambda scope, call: standing(scope, call, owner, holds=holds)  # noqa: E731
-        found = ask(self._store, self.name, operation, flow, timeout)
+        found = ask(self._store, self.name, operation, timeout, flow)
         return [f"{one.lease:x}" for one in found]

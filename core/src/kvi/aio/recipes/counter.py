@@ -25,7 +25,7 @@ class Counter(Named):
 
     async def value(self, *, timeout: float | None = None) -> int:
         """The total. Linearizable."""
-        return await ask(self._store, self.name, "value", self._flow.value, timeout)
+        return await ask(self._store, self.name, "value", timeout, self._flow.value)
 
     async def add(
         self, n: int = 1, *, op: str | None = None, keep: float = 3600, timeout: float | None = None
@@ -37,8 +37,7 @@ class Counter(Named):
             named = None if op is None else flow.check_op(op, keep, store.capabilities)
         except KviError as error:
             raise store._placed(error, "add", self.name)
-        step = lambda scope, call: flow.add(scope, call, amount, named)  # noqa: E731
-        return await ask(store, self.name, "add", step, timeout)
+        return await ask(store, self.name, "add", timeout, flow.add, amount, named)
 
 
 class Sequence(Named):
@@ -60,5 +59,5 @@ class Sequence(Named):
             raise self._store._placed(error, "next", self.name)
         number = self._flow.take()
         if number is None:
-            number = await ask(self._store, self.name, "next", self._flow.fetch, timeout)
+            number = await ask(self._store, self.name, "next", timeout, self._flow.fetch)
         return number

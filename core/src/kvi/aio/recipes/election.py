@@ -62,7 +62,7 @@ class Election(AsyncLock):
         flow = self._flow
         line = ElectionLine.of(flow)
         step = lambda _, call: line.proclaim(flow, call, data)  # noqa: E731
-        await ask(self._store, self.name, "proclaim", step, timeout)
+        await ask(self._store, self.name, "proclaim", timeout, step)
 
     async def resign(self, *, timeout: float | None = None) -> None:
         """Lead no more, and let the next one in; see `kvi.recipes.Election.resign`."""
@@ -71,14 +71,12 @@ class Election(AsyncLock):
     async def leader(self, *, timeout: float | None = None) -> Leader | None:
         """Who leads at this moment; ``None``: nobody."""
         owner = ElectionLine.of(self._flow).owner
-        look_now = lambda scope, call: look(scope, call, owner)  # noqa: E731
-        return (await ask(self._store, self.name, "leader", look_now, timeout))[0]
+        return (await ask(self._store, self.name, "leader", timeout, look, owner))[0]
 
     async def contenders(self, *, timeout: float | None = None) -> list[Leader]:
         """The leader, then all other candidates; see `kvi.recipes.Election.contenders`."""
         owner = ElectionLine.of(self._flow).owner
-        look_now = lambda scope, call: look(scope, call, owner)  # noqa: E731
-        leader, others = await ask(self._store, self.name, "contenders", look_now, timeout)
+        leader, others = await ask(self._store, self.name, "contenders", timeout, look, owner)
         return others if leader is None else [leader, *others]
 
     def observe(self) -> Leaders:

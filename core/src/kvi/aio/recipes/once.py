@@ -60,18 +60,14 @@ class Once(Named):
                 returned = await returned
             line = OnceLine.of(flow)
             record = lambda _, call: line.record(flow, call, returned)  # noqa: E731
-            recorded = await ask(store, self.name, "run", record)
+            recorded = await ask(store, self.name, "run", None, record)
             flow.let_go()  # it has left the line by that
         return recorded
 
     async def result(self, *, timeout: float | None = None) -> bytes | None:
         """The recorded result; ``None`` before there is one."""
-        owner = self._owner
-        look = lambda scope, call: result_of(scope, call, owner)  # noqa: E731
-        return await ask(self._store, self.name, "result", look, timeout)
+        return await ask(self._store, self.name, "result", timeout, result_of, self._owner)
 
     async def reset(self, *, timeout: float | None = None) -> None:
         """Forget the result, so that it is done again. Who does it now is not stopped."""
-        owner = self._owner
-        step = lambda scope, call: forget(scope, call, owner)  # noqa: E731
-        await ask(self._store, self.name, "reset", step, timeout)
+        await ask(self._store, self.name, "reset", timeout, forget, self._owner)

@@ -47,9 +47,7 @@ class Queue(Named):
             job = flow.layout.check(value, priority, delay, dedup)
         except KviError as error:
             raise store._placed(error, "put", self.name)
-        return await ask(
-            store, self.name, "put", lambda scope, call: flow.put(scope, call, job), timeout
-        )
+        return await ask(store, self.name, "put", timeout, flow.put, job)
 
     async def get(self, timeout: float | None = None) -> Job | None:
         """Get the next job; waits for one, at most ``timeout`` seconds (``None``: without end).
@@ -67,36 +65,22 @@ class Queue(Named):
 
     async def dead(self, *, timeout: float | None = None) -> list[DeadJob]:
         """The jobs whose attempts are used up, in order; see `retry` and `discard`."""
-        return await ask(self._store, self.name, "dead", self._flow.dead, timeout)
+        return await ask(self._store, self.name, "dead", timeout, self._flow.dead)
 
     async def retry(self, id: str, *, timeout: float | None = None) -> bool:
         """Put a dead job back, with all its attempts before it; true only if it was dead.
 
         It has its old place, and no ``dedup`` any more. ``id`` is that of `dead`, or of `put`.
         """
-        flow = self._flow
-        return await ask(
-            self._store,
-            self.name,
-            "retry",
-            lambda scope, call: flow.retry(scope, call, id),
-            timeout,
-        )
+        return await ask(self._store, self.name, "retry", timeout, self._flow.retry, id)
 
     async def discard(self, id: str, *, timeout: float | None = None) -> bool:
         """Delete a dead job; true only if it was dead. The dead stay until then, or `retry`."""
-        flow = self._flow
-        return await ask(
-            self._store,
-            self.name,
-            "discard",
-            lambda scope, call: flow.discard(scope, call, id),
-            timeout,
-        )
+        return await ask(self._store, self.name, "discard", timeout, self._flow.discard, id)
 
     async def count(self, *, timeout: float | None = None) -> int:
         """How many jobs there are: ready, delayed and claimed ones, not the dead."""
-        return await ask(self._store, self.name, "count", self._flow.count, timeout)
+        return await ask(self._store, self.name, "count", timeout, self._flow.count)
 
 
 class Job(JobFace):
@@ -122,7 +106,7 @@ class Job(JobFace):
         back. After an `OutcomeUnknown` it may be done, and is not held any more; to ask again tells
         the truth.
         """
-        await ask(self._store, self._queue, "ack", lambda _, call: self._flow.ack(call), timeout)
+        await ask(self._store, self._queue, "ack", timeout, lambda _, call: self._flow.ack(call))
 
     async def nack(self, delay: float = 0, *, timeout: float | None = None) -> None:
         """It is not done: another may have it, after ``delay`` seconds as `Queue.put` has them.
@@ -136,7 +120,7 @@ class Job(JobFace):
         except KviError as error:
             raise self._store._placed(error, "nack", self._queue)
         await ask(
-            self._store, self._queue, "nack", lambda _, call: flow.nack(call, seconds), timeout
+            self._store, self._queue, "nack", timeout, lambda _, call: flow.nack(call, seconds)
         )
 
     async def __aenter__(self) -> Self:

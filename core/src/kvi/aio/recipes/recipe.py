@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Generic, Self, TypeVar
+from typing import Generic, Self, TypeVar, TypeVarTuple
 
 from kvi.aio.face import AsyncFace
 from kvi.aio.lock import AsyncLock
@@ -16,18 +16,23 @@ from kvi.port import Flow
 
 E = TypeVar("E")
 T = TypeVar("T")
-Asked = Callable[[Scope, Call], Flow[T]]
+Ts = TypeVarTuple("Ts")
 
 
 async def ask(
-    store: AsyncFace, name: str, operation: str, flow: Asked[T], timeout: float | None = None
+    store: AsyncFace,
+    name: str,
+    operation: str,
+    timeout: float | None,
+    flow: Callable[[Scope, Call, *Ts], Flow[T]],
+    *given: *Ts,
 ) -> T:
     """Run a flow of the recipe ``name`` that is over within the time-out."""
     try:
         store._enter()
         scope, seconds = store._scope, store._seconds(timeout)
         return await store._drive_write(
-            lambda port: flow(scope, Call(port, port.now() + seconds)), operation, name
+            lambda port: flow(scope, Call(port, port.now() + seconds), *given), operation, name
         )
     except KviError as error:
         raise store._placed(error, operation, name)

@@ -56,7 +56,7 @@ class WriteLock(ReadLock):
         flow = self._flow
         line = ReadWriteLine.of(flow)
         step = lambda _, call: line.downgrade(flow, call)  # noqa: E731
-        await ask(self._store, self.name, "downgrade", step, timeout)
+        await ask(self._store, self.name, "downgrade", timeout, step)
 
 
 class RWLock(Named):

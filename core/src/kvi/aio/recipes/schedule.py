@@ -70,12 +70,12 @@ class Schedule(Named):
 
     async def last(self, *, timeout: float | None = None) -> datetime | None:
         """The last time that was run; ``None`` before the first."""
-        found = await ask(self._store, self.name, "last", self._flow.last, timeout)
+        found = await ask(self._store, self.name, "last", timeout, self._flow.last)
         return None if found is None else datetime.fromtimestamp(found, UTC)
 
     async def next_time(self, *, timeout: float | None = None) -> datetime:
         """The time that comes next; one in the past is due, and waits for a process."""
-        found = await ask(self._store, self.name, "next_time", self._flow.upcoming, timeout)
+        found = await ask(self._store, self.name, "next_time", timeout, self._flow.upcoming)
         return datetime.fromtimestamp(found, UTC)
 
     async def _call(self, fn: Callable[[datetime], object], time: float) -> None:
@@ -95,7 +95,7 @@ class Schedule(Named):
             await self._flow.record(call, time, lock)
 
         try:
-            await ask(self._store, self.name, "run", record)
+            await ask(self._store, self.name, "run", None, record)
         except KviError as error:
             self._store._enter()
             log().warning("a run of the schedule %r was not recorded: %s", self.name, error)
