@@ -17,7 +17,7 @@ from kvi.call import Call
 from kvi.errors import Closed, KviError, LeaseLost, OutcomeUnknown
 from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.counter import CounterFlow, SequenceFlow
-from kvi.flow.recipes.once import Done, OnceLine, attempt, once, result_of
+from kvi.flow.recipes.once import Done, OnceLine, once, result_of
 from kvi.flow.recipes.schedule import ScheduleFlow
 from kvi.policy.line import loads
 from kvi.policy.txn import Change
@@ -256,7 +256,7 @@ class Doing(Sharing):
         done = await client.call(lambda port: result_of(scope, self._call(port), owner))
         if done is not None:
             return done
-        lock = attempt(scope, owner, self.ttl)
+        lock = LockFlow(scope, OnceLine(owner), self.ttl)
         try:
             await client.call(lambda port: lock.acquire(port, None), undo=lambda _: lock.give_up())
         except Done as found:

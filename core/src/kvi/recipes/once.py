@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from kvi.clock import now
 from kvi.errors import KviError, LockTimeout
-from kvi.flow.recipes.once import Done, OnceLine, attempt, forget, once, result_of
+from kvi.flow.lock import LockFlow
+from kvi.flow.recipes.once import Done, OnceLine, forget, once, result_of
 from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
@@ -56,7 +57,7 @@ class Once(Named):
         done = self.result()
         if done is not None:
             return done
-        flow = attempt(store._scope, self._owner, self._ttl)
+        flow = LockFlow(store._scope, OnceLine(self._owner), self._ttl)
         held = Acquired(store, flow, wait)
         try:
             if not held.acquire(None if wait is None else max(0.0, wait - (now() - began))):

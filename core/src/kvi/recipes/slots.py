@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kvi.errors import KviError, LockTimeout
-from kvi.flow.recipes.slots import SlotLine, slot, slots
+from kvi.flow.lock import LockFlow
+from kvi.flow.recipes.slots import SlotLine, slots
 from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
@@ -59,7 +60,7 @@ class Slots(Named):
             wait = check_wait(timeout)
         except KviError as error:
             raise store._placed(error, "claim", self.name)
-        claimed = Slot(store, slot(store._scope, self._owner, self._ttl), wait)
+        claimed = Slot(store, LockFlow(store._scope, SlotLine(self._owner), self._ttl), wait)
         if not claimed.acquire(wait):
             late = LockTimeout(f"others held all slots for {wait:g} seconds")
             raise store._placed(late, "claim", self.name)

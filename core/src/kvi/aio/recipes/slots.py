@@ -6,7 +6,8 @@ from kvi.aio.awaited import Beginning
 from kvi.aio.face import AsyncFace
 from kvi.aio.recipes.recipe import Acquired
 from kvi.errors import KviError, LockTimeout
-from kvi.flow.recipes.slots import SlotLine, slot, slots
+from kvi.flow.lock import LockFlow
+from kvi.flow.recipes.slots import SlotLine, slots
 from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
@@ -51,7 +52,7 @@ class Slots(Named):
                 wait = check_wait(timeout)
             except KviError as error:
                 raise store._placed(error, "claim", self.name)
-            flow = slot(store._scope, self._owner, self._ttl)
+            flow = LockFlow(store._scope, SlotLine(self._owner), self._ttl)
             claimed = Slot(store, flow, wait, cancel_on_loss=False)
             if not await claimed.acquire(wait):
                 late = LockTimeout(f"others held all slots for {wait:g} seconds")

@@ -30,7 +30,6 @@ from kvi.flow.recipes.state import Owner
 from kvi.flow.scope import Scope
 from kvi.model import Put, Txn
 from kvi.ops import DeleteOp, GetOp, TxnOp
-from kvi.policy.lease import check_ttl
 from kvi.policy.line import Mark, Place, State, check_recipe
 from kvi.text import check_value
 
@@ -86,11 +85,6 @@ class OnceLine(Line):
 def once(scope: Scope, name: str) -> Owner:
     """The right to the name; checks the argument."""
     return Owner(OnceLine.kind, check_recipe(name, scope.capabilities), {})
-
-
-def attempt(scope: Scope, owner: Owner, ttl: float) -> LockFlow:
-    """Somebody who would do it."""
-    return LockFlow(scope, OnceLine(owner), check_ttl(ttl, scope.capabilities))
 
 
 def result_key(place: Place) -> str:

@@ -10,7 +10,6 @@ noticed (`kvi.policy.line`).
 from __future__ import annotations
 
 from kvi.flow.lease import LeaseFlow
-from kvi.flow.lock import LockFlow
 from kvi.flow.recipes.semaphore import SemaphoreLine
 from kvi.flow.recipes.state import Owner
 from kvi.flow.scope import Scope
@@ -33,11 +32,6 @@ class SlotLine(SemaphoreLine):
         """The smallest index that is free: who has one says so, also if its mark was deleted."""
         taken = {*state.marks, *(str(one.said.get("mark")) for one in state.line)}
         return str(next(i for i in range(len(taken) + 1) if str(i) not in taken))
-
-
-def slot(scope: Scope, owner: Owner, ttl: float) -> LockFlow:
-    """A contender for one of the slots."""
-    return LockFlow(scope, SlotLine(owner), ttl)
 
 
 def slots(scope: Scope, name: str, size: int) -> Owner:
