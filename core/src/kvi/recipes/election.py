@@ -113,8 +113,3 @@ class Election(Lock):
 
 class Leaders(Observation[Leader | None, Leader | None]):
     """Who leads, each time that it has changed; made by `Election.observe`."""
-
-    def _events(
-        self, known: list[Leader | None], found: Leader | None
-    ) -> tuple[Leader | None, ...]:
-        return (found,)

@@ -11,7 +11,6 @@ from kvi.flow.recipes.group import (
     MemberFace,
     MemberFlow,
     MemberInfo,
-    changes,
     group,
     members_of,
     observing,
@@ -136,6 +135,3 @@ class Member(MemberFace):
 
 class GroupWatch(Observation[MemberEvent, list[MemberInfo]]):
     """The changes of a group; made by `Group.watch`. Iterate it; close it, or use it as a block."""
-
-    def _events(self, known: list[list[MemberInfo]], found: list[MemberInfo]) -> list[MemberEvent]:
-        return changes(known[0] if known else [], found)

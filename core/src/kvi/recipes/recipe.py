@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Generic, Self, TypeVar, TypeVarTuple
 
 from kvi.call import Call
@@ -49,17 +49,13 @@ class Observation(Generic[E, T]):
     It ends with `close`, the end of its ``with`` block, or the handle, which raises `Closed`.
     """
 
-    def __init__(self, store: Face, name: str, flow: Observing[T]) -> None:
+    def __init__(self, store: Face, name: str, flow: Observing[E, T]) -> None:
         self._store = store
         self._name = name
         self._flow = flow
         self._known: list[T] = []  # what was seen last
         self._pending: deque[E] = deque()
         self._given = False  # the first of them: it counts as had once the next is asked for
-
-    def _events(self, known: list[T], found: T) -> Iterable[E]:
-        """What is to be told of what was found, if ``known`` was seen before."""
-        raise NotImplementedError
 
     def __iter__(self) -> Self:
         return self
@@ -77,7 +73,7 @@ class Observation(Generic[E, T]):
                 if isinstance(error, Closed) and flow.watch.ended and not store.closed:
                     raise StopIteration from None
                 raise store._placed(error, "observe", self._name)
-            events = deque(self._events(self._known, found))
+            events = deque(flow.events(self._known, found))
             self._pending, self._known = events, [found]  # nothing can come between the two
             flow.told(found)
         event = self._pending[0]

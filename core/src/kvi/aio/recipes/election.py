@@ -87,8 +87,3 @@ class Election(AsyncLock):
 
 class Leaders(Observation[Leader | None, Leader | None]):
     """Who leads, each time that it has changed; made by `Election.observe`."""
-
-    def _events(
-        self, known: list[Leader | None], found: Leader | None
-    ) -> tuple[Leader | None, ...]:
-        return (found,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Generic, Self, TypeVar, TypeVarTuple
 
 from kvi.aio.face import AsyncFace
@@ -51,16 +51,12 @@ class Observation(Generic[E, T]):
     It ends with `close`, the end of its ``async with`` block, or the handle, which raises `Closed`.
     """
 
-    def __init__(self, store: AsyncFace, name: str, flow: Observing[T]) -> None:
+    def __init__(self, store: AsyncFace, name: str, flow: Observing[E, T]) -> None:
         self._store = store
         self._name = name
         self._flow = flow
         self._known: list[T] = []  # what was seen last
         self._pending: deque[E] = deque()
-
-    def _events(self, known: list[T], found: T) -> Iterable[E]:
-        """What is to be told of what was found, if ``known`` was seen before."""
-        raise NotImplementedError
 
     def __aiter__(self) -> Self:
         return self
@@ -75,7 +71,7 @@ class Observation(Generic[E, T]):
                 if isinstance(error, Closed) and flow.watch.ended and not store.closed:
                     raise StopAsyncIteration from None
                 raise store._placed(error, "observe", self._name)
-            self._pending.extend(self._events(self._known, found))
+            self._pending.extend(flow.events(self._known, found))
             self._known = [found]
             flow.told(found)
         return self._pending.popleft()

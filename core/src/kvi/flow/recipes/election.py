@@ -231,10 +231,11 @@ def check_proclaimed(value: bytes | str, limits: Capabilities) -> bytes:
     return data
 
 
-def observing(scope: Scope, owner: Owner) -> Observing[Leader | None]:
+def observing(scope: Scope, owner: Owner) -> Observing[Leader | None, Leader | None]:
     """An observer of who leads."""
 
     async def leading(scope: Scope, call: Call) -> Leader | None:
         return (await look(scope, call, owner))[0]
 
-    return Observing(scope, observed(scope, owner.place.name), leading)
+    span = observed(scope, owner.place.name)
+    return Observing(scope, span, leading, lambda _, found: (found,))

@@ -102,13 +102,16 @@ async def members_of(scope: Scope, call: Call, owner: Owner) -> list[MemberInfo]
     return sorted(infos, key=lambda one: (one.joined, one.id))
 
 
-def observing(scope: Scope, owner: Owner) -> Observing[list[MemberInfo]]:
+def observing(scope: Scope, owner: Owner) -> Observing[MemberEvent, list[MemberInfo]]:
     """An observer of the members."""
 
     async def look(scope: Scope, call: Call) -> list[MemberInfo]:
         return await members_of(scope, call, owner)
 
-    return Observing(scope, owner.place.span, look)
+    def events(known: list[list[MemberInfo]], found: list[MemberInfo]) -> list[MemberEvent]:
+        return changes(known[0] if known else [], found)
+
+    return Observing(scope, owner.place.span, look, events)
 
 
 def changes(before: Sequence[MemberInfo], now: Sequence[MemberInfo]) -> list[MemberEvent]:

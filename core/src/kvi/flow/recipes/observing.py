@@ -9,7 +9,7 @@ cancelled task comes first, the next call tells it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 from typing import Generic, TypeVar
 
@@ -23,6 +23,7 @@ from kvi.log import log
 from kvi.model import Event, Span
 from kvi.port import Flow, Port
 
+E = TypeVar("E")
 T = TypeVar("T")
 _PAUSE, _LONGEST = 0.1, 2.0  # seconds between looks while the store cannot be reached
 
@@ -70,14 +71,26 @@ class Notice:
         self.watch.end()
 
 
-class Observing(Generic[T]):
-    """One observer. Used by one flow at a time."""
+class Observing(Generic[E, T]):
+    """One observer. Used by one flow at a time.
 
-    def __init__(self, scope: Scope, span: Span, look: Callable[[Scope, Call], Flow[T]]) -> None:
+    Attributes:
+        events: what is to be told of what was found, if this, or nothing yet, was seen before.
+
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        span: Span,
+        look: Callable[[Scope, Call], Flow[T]],
+        events: Callable[[list[T], T], Iterable[E]],
+    ) -> None:
         """``look`` is asked after each change of a key in ``span``."""
         self._notice = Notice(scope, span)
         self._scope = scope
         self._look = look
+        self.events = events
         self._begun = False
         self._changed = True
         self._last: list[T] = []  # what was told last
