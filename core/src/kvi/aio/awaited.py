@@ -10,8 +10,6 @@ from collections.abc import Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-__all__ = ["Awaited", "Beginning"]
-
 T = TypeVar("T")
 
 

@@ -18,8 +18,6 @@ from kvi.policy.lock import check_wait
 from kvi.policy.retry import RetryPolicy
 from kvi.text import check_key, check_value
 
-__all__ = ["AsyncLivenessChannel", "Backend"]
-
 
 class AsyncLivenessChannel:
     """Whether a store is alive: its present state first, then every change, and now and then both.

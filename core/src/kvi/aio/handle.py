@@ -25,8 +25,6 @@ from kvi.model import Compare
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-__all__ = ["AsyncHandle", "AsyncHandles", "AsyncLocking", "AsyncRef", "commit", "lock_many"]
-
 K = TypeVar("K")
 V = TypeVar("V")
 A = TypeVar("A")

@@ -63,8 +63,6 @@ from kvi.policy.txn import check_txn
 from kvi.port import Port
 from kvi.text import check_key, check_value
 
-__all__ = ["AsyncKvi"]
-
 T = TypeVar("T")
 
 

@@ -10,8 +10,6 @@ from kvi.aio.loss import AsyncLoss
 from kvi.errors import KviError
 from kvi.flow.lease import LeaseFace, LeaseFlow
 
-__all__ = ["AsyncLease", "AsyncTempKey"]
-
 
 class AsyncLease(Held, LeaseFace):
     """A lease; made by `AsyncKvi.lease`. Keys stored with ``lease=`` vanish together once it ends.

@@ -16,8 +16,6 @@ from kvi.entities.records import Owners
 from kvi.entities.typed import TypedEvent
 from kvi.errors import BadRecord, KviError
 
-__all__ = ["Loader"]
-
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 

@@ -16,8 +16,6 @@ from kvi.flow.lock import LockFace, LockFlow
 from kvi.flow.loss import LossState
 from kvi.policy.lock import check_wait
 
-__all__ = ["AsyncLock"]
-
 
 class AsyncLock(Held, LockFace):
     """A lock by name; made by `AsyncKvi.lock`.

@@ -12,8 +12,6 @@ from kvi.errors import KviError
 from kvi.flow.loss import LossState, look
 from kvi.policy.lock import check_wait
 
-__all__ = ["AsyncLoss"]
-
 
 class AsyncLoss:
     """Whether something was lost against its holder's will. Giving it up is no loss.

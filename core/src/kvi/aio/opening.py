@@ -7,8 +7,6 @@ from kvi.driver.loop import Loop
 from kvi.errors import KviError
 from kvi.registry import open_scope
 
-__all__ = ["open"]
-
 
 def open(uri: str, **options: object) -> AsyncKvi:  # noqa: A001  (kvi.aio.open, as kvi.open)
     """Open the store at ``uri``; URIs, options and errors are those of `kvi.open`.

@@ -11,8 +11,6 @@ from kvi.errors import KviError
 from kvi.model import KeyValue, RangeResult, Scan
 from kvi.ops import PageOp
 
-__all__ = ["AsyncRange", "AsyncRangeResult"]
-
 
 class AsyncRangeResult:
     """The entries of a range; as a `kvi.RangeResult`, iterated with ``async for``.

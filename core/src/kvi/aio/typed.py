@@ -15,8 +15,6 @@ from kvi.entities.typed import Coding, Entry, TypedEvent
 from kvi.errors import BadRecord
 from kvi.model import Event, EventType, KeyValue, LeaseRef
 
-__all__ = ["AsyncTypedRange", "AsyncTypedRangeResult", "AsyncTypedWatch", "TypedView"]
-
 V = TypeVar("V")
 Decode = Callable[[KeyValue], Entry[V]]
 Bad = Callable[[BadRecord], object] | None

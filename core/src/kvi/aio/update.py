@@ -12,8 +12,6 @@ from kvi.flow.update import Caller, Raised, Writes
 from kvi.model import KeyValue
 from kvi.ops import Op
 
-__all__ = ["AsyncTx", "TaskCaller"]
-
 T = TypeVar("T")
 
 

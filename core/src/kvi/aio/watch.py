@@ -18,8 +18,6 @@ from kvi.log import log
 from kvi.model import Event
 from kvi.policy.lock import check_wait
 
-__all__ = ["AsyncWatch"]
-
 Callback = Callable[[Event, Any], object]
 
 _PATIENCE = 0.9  # seconds that cancel() waits for a call-back that is running

@@ -36,8 +36,6 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-__all__ = ["LOGINS", "PATIENCE", "SILENCE", "Decision", "Failover", "Happened", "Step"]
-
 SILENCE = 2.0  # seconds that one endpoint may be silent, if there is another
 PATIENCE = 0.5  # seconds; calls that have less never leave an endpoint for its silence
 LOGINS = 2  # for one endpoint: a second one, for the first may have met its restart

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from kvi.errors import Compacted, InvalidArgument
 
-__all__ = ["check_past", "future", "gone"]
-
 
 def check_past(revision: int, oldest: int, present: int) -> None:
     """Raise unless the state at ``revision`` is one from ``oldest`` to ``present``.

@@ -8,8 +8,6 @@ from kvi.flow.recipes.state import Named
 from kvi.policy.lock import check_wait
 from kvi.sync.face import Face
 
-__all__ = ["Barrier"]
-
 
 class Barrier(Named):
     """A place where ``parties`` meet, among threads, processes and hosts: all or none go on.

@@ -9,8 +9,6 @@ from kvi.policy.line import check_count
 from kvi.recipes.recipe import ask
 from kvi.sync.face import Face
 
-__all__ = ["Counter", "Sequence"]
-
 
 class Counter(Named):
     """A total that many processes add to; it begins at 0.

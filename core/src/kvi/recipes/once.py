@@ -15,8 +15,6 @@ from kvi.recipes.recipe import Acquired, ask
 from kvi.sync.face import Face
 from kvi.sync.lock import Lock
 
-__all__ = ["Once"]
-
 
 class Once(Named):
     """Something that is done once among all processes: a migration, a set-up.

@@ -16,8 +16,6 @@ from kvi.sync.caller import me
 from kvi.sync.face import Face
 from kvi.sync.lock import Lock
 
-__all__ = ["RWLock", "ReadLock", "WriteLock"]
-
 
 class ReadLock(Lock):
     """A lock for reading, made by `RWLock.read`; used as a `kvi.Lock`."""

@@ -15,8 +15,6 @@ from kvi.policy.schedule import Missed
 from kvi.recipes.recipe import ask
 from kvi.sync.face import Face
 
-__all__ = ["Schedule"]
-
 
 class Schedule(Named):
     """Something that runs at its times, each time once among all processes.

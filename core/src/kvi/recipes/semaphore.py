@@ -10,8 +10,6 @@ from kvi.recipes.recipe import ask
 from kvi.sync.face import Face
 from kvi.sync.lock import Lock
 
-__all__ = ["Semaphore"]
-
 
 class Semaphore(Lock):
     """At most ``limit`` hold it at once, among threads, handles, processes and hosts.

@@ -11,8 +11,6 @@ from kvi.policy.lock import check_wait
 from kvi.recipes.recipe import Acquired
 from kvi.sync.face import Face
 
-__all__ = ["Slot", "Slots"]
-
 
 class Slot(Acquired):
     """One slot that is held, as a `kvi.Lock` is: a block, `release`, ``held``, ``lost``, ``guard``.

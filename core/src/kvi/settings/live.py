@@ -16,8 +16,6 @@ from kvi.settings.core import LiveCore, LiveFace, SettingsChange
 from kvi.sync.kvi import Kvi
 from kvi.sync.opening import open as open_store
 
-__all__ = ["LiveSettings"]
-
 M = TypeVar("M", bound=BaseModel)
 
 

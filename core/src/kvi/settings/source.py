@@ -23,8 +23,6 @@ from kvi.sync.kvi import Kvi
 from kvi.sync.opening import open as open_store
 from kvi.text import check_bound
 
-__all__ = ["KviSettingsSource"]
-
 M = TypeVar("M", bound=BaseModel)
 
 

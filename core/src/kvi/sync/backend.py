@@ -21,8 +21,6 @@ from kvi.sync.kvi import Kvi
 from kvi.sync.opening import open as open_store
 from kvi.text import check_key, check_value
 
-__all__ = ["Backend", "LivenessChannel"]
-
 
 class LivenessChannel:
     """Whether a store is alive: its present state first, then every change, and now and then both.

@@ -26,8 +26,6 @@ from kvi.sync.kvi import Kvi
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-__all__ = ["Handle", "Handles", "Ref", "commit", "lock_many"]
-
 K = TypeVar("K")
 V = TypeVar("V")
 A = TypeVar("A")

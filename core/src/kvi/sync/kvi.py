@@ -65,8 +65,6 @@ if TYPE_CHECKING:
     from kvi.sync.update import Tx
     from kvi.sync.watch import Watch
 
-__all__ = ["Kvi"]
-
 T = TypeVar("T")
 
 _beginning: type[Beginning] | None = None

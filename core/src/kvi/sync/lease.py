@@ -10,8 +10,6 @@ from kvi.sync.block import Block, Held
 from kvi.sync.face import Face
 from kvi.sync.loss import Loss
 
-__all__ = ["Lease"]
-
 
 class Lease(Held, LeaseFace):
     """A lease; made by `Kvi.lease`. Keys stored with ``lease=`` vanish together once it ends.

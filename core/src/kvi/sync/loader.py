@@ -16,8 +16,6 @@ from kvi.sync.handle import Handle, Handles, Ref
 from kvi.sync.kvi import Kvi
 from kvi.sync.watch import Watch
 
-__all__ = ["Loader"]
-
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 

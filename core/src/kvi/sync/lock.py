@@ -14,8 +14,6 @@ from kvi.sync.block import Held, entered
 from kvi.sync.face import Face
 from kvi.sync.loss import Loss
 
-__all__ = ["Lock"]
-
 
 class Lock(Held, LockFace):
     """A lock by name; made by `Kvi.lock`.

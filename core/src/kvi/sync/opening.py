@@ -7,8 +7,6 @@ from kvi.errors import KviError
 from kvi.registry import open_scope
 from kvi.sync.kvi import Kvi
 
-__all__ = ["open"]
-
 
 def open(uri: str, **options: object) -> Kvi:  # noqa: A001  (kvi.open, as gzip.open)
     """Open the store at ``uri``.

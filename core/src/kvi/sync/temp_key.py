@@ -11,8 +11,6 @@ from kvi.sync.lease import Lease
 if TYPE_CHECKING:
     from kvi.sync.loss import Loss
 
-__all__ = ["TempKey"]
-
 
 class TempKey(Held):
     """A temporary key; made by `Kvi.temp_key`. It has a lease of its own, kept alive.

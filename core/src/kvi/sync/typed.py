@@ -14,8 +14,6 @@ from kvi.sync.kvi import Kvi
 if TYPE_CHECKING:
     from kvi.sync.watch import Watch
 
-__all__ = ["TypedRange", "TypedView", "TypedWatch"]
-
 V = TypeVar("V")
 
 

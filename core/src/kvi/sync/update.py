@@ -12,8 +12,6 @@ from kvi.model import KeyValue
 from kvi.ops import Op
 from kvi.sync.face import Face
 
-__all__ = ["ThreadCaller", "Tx"]
-
 T = TypeVar("T")
 
 

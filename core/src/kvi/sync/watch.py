@@ -13,8 +13,6 @@ from kvi.model import Event
 from kvi.policy.lock import check_wait
 from kvi.sync.face import Face
 
-__all__ = ["Watch"]
-
 _PATIENCE = 0.9  # seconds that cancel() waits for a call-back that is running
 
 

@@ -8,8 +8,6 @@ from kvi.flow.recipes.barrier import LEAVE, WAIT, BarrierFlow
 from kvi.flow.recipes.state import Named
 from kvi.policy.lock import check_wait
 
-__all__ = ["Barrier"]
-
 
 class Barrier(Named):
     """A place where ``parties`` meet: all or none go on; as `kvi.recipes.Barrier`."""

@@ -9,8 +9,6 @@ from kvi.flow.recipes.counter import CounterFlow, SequenceFlow, check_amount
 from kvi.flow.recipes.state import Named
 from kvi.policy.line import check_count
 
-__all__ = ["Counter", "Sequence"]
-
 
 class Counter(Named):
     """A total that many processes add to; as `kvi.recipes.Counter`."""

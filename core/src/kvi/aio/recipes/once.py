@@ -16,8 +16,6 @@ from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 
-__all__ = ["Once"]
-
 Result = bytes | str | None
 
 

@@ -15,8 +15,6 @@ from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 
-__all__ = ["RWLock", "ReadLock", "WriteLock"]
-
 
 class ReadLock(AsyncLock):
     """A lock for reading, made by `RWLock.read`; used as an `AsyncLock`."""

@@ -18,8 +18,6 @@ from kvi.flow.recipes.state import Named
 from kvi.log import log
 from kvi.policy.schedule import Missed
 
-__all__ = ["Schedule"]
-
 
 class Schedule(Named):
     """Something that runs at its times, once among all processes; as `kvi.recipes.Schedule`."""

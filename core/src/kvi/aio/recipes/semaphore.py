@@ -10,8 +10,6 @@ from kvi.flow.recipes.semaphore import SemaphoreLine, resize, semaphore, standin
 from kvi.policy.line import check_count
 from kvi.policy.lock import check_wait
 
-__all__ = ["Semaphore"]
-
 
 class Semaphore(AsyncLock):
     """At most ``limit`` hold it at once, among tasks, handles, processes and hosts.

@@ -12,8 +12,6 @@ from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.policy.lock import check_wait
 
-__all__ = ["Slot", "Slots"]
-
 
 class Slot(Acquired):
     """One slot that is held, as an `AsyncLock` is. Made by `Slots.claim`."""
