@@ -40,7 +40,7 @@ class AsyncRangeResult:
         return f"<AsyncRangeResult at revision {self.revision}>"
 
     def __aiter__(self) -> AsyncIterator[KeyValue]:
-        return _Pass(self._store, self._found, self._scan, self._timeout)
+        return _Pass(self)
 
 
 class AsyncRange(Awaited[AsyncRangeResult]):
@@ -73,15 +73,10 @@ class _FirstPass:
 class _Pass:
     """One iteration. A plain object, which ends when it is dropped: a generator would stay."""
 
-    __slots__ = ("_found", "_last", "_op", "_page", "_scan", "_store", "_timeout")
+    __slots__ = ("_last", "_of", "_op", "_page")
 
-    def __init__(
-        self, store: AsyncFace, found: RangeResult, scan: Scan, timeout: float | None
-    ) -> None:
-        self._store = store
-        self._found = found
-        self._scan = scan
-        self._timeout = timeout
+    def __init__(self, of: AsyncRangeResult) -> None:
+        self._of = of
         self._op: PageOp | None = None
         self._page: Iterator[KeyValue] | None = iter(())
         self._last: str | None = None  # the last key of the pages so far
@@ -98,13 +93,14 @@ class _Pass:
 
     async def _next_page(self) -> Iterator[KeyValue] | None:
         op, self._op = self._op, None  # what fails is closed by whoever runs it, and made anew
+        of, store = self._of, self._of._store
         if op is None:
-            op = PageOp(self._found, self._scan, self._last)
+            op = PageOp(of._found, of._scan, self._last)
         try:
-            self._store._enter()
-            page = await self._store._do(op, self._timeout)
+            store._enter()
+            page = await store._do(op, of._timeout)
         except KviError as error:
-            raise self._store._placed(error, "range", None)
+            raise store._placed(error, "range", None)
         if page is None:
             return None
         self._op, self._last = op, page[-1].key
@@ -113,4 +109,4 @@ class _Pass:
     def __del__(self) -> None:
         op = self._op
         if op is not None and op.open:
-            self._store._runtime.post(op.close)
+            self._of._store._runtime.post(op.close)
