@@ -14,6 +14,7 @@ from typing import Any
 import kvi
 import pytest
 from kvi.flow.lease import LeaseFlow
+from kvi.recipes import Group, Queue
 from kvi.sync.block import Block, Held, _pending
 from kvi.sync.lock import Lock
 
@@ -169,6 +170,20 @@ def test_interrupted_as_it_ends(store: Faulty, peer: kvi.Kvi, clock: Clock, kind
         assert flow.ended
     until(lambda: peer.get("k") is None)
     assert peer.lock("l").acquire(20)
+
+
+@pytest.mark.parametrize("kind", ["member", "job"])
+def test_interrupted_as_it_ends_and_kept(store: Faulty, clock: Clock, kind: str) -> None:
+    """Neither a membership nor a job goes on by an object that outlives its block."""
+    queue = Queue(store, "q")
+    queue.put(b"")
+    held: Any = Group(store, "g").join() if kind == "member" else queue.get(0)
+    at, flow = At(held.__exit__.__func__.__code__), held._flow.lease
+    with pytest.raises(Interrupt), held:
+        at.arm()
+    gc.collect()
+    clock.step(flow)
+    assert flow.ended
 
 
 @pytest.mark.parametrize("kind", ["lease", "temp_key"])

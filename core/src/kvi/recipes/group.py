@@ -18,6 +18,7 @@ from kvi.flow.recipes.group import (
 from kvi.flow.recipes.state import Named
 from kvi.policy.lease import check_ttl
 from kvi.recipes.recipe import Observation, ask
+from kvi.sync.block import Block, Held
 from kvi.sync.face import Face
 from kvi.sync.loss import Loss
 
@@ -76,11 +77,13 @@ class Group(Named):
         return GroupWatch(self._store, self.name, observing(self._store._scope, self._owner))
 
 
-class Member(MemberFace):
+class Member(Held, MemberFace):
     """A membership of this process; made by `Group.join`. Leaves at the end of its ``with`` block.
 
     One that is dropped is given up, within its ttl. Safe for threads.
     """
+
+    _failure = "the member could not leave"
 
     def __init__(self, store: Face, name: str, flow: MemberFlow) -> None:
         super().__init__(flow, name)
@@ -121,16 +124,11 @@ class Member(MemberFace):
         except KviError as error:
             raise store._placed(error, "leave", self._name)
 
-    def __enter__(self) -> Member:
-        return self
+    def _hold_for(self, block: weakref.ref[Block]) -> None:
+        self._flow.hold_for(block)
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            self.leave()
-        except KviError as failure:
-            if error is None:
-                raise
-            error.add_note(f"afterwards the member could not leave: {failure}")
+    def _give_back(self) -> None:
+        self.leave()
 
 
 class GroupWatch(Observation[MemberEvent, list[MemberInfo]]):

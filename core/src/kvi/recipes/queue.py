@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+import weakref
 
 from kvi.errors import KviError
 from kvi.flow.recipes.job import JobFace, JobFlow
@@ -11,6 +11,7 @@ from kvi.flow.recipes.state import Named
 from kvi.policy.lock import check_wait
 from kvi.policy.queue import DeadJob
 from kvi.recipes.recipe import ask
+from kvi.sync.block import Block, Held
 from kvi.sync.face import Face
 from kvi.sync.loss import Loss
 
@@ -100,7 +101,7 @@ class Queue(Named):
         return ask(self._store, self.name, "count", timeout, self._flow.count)
 
 
-class Job(JobFace):
+class Job(Held, JobFace):
     """A job that is this one's to do; made by `Queue.get`. One that is dropped is given back.
 
     As a ``with`` block it is acknowledged at the end, or given back if the block raises. Safe for
@@ -138,10 +139,10 @@ class Job(JobFace):
             raise self._store._placed(error, "nack", self._queue)
         ask(self._store, self._queue, "nack", timeout, lambda _, call: flow.nack(call, seconds))
 
-    def __enter__(self) -> Self:
-        return self
+    def _hold_for(self, block: weakref.ref[Block]) -> None:
+        self._flow.hold_for(block)
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def _leave(self, kind: object, error: BaseException | None, trace: object) -> None:
         flow = self._flow
         try:
             if error is None and not flow.ended:

@@ -74,7 +74,7 @@ class BlockExit:
 
 
 class Held:
-    """What is held for a block: a lease, a temporary key, a lock."""
+    """What is held for a block: a lease, a temporary key, a lock, a member of a group, a job."""
 
     __slots__ = ()
     _failure: ClassVar[str] = "its lease could not be revoked"

@@ -230,6 +230,11 @@ class MemberFlow:
         if failed is not None:
             raise failed
 
+    def hold_for(self, owner: Callable[[], object | None]) -> None:
+        """From now on it is there for as long as this other one lives."""
+        with self._lock:
+            self._weak = self.lease.owner = owner
+
     def let_go(self) -> None:
         """Leave without waiting."""
         with self._lock:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import enum
 import weakref
+from collections.abc import Callable
 
 from kvi.call import Call
 from kvi.errors import KviError, LeaseLost, NotHeld, OutcomeUnknown, Unavailable
@@ -123,6 +124,12 @@ class JobFlow:
         later = await lasting(self.scope, call, seconds)
         step = self.layout.keep(self.item.id, self._claim, later.id, "queue_leave")
         return await self._end(call, JobState.BACK, [step], later)
+
+    def hold_for(self, owner: Callable[[], object | None]) -> None:
+        """From now on it is held for as long as this other one lives."""
+        with self._lock:
+            if self._state in (JobState.HELD, JobState.ASKED):  # else its lease may serve another
+                self.lease.owner = owner
 
     def let_go(self) -> None:
         """Give it back without waiting."""
