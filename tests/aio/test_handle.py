@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import kvi
@@ -135,6 +135,37 @@ def test_fork(uri: str) -> None:
             assert lock.held
             await lock.release()
             await watch.cancel()
+
+    asyncio.run(main())
+
+
+def test_fork_in_a_block(uri: str) -> None:
+    """A child that leaves the blocks that it was forked in gives nothing back, and never waits."""
+
+    async def main() -> None:
+        async with aio.open(uri) as store:
+            queue = aio.recipes.Queue(store, "jobs")
+            await queue.put("v")
+            job = await queue.get(timeout=5)
+            assert job is not None
+            member = await aio.recipes.Group(store, "workers").join()
+
+            def child() -> None:
+                async def leave() -> None:
+                    for held in (member, job):
+                        with suppress(SystemExit):
+                            async with held:
+                                sys.exit()
+
+                asyncio.events._set_running_loop(None)
+                asyncio.run(leave())
+
+            with member._flow._lock, job._flow._lock:  # as threads of the parent may have them
+                assert in_child(child) == 0
+            assert member.alive
+            assert job.held
+            await job.ack()
+            await member.leave()
 
     asyncio.run(main())
 

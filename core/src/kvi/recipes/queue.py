@@ -154,7 +154,7 @@ class Job(Held, JobFace):
                 raise
             error.add_note(f"afterwards the job could not be given back: {failure}")
         finally:
-            if not flow.ended:  # nobody asks again
+            if not (flow.ended or self._store.closed):  # nobody asks again
                 self._store._runtime.post(flow.let_go)
 
 

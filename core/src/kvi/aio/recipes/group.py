@@ -124,7 +124,8 @@ class Member(Held, MemberFace):
         await self.leave()
 
     def _let_go(self) -> None:
-        self._flow.let_go()
+        if not self._store.closed:
+            self._flow.let_go()
 
     def __del__(self) -> None:
         if self._store.closed or not self._flow.there:

@@ -143,7 +143,8 @@ class Job(JobFace):
                 raise
             error.add_note(f"afterwards the job could not be given back: {failure}")
         finally:
-            flow.let_go()  # nobody asks again, if it is to be asked
+            if not self._store.closed:  # in a forked child it is not ours
+                flow.let_go()  # nobody asks again, if it is to be asked
 
     def __del__(self) -> None:
         if self._store.closed or not self._flow.held:
