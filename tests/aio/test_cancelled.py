@@ -420,19 +420,3 @@ async def test_range_goes_on(sqlite_uri: str) -> None:
                 await anext(entries)
         assert [entry async for entry in entries] == []  # what there is by now
         assert [entry.key async for entry in rows] == keys
-
-
-@in_loop
-async def test_range_shared_by_tasks(uri: str) -> None:
-    """Tasks that share an iteration share its entries: each goes to one of them, none is missed."""
-    async with aio.open(uri) as store:
-        keys = [f"k{number:04}" for number in range(2000)]
-        for start in range(0, 2000, 50):
-            await store.txn(then=[kvi.Put(key, b"x" * 1000) for key in keys[start : start + 50]])
-        for shared in (aiter(store.range(prefix="k")), aiter(await store.range(prefix="k"))):
-
-            async def some(entries: AsyncIterator[kvi.KeyValue]) -> list[str]:
-                return [entry.key async for entry in entries]
-
-            parts = await asyncio.gather(*(some(shared) for _ in range(5)))
-            assert sorted(key for part in parts for key in part) == keys

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import closing, suppress
 from typing import Any
 
@@ -430,3 +430,43 @@ async def test_errors_have_their_place() -> None:
             error = caught.value
             assert (error.operation, error.uri) == (operation, "mem:aio-places"), error
         await store.close()
+
+
+@in_loop
+async def test_range_shared_by_tasks(uri: str) -> None:
+    """Tasks that share an iteration share its entries: each goes to one of them, none is missed."""
+    async with aio.open(uri) as store:
+        keys = [f"k{number:04}" for number in range(2000)]
+        for start in range(0, 2000, 50):
+            await store.txn(then=[kvi.Put(key, b"x" * 1000) for key in keys[start : start + 50]])
+        for shared in (aiter(store.range(prefix="k")), aiter(await store.range(prefix="k"))):
+
+            async def some(entries: AsyncIterator[kvi.KeyValue]) -> list[str]:
+                return [entry.key async for entry in entries]
+
+            parts = await asyncio.gather(*(some(shared) for _ in range(5)))
+            assert sorted(key for part in parts for key in part) == keys
+
+
+@in_loop
+async def test_observation_shared_by_tasks(uri: str) -> None:
+    """Tasks that share an observer share what it tells: each event goes to one of them."""
+    async with aio.open(uri) as store, aio.open(uri) as other:
+        workers = aio.recipes.Group(store, "workers")
+        seen: list[tuple[str, str]] = []
+
+        async def some(events: AsyncIterator[aio.recipes.MemberEvent]) -> None:
+            async for event in events:
+                seen.append((event.type.name, event.member.id))  # noqa: PERF401  (it never ends)
+
+        async with workers.watch() as shared:
+            tasks = [asyncio.create_task(some(shared)) for _ in range(5)]
+            await asyncio.sleep(0)
+            ids = [f"w{number}" for number in range(10)]
+            members = [await aio.recipes.Group(other, "workers").join(id=id) for id in ids]
+            await until(lambda: len(seen) >= 10)
+            for member in members:
+                await member.leave()
+            await until(lambda: len(seen) >= 20)
+        await asyncio.gather(*tasks)
+        assert sorted(seen) == sorted((kind, id) for kind in ("JOINED", "LEFT") for id in ids)

@@ -46,7 +46,8 @@ class Acquired(Lock):
 class Observation(Generic[E, T]):
     """What somebody observes, each time that it has changed: iterate it, without end.
 
-    It ends with `close`, the end of its ``with`` block, or the handle, which raises `Closed`.
+    It ends with `close`, the end of its ``with`` block, or the handle, which raises `Closed`. For
+    one thread at a time; any may close it.
     """
 
     def __init__(self, store: Face, name: str, flow: Observing[E, T]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, Self, TypeVar, TypeVarTuple
@@ -49,6 +50,7 @@ class Observation(Generic[E, T]):
     """What somebody observes, each time that it has changed: iterate it, without end.
 
     It ends with `close`, the end of its ``async with`` block, or the handle, which raises `Closed`.
+    Tasks that iterate the same one share what it tells: each event goes to one of them.
     """
 
     def __init__(self, store: AsyncFace, name: str, flow: Observing[E, T]) -> None:
@@ -57,24 +59,26 @@ class Observation(Generic[E, T]):
         self._flow = flow
         self._known: list[T] = []  # what was seen last
         self._pending: deque[E] = deque()
+        self._turn = asyncio.Lock()  # of who looks
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> E:
         store, flow = self._store, self._flow
-        while not self._pending:
-            try:
-                store._enter()
-                found = await store._drive(flow.next)
-            except KviError as error:
-                if isinstance(error, Closed) and flow.watch.ended and not store.closed:
-                    raise StopAsyncIteration from None
-                raise store._placed(error, "observe", self._name)
-            self._pending.extend(flow.events(self._known, found))
-            self._known = [found]
-            flow.told(found)
-        return self._pending.popleft()
+        async with self._turn:
+            while not self._pending:
+                try:
+                    store._enter()
+                    found = await store._drive(flow.next)
+                except KviError as error:
+                    if isinstance(error, Closed) and flow.watch.ended and not store.closed:
+                        raise StopAsyncIteration from None
+                    raise store._placed(error, "observe", self._name)
+                self._pending.extend(flow.events(self._known, found))
+                self._known = [found]
+                flow.told(found)
+            return self._pending.popleft()
 
     async def close(self) -> None:
         """End it. Again, it does nothing."""
