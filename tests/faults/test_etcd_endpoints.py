@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,18 @@ def distrusts(store: kvi.Kvi) -> bool:
     except kvi.Unavailable:  # the old connection's end
         return False
     return False
+
+
+@contextmanager
+def noticing(channel: grpc.Channel) -> Iterator[list[grpc.ChannelConnectivity]]:
+    """What gRPC knows of its connection: a write goes out for as long as it takes it for whole."""
+    states: list[grpc.ChannelConnectivity] = []
+    channel.subscribe(states.append)
+    try:
+        until(lambda: states)
+        yield states
+    finally:
+        channel.unsubscribe(states.append)
 
 
 # -- calls ----------------------------------------------------------------------------------------
@@ -321,8 +333,9 @@ def test_renewed_while_the_endpoint_is_away(
 
             monkeypatch.setattr(connection, "_read_files", renewed)
             between.refuse()
-            between.cut()
-            until(lambda: not between.open)
+            with noticing(connection._endpoint.channel.channel) as states:
+                between.cut()
+                until(lambda: states and states[-1] is not grpc.ChannelConnectivity.READY)
             if another:
                 assert store.store("renewed", "1") > 0
             else:
