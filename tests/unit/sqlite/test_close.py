@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 
 import kvi
@@ -200,6 +201,35 @@ def test_busy_closes_leave_no_log(path: Path, uri: str) -> None:
             store.watch("k")  # its thread looks at once
             store.store("k", "v")
         assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_connections_are_closed_one_after_the_other(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the close itself: two at one moment would each leave the log to the other."""
+    store = kvi.open(uri)
+    store.store("k", "v")
+    pool, closers = inmost(store)._pool, set()
+    reading, go = threading.Barrier(5), threading.Event()
+    close = connections.Connection.close
+
+    def noted(connection: connections.Connection) -> None:
+        closers.add(threading.get_ident())
+        close(connection)
+
+    def work(connection: sqlite3.Connection) -> None:
+        reading.wait(20)
+        go.wait(20)
+
+    monkeypatch.setattr(connections.Connection, "close", noted)
+    calls = [Call(lambda: pool.read(work, inf)) for _ in range(4)]
+    reading.wait(20)
+    closing = Call(store.close)
+    until(lambda: pool.closing, "the close")
+    go.set()
+    for call in (*calls, closing):
+        call.join(20)
+    assert len(closers) == 1
 
 
 def test_client_is_the_callers_own(path: Path, uri: str) -> None:

@@ -44,7 +44,9 @@ takes and gives back whatever a signal's handler raises around it (`kvi.late`).
 the log has grown by `LOG_STEP`, or that there were `COMMITS`. A log that was left long has to be
 read by whoever opens the file first, which nothing can end: a thread of its own opens it then, and
 the callers wait for that as long as they like. The last to close the file copies the log as well,
-if it is not longer than `LOG_CLOSED`.
+if it is not longer than `LOG_CLOSED`. Two that close it at one moment each take the other for one
+who stays, and the log is left to whoever opens the file next. So `Pool.close` closes all that its
+handle has itself, one after the other, as they are given back to it.
 
 *Lost files.* A file that is deleted, moved or replaced under an open connection is still written
 to, and nobody else ever sees it; so is a ``-wal`` file. With another ``-shm``, whose locks keep
@@ -260,6 +262,7 @@ class Pool:
         self._log_mark = LOG_STEP  # bytes: a log longer than this has grown
         self._commits = 0  # since the log was copied
         self._opening: _Opening | None = None  # the last one
+        self._collects = False  # `close` is at it
         self.chores: Callable[[], object] = _nothing
         self._pid = os.getpid()
         _pools.add(self)
@@ -296,8 +299,11 @@ class Pool:
             self._shrink()
 
     def _keeps(self) -> bool:
-        """Whether connections are kept: not once it is closing, and not while a fork is near."""
-        return not (self.closing or _near.lock.locked())
+        """Whether connections are kept: for `close` that is under way, not once it is over.
+
+        Nor while a fork is near.
+        """
+        return self._collects or not (self.closing or _near.lock.locked())
 
     def discard(self, connection: Connection) -> None:
         """Close a connection; what was not committed is undone."""
@@ -328,9 +334,9 @@ class Pool:
             connection.pinned = False
             self.give_back(connection)
 
-    def _shrink(self) -> None:
+    def _shrink(self, *, ends: bool = False) -> None:
         with suppress(IndexError):
-            while len(self._idle) > (KEPT if self._keeps() else 0):
+            while len(self._idle) > (KEPT if self._keeps() and not ends else 0):
                 self.discard(self._idle.pop())
 
     def _restore(self, connection: Connection) -> None:
@@ -416,7 +422,7 @@ class Pool:
         """Make idle what was at hand."""
         connection.set_progress_handler(connection.deadline.passed, STEPS)
         self._idle.append(connection)
-        if self.closing or _near.lock.locked():  # meanwhile
+        if not self._keeps():  # meanwhile
             self._shrink()
 
     def _take_back(self, connection: Connection) -> None:
@@ -821,7 +827,7 @@ class Pool:
 
         ``snapshots(timeout)`` closes the pinned ones that are not in use.
         """
-        self.closing = True
+        self._collects = self.closing = True
         self.closed.set()
         if self._opening is not None:
             self._opening.ended.set()
@@ -832,19 +838,21 @@ class Pool:
             self.discard(self._client)
         deadline = monotonic() + PATIENCE
         while True:
-            self._shrink()
+            self._shrink(ends=True)
             snapshots(0.001)
             if not self.live or monotonic() > deadline:
-                return
+                break
             self._interrupt()
             time.sleep(0.001)
+        self._collects = False
+        self._shrink()
 
     # -- fork -------------------------------------------------------------------------------------
 
     def retire(self, deadline: float) -> bool:
         """Before a fork, which is near: close what is not pinned; whether nothing is left."""
         while True:
-            self._shrink()
+            self._shrink(ends=True)
             if all(connection.pinned for connection in self.live):
                 return not self.live
             if monotonic() > deadline:
