@@ -129,13 +129,15 @@ def test_one_that_does_not_answer() -> None:
     """It is given its time and no more; the error says what the probe and the log said."""
 
     class Silent(Lines):
+        def command(self) -> list[str]:
+            return ["sh", "-c", "echo serves; exec sleep 60"]
+
         def probe(self, timeout: float) -> None:
-            super().probe(timeout)
             raise ValueError("it mumbles")
 
     server = Silent()
-    with pytest.raises(ServerFailed, match=r"Silent is not ready after .*mumbles.*\nserves"):
-        server.start(timeout=1)
+    with pytest.raises(ServerFailed, match=r"Silent is not ready after 2 s .*mumbles.*\nserves"):
+        server.start(timeout=2)
     assert server.status().pid is None
     with pytest.raises(ServerFailed, match="not started"):
         server.home.exists()

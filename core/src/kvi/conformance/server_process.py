@@ -179,21 +179,20 @@ class ServerProcess(ABC):
     # -- control ----------------------------------------------------------------------------------
 
     def start(self, timeout: float = 30.0) -> Self:
-        """Start the server and wait until it is ready; `ServerFailed` after ``timeout`` seconds.
+        """Start the server and wait until it is ready; `ServerFailed` ``timeout`` seconds later.
 
         The first start chooses free ports and makes an empty data folder; later ones use both
         again. A first start that fails leaves nothing behind. The error has the end of the log.
         """
-        deadline = time.monotonic() + timeout
         if self._process is not None:
             if self.status().running:
                 raise ServerFailed("the server is running")
-            self._start_again(deadline)
+            self._start_again(timeout)
             return self
         self._folder = Path(tempfile.mkdtemp(prefix=f"kvi-{self.scheme}-"))
         try:
             self._process = GuardedProcess(self._folder, dict(self.environment()))
-            self._start_first(deadline)
+            self._start_first(timeout)
         except BaseException:
             self.close()
             raise
@@ -276,7 +275,7 @@ class ServerProcess(ABC):
             raise ServerFailed("the server was not started yet, or was closed")
         return self._process
 
-    def _start_first(self, deadline: float) -> None:
+    def _start_first(self, timeout: float) -> None:
         for remaining in reversed(range(_PORT_TRIES if self._chooses else 1)):
             if self._chooses:
                 found = free_ports(len(self.port_names))
@@ -285,23 +284,24 @@ class ServerProcess(ABC):
             self.data_dir.mkdir(mode=0o700)
             self.log_path.write_bytes(b"")
             try:
-                self._spawn(deadline)
+                self._spawn(timeout)
                 return
             except ServerFailed:
                 # Between choosing a port and listening on it, another process may be quicker.
                 if not remaining or self.status().running or _TAKEN not in self._log().lower():
                     raise
 
-    def _start_again(self, deadline: float) -> None:
+    def _start_again(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
         while not all(map(_is_free, self.ports.values())):
             if time.monotonic() >= deadline:
                 raise ServerFailed(f"a port of {self.uri} was taken while the server was stopped")
             time.sleep(_POLL)
-        self._spawn(deadline)
+        self._spawn(timeout)
 
-    def _spawn(self, deadline: float) -> None:
+    def _spawn(self, timeout: float) -> None:
         self._guarded.spawn(self.command(), self.log_path)
-        self.wait_ready(max(deadline - time.monotonic(), 0.0))
+        self.wait_ready(timeout)
 
     def _ended_within(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
