@@ -115,7 +115,7 @@ def test_no_leases(local: Command) -> None:
 def test_ended_leases_are_not_shown(local: Command) -> None:
     """Neither one whose time is up nor one with many keys that are still in the file."""
     with kvi.open(local.uri) as store:
-        short = store.lease(0.2, keep_alive=False)
+        short = store.lease(1, keep_alive=False)
         store.store("k", "v", lease=short)
         with store.lease(60) as revoked:
             fill(store, revoked, 2000)

@@ -166,7 +166,7 @@ def test_child_opens_its_own(store: Faulty, uri: str) -> None:
         seen: list[kvi.Event] = []
         with kvi.open(uri + "-child") as own:
             watch = own.watch("k", callback=lambda event, _: seen.append(event))
-            with own.lock("jobs", timeout=0), own.lease(0.3) as kept, own.watch("k") as other:
+            with own.lock("jobs", timeout=0), own.lease(1) as kept, own.watch("k") as other:
                 own.store("k", b"", lease=kept)
                 assert other.next(20).key == "k"
                 until(lambda: seen)

@@ -140,7 +140,7 @@ def test_backend_that_makes_a_mistake(
 def test_kept_by_its_thread(store: Faulty) -> None:
     """In the background a lease outlives many times its ttl, and failures between."""
     store.before["lease_renew"] = fails(kvi.Unavailable, times=1)
-    lease = store.lease(0.5)
+    lease = store.lease(1)
     until(lambda: store.times("lease_renew") >= 6)
     assert lease.alive
     with store.out_of_reach("lease_renew"):
@@ -251,7 +251,7 @@ def test_revoke_during_a_renewal(store: Faulty, peer: kvi.Kvi) -> None:
         assert go.wait(20)
 
     store.after["lease_renew"] = block
-    lease = store.lease(0.3)
+    lease = store.lease(1)
     store.store("k", b"", lease=lease)
     assert entered.wait(20)
     lease.revoke()

@@ -82,7 +82,7 @@ def test_recording_that_cannot_be_settled(store: Faulty) -> None:
 
 def test_turn_that_was_lost(store: Faulty) -> None:
     """Who lost its turn while it worked records nothing, and is told; the next one does it."""
-    once, worked = Once(store, "m", ttl=0.3), []
+    once, worked = Once(store, "m", ttl=1), []
 
     def too_long(held: kvi.Lock) -> str:
         guard = held.guard

@@ -311,7 +311,7 @@ def test_leader_whose_key_is_taken() -> None:
     """It is at most one leader by the key: who has it no more is told, and deletes no other's."""
     name = f"mem:{secrets.token_hex(8)}"
     with opened(Unfair(kvi.open(name))) as store:
-        election = Election(store, "boss", "ours", ttl=0.3)
+        election = Election(store, "boss", "ours", ttl=1)
         assert election.campaign(0)
         guard = election.guard
         election.proclaim("still ours")
@@ -343,7 +343,7 @@ def test_guard_of_an_earlier_term_without_a_queue() -> None:
 
 def test_key_that_somebody_deletes(store: Faulty) -> None:
     """Who is thrown out of the line finds out, and writes nothing more under its guard."""
-    lock = RWLock(store, "rw", ttl=0.3).write()
+    lock = RWLock(store, "rw", ttl=1).write()
     assert lock.acquire(0)
     guard = lock.guard
     store.delete_range(prefix="rw/")
@@ -491,7 +491,7 @@ async def test_one_lock_a_task() -> None:
 async def test_loss_cancels_a_block() -> None:
     """With ``cancel_on_loss`` a block ends with `LeaseLost` once its permit is lost."""
     async with aio.open(f"mem:{secrets.token_hex(8)}") as store:
-        semaphore = awaited.Semaphore(store, "s", 1, ttl=0.3, cancel_on_loss=True)
+        semaphore = awaited.Semaphore(store, "s", 1, ttl=1, cancel_on_loss=True)
 
         async def block() -> None:
             async with semaphore:

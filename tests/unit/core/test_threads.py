@@ -759,7 +759,7 @@ def test_call_backs_that_block_delay_nothing_else() -> None:
         for _ in range(32):
             assert entered.acquire(timeout=30)
         try:
-            kept, lock = store.lease(0.6), store.lock("jobs", ttl=0.6)
+            kept, lock = store.lease(1), store.lock("jobs", ttl=1)
             assert lock.acquire(20)
             watch, deadline = store.watch("l"), kept._flow.term.deadline
             other.store("l", "v")
