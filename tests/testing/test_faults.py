@@ -242,7 +242,7 @@ def test_prefix(mem: kvi.Kvi, faults: Faults) -> None:
 def test_pages_of_a_range(faults: Faults, tmp_path: Path, given: dict[str, Any]) -> None:
     """Each page matches by any key of its range, as the range itself does."""
     with kvi.open(f"sqlite:{quote(str(tmp_path))}/pages.db", retry=None) as store:
-        store.txn(then=[kvi.Put(f"k{number:04}", "") for number in range(2000)])
+        store.txn(then=[kvi.Put(f"k{number:04}", "") for number in range(2000)], timeout=60)
         beyond = faults.unavailable("range_page", key="l")
         fault = faults.unavailable("range_page", **given)
         with pytest.raises(kvi.Unavailable):
@@ -255,7 +255,7 @@ def test_pages_of_a_view(faults: Faults, tmp_path: Path) -> None:
     """They match by the name that a key has in the handle that was opened."""
     with kvi.open(f"sqlite:{quote(str(tmp_path))}/pages.db", retry=None) as store:
         view = store.namespace("app")
-        view.txn(then=[kvi.Put(f"k{number:04}", "") for number in range(2000)])
+        view.txn(then=[kvi.Put(f"k{number:04}", "") for number in range(2000)], timeout=60)
         beyond = faults.unavailable("range_page", key="k1900")
         fault = faults.unavailable("range_page", key="app/k1900")
         with pytest.raises(kvi.Unavailable):
