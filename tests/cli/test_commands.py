@@ -242,6 +242,25 @@ def test_lost_lock_ends_the_command(cli: Command, store: kvi.Kvi) -> None:
     assert "the lock 'jobs' was lost" in errors
 
 
+def test_lost_lock_that_nobody_can_be_told_of(local: Command) -> None:
+    """Where standard error has no reader the command is ended all the same."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = cli_words("lock", "jobs", "--ttl", "1", "--", "sleep", "1000")
+    with (
+        kvi.open(local.uri) as store,
+        subprocess.Popen(words, env=local.env, stdout=subprocess.PIPE, stderr=writer,
+                         start_new_session=True) as running,
+    ):  # fmt: skip
+        os.close(writer)
+        until(lambda: leases(store, "jobs/"), within=60)
+        for lease in leases(store, "jobs/"):
+            revoke(store, lease)
+        assert running.stdout is not None
+        assert running.stdout.read() == b""  # which both have, until they end
+        assert running.wait(60) == 3
+
+
 def leases(store: kvi.Kvi, prefix: str) -> list[int]:
     return [entry.lease for entry in store.range(prefix=prefix) if entry.lease is not None]
 

@@ -331,13 +331,21 @@ def test_help_of_each_command(within: Within) -> None:
 
 
 def test_closed_streams(local: Command) -> None:
-    """A script that closed its streams gets the right exit code all the same."""
+    """A script whose streams are closed, or full, gets the right exit code all the same."""
     kvi_ = f"{sys.executable} -m kvi.cli"
     for line, code in {
         f"{kvi_} put b 1 >&-": 0,
         f"{kvi_} get nothing 2>&-": 1,
         f"{kvi_} put k - <&-": 0,
         f"{kvi_} count > /dev/full": 3,
+        f"{kvi_} get nothing/ 2> /dev/full": 1,
+        f"{kvi_} get '' 2> /dev/full": 2,
+        f"{kvi_} gte k 2> /dev/full": 2,
+        f"{kvi_} get '' --debug 2> /dev/full": 2,
+        f"{kvi_} ping --uri {AWAY} 2> /dev/full": 3,
+        f"{kvi_} mv nothing k 2> /dev/full": 1,
+        f"{kvi_} export - 2> /dev/full": 0,
+        f"{kvi_} lock jobs -- no-such-program 2> /dev/full": 127,
     }.items():
         if "/dev/full" in line and not Path("/dev/full").exists():
             continue

@@ -21,7 +21,7 @@ import click
 
 import kvi
 from kvi import registry
-from kvi.cli.output import Terminal
+from kvi.cli.output import Notes, Terminal
 from kvi.errors import KviError, OutcomeUnknown
 
 if TYPE_CHECKING:
@@ -481,8 +481,9 @@ def _prepare_streams() -> None:
             if not stream.isatty():
                 stream.reconfigure(encoding="utf-8", newline="\n")
             stream.reconfigure(errors="backslashreplace")
-            if stream.isatty():
-                setattr(sys, name, Terminal(stream))
+            if name == "stderr":
+                stream = Notes(stream)
+            setattr(sys, name, Terminal(stream) if stream.isatty() else stream)
 
 
 def told(error: Exception) -> int:
@@ -515,8 +516,7 @@ def told(error: Exception) -> int:
 
 
 def _say(text: str) -> None:
-    with suppress(BrokenPipeError):
-        click.echo(f"kvi: {text}", err=True)
+    click.echo(f"kvi: {text}", err=True)
 
 
 def _no_reader() -> int:

@@ -9,6 +9,10 @@ not printable stands as an escape of JSON, in a file too.
 a standard stream that is a terminal is wrapped in `Terminal`, and all text passes through it:
 output, errors, tracebacks, the words of libraries. Only `bare` goes past it, for what kvi itself
 has styled.
+
+*Standard error* may be a full disk, a pipe without a reader or a terminal that was hung up. What is
+said there then is lost, and nothing else: the exit code stays, and a command that is to be ended
+is ended.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import binascii
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from typing import Any, TextIO
 
@@ -90,6 +94,27 @@ class Terminal:
     def __getattr__(self, name: str) -> Any:
         if name == "buffer":  # its bytes would come through as they are
             raise AttributeError(name)
+        return getattr(self.stream, name)
+
+
+class Notes:
+    """Standard error: what cannot be written there is lost, and changes nothing else."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write it, if that can be."""
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Pass it on, if that can be."""
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
