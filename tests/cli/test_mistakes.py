@@ -91,6 +91,7 @@ MISTAKES = [
     (["get", "k", "--uri", ""], 2, "--uri is empty"),
     (["del", "--start", ""], 2, "--start and --end are empty"),
     (["conformance", "mem:x", "--namespace", "a"], 2, "takes a whole store"),
+    (["conformance", "mem:x", "--rule", "tas.atomic", "--html", "no/dir/x"], 2, "no/dir/x: No"),
     (["lock", "jobs", "true"], 2, "A command to run stands behind --"),
     (["put", "k", "-5"], 2, "No such option"),
 ]
@@ -137,7 +138,12 @@ def test_store_of_ones_own(local: Command) -> None:
     local("put", "greeting", "hello", env=env)
     assert local("get", "greeting", env=env) == "hello"
     assert list(local.folder.rglob("kvi.db"))
-    local("conformance", code=2, env=env)
+    for named in (env, env | {"KVI_URI": ""}):  # a variable that is empty names none
+        local("conformance", "--erase", "--rule", "tas.atomic", code=2, env=named)
+        assert "Name the store" in local.errors
+        assert local("get", "greeting", env=named) == "hello"
+        assert local("lock", "jobs", "--", "sh", "-c", "echo $KVI_URI", env=named) == "\n"
+    local("conformance", "", "--erase", "--rule", "tas.atomic", code=2)  # nor that of the variable
     assert "Name the store" in local.errors
 
 

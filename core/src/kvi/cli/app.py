@@ -155,8 +155,8 @@ class Context:
 
     @property
     def named_uri(self) -> str | None:
-        """The store that somebody named: by an option, or by the variable."""
-        return self.given_uri or os.environ.get("KVI_URI")
+        """The store that somebody named: by an option, or by the variable, if it is not empty."""
+        return self.given_uri or os.environ.get("KVI_URI") or None
 
     @property
     def store_uri(self) -> str:

@@ -304,13 +304,15 @@ def conformance_(
             "the suite writes, and deletes everything; run it without --read-only",
             operation="conformance",
         )
-    if context.named_uri is None:
+    if store == "" or context.named_uri is None:
         raise click.UsageError("Name the store: everything in it is deleted.")
     try:
         from kvi.conformance.plugin import NotRun
         from kvi.conformance.session import run, told_in_lines
     except ModuleNotFoundError as error:
         raise Failed(f"{error.name} is not installed: pip install kvi-core[conformance]") from None
+    if html is not None:
+        Path(html).open("a").close()  # before all is deleted for a report that cannot be there
     with progress("checking", None, context.json) as tell:
 
         def told(done: int, total: int) -> None:
@@ -329,12 +331,12 @@ def conformance_(
         except NotRun as error:
             context.go_on()
             raise Failed(str(error)) from error
-    if html is not None:
-        Path(html).write_text(report.html(), encoding="utf-8", errors="backslashreplace")
     if context.json:
         say_json(json.loads(report.json()))
     else:
         bare(sys.stdout).write(report.text(width=100, colour=on_terminal()))
+    if html is not None:
+        Path(html).write_text(report.html(), encoding="utf-8", errors="backslashreplace")
     return 0 if report.passed else NOT_FOUND
 
 
