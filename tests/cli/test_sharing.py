@@ -60,6 +60,8 @@ def test_every(cli: Command) -> None:
     assert first < second
     cli("every", "t", "7", "--times", "1", "--", "true", code=2)
     cli("every", "u", "no cron line", "--", "true", code=2)
+    cli("every", "w", "0.2", "--times", "2", "--", "no-such-program")
+    assert cli.errors.count("cannot run 'no-such-program'") == 2
     with cli.start("every", "v", "0.2", "--", "echo", "ran") as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "ran\n"

@@ -224,12 +224,16 @@ def every_(
         left = [times]
 
         def run(time: datetime) -> None:
-            with Job(words, context.named() | {"KVI_TIME": time.isoformat()}) as job:
-                code = exit_code(job.wait())
-            if job.asked_to_end:  # a signal that came while the command had it
-                raise Ended(job.asked_to_end[0])
-            if code:
-                click.echo(f"kvi: {words[0]!r} ended with {code}", err=True)
+            try:
+                with Job(words, context.named() | {"KVI_TIME": time.isoformat()}) as job:
+                    code = exit_code(job.wait())
+            except Failed as error:  # the next time it may be there again
+                click.echo(f"kvi: {error.message}", err=True)
+            else:
+                if job.asked_to_end:  # a signal that came while the command had it
+                    raise Ended(job.asked_to_end[0])
+                if code:
+                    click.echo(f"kvi: {words[0]!r} ended with {code}", err=True)
             if left[0] is not None:
                 left[0] -= 1
                 if not left[0]:
