@@ -280,6 +280,15 @@ def test_watch_on_a_terminal(local: Command, shell: OnTerminal) -> None:
     shell.shows("code 130")
 
 
+def test_ctrl_c_ends_what_runs_again_and_again(local: Command, shell: OnTerminal) -> None:
+    """`every` too, though only the command gets it."""
+    shell.type(f"{KVI} every t 0.2 -- {BEATS}\n")
+    beats_on(local.folder)
+    shell.type("\x03")
+    shell.type("echo code $?\n")
+    shell.shows("code 130")
+
+
 # -- without a terminal ----------------------------------------------------------------------------
 
 
@@ -314,6 +323,61 @@ def test_handler_of_a_watch_that_does_not_end_is_killed(local: Command) -> None:
         watch.terminate()
         assert watch.wait(60) == 143
         until(lambda: state(child) in "Z")
+
+
+def test_what_the_command_started_is_killed_after_a_loss(local: Command) -> None:
+    """Once the grace is over, also where the command itself has ended long before."""
+    script = "(trap '' TERM; echo ready; while :; do sleep 0.05; done) & wait"
+    words = ["lock", "jobs", "--ttl", "1", "--grace", "0.3", "--", "sh", "-c", script]
+    with kvi.open(local.uri) as store, local.start(*words, stdin=subprocess.DEVNULL) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        for entry in store.range(prefix="jobs/"):
+            assert entry.lease is not None
+            revoke(store, entry.lease)
+        assert running.stdout.read() == ""  # which the child has, until it ends
+        assert running.wait(60) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "code"),
+    [("SIGQUIT", "", 131), ("SIGUSR1", "1\n", 5), ("SIGUSR2", "2\n", 5)],
+)
+def test_other_signals_are_passed_on(local: Command, name: str, told: str, code: int) -> None:
+    """They are the command's; kvi alone would die of them, and leave it without its lock."""
+    traps = "trap 'echo 1; exit 5' USR1; trap 'echo 2; exit 5' USR2"
+    script = f"{traps}; echo ready; while :; do sleep 0.05; done"
+    with local.start("lock", "jobs", "--", "sh", "-c", script) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        running.send_signal(signal.Signals[name])
+        assert running.communicate(timeout=60)[0] == told
+        assert running.returncode == code
+    local("lock", "jobs", "--wait", "0", "--", "true")
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs two users, and setpriv"
+)
+def test_command_of_another_user(local: Command) -> None:
+    """One that kvi may not signal, as of sudo: its lock is held as long as it works."""
+    script = "echo ready; read x; echo worked on"
+    words = [
+        "setpriv", "--bounding-set=-kill", *KVI.split(), "lock", "jobs", "--",
+        "setpriv", "--reuid=65534", "--clear-groups", "sh", "-c", script,
+    ]  # fmt: skip
+    with subprocess.Popen(
+        words, env=local.env, text=True, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.readline() == "ready\n"
+        running.terminate()
+        assert "another user's" in running.stderr.readline()
+        local("lock", "jobs", "--wait", "0", "--", "true", code=75)
+        assert running.communicate("\n", timeout=60)[0] == "worked on\n"
+        assert running.returncode == 0
 
 
 def test_handler_that_reads_nothing(local: Command) -> None:

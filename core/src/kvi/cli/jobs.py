@@ -16,8 +16,12 @@ the command stops            takes the terminal back and stops, with the rest of
 kvi is continued             if the command is still wanted: gives it the terminal, continues it
 the command needs the        gives it the terminal and continues it, if kvi has it; else as if it
 terminal, and stops          had stopped
-SIGTERM, SIGHUP, SIGINT      passes it on, and after ``patience`` seconds kills the command
+SIGTERM, SIGHUP, SIGINT,     passes it on, and after ``patience`` seconds kills the command
+SIGQUIT
+SIGUSR1, SIGUSR2             passes it on
 the command is not wanted    SIGTERM, and after ``grace`` seconds SIGKILL; it is continued for that
+the command has ended, and   leaves it alone; if it was to be ended as well, waits for it, and kills
+what it started has not      it at the same time as it would the command
 ===========================  ======================================================================
 """
 
@@ -44,6 +48,7 @@ from kvi.cli.app import ENDING, Failed, Seconds
 
 _WAKE = 0.25  # seconds between two looks at who has the terminal, and whether it is still wanted
 _POSIX = os.name == "posix"
+_KEYS = (signal.SIGINT, signal.SIGQUIT) if _POSIX else (signal.SIGINT,)  # of a terminal, to end
 
 
 def grace_option(told: str) -> Callable[[Any], Any]:
@@ -73,7 +78,7 @@ class Job:
         patience: seconds from a signal that asks it to end until it is killed.
 
     Attributes:
-        asked_to_end: the signals that were passed on to end it.
+        asked_to_end: the signals that were passed on to end it, and one of the terminal's that did.
 
     """
 
@@ -130,7 +135,13 @@ class Job:
             with suppress(Empty):
                 news = self._news.get(timeout=_WAKE)
                 if news == "end":
-                    return self._command.returncode
+                    self._end_rest()
+                    code = self._command.returncode
+                    if -code in _KEYS:  # of the terminal, where only the command got it
+                        self.asked_to_end.append(-code)
+                    return code
+                if news == "denied":
+                    click.echo("kvi: the command is another user's, and got no signal", err=True)
                 if news == "stopped":
                     self._follow(is_wanted)
                 elif news == "continued":
@@ -149,8 +160,11 @@ class Job:
     def _begin(self) -> None:
         for number in ENDING:
             self._handle(number, self._pass_on)
-        self._handle(signal.SIGINT, self._pass_on if self._grouped else _leave_it)
+        for number in _KEYS:
+            self._handle(number, self._pass_on if self._grouped else _leave_it)
         if _POSIX:
+            self._handle(signal.SIGUSR1, self._pass_on)
+            self._handle(signal.SIGUSR2, self._pass_on)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, nobody tells how it ended
             self._handle(signal.SIGTSTP, self._pass_on if self._grouped else _leave_it)
             self._handle(signal.SIGTTIN, _leave_it)
@@ -221,7 +235,7 @@ class Job:
         """Handle a signal that is meant for the command."""
         if self._process is None:
             self._early.append(number)
-        elif number in (*ENDING, signal.SIGINT):
+        elif number in (*ENDING, *_KEYS):
             self.asked_to_end.append(number)
             self._kill_at = min(self._kill_at, time.monotonic() + self._patience)
             self._ask(number)
@@ -236,11 +250,27 @@ class Job:
 
     def _send(self, number: int) -> None:
         process = self._command
-        with suppress(ProcessLookupError):
+        try:
             if self._grouped:
                 os.killpg(process.pid, number)
             elif process.returncode is None:
                 os.kill(process.pid, number)
+        except ProcessLookupError:
+            pass
+        except PermissionError:  # as of sudo; what is held stays held while the command works
+            self._news.put("denied")
+
+    def _end_rest(self) -> None:
+        """Wait for what the command started, if it was to end with it, and kill it in the end."""
+        while self._grouped and self._kill_at < inf:
+            try:
+                os.killpg(self._command.pid, 0)
+            except OSError:  # nobody is left, or nobody of this user's
+                return
+            if time.monotonic() >= self._kill_at:
+                self._send(signal.SIGKILL)
+                return
+            time.sleep(min(_WAKE, max(0, self._kill_at - time.monotonic())))
 
     # -- stopping and going on --------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import signal
 import sys
 from tempfile import TemporaryFile
 from typing import Any
@@ -172,8 +171,6 @@ def _run(command: str, event: kvi.Event, named: dict[str, str], grace: float) ->
         code, asked_to_end = _ended(command, env | {"KVI_KEY": ""}, value, grace)
     if asked_to_end:
         raise Ended(asked_to_end[0])
-    if code == -signal.SIGINT:  # Ctrl-C, which only the command got
-        raise Ended(signal.SIGINT)
     if code:
         click.echo(f"kvi: the command ended with {code}: {command}", err=True)
 
