@@ -114,6 +114,23 @@ def test_a_mistake_as_a_process(local: Command) -> None:
     assert local.raw == b""
 
 
+@pytest.mark.parametrize("module", ["kvi", "kvi.cli"])
+def test_where_the_script_is_not_on_the_path(local: Command, module: str) -> None:
+    """`python -m kvi` is the command: its exit codes, and its name in what it says."""
+    for words, code, output, errors in (
+        (["put", "k", "v"], 0, "", ""),
+        (["get", "k"], 0, "v", ""),
+        (["get", "nothing"], 1, "", ""),
+        (["get"], 2, "", "Usage: kvi get "),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", module, *words],
+            capture_output=True, text=True, env=local.env, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (code, output)
+        assert done.stderr.startswith(errors)
+
+
 def test_debug_shows_the_traceback(local: Command) -> None:
     """Only then."""
     done = subprocess.run(
