@@ -380,6 +380,25 @@ def test_command_of_another_user(local: Command) -> None:
         assert running.returncode == 0
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["lock", "jobs", "--", "sh", "-c"], ["watch", "k", "--initial", "-n", "1", "--exec"]],
+)
+def test_files_that_are_meant_for_the_command(local: Command, words: list[str]) -> None:
+    """What a shell has opened for it, as by `<(…)`, reaches it, and nothing of kvi's does."""
+    local("put", "k", "v")
+    reader, writer = os.pipe()
+    os.write(writer, b"read\n")
+    os.close(writer)
+    done = subprocess.run(
+        [*KVI.split(), *words, f"cat /dev/fd/{reader} && ls /proc/$$/fd"],
+        env=local.env, cwd=local.folder, stdout=subprocess.PIPE, pass_fds=[reader], check=True,
+    )  # fmt: skip
+    os.close(reader)
+    words = done.stdout.decode().split()
+    assert words[words.index("read") + 1 :] == sorted(["0", "1", "2", str(reader)])
+
+
 def test_handler_that_reads_nothing(local: Command) -> None:
     """A large value is no trouble for it, nor for the watch."""
     local("put", "k", "-", given=b"x" * 1_000_000)

@@ -179,6 +179,7 @@ class Job:
                 stdin=self._stdin,
                 stdout=self._stdout,
                 env=self._env,
+                close_fds=False,  # those of kvi itself are not inherited; others are meant for it
                 process_group=0 if self._grouped else None,
             )
         except OSError as error:
