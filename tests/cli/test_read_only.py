@@ -134,6 +134,7 @@ def test_the_variable(local: Command, value: str, code: int) -> None:
     """It is yes or no, and nothing is no."""
     local.env["KVI_READ_ONLY"] = value
     local("put", "k", "v", code=code)
+    assert ("KVI_READ_ONLY" in local.errors) == (code == 2)  # the mistake is there
 
 
 def test_a_command_that_is_run_may_not_write_either(local: Command) -> None:

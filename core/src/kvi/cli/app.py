@@ -365,9 +365,10 @@ def common(function: F) -> F:
         ),
         option(
             ["--read-only"],
-            "Refuse whatever could write, also by the variable KVI_READ_ONLY.",
+            "Refuse whatever could write.",
             is_flag=True,
             envvar="KVI_READ_ONLY",
+            show_envvar=True,  # in the error, too
         ),
         option(["--namespace"], "See only the keys below NAME/.", metavar="NAME"),
         option(
