@@ -95,6 +95,12 @@ def test_levels_on_a_terminal(local: Command) -> None:
     assert b"\x1b[1mapp/\x1b[0m\r\n" in shown(local, "ls")
 
 
+def test_no_colours(local: Command) -> None:
+    """Who sets NO_COLOR, as `shown` does, gets none of kvi's."""
+    for words in (["doctor"], ["conformance", "mem:x", "--rule", "tas.atomic"]):
+        assert b"\x1b[3" not in shown(local, *words)
+
+
 def test_newline_behind_a_value_on_a_terminal(local: Command) -> None:
     """So that the prompt stands on a line of its own."""
     local("put", "k", "v")

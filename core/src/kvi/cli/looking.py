@@ -24,6 +24,7 @@ import kvi
 from kvi.cli.app import NOT_FOUND, UNAVAILABLE, Context, Failed, Seconds, command
 from kvi.cli.output import (
     bare,
+    in_colour,
     on_terminal,
     progress,
     say_fields,
@@ -334,7 +335,7 @@ def conformance_(
     if context.json:
         say_json(json.loads(report.json()))
     else:
-        bare(sys.stdout).write(report.text(width=100, colour=on_terminal()))
+        bare(sys.stdout).write(report.text(width=100, colour=in_colour()))
     if html is not None:
         Path(html).write_text(report.html(), encoding="utf-8", errors="backslashreplace")
     return 0 if report.passed else NOT_FOUND

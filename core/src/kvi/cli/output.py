@@ -20,6 +20,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -126,6 +127,8 @@ def bare(stream: TextIO) -> TextIO:
 def say_styled(text: str, **style: Any) -> None:
     """Text in a style where there is a terminal, without an end of line."""
     shown = line_of(text)
+    if not in_colour():
+        style.pop("fg", None)
     bare(sys.stdout).write(click.style(shown, **style) if on_terminal() else shown)
 
 
@@ -185,6 +188,11 @@ def say_value(value: bytes, encoding: str, end: bytes = b"") -> None:
 def on_terminal() -> bool:
     """Whether somebody looks: tables and colour are for them."""
     return sys.stdout.isatty()
+
+
+def in_colour() -> bool:
+    """Whether somebody looks who has not said no to colours, by the variable NO_COLOR."""
+    return on_terminal() and not os.environ.get("NO_COLOR")
 
 
 def say_table(

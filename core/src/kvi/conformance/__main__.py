@@ -73,7 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
         errors.out(printable(str(error)), highlight=False)
         return 2
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal of ASCII
-    sys.stdout.write(report.text(width=min(terminal.width, 120), colour=terminal.is_terminal))
+    sys.stdout.write(
+        report.text(
+            width=min(terminal.width, 120), colour=terminal.is_terminal and not terminal.no_color
+        )
+    )
     for path, content in ((options.json, report.json), (options.html, report.html)):
         if path is not None:
             path.write_text(content(), encoding="utf-8", errors="backslashreplace")
