@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -199,6 +200,31 @@ def test_interrupt_is_quiet(local: Command) -> None:
         watch.send_signal(signal.SIGINT)
         _, errors = watch.communicate(timeout=60)
     assert (watch.returncode, errors) == (130, "")
+
+
+AT_ITS_BEGINNING = """
+class Finder:
+    def find_spec(self, name, *others):
+        if name == "kvi.cli.app":
+            interrupt()
+sys.meta_path.insert(0, Finder())
+"""
+AT_ITS_END = "import atexit; atexit.register(interrupt)"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a signal to oneself is the end elsewhere")
+@pytest.mark.parametrize("when", [AT_ITS_BEGINNING, AT_ITS_END], ids=["begins", "ends"])
+def test_interrupt_while_python_is_busy_with_itself(local: Command, when: str) -> None:
+    """As it imports, and at its very end: no traceback either."""
+    code = (
+        "import os, signal, sys\nfrom kvi.cli import main\n"
+        f"def interrupt(): os.kill(os.getpid(), signal.SIGINT)\n{when}\n"
+        "sys.argv = ['kvi', 'get', 'nothing']\nsys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=local.env, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_reader_that_goes_away(local: Command) -> None:

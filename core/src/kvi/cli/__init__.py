@@ -32,11 +32,13 @@ available or refuses; 4 the outcome of a write is unknown; 75 the lock is not ha
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
 def main() -> int:
     """Run the command of this process's arguments; returns its exit code."""
+    _end_without_a_word()  # while it imports what it needs
     try:
         from kvi.cli.app import run
     except ModuleNotFoundError as error:
@@ -46,4 +48,14 @@ def main() -> int:
             )
             return 2
         raise
-    return run(sys.argv[1:])
+    code = run(sys.argv[1:])
+    _end_without_a_word()  # while Python ends
+    return code
+
+
+def _end_without_a_word() -> None:
+    """Let signals do what they do by themselves, where an exception would be a traceback."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
