@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import inspect
+import secrets
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import CodeType, FrameType
 from typing import Any
@@ -184,6 +186,45 @@ def test_interrupted_as_it_ends_and_kept(store: Faulty, clock: Clock, kind: str)
     gc.collect()
     clock.step(flow)
     assert flow.ended
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_interrupted_as_the_block_of_an_entity_ends(store: Faulty, several: bool) -> None:
+    """The entity is another's to have, though somebody keeps the handle, which says so."""
+    loader = kvi.Loader(store, "e", kvi.TextCodec(), len)
+    loader.lock_or_create("one")[0].unlock()
+    one: Any = loader.lock(3)
+    if several:
+        one.unlock()
+        one = loader.lock_many([3])
+    at = At(Block.leave.__code__)
+    with pytest.raises(Interrupt), one:
+        at.arm()
+    with ThreadPoolExecutor(1) as other:
+        again = other.submit(loader.lock, 3, timeout=20).result(20)
+    assert again is not None
+    with pytest.raises(kvi.NotHeld):
+        (one[3] if several else one).update("two")
+    again.unlock()
+
+
+def test_entity_in_a_block() -> None:
+    """It is held to the end of the block, or until it is unlocked; and by itself without one."""
+    with kvi.open(f"mem:{secrets.token_hex(8)}") as store:
+        loader = kvi.Loader(store, "e", kvi.TextCodec(), len)
+        one, _ = loader.lock_or_create("one")
+        gc.collect()
+        one.update("1ne")
+        with one as same:
+            gc.collect()
+            same.update("2ne")
+            one.unlock()
+            with pytest.raises(kvi.NotHeld):
+                one.update("3ne")
+            with ThreadPoolExecutor(1) as other:
+                other.submit(lambda: loader.lock(3, timeout=20).unlock()).result(20)  # type: ignore[union-attr]
+        with pytest.raises(kvi.NotHeld), one:
+            pytest.fail("it was entered")
 
 
 @pytest.mark.parametrize("kind", ["lease", "temp_key"])

@@ -21,6 +21,7 @@ entity that is in doubt by itself; one for asyncio, where a property cannot wait
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -72,7 +73,7 @@ class EntityFlow(Generic[V]):
 
     """
 
-    __slots__ = ("_change", "_hold", "key", "records", "seen", "slot")
+    __slots__ = ("_change", "_hold", "_own", "key", "records", "seen", "slot")
 
     def __init__(
         self, records: Records[Any, V], slot: Slot[Any, V], hold: Hold, seen: Known[V] | None
@@ -81,7 +82,8 @@ class EntityFlow(Generic[V]):
         self.slot = slot
         self.key = records.key_of(slot.name)
         self.seen = seen
-        self._hold: Hold | None = hold  # while it lives, nobody else gets the entity
+        self._hold: weakref.ref[Hold] | None = weakref.ref(hold)  # it is held while that lives
+        self._own: Hold | None = hold  # it lives by this, unless somebody else keeps it
         self._change: _Change[V] | None = None
 
     # -- its state --------------------------------------------------------------------------------
@@ -89,7 +91,7 @@ class EntityFlow(Generic[V]):
     @property
     def held(self) -> bool:
         """Whether it was not unlocked."""
-        return self._hold is not None
+        return self._holding() is not None
 
     @property
     def in_doubt(self) -> bool:
@@ -98,7 +100,7 @@ class EntityFlow(Generic[V]):
 
     def ensure_held(self) -> None:
         """Raise `NotHeld` if it was unlocked."""
-        if self._hold is None:
+        if self._holding() is None:
             raise NotHeld("this handle was unlocked: lock the entity again", key=self.key)
 
     def present(self) -> Known[V]:
@@ -107,13 +109,22 @@ class EntityFlow(Generic[V]):
             raise NotFound("the entity is not there", key=self.key, uri=self.records.scope.uri)
         return self.seen
 
+    def lend(self) -> Hold | None:
+        """From now on it is held for as long as whoever asks keeps this."""
+        hold = self._holding()
+        self._own = None
+        return hold
+
+    def _holding(self) -> Hold | None:
+        return None if self._hold is None else self._hold()
+
     def unlock(self) -> None:
         """Let others have it; what is staged is dropped. Never waits; again, it does nothing."""
-        hold = self._hold
+        hold = self._holding()
         if hold is not None:
             records = self.records
             records.cache.release(self.slot, hold)
-            self._hold = self._change = None
+            self._hold = self._own = self._change = None
             if self.slot.known is None and not records.scope.closed:
                 # elsewhere: this may be a finalizer that runs while this thread has the lock
                 records.scope.runtime.post(partial(records.cache.tidy, self.slot))

@@ -23,12 +23,13 @@ from kvi.errors import KviError
 
 
 class Block:
-    """One run of a ``with`` block; it dies with the block."""
+    """One run of a ``with`` block; it dies with the block, and so does what it has to ``keep``."""
 
-    __slots__ = ("__weakref__", "_held")
+    __slots__ = ("__weakref__", "_held", "keep")
 
     def __init__(self, held: Held) -> None:
         self._held = held
+        self.keep: object = None
 
     def leave(self, kind: object, error: BaseException | None, trace: object) -> None:
         """What the ``with`` statement calls at the end."""

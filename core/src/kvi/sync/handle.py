@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from kvi.entities.records import Records
 from kvi.errors import KviError
 from kvi.model import Compare
 from kvi.port import Port
+from kvi.sync.block import Block, Held
 from kvi.sync.kvi import Kvi
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ C = TypeVar("C")
 D = TypeVar("D")
 
 
-class Handle(HandleFace[V]):
+class Handle(Held, HandleFace[V]):
     """An entity that is locked for its holder; made by `kvi.Loader` and `lock_many`.
 
     No other thread of the process gets the entity until `unlock`, `delete` or the end of the
@@ -96,9 +98,12 @@ class Handle(HandleFace[V]):
 
     def __enter__(self) -> Self:
         self._flow.ensure_held()
-        return self
+        return super().__enter__()
 
-    def __exit__(self, *raised: object) -> None:
+    def _hold_for(self, block: weakref.ref[Block]) -> None:
+        keep_in(block, self)
+
+    def _give_back(self) -> None:
         self.unlock()
 
     def _clear(self) -> None:
@@ -107,7 +112,7 @@ class Handle(HandleFace[V]):
             self.refresh()
 
 
-class Handles(HandlesFace[K, Handle[V]], Generic[K, V]):
+class Handles(Held, HandlesFace[K, Handle[V]], Generic[K, V]):
     """Several entities of one loader that are locked for their holder, by id.
 
     Made by `kvi.Loader.lock_many`. An id that is not there has a handle whose ``exists`` is false.
@@ -117,11 +122,18 @@ class Handles(HandlesFace[K, Handle[V]], Generic[K, V]):
         """Apply what is staged on these handles, as `kvi.commit` does."""
         commit(*self.values(), when=when, timeout=timeout)
 
-    def __enter__(self) -> Self:
-        return self
+    def _hold_for(self, block: weakref.ref[Block]) -> None:
+        keep_in(block, *self.values())
 
-    def __exit__(self, *raised: object) -> None:
+    def _give_back(self) -> None:
         self.unlock()
+
+
+def keep_in(block: weakref.ref[Block], *handles: Handle[Any]) -> None:
+    """From now on the entities are held for as long as this block lives."""
+    one = block()
+    if one is not None:
+        one.keep = [handle._flow.lend() for handle in handles]
 
 
 @dataclass(frozen=True, slots=True)
