@@ -200,6 +200,29 @@ def test_range_dropped_by_a_task_is_not_in_the_way(uri: str) -> None:
         runner.run(main())
 
 
+def left(store: kvi.Kvi) -> None:
+    """Leave a range early."""
+    for _ in store.range():
+        break
+
+
+def cancelled(store: kvi.Kvi) -> None:
+    """Cancel a watch amid the state that it begins with."""
+    watch = store.watch(prefix="", initial=True)
+    watch.next(5)
+    watch.cancel()
+
+
+@pytest.mark.parametrize("end", [left, cancelled])
+def test_what_was_left_early_is_not_in_the_way(uri: str, end: Callable[[kvi.Kvi], None]) -> None:
+    """What it holds is freed before a fork that comes right behind."""
+    with kvi.open(uri) as store:
+        store.txn(then=MORE_THAN_A_PAGE)
+        for _ in range(10):
+            end(store)
+            assert in_child(lambda: kvi.open(uri).store("k", "v")) == 0
+
+
 @pytest.mark.parametrize("end", ["sys.exit(0)", "os._exit(0)", "pass"])
 def test_childs_exit_touches_nothing(path: Path, uri: str, end: str) -> None:
     """A child that ends, normally or not, whatever it inherited, harms nothing."""

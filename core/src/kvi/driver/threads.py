@@ -29,6 +29,9 @@ for the program's, and one call-back waits for another only when 1,000 are stuck
 *What the main thread may touch.* Only steps in C that nothing can come between: `SimpleQueue.put`
 and ``get``, ``list.append`` and ``pop``, one assignment. The first thread is started in C as well,
 by a thread that starts the real one, for `threading.Thread.start` waits for a `Condition`.
+
+*Fork.* What the scheduler was told, such as to free what a range holds that was left early, it does
+before a fork that comes behind: a child could not do it, and the store may be in its way.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from kvi.clock import now
 from kvi.coroutine import run
 from kvi.errors import KviError
+from kvi.living import Living
 from kvi.log import log
 from kvi.mutex import Mutex
 from kvi.port import Cancelled, Flow, Kept, Performable, Port
@@ -478,6 +482,7 @@ class Threads:
         self._forgotten = 0  # of those kept, about
         self._stopped = False
         self._scheduler: threading.Thread | None = None
+        _runtimes.add(self)
 
     now = staticmethod(now)
 
@@ -586,6 +591,21 @@ class Threads:
             return
         with suppress(RuntimeError):  # the interpreter ends
             _thread.start_new_thread(self._start, ())
+
+    def mark(self) -> SimpleQueue[None] | None:
+        """What has a word once all that was posted is done; ``None`` if it is."""
+        if self._asleep and self._inbox.empty():
+            return None
+        done: SimpleQueue[None] = SimpleQueue()
+        self.post(partial(done.put, None))
+        return done
+
+    def settle(self, done: SimpleQueue[None], deadline: float) -> None:
+        """Wait for that word, at most until then."""
+        while not self._stopped and now() < deadline:
+            with suppress(Empty):
+                done.get(timeout=_AGAIN)
+                return
 
     def prompt(self, function: Callable[[], object]) -> None:
         """As `post`, but at once on any thread but the main one."""
@@ -733,10 +753,23 @@ def _run_safely(work: Callable[[], object]) -> None:
         log().exception("a call-back failed")
 
 
+_runtimes: Living[Threads] = Living()
+
+
+def _before_fork() -> None:
+    deadline = now() + PATIENCE
+    me = threading.current_thread()
+    marks = [(runtime, runtime.mark()) for runtime in _runtimes if runtime._scheduler is not me]
+    for runtime, done in marks:
+        if done is not None:
+            runtime.settle(done, deadline)
+
+
 def _after_fork_in_child() -> None:
-    global _main
+    global _main, _runtimes
     _main = threading.main_thread().ident
+    _runtimes = Living()  # their threads are not here
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
