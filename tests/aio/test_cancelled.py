@@ -276,7 +276,7 @@ async def test_answer_and_cancellation_at_once(
             return feeds[-1]
 
         def submit(job: Any) -> bool:
-            job.future.add_done_callback(lambda _: task.cancel())
+            job.settled.add_done_callback(lambda _: task.cancel())
             return real(job)
 
         monkeypatch.setattr(primitives, "_watch", watch)

@@ -353,6 +353,30 @@ async def test_close_wakes_who_waits() -> None:
 
 
 @in_loop
+async def test_close_right_behind_the_answer() -> None:
+    """A call that has its answer, but has not taken it yet, is told `Closed`: it is given back."""
+    handle = Handle(f"mem:loop-{next(_numbers)}")
+    handle.primitives._put("key", b"1", None, 1.0)
+    gate = handle.gate.hold("_get")
+    asking = asyncio.create_task(
+        handle.run(lambda port: handle.scope.execute(port, GetOp("key"), 20.0))
+    )
+    await until(lambda: handle.gate.inside)
+    (port,) = handle.loop.awaited
+    job = port._job
+    assert job is not None
+    gate.set()
+    while not job._ended:  # the loop stands still
+        time.sleep(0.001)
+    job.settle()
+    handle.scope.shut()
+    port.wake()
+    with pytest.raises(Closed):
+        await asking
+    await handle.close()
+
+
+@in_loop
 async def test_wake_while_calls_come() -> None:
     """A call that begins while another thread wakes all keeps nobody from being woken."""
     async with opened() as handle:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import os
 import queue
 import sqlite3
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import Context
 from pathlib import Path
 from typing import TypeVarTuple
@@ -221,6 +223,107 @@ def test_what_was_left_early_is_not_in_the_way(uri: str, end: Callable[[kvi.Kvi]
         for _ in range(10):
             end(store)
             assert in_child(lambda: kvi.open(uri).store("k", "v")) == 0
+
+
+def fail(value: object) -> None:
+    """What a program's function may do."""
+    raise LookupError
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Nobody looks for cycles meanwhile: what is dropped is gone, or it is not."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+FAILURES: dict[str, Callable[[kvi.Kvi], object]] = {
+    "lock": lambda store: store.lock("taken", timeout=0).__enter__(),
+    "update": lambda store: store.update("k", fail),
+    "atomically": lambda store: store.atomically(fail),
+    "lease": lambda store: store.store("k", "v", lease=1),
+    "past": lambda store: store.get("k", revision=10**9),
+    "time": lambda store: store.count(timeout=1e-9),
+    "next": lambda store: store.watch("k").next(0),
+}
+
+
+@pytest.mark.parametrize("main", [True, False])
+@pytest.mark.parametrize("name", FAILURES)
+@pytest.mark.usefixtures("uncollected")
+def test_range_dropped_by_an_error_is_not_in_the_way(uri: str, name: str, main: bool) -> None:
+    """An error that was handled holds nothing: neither its own frames nor those of its callers."""
+    with kvi.open(uri) as store, store.lock("taken"):
+        store.txn(then=MORE_THAN_A_PAGE)
+
+        def half_read() -> None:
+            with contextlib.suppress(kvi.KviError, LookupError):
+                for _ in store.range():
+                    FAILURES[name](store)
+
+        if main:
+            half_read()
+        else:
+            thread = threading.Thread(target=half_read)
+            thread.start()
+            thread.join()
+        assert in_child(lambda: kvi.open(uri).store("k", "v")) == 0
+
+
+AWAITED: dict[str, Callable[[kvi.aio.AsyncKvi], Awaitable[object]]] = {
+    "lock": lambda store: store.lock("taken", timeout=0).__aenter__(),
+    "update": lambda store: store.update("k", fail),
+    "atomically": lambda store: store.atomically(fail),
+    "lease": lambda store: store.store("k", "v", lease=1),
+    "past": lambda store: store.get("k", revision=10**9),
+    "time": lambda store: store.count(timeout=1e-9),
+    "next": lambda store: _next(store),
+}
+
+
+async def _next(store: kvi.aio.AsyncKvi) -> None:
+    async with store.watch("k") as watch:
+        await watch.next(0)
+
+
+@pytest.mark.parametrize("name", AWAITED)
+@pytest.mark.usefixtures("uncollected")
+def test_range_dropped_by_an_error_of_a_task_is_not_in_the_way(uri: str, name: str) -> None:
+    """As above, with asyncio."""
+
+    async def main() -> None:
+        async with kvi.aio.open(uri) as store, store.lock("taken"):
+            await store.txn(then=MORE_THAN_A_PAGE)
+
+            async def half_read() -> None:
+                with contextlib.suppress(kvi.KviError, LookupError):
+                    entries = await store.range()
+                    async for _ in entries:
+                        await AWAITED[name](store)
+
+            await half_read()
+            assert in_child(lambda: kvi.open(uri).store("k", "v")) == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_range_whose_page_came_too_late_is_not_in_the_way(uri: str) -> None:
+    """The error of a page holds nothing of the range, which could have been read on."""
+    with kvi.open(uri) as store, store.lease(60) as lease:
+        store.txn(then=[kvi.Put(f"a{n:03d}", "v") for n in range(512)])
+        store.txn(then=[kvi.Put(f"b{n:06d}", "", lease.id) for n in range(200_000)], timeout=60)
+        store.store("c", "v")
+        lease.revoke()  # the second page has to pass all that is not deleted yet
+
+        def half_read() -> None:
+            with contextlib.suppress(kvi.Timeout):
+                list(iter(store.range(timeout=0.005)))
+
+        half_read()
+        assert in_child(lambda: kvi.open(uri).store("k", "v")) == 0
 
 
 @pytest.mark.parametrize("end", ["sys.exit(0)", "os._exit(0)", "pass"])

@@ -107,8 +107,11 @@ class AsyncHandle(HandleFace[V]):
         flow = self._flow
         flow.ensure_held()
         if flow.in_doubt:
-            error = OutcomeUnknown("a write of unknown fate came before: await refresh() first")
-            raise self._store._placed(error, "value", self.key)
+            raise self._store._placed(
+                OutcomeUnknown("a write of unknown fate came before: await refresh() first"),
+                "value",
+                self.key,
+            )
 
 
 class AsyncHandles(HandlesFace[K, AsyncHandle[V]], Generic[K, V]):

@@ -89,8 +89,9 @@ class AsyncLock(Held, LockFace):
 
     async def __aenter__(self) -> Self:
         if not await self.acquire():
-            error = LockTimeout(f"others held the lock for {self._wait:g} seconds")
-            raise self._store._placed(error, "lock", self.name)
+            raise self._store._placed(
+                LockTimeout(f"others held the lock for {self._wait:g} seconds"), "lock", self.name
+            )
         if self._cancels and self._flow.lost is not None:
             self._guarded = _Guarded(self._flow.lost)
         return self
@@ -104,8 +105,9 @@ class AsyncLock(Held, LockFace):
         guarded, self._guarded = self._guarded, None
         if guarded is not None and guarded.leave() and isinstance(error, asyncio.CancelledError):
             self._let_go()
-            lost = LeaseLost("the lock was lost, so its block was cancelled")
-            raise self._store._placed(lost, "lock", self.name) from error
+            raise self._store._placed(
+                LeaseLost("the lock was lost, so its block was cancelled"), "lock", self.name
+            ) from error
         await super().__aexit__(kind, error, trace)
 
     async def _give_back(self) -> None:

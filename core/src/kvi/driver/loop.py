@@ -200,7 +200,8 @@ class LoopPort:
         if not self._loop.jobs.submit(job):
             job.drop(self._scope.refusal())
         try:
-            return await job.future  # type: ignore[no-any-return]
+            await job.settled
+            return job.take()  # type: ignore[no-any-return]
         except (asyncio.CancelledError, GeneratorExit):
             self._note(op, sent=job.leave(self._loop))
             raise
@@ -265,13 +266,14 @@ class _Job(Generic[T]):
     """One primitive on its way through the pool. ``_lock`` guards who has it, for a few steps.
 
     Attributes:
-        future: what its caller waits for.
+        settled: what its caller waits for. It tells nothing: what a future has, the loop holds for
+            as long as its task runs on, which may fork behind the end of what it was given.
 
     """
 
     def __init__(self, op: Performable[T], primitives: Primitives, deadline: float) -> None:
         self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[T] = self.loop.create_future()
+        self.settled: asyncio.Future[None] = self.loop.create_future()
         self._op = op
         self._primitives = primitives
         self._deadline = deadline
@@ -280,14 +282,15 @@ class _Job(Generic[T]):
         self._begun = False
         self._ended = False
         self._left = False  # nobody waits for it
-        self._value: Any = None  # that nobody has got yet
+        self._value: Any = None  # that nobody has got yet, as the next
+        self._error: BaseException | None = None
+        self._refusal: BaseException | None = None  # for who is not to wait for it
 
     def __call__(self) -> None:
         """Run it, on a thread of the pool."""
         with self._lock:
             if not self._left:
                 self._begun, self._thread = True, get_ident()
-        error: BaseException | None = None
         if self._begun:
             try:
                 left = self._deadline - now()
@@ -295,7 +298,7 @@ class _Job(Generic[T]):
                     raise Timeout("the time was up before the store was asked")
                 self._value = self._op.run(self._primitives, left)
             except BaseException as failure:  # noqa: BLE001  (the caller gets it)
-                error = failure
+                self._error = failure
         with self._lock:
             self._thread, self._ended = None, True
             left_alone = self._left
@@ -304,18 +307,26 @@ class _Job(Generic[T]):
             self._free()
             return
         try:
-            self.loop.call_soon_threadsafe(self.settle, error)
+            self.loop.call_soon_threadsafe(self.settle)
         except RuntimeError:  # the loop is closed
             self._free()
 
-    def settle(self, error: BaseException | None) -> None:
-        """In the loop: it has ended."""
-        if self.future.done():
-            return  # who left frees what it gave
+    def settle(self, refusal: BaseException | None = None) -> None:
+        """In the loop: it has ended, or its caller is not to have what it gives."""
+        self._refusal = self._refusal or refusal
+        if not self.settled.done():
+            self.settled.set_result(None)
+
+    def take(self) -> T:
+        """In the loop, once it is settled: what it gave, or raises; its caller's alone."""
+        error, self._error, self._refusal = self._refusal or self._error, None, None
         if error is None:
-            self.future.set_result(self._value)
-        else:
-            self.future.set_exception(error)
+            value, self._value = self._value, None
+            return value  # type: ignore[no-any-return]
+        try:
+            raise error
+        finally:
+            del error  # it holds this frame
 
     def expire(self) -> None:
         """In the loop: its time is up. If all threads are busy, it was never begun."""
@@ -335,19 +346,17 @@ class _Job(Generic[T]):
             self._left = True
             begun, ended = self._begun, self._ended
         threads.prompt(partial(self._end, threads))
-        if self.future.done() and not self.future.cancelled():
-            self.future.exception()  # or asyncio complains that nobody has looked
         if ended:  # else its thread sees to it
             threads.spawn_call(self._free)
         return begun
 
     def let_go(self) -> None:
-        """In the loop: what it gave and was about is its caller's alone, unless that has left.
+        """In the loop: what it was about is its caller's alone, unless that has left.
 
         Its thread may be a moment longer at its last step. Nothing else is done with it.
         """
         if not self._left:
-            del self._op, self._value, self.future
+            del self._op
 
     def _end(self, threads: Threads) -> None:
         """See that it ends, however many requests it makes."""
@@ -359,7 +368,7 @@ class _Job(Generic[T]):
 
     def _free(self) -> None:
         """Give back what nobody takes: a feed, a lease, or the range that this was a page of."""
-        value, self._value = self._value, None
+        value, self._value, self._error = self._value, None, None
         if isinstance(value, Feed):
             value.close()
         elif isinstance(value, Grant):
@@ -441,8 +450,12 @@ class Loop(Threads):
             except BaseException as failure:  # noqa: BLE001  (the caller gets it)
                 error = failure
             # On a thread of kvi's, where no signal's exception comes; the flow has ended.
-            with suppress(RuntimeError):  # the loop is closed
+            try:
                 loop.call_soon_threadsafe(tell, error)
+            except RuntimeError:  # the loop is closed
+                pass
+            finally:
+                del error  # it holds this frame
 
         try:
             self._flows.submit(work)

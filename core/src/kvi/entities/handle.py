@@ -379,8 +379,11 @@ async def _commit(
                 news.append(one.key)
         except KviError as error:
             spoiled = error
-    if spoiled is not None:
-        raise spoiled
+    try:
+        if spoiled is not None:
+            raise spoiled
+    finally:
+        del spoiled  # it holds this frame
     await _settle(port, held, timeout)
     if not news and when:
         raise Conflict("a condition of when= does not hold; nothing was applied")

@@ -95,8 +95,9 @@ class LoaderFlow(Generic[K, V]):
         """Raise `InvalidArgument` before the first load, `Closed` after the end."""
         self.ensure_open(operation)
         if not self.loaded:
-            error = InvalidArgument("nothing is loaded yet: call load() first")
-            raise error.located(operation, self.records.prefix, self.records.scope.uri)
+            raise InvalidArgument("nothing is loaded yet: call load() first").located(
+                operation, self.records.prefix, self.records.scope.uri
+            )
 
     def ensure_open(self, operation: str) -> None:
         """Raise `Closed` if the store or the loader is."""

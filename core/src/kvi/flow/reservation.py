@@ -135,8 +135,11 @@ class Reservations:
                 await self.release(port, key, max(0.001, deadline - port.now()))
             except KviError as error:
                 failure = failure or error
-        if failure is not None:
-            raise failure
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # it holds this frame
 
     def give_up(self, key: str) -> None:
         """End a reservation without waiting: nobody has it any more."""

@@ -94,7 +94,10 @@ class Raised(NamedTuple):
 def given(result: T | Raised) -> T:
     """What a flow has returned; raises what the function has raised."""
     if isinstance(result, Raised):
-        raise result.error
+        try:
+            raise result.error
+        finally:
+            del result  # it holds this frame
     return result
 
 

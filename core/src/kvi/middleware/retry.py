@@ -59,6 +59,7 @@ class Retrying:
                         raise
         finally:
             call.decided = False
+            del lost  # it holds this frame
 
     async def _pause(self, error: KviError, op: Op[T], call: Call) -> bool:
         """Wait before the next try; whether there is to be one."""

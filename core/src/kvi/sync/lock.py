@@ -92,8 +92,9 @@ class Lock(Held, LockFace):
 
     def __enter__(self) -> Self:
         if not self._acquire(..., entered(self) or weakref.ref(self)):
-            error = LockTimeout(f"others held the lock for {self._wait:g} seconds")
-            raise self._store._placed(error, "lock", self.name)
+            raise self._store._placed(
+                LockTimeout(f"others held the lock for {self._wait:g} seconds"), "lock", self.name
+            )
         return self
 
     def _give_back(self) -> None:

@@ -393,9 +393,12 @@ class Pool:
                     result = made
         except sqlite3.Error as error:  # the long way tells, but what is not to be tried again
             told = translate(error, self.path, committing=committing, closing=self.closing)
-            if isinstance(told, OutcomeUnknown):
-                self.discard(connection)
-                raise told from error
+            try:
+                if isinstance(told, OutcomeUnknown):
+                    self.discard(connection)
+                    raise told from error
+            finally:
+                del told  # it holds this frame
         except BaseException:
             self._take_back(connection)
             raise

@@ -152,9 +152,12 @@ class Snapshot:
                 page = read_page(connection, self._scan, rest)
             except sqlite3.Error as error:
                 failure = translate(error, pool.path, closing=pool.closing)
-                if not isinstance(failure, Timeout):  # after a time-out the page can be read again
-                    pool.discard(connection)
-                raise failure from error
+                try:
+                    if not isinstance(failure, Timeout):  # then the page can be read again
+                        pool.discard(connection)
+                    raise failure from error
+                finally:
+                    del failure  # it holds this frame, and with it the snapshot
             finally:
                 connection.deadline.end()
             if connection.reading is not None and not connection.reading.is_unchanged():

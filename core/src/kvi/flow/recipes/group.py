@@ -227,8 +227,11 @@ class MemberFlow:
                 await self._end(lease, call)
             except PASSING as error:
                 failed = failed or error
-        if failed is not None:
-            raise failed
+        try:
+            if failed is not None:
+                raise failed
+        finally:
+            del failed  # it holds this frame
 
     def hold_for(self, owner: Callable[[], object | None]) -> None:
         """From now on it is there for as long as this other one lives."""

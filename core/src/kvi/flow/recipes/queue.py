@@ -96,7 +96,10 @@ class QueueFlow:
                 continue
             except KviError as error:
                 if doubt is not None and isinstance(error, UNSAID):
-                    raise doubt from error
+                    try:
+                        raise doubt from error
+                    finally:
+                        del doubt  # it holds this frame
                 if later is not None:
                     later.abandon()
                 raise

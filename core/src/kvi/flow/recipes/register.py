@@ -80,7 +80,10 @@ async def settled(call: Call, attempt: Callable[[bool], Flow[T | None]]) -> T:
             lost = error
         except KviError as error:
             if lost is not None and isinstance(error, UNSAID):
-                raise lost from error
+                try:
+                    raise lost from error
+                finally:
+                    del lost  # it holds this frame
             raise
         else:
             if found is not None:
