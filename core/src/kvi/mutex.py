@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 _OPEN = sys.version_info[:2] == (3, 14)
 _ONCE = (True,)
 
 
-class _Mutex:
+class _Entry:
     """A lock of `threading` with an entry of its own; leaving stays one step."""
 
     # `with` finds the exit of the lock itself in the slot.
-    __slots__ = ("__exit__", "acquire", "locked", "release")
+    __slots__ = ("__exit__", "acquire", "release")
 
-    def __init__(self) -> None:
-        lock = threading.Lock()
-        self.acquire, self.release, self.locked = lock.acquire, lock.release, lock.locked
+    def __init__(self, lock: Any) -> None:
+        self.acquire, self.release = lock.acquire, lock.release
         self.__exit__ = lock.__exit__
 
     def __enter__(self) -> bool:
@@ -38,8 +39,30 @@ class _Mutex:
         return True
 
 
+class _Mutex(_Entry):
+    __slots__ = ("locked",)
+
+    def __init__(self) -> None:
+        lock = threading.Lock()
+        super().__init__(lock)
+        self.locked = lock.locked
+
+
+class _OwnedMutex(_Entry):
+    __slots__ = ("_is_owned",)
+
+    def __init__(self) -> None:
+        lock = threading.RLock()
+        super().__init__(lock)
+        self._is_owned = lock._is_owned  # type: ignore[attr-defined]
+
+
 Mutex = threading.Lock
 """Makes a lock that is safe in a `with` of the main thread."""
 
+OwnedMutex: Callable[[], Any] = threading.RLock
+"""Makes one that its owner may take again, and that tells who asks whether it is his."""
+
 if _OPEN:
     Mutex = _Mutex  # type: ignore[misc, assignment]
+    OwnedMutex = _OwnedMutex

@@ -236,6 +236,13 @@ class Primitives(ABC):
         changes: list[Event] = imported("kvi.backend.history").changes_of(self, key, limit, timeout)
         return changes
 
+    def _check_here(self) -> None:  # noqa: B027  (most backends have nothing to do)
+        """Raise `NotSupported` if this thread is amid a call that the others would wait for.
+
+        Asked in the main thread, before another one does what it calls: a signal's handler may
+        call, and what it interrupts goes on only after it. It concerns what is done `in_place`.
+        """
+
     def _native(self) -> Any:
         """The native client, or ``None``."""
         return None

@@ -250,9 +250,9 @@ class SeenHalfDone(Correct):
         for change in effect.changes:
             if change.new is not None:
                 state.entries[change.key] = change.new
-            state.lock.release()
+            state.own.release()
             sleep(0.0005)
-            state.lock.acquire()
+            state.own.acquire()
         return super().apply(branch)
 
 

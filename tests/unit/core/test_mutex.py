@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from kvi import mutex
@@ -19,7 +21,8 @@ class Interrupt(Exception):
 def handler(number, frame):
     raise Interrupt
 
-lock = mutex._Mutex() if sys.argv[1] == "own" else mutex.Mutex()
+lock = getattr(mutex, sys.argv[1])()
+taken = getattr(lock, "_is_owned", None) or lock.locked
 
 def call():
     with lock:
@@ -38,13 +41,13 @@ while caught < 3000:
             signal.setitimer(signal.ITIMER_REAL, 0)
     except Interrupt:
         caught += 1
-    if lock.locked():
+    if taken():
         sys.exit(f"left taken by interrupt {caught}")
 print("free")
 """
 
 
-@pytest.mark.parametrize("which", ["own", "chosen"])
+@pytest.mark.parametrize("which", ["_Mutex", "_OwnedMutex", "Mutex", "OwnedMutex"])
 def test_interrupted_block_gives_its_lock_back(which: str) -> None:
     """Whatever point of a `with` an exception comes at, the lock is free after it."""
     done = subprocess.run(
@@ -52,6 +55,26 @@ def test_interrupted_block_gives_its_lock_back(which: str) -> None:
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.stdout == "free\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("make", [mutex._OwnedMutex, mutex.OwnedMutex])
+def test_its_owner_may_take_it_again(make: Callable[[], Any]) -> None:
+    """It tells whether the thread that asks has it, and is free once that has left as often."""
+    lock = make()
+    told: list[bool] = []
+
+    def ask() -> None:
+        told.append(lock._is_owned() or lock.acquire(blocking=False))
+
+    assert not lock._is_owned()
+    with lock:
+        with lock:
+            assert lock._is_owned()
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    assert told == [False]
+    assert not lock._is_owned()
 
 
 @pytest.mark.parametrize("make", [mutex._Mutex, mutex.Mutex])

@@ -36,11 +36,16 @@ class Interrupt(BaseException):
     """What the handler raises."""
 
 
-class _At:
-    """Raises at the given point of what runs in the block: 0 is the first."""
+def _raise() -> None:
+    raise Interrupt
 
-    def __init__(self, point: int) -> None:
+
+class _At:
+    """A handler that runs at the given point of what runs in the block: 0 is the first."""
+
+    def __init__(self, point: int, handler: Callable[[], object] = _raise) -> None:
         self.left = point
+        self._handler = handler
 
     def __enter__(self) -> None:
         sys.settrace(self._enter)
@@ -69,7 +74,7 @@ class _At:
     def _count(self) -> None:
         self.left -= 1
         if self.left == -1:
-            raise Interrupt
+            self._handler()
 
 
 def _concerns(frame: FrameType) -> bool:
@@ -102,8 +107,9 @@ class World:
 
     def check(self) -> None:
         """All parts agree, and nothing stays taken."""
-        assert self.state.lock.acquire(timeout=10)  # the reaper may be inside, for a moment
-        self.state.lock.release()
+        assert not self.state.own._is_owned()
+        assert self.state.own.acquire(timeout=10)  # the reaper may be inside, for a moment
+        self.state.own.release()
         for lease in [k for k, found in self.state._leases.items() if not found.deadline]:
             self.primitives._lease_revoke(lease, 5)
         content = self.content()
@@ -272,6 +278,65 @@ def test_lease_of_an_interrupted_grant_ends() -> None:
             ended.append(store._state)
     _until(lambda: not any(state._leases or state._reaping for state in ended))
     assert not any(state.entries for state in ended)
+
+
+CALLED: dict[str, Callable[[World], int]] = {
+    "store": lambda w: w.store.store("k0", b"handler"),
+    "txn": lambda w: w.store.txn(then=[kvi.Put("k9", b"handler"), kvi.Delete("k4")]).revision or 0,
+    "range": lambda w: len(list(w.store.range())) and 0,
+    "lease": lambda w: w.store.lease(1000, keep_alive=False).id and 0,
+    "open": lambda w: kvi.open(f"mem:{w.name}").delete("nothing"),
+}
+
+
+AMID = ("store", "store-new", "store-with-lease", "txn", "range", "count", "claim")
+
+
+@pytest.mark.parametrize("called", CALLED)
+def test_handler_that_calls_the_store(called: str) -> None:
+    """It is done between two calls, or refused: it never waits, and what it interrupts is whole."""
+    done, refused = 0, 0
+    for name in AMID:
+        for point in itertools.count():
+            world = World()
+            written: list[int] = []
+
+            def handler(world: World = world, written: list[int] = written) -> None:
+                nonlocal done, refused
+                try:
+                    revision = CALLED[called](world)
+                except kvi.NotSupported as error:
+                    assert error.operation  # noqa: PT017
+                    refused += 1
+                else:
+                    done += 1
+                    if revision:
+                        written.append(revision)
+
+            at = _At(point, handler)
+            with at:
+                CALLS[name](world)
+            state, content = world.state, world.content()
+            assert not state.own._is_owned()
+            assert content == {k: (e.value, e.revision) for k, e in state.entries.items()}
+            assert list(content) == sorted(content)
+            history = world.primitives._watch(WatchSpec(Span("", None), start=1), lambda: None, 5)
+            told = history.poll(5)
+            assert told is not None
+            revisions = [event.revision for event in told.events]
+            assert revisions == sorted(revisions)
+            assert set(revisions) == set(range(1, state.revision + 1)), name
+            for revision in written:
+                assert any(e.revision == revision and e.value == b"handler" for e in told.events)
+            world.before = {}
+            world._replay(told, content)
+            history.close()
+            world.feed.close()
+            world.primitives._lease_revoke(world.lease, 5)
+            if at.left >= 0:
+                break
+    assert done > 20
+    assert refused > 20 or called == "open"
 
 
 @pytest.fixture

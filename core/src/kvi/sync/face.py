@@ -59,6 +59,7 @@ class Face(StoreFace):
         scope = self._scope
         if here or not (is_main() or (away and not self._stays)):
             return self._runtime.drive_here(flow, None if lasting else scope)
+        scope.primitives._check_here()
         errand = Errand(flow, undo, scope, lasting=lasting)
         return self._runtime.drive(errand)
 

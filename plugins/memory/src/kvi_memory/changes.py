@@ -66,6 +66,7 @@ class MemoryChanges(Feed):
         """End it."""
         state = self._state
         with state.lock:
+            state.finish()
             state.watches.discard(self._span, self)
             state.watched = bool(state.watches)
 

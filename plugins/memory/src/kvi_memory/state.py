@@ -24,6 +24,10 @@ Who takes the lock calls `finish` first. Each of its steps gives the same when i
 it begins from the start wherever it was left. The keys in order cannot be mended in the middle of a
 change; whoever changes them takes them out before, and who finds none makes them anew.
 
+A handler may also call the store, amid a call of its own thread that has the lock. The lock knows
+its owner, so that such a call is refused: it would wait for ever. The store is ``busy`` from
+`finish` on; until then nothing has been read, and what comes in between comes before.
+
 No loop stands in a block that holds the lock: of one with a condition, Python 3.12 and 3.13 forget
 the block when an exception comes at its jump backward, and the lock would stay taken.
 
@@ -50,16 +54,16 @@ import os
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from kvi.clock import now
-from kvi.errors import LeaseLost, Unavailable
+from kvi.errors import LeaseLost, NotSupported, Unavailable
 from kvi.model import KeyValue, LeaseInfo, Put, Span, Txn, TxnResult
-from kvi.mutex import Mutex
+from kvi.mutex import OwnedMutex
 from kvi.policy.interest import Interests
 from kvi.policy.lock import contended
 from kvi.policy.past import check_past
@@ -90,7 +94,8 @@ class MemoryState:
     """The entries, the revision counter and the history of one store.
 
     Attributes:
-        lock: guards everything else. Who has taken it calls `finish` before anything.
+        own: the lock; for the short way, which has looked whether it is ``busy``.
+        busy: a call may be under way, or was left, and had begun to read or to change something.
         pending: the commit that is done but not carried through, if there is one. While it is
             ``None``, one entry can be read without the lock: a commit counts from when it is
             ``None`` again, for nobody who read before tells of it until then.
@@ -110,9 +115,10 @@ class MemoryState:
         "_lines",
         "_nudges",
         "_reaping",
+        "busy",
         "entries",
         "history",
-        "lock",
+        "own",
         "pending",
         "revision",
         "watched",
@@ -133,11 +139,25 @@ class MemoryState:
 
     def forked(self) -> None:
         """In a child after a fork: forget the parent's threads, and what they hold or wait for."""
-        self.lock = Mutex()
+        self.own = OwnedMutex()
+        self.busy = False
         self.watches: Interests[MemoryChanges] = Interests()
         self.watched = False
         self._reaping = False
         self._nudges: SimpleQueue[None] = SimpleQueue()
+
+    @property
+    def lock(self) -> AbstractContextManager[bool]:
+        """Guards everything else. Who has taken it calls `finish` before anything.
+
+        Raises `NotSupported` if this thread has it already.
+        """
+        if self.busy and self.own._is_owned():
+            raise NotSupported(
+                "a signal handler cannot call a memory store amid a call of the same thread on it; "
+                "let the handler raise, or set a flag, and call the store where that is seen"
+            )
+        return self.own  # type: ignore[no-any-return]
 
     # -- hold the lock for all of the following --------------------------------------------------
 
@@ -169,6 +189,7 @@ class MemoryState:
 
     def finish(self) -> None:
         """Carry the pending commit through, whether none or some of it has been done."""
+        self.busy = True
         if self.pending is None:
             return
         commit, after, told, ended = self.pending
@@ -207,8 +228,9 @@ class MemoryState:
 
     def replace(self, key: str, value: bytes) -> int | None:
         """Commit another value of a key in the shortest way, if it is there without a lease."""
-        if self.pending is not None:
+        if self.busy:
             self.finish()
+        self.busy = True
         old = self.entries.get(key)
         if old is None:
             return None
@@ -232,6 +254,7 @@ class MemoryState:
         if revision - oldest[0] >= HISTORY or after - oldest[2] > HISTORY_BYTES:
             self.trim()
         self.pending = None
+        self.busy = False
         return revision
 
     def trim(self) -> None:

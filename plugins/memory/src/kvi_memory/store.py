@@ -68,8 +68,10 @@ class MemoryKvi(Primitives):
     def __init__(self, uri: str, name: str, *, timeout: float) -> None:
         super().__init__(uri, CAPABILITIES, timeout=timeout)
         self._state = state_of(name)
-        with self._state.lock:
-            self._state.resume()
+        self._state.resume()
+
+    def _check_here(self) -> None:
+        _ = self._state.lock
 
     # A hit costs two look-ups; all that can be wrong with a call makes it a miss, and the long way
     # then says what.
@@ -85,7 +87,7 @@ class MemoryKvi(Primitives):
         if type(key) is not str or type(value) is not bytes or self.forked:
             return None
         state = self._state
-        with state.lock:
+        with state.lock if state.busy else state.own:
             return state.replace(key, value)  # a key that is there is a good one
 
     def _short_range(self, scan: Scan) -> tuple[int, list[KeyValue]] | None:
