@@ -181,6 +181,34 @@ def test_log_without_its_index(path: Path, uri: str, goes: bool) -> None:
     assert not index.exists()
 
 
+def test_store_whose_maker_died(path: Path, uri: str) -> None:
+    """What is in the file may be torn: it is not read, nor called damaged; a writer mends it."""
+    maker = sqlite3.connect(path, isolation_level=None)
+    maker.execute("PRAGMA cache_size = 1")  # pages come into the file before the commit
+    maker.execute("BEGIN IMMEDIATE")
+    for statement in schema.TABLES:
+        maker.execute(statement)
+    died = path.parent / "died"
+    died.mkdir()
+    for name in names(path):
+        if name != "died":
+            shutil.copy(path.parent / name, died)
+    maker.close()
+    assert names(died / "store.db") == ["store.db", "store.db-journal"]
+    assert (died / "store.db").stat().st_size > 4096
+    store = f"sqlite:{died / 'store.db'}"
+    with (
+        kvi.open(store, read_only=True) as reader,
+        pytest.raises(kvi.Unavailable, match="not made to its end") as caught,
+    ):
+        reader.get("k", timeout=60)
+    assert not caught.value.passing
+    with kvi.open(store) as writer:
+        writer.store("k", "v")
+    with kvi.open(store, read_only=True) as reader:
+        assert value_of(reader) == "v"
+
+
 def test_reads_beside_a_busy_writer(path: Path, uri: str) -> None:
     """Numbers that only grow never fall for a reader without locks, nor do pairs come apart."""
     stop = threading.Event()

@@ -58,7 +58,7 @@ class Incomplete(sqlite3.OperationalError):
 
 
 class Unindexed(sqlite3.OperationalError):
-    """There is a log of commits without its index, and who opens it may not make one.
+    """There is a log of commits without its index, or a journal, and who opens it may not mend it.
 
     While the last to have the file open closes it, the index goes before the log. That takes less
     than `SETTLED`.

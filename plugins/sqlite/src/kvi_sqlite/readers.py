@@ -14,6 +14,9 @@ or empty                                                   lock; what was read c
 has pages    somebody has the file open, or died           both files are used as they are
 ===========  ============================================  =======================================
 
+A ``-journal`` means that the store is being made, or that whoever made it died: what is in the file
+may be torn. It is not read then. (In a store that is made there is never one.)
+
 A reader of the last row who may not write to the file has the ``-shm`` as it is, too. One who may
 write has it as a writer has: all connections of a process share one ``-shm``, as the first of them
 opened it, and the process's own writers would be refused.
@@ -60,18 +63,24 @@ class Reading:
 
     """
 
-    __slots__ = ("_log", "_path", "_seen", "moment", "uri")
+    __slots__ = ("_journal", "_log", "_path", "_seen", "moment", "uri")
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._log = Path(f"{os.path.realpath(path)}-wal")
+        real = os.path.realpath(path)
+        self._log, self._journal = Path(f"{real}-wal"), Path(f"{real}-journal")
         self._seen: Look | None = None
         self.moment = -inf
+        if not _is_empty(self._journal):
+            raise Unindexed(
+                f"{path} was not made to its end ({self._journal.name} is there), and this process "
+                "may not do that; open the store once where it may"
+            )
         how = "readonly_shm=" + ("0" if may_write(path) else "1")
         if self._is_quiet():
             how = "immutable=1"
             self._seen = self._look()
-        elif not Path(f"{os.path.realpath(path)}-shm").exists():
+        elif not Path(f"{real}-shm").exists():
             raise Unindexed(
                 f"{path} has a log of commits that are not in the file yet ({self._log.name}), and "
                 "this process may not work them in; open the store once where it may"
@@ -121,10 +130,7 @@ class Reading:
         return self.moment
 
     def _is_quiet(self) -> bool:
-        try:
-            return self._log.stat().st_size == 0
-        except OSError:
-            return True
+        return _is_empty(self._log) and _is_empty(self._journal)
 
     def _look(self) -> Look | None:
         try:
@@ -132,6 +138,13 @@ class Reading:
         except OSError:
             return None
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return True
 
 
 def reading(path: Path, *, read_only: bool) -> Reading | None:
