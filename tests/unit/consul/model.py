@@ -100,7 +100,14 @@ class Wire(Transport):
         self.before: Callable[[], None] = lambda: None  # what others do before each exchange
 
     def exchange(
-        self, head: bytes, body: bytes, deadline: float, *, read_only: bool, waits: bool = False
+        self,
+        head: bytes,
+        body: bytes,
+        deadline: float,
+        *,
+        read_only: bool,
+        waits: bool = False,
+        elsewhere: bool = True,
     ) -> Answer:
         """Run the transaction, or tell of the session."""
         self.before()

@@ -69,6 +69,7 @@ class HttpClient:
                 monotonic() + self._timeout + wait,
                 read_only=method == "GET",
                 waits=wait > 0,
+                elsewhere=False,  # much of it is an agent's own
             )
         except Broken as broken:
             cause = broken.__cause__

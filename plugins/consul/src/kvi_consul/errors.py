@@ -11,11 +11,11 @@ certificate refused, by either side                         `AuthenticationFaile
 sent, then time-out, reset, or an answer that is none       reads: `Timeout`, `Unavailable`;
                                                             writes: `OutcomeUnknown`
 409 of a transaction                                        surely not; see `Refusal`
-429; 500 "No cluster leader", "Missing node registration";  `Unavailable`: surely not
-3xx; 404
+408; 429; 503 "rate limit exceeded"; 3xx; 404; 405; 501;    `Unavailable`: surely not
+500 "No cluster leader", "Missing node registration"
 500 "rpc error getting client", "node is not the leader",   `Unavailable`: surely not
 "leadership transfer in progress", "Raft leader not found
-in server lookup mapping"
+in server lookup mapping", "No known Consul servers"
 500 "No path to datacenter"                                 `Unavailable`: surely not
 500 "Invalid session"                                       `LeaseLost`: surely not
 500 "Invalid Session TTL"                                   `InvalidArgument`: surely not
@@ -27,8 +27,8 @@ other 403                                                   `PermissionDenied`
 400, other 4xx                                              `InvalidArgument`
 ==========================================================  ====================================
 
-A 404 or a redirect is never Consul's answer to what this plugin asks (where it is, as for a prefix
-without keys, the caller has handled it): something else listens there.
+A 404, a 405, a 501 or a redirect is never Consul's answer to what this plugin asks (where it is, as
+for a prefix without keys, the caller has handled it): something else listens there.
 
 *Forwarding.* An agent passes a write on to the leader, perhaps by way of a server, and what either
 of them says comes back behind "rpc error making call". Before that call it looks for the leader and
@@ -65,8 +65,10 @@ _NOT_LED = re.compile(
     r"(rpc error making call: )*("
     r"rpc error getting client: "
     r"|Raft leader not found in server lookup mapping\Z"
+    r"|No known Consul servers\Z"
     r"|(node is not the leader|leadership transfer in progress)\Z)"
 )
+_LIMITED = re.compile(r"(rpc error making call: )*rate limit exceeded")
 _LEASE_GONE = "the session of this lease is gone, nothing was written; grant a new lease"
 # What a TLS server says when it wants (another) client certificate. With TLS 1.3 it comes after
 # the request was sent, but before the server reads it.
@@ -97,6 +99,10 @@ class Broken(Exception):
 
 class Dismissed(ConnectionError):
     """The agent accepted a connection and closed it before it answered anything."""
+
+
+class Unserved(ConnectionError):
+    """An agent, or what is in front of it, said why it cannot serve now; nothing was done."""
 
 
 class Refusal(enum.Enum):
@@ -164,9 +170,11 @@ def of_status(status: int, text: str, *, write: bool, dc: str | None = None) -> 
         return PermissionDenied(_denied(text))
     if status == 413:
         return ValueTooLarge(f"Consul refused the size of the request ({said}); split it")
-    if status == 429:
+    if status == 429 or (status == 503 and _LIMITED.match(text)):
         return Unavailable(f"Consul limits the rate of requests ({said}); try again later")
-    if status == 404 or 300 <= status < 400:
+    if status == 408:
+        return Unavailable(f"the request came too late ({said}); try again")
+    if status in (404, 405, 501) or 300 <= status < 400:
         return Unavailable(
             f"what answers is not Consul's API ({said}); check host, port and consul+tls://",
             passing=False,
@@ -227,6 +235,8 @@ def is_own(error: BaseException | None) -> bool:
 def of_broken(broken: Broken, where: str, *, write: bool) -> KviError:
     """The error for an exchange that broke; ``where`` names the agent."""
     cause = broken.__cause__
+    if isinstance(cause, Unserved):
+        return Unavailable(str(cause))
     if isinstance(cause, ssl.SSLCertVerificationError):
         return AuthenticationFailed(
             f"the certificate of {where} cannot be trusted ({cause.verify_message}); {_mend(cause)}"

@@ -14,10 +14,12 @@ that forgot, swallows those of its neighbours. Everything else that fails is `Br
 whether the server may have the request.
 
 *Several agents.* One of them is the current one, which new connections go to. It is left when it
-cannot be connected to, breaks off, does not answer in time, or knows no leader; its idle
-connections are closed then. A request that was not sent goes to the next agent at once, at most
-once around. A read waits for its share of the time, and `_SILENCE` seconds at the most, for each
-agent but the last; a write has all of it.
+cannot be connected to, breaks off, does not answer in time, or answers that it cannot serve, as one
+that knows no servers does, or what is no agent; its idle connections are closed then. A request
+that was not sent, or surely did nothing, goes to the next agent at once, at most once around. A
+read waits for its share of the time, and `_SILENCE` seconds at the most, for each agent but the
+last; a write has all of it. When all have failed, what may pass is told: one bad certificate is no
+verdict about the store.
 
 *The main thread* hands its calls over to another one, since a signal's handler may raise anywhere.
 `Transport.stroke` spares it that, where an idle connection of the only agent answers soon. What an
@@ -38,10 +40,11 @@ from time import monotonic
 from typing import NamedTuple, Self
 
 from kvi.backend.pool import Lent, Pool
-from kvi.errors import Closed, Timeout
+from kvi.errors import Closed, KviError, OutcomeUnknown, Timeout, Unavailable
 
+from kvi_consul import errors
 from kvi_consul.connection import Connection
-from kvi_consul.errors import NO_LEADER, Broken, is_certificate_alert, is_own
+from kvi_consul.errors import Broken, Unserved, is_certificate_alert, is_own
 from kvi_consul.tls import Tls
 
 CONNECTIONS = 8  # open at once for calls, unless the handle says otherwise
@@ -50,6 +53,7 @@ _SILENCE = 2.0  # seconds that a read waits for an agent, if there is another
 _PATIENCE = 0.5  # seconds; requests that have less never leave an agent for its silence
 _SOON = 0.05  # seconds in which a read is answered, or asked again by a thread that may wait
 _SLOW = 60.0  # seconds for which an agent that was not as quick is left to such threads
+_SERVED = {200, 409}  # by an agent that can serve; others may be its own fault
 _PIECE = 1 << 18  # bytes of a streamed answer that are handed on at once
 
 
@@ -105,7 +109,16 @@ class Call:
 class Exchange:
     """A request on its way, and its answer; the end of its block gives back what it uses."""
 
-    __slots__ = ("_began", "_call", "_connection", "_lent", "_transport", "headers", "status")
+    __slots__ = (
+        "_began",
+        "_call",
+        "_connection",
+        "_content",
+        "_lent",
+        "_transport",
+        "headers",
+        "status",
+    )
 
     def __init__(
         self, transport: Transport, lent: Lent[Connection], call: Call | None, began: float
@@ -113,6 +126,7 @@ class Exchange:
         connection = lent.connection
         self._transport, self._lent, self._call = transport, lent, call
         self._connection, self._began = connection, began
+        self._content: bytes | None = None  # all of the answer, once it was read
         # Taken now: the connection is another thread's once the block has ended.
         self.status, self.headers = connection.status, connection.headers
 
@@ -123,15 +137,31 @@ class Exchange:
         self._transport._give(self._lent, self._call)
 
     def read(self) -> bytes:
-        """All of the answer. An agent that says it has no leader is left by the way."""
-        try:
-            content = self._connection.read_body()
-        except Broken as broken:
-            self._fail(broken)
-            raise
-        if self.status == 500 and NO_LEADER in content:
-            self._transport._leave(self._connection.agent)
-        return content
+        """All of the answer."""
+        if self._content is None:
+            try:
+                self._content = self._connection.read_body()
+            except Broken as broken:
+                self._fail(broken)
+                raise
+        return self._content
+
+    def unserved(self, *, write: bool) -> KviError | None:
+        """Why its agent cannot serve, if the answer says so; the agent is left then.
+
+        `OutcomeUnknown`, if it is a write and may have been done.
+        """
+        status = self.status
+        if status in _SERVED or (status == 404 and b"x-consul-index" in self.headers):
+            return None
+        text = self.read()
+        if status == 404 and text.startswith(b"Session id "):
+            return None
+        error = errors.of_status(status, text.decode(errors="replace"), write=write)
+        if not isinstance(error, Unavailable | OutcomeUnknown):
+            return None
+        self._transport._leave(self._connection.agent)
+        return error
 
     def pieces(self, patience: float | None = None) -> Iterator[bytes]:
         """The answer in pieces of a useful size, each of which may take ``patience`` seconds.
@@ -220,13 +250,23 @@ class Transport:
         return line + fixed + b"Content-Type: application/json\r\nContent-Length: "
 
     def exchange(
-        self, head: bytes, body: bytes, deadline: float, *, read_only: bool, waits: bool = False
+        self,
+        head: bytes,
+        body: bytes,
+        deadline: float,
+        *,
+        read_only: bool,
+        waits: bool = False,
+        elsewhere: bool = True,
     ) -> Answer:
         """Send one request and read its answer whole; raises `Broken`.
 
         ``waits``: the server is asked to wait with its answer, so that silence means nothing.
+        ``elsewhere``: what one agent cannot serve is asked of the next.
         """
-        with self.begin(head, body, deadline, read_only=read_only, waits=waits) as exchange:
+        with self.begin(
+            head, body, deadline, read_only=read_only, waits=waits, elsewhere=elsewhere
+        ) as exchange:
             return Answer(exchange.status, exchange.headers, exchange.read())
 
     def stroke(self, head: bytes, body: bytes, seconds: float, *, write: bool) -> Answer | None:
@@ -276,6 +316,7 @@ class Transport:
         *,
         read_only: bool,
         waits: bool = False,
+        elsewhere: bool = True,
         call: Call | None = None,
     ) -> Exchange:
         """Send one request and read the head of its answer; raises `Broken`.
@@ -284,6 +325,8 @@ class Transport:
         request with a ``call`` is a watch's: another thread may end it, and it needs no place.
         """
         began, others = monotonic(), len(self._agents) - 1
+        elsewhere = elsewhere and others > 0
+        blame: Broken | None = None  # what an agent before failed with, if it may pass
         shared = read_only and not waits and call is None and deadline - began >= _PATIENCE
         while True:
             lent = self._take(deadline, call)
@@ -304,8 +347,8 @@ class Transport:
                     connecting = False
                 connection.send(b"%b%d\r\n%b\r\n%b" % (head, len(body), agent.header, body), limit)
                 connection.read_head()
-                connection.deadline = deadline
-                return Exchange(self, lent, call, began)
+                exchange = Exchange(self, lent, call, began)
+                error = exchange.unserved(write=not read_only) if elsewhere else None
             except Broken as broken:
                 self._give(lent, call)
                 given_up = connection.aborted or (call is not None and call.ended)
@@ -315,6 +358,7 @@ class Transport:
                 if others and (connecting or (shared and late)):
                     others -= 1
                     self._leave(connection.agent)
+                    blame = blame or _passing(broken)
                     continue
                 unheard = not connection.touched or (read_only and not connection.answered)
                 if connection.reused and unheard and not late:
@@ -322,11 +366,25 @@ class Transport:
                 self._blame(connection.agent, broken.__cause__, began)
                 alert = self._alert(connection, broken, deadline)
                 if alert is not None:
-                    raise Broken(sent=connection.touched) from alert
-                raise
+                    broken = _because(alert, sent=connection.touched)
+                if blame is not None and (read_only or not broken.sent) and not _passing(broken):
+                    broken = blame
+                raise broken from broken.__cause__
             except BaseException:
                 self._give(lent, call)
                 raise
+            if isinstance(error, Unavailable):
+                if others:
+                    self._give(lent, call)
+                    others -= 1
+                    if error.passing:
+                        blame = blame or _because(Unserved(error.message))
+                    continue
+                if blame is not None and not error.passing:
+                    self._give(lent, call)
+                    raise blame from blame.__cause__
+            connection.deadline = deadline
+            return exchange
 
     def cancel(self, thread: int) -> None:
         """Make the request of this thread fail now: nobody waits for it."""
@@ -402,3 +460,14 @@ class Transport:
         if whole:
             connection.reused = True
         lent.end(whole=whole)
+
+
+def _because(error: BaseException, *, sent: bool = False) -> Broken:
+    broken = Broken(sent)
+    broken.__cause__ = error
+    return broken
+
+
+def _passing(broken: Broken) -> Broken | None:
+    """``broken``, if it may pass."""
+    return broken if errors.of_broken(broken, "", write=False).passing else None

@@ -1,0 +1,141 @@
+"""Consul's agents by themselves: what one of them cannot serve, or is no agent, another serves."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import kvi
+import pytest
+from kvi.conformance.proxy import TcpProxy
+
+from tests.servers import ConsulServer
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.consul, pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+class Agent(ConsulServer):
+    """An agent that is no server; without a server to join it knows none."""
+
+    def __init__(self, server: ConsulServer | None = None) -> None:
+        join = [] if server is None else [f"{server.host}:{server.ports['serf_lan']}"]
+        super().__init__(config={"server": False, "retry_join": join, "retry_interval": "1s"})
+        self._joins = bool(join)
+
+    def _merged(self) -> dict[str, Any]:
+        config = super()._merged()
+        del config["bootstrap_expect"]
+        return config
+
+    def probe(self, timeout: float) -> None:
+        """Ask whether it runs, and knows a leader if it joins somebody."""
+        self._expect("GET", "/v1/agent/self", timeout=timeout)
+        if self._joins and not json.loads(
+            self._expect("GET", "/v1/status/leader", timeout=timeout)
+        ):
+            raise ConnectionError("no leader yet")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ConsulServer]:
+    """A server of this file's own."""
+    with ConsulServer() as server:
+        yield server
+
+
+@contextmanager
+def web(status: int) -> Iterator[int]:
+    """An HTTP server that answers every request with ``status`` and a page; its port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            self.send_response(status)
+            page = b"<html>not here</html>"
+            self.send_header("Location", "http://127.0.0.1:1/")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        do_GET = do_PUT = do_OPTIONS = answer  # noqa: N815  (as the library wants them)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as made:
+        thread = threading.Thread(target=made.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield made.server_port
+        finally:
+            made.shutdown()
+            thread.join()
+
+
+def serves(uri: str, other: kvi.Kvi) -> None:
+    """Whatever a new handle is asked first is done, at once."""
+    other.store("k", "0")
+    with kvi.open(uri, retry=None) as store:
+        assert store.get("k") is not None
+    with kvi.open(uri, retry=None) as store:
+        assert store.store("k", "1") > 0
+    with kvi.open(uri, retry=None) as store:
+        assert [entry.text for entry in store.range(prefix="k")] == ["1"]
+    with kvi.open(uri, retry=None) as store, store.watch("k") as watch:
+        other.store("k", "2")
+        assert watch.next(20).value == b"2"
+    with kvi.open(uri, retry=None) as store, store.lock("jobs", timeout=5) as held:
+        assert held.held
+    with kvi.open(uri, retry=None) as store:
+        store.ping()
+
+
+def test_agent_that_knows_no_servers(server: ConsulServer) -> None:
+    """It surely does nothing, and the next one is asked."""
+    with Agent() as alone, Agent(server) as agent, kvi.open(agent.uri) as other:
+        serves(f"consul://127.0.0.1:{alone.port},127.0.0.1:{agent.port}", other)
+        with kvi.open(alone.uri, retry=None) as store:
+            for call in (
+                lambda: store.get("k"),
+                lambda: store.store("k", "3"),
+                lambda: store.delete_range(prefix="k"),
+                lambda: store.lease(10),
+            ):
+                with pytest.raises(kvi.Unavailable):
+                    call()
+
+
+@pytest.mark.parametrize("status", [301, 404, 405, 408, 429, 501, 502, 503])
+def test_what_is_no_agent(server: ConsulServer, status: int) -> None:
+    """It is left for the next one; alone, it is told that nothing was done."""
+    with web(status) as port, kvi.open(server.uri) as other:
+        serves(f"consul://127.0.0.1:{port},127.0.0.1:{server.port}", other)
+        alone = f"consul://127.0.0.1:{port}"
+        with kvi.open(alone, retry=None) as store, pytest.raises(kvi.Unavailable):
+            store.get("k")
+        with kvi.open(alone, retry=None) as store, pytest.raises(kvi.Unavailable):
+            store.store("k", "3")
+
+
+def test_agent_that_ends_behind_a_gateway(server: ConsulServer) -> None:
+    """A write that met the gateway's word may have applied; the next ones go elsewhere."""
+    with (
+        web(502) as port,
+        TcpProxy(server.port) as gateway,
+        kvi.open(f"consul://127.0.0.1:{gateway.port},127.0.0.1:{server.port}", retry=None) as store,
+    ):
+        store.store("k", "1")
+        before = gateway.accepted
+        gateway.target = port
+        gateway.cut()
+        until(lambda: not gateway.open)
+        assert store.store("k", "2") > 0
+        assert store.get("k").text == "2"  # type: ignore[union-attr]
+        assert gateway.accepted == before + 1
