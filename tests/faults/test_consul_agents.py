@@ -7,13 +7,16 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import kvi
 import pytest
 from kvi.conformance.proxy import TcpProxy
+from kvi_consul import watches
 
 from tests.servers import ConsulServer
+from tests.support.tls import Certificates, TlsProxy
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.consul, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -139,3 +142,34 @@ def test_agent_that_ends_behind_a_gateway(server: ConsulServer) -> None:
         assert store.store("k", "2") > 0
         assert store.get("k").text == "2"  # type: ignore[union-attr]
         assert gateway.accepted == before + 1
+
+
+def test_one_away_and_one_with_a_bad_certificate(
+    server: ConsulServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls wait for the one that is away, and a watch goes on once it is back."""
+    for name in ("good", "other"):
+        (tmp_path / name).mkdir()
+    good, other = (Certificates.make(tmp_path / name) for name in ("good", "other"))
+    target = (server.host, server.port)
+    with (
+        TlsProxy(target, good, mutual=False) as tls,
+        TlsProxy(target, other, mutual=False) as bad,
+        TcpProxy(tls.port) as away,
+        TcpProxy(bad.port) as distrusted,
+        kvi.open(server.uri) as writer,
+    ):
+        hosts = f"127.0.0.1:{away.port},127.0.0.1:{distrusted.port}"
+        with kvi.open(f"consul+tls://{hosts}?ca={good.ca}", timeout=20) as store:
+            monkeypatch.setattr(watches, "_DOUBT", 0.1)
+            with store.watch("k") as watch:
+                away.refuse()
+                away.cut()
+                before = distrusted.accepted
+                until(lambda: distrusted.accepted > before + 12)
+                with pytest.raises(kvi.Unavailable):
+                    store.get("k", timeout=1)
+                writer.store("k", "1")
+                threading.Timer(0.5, away.refuse, (False,)).start()
+                assert store.store("k", "2") > 0
+                until(lambda: watch.next(30).value == b"2")

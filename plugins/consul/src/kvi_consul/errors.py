@@ -267,6 +267,8 @@ def of_broken(broken: Broken, where: str, *, write: bool) -> KviError:
     if isinstance(cause, socket.gaierror):
         return Unavailable(f"the host of {where} cannot be resolved ({cause}); check the URI")
     if isinstance(cause, ssl.SSLError):
+        if "EOF" in reason or "ALERT" in reason:  # as one that restarts behind a balancer does
+            return Unavailable(f"{where} ended the TLS handshake ({reason}); is it running there?")
         return Unavailable(
             f"no TLS connection to {where} ({reason or cause}); for an agent without TLS "
             "write consul://",

@@ -44,14 +44,15 @@ query, and everything else stays as it was.
 
 *Faults.* Anything that may pass (no connection, no leader, an answer that is none) is tried again
 after a back-off, by a query without a wait. So is a token that is not known, until that was said
-for a while: a server that has just begun to lead may say so. A dead connection shows by the end of
-the wait, which the server bounds (`_WAIT`), or by TCP's keep-alive. An index that falls is followed
-by a query without a wait.
+for a while: a server that has just begun to lead may say so. Certificates may be renewed, on either
+side, however long that takes. A dead connection shows by the end of the wait, which the server
+bounds (`_WAIT`), or by TCP's keep-alive. An index that falls is followed by a query without a wait.
 """
 
 from __future__ import annotations
 
 import random
+import ssl
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
@@ -314,10 +315,13 @@ class Query:
             except (Unavailable, Timeout) as failed:
                 error, refused = failed, None
             except AuthenticationFailed as failed:
-                refused = asked if refused is None else refused
-                if monotonic() - refused >= _DOUBT:
-                    raise
                 error = failed
+                if isinstance(failed.__cause__, ssl.SSLError):
+                    refused = None
+                else:
+                    refused = asked if refused is None else refused
+                    if monotonic() - refused >= _DOUBT:
+                        raise
             with watches.lock:
                 if not watches.current(self):
                     return
