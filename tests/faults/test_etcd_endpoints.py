@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from kvi_etcd.channel import Endpoint
 from kvi_etcd.client import Pems, Tls
 
 from tests.servers import EtcdServer, find_etcdctl
+from tests.support.gateway import Gateway
 from tests.support.grpc_proxy import GrpcProxy
 from tests.support.inside import inmost
 from tests.support.learner import Learner
@@ -489,6 +491,33 @@ def test_address_that_moves(server: EtcdServer, names: NameServer) -> None:
 
 
 # -- what is no member -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [None, 401, 403, 404])
+def test_what_is_no_etcd(server: EtcdServer, status: int | None) -> None:
+    """A gateway that lets nobody through, or another program's gRPC, is left for the next."""
+    with ExitStack() as stack:
+        if status is None:
+            other = grpc.server(ThreadPoolExecutor(1))
+            stack.callback(lambda: other.stop(None).wait(10))
+            port = other.add_insecure_port("127.0.0.1:0")
+            other.start()
+        else:
+            port = stack.enter_context(Gateway(status)).port
+        uri = f"etcd://127.0.0.1:{port},{server.host}:{server.port}"
+        with kvi.open(uri, retry=None) as store:
+            assert store.store("k", "1") > 0
+        with kvi.open(uri, retry=None) as store:
+            assert store.get("k") is not None
+        with kvi.open(uri, retry=None) as store, store.watch("k") as watch:
+            store.store("k", "2")
+            assert watch.next(20).value == b"2"
+        with kvi.open(uri, retry=None) as store:
+            assert store.lease(10).alive
+        with kvi.open(f"etcd://127.0.0.1:{port}", retry=None) as store:
+            for call in (lambda: store.get("k"), lambda: store.store("k", "3")):
+                with pytest.raises(kvi.Unavailable, match="no etcd"):
+                    call()
 
 
 def test_grpc_proxy_is_named(server: EtcdServer, caplog: pytest.LogCaptureFixture) -> None:

@@ -56,6 +56,8 @@ _REFUSED = (
     "not supported for learner",
     "raft proposal dropped",
 )
+# What gRPC makes of the word of a gateway, or of an HTTP server, that let nothing through to etcd.
+_FOREIGN = re.compile(r"http2 header with status: 40[134]\b", re.IGNORECASE)
 _LOGIN_ENDED = ("invalid auth token", "user name is empty")
 _LOGIN_OLD = "revision of auth store is old"
 _LOGIN_REFUSED = "authentication failed"
@@ -68,7 +70,6 @@ _FINAL_CODES = frozenset(
         _Code.OUT_OF_RANGE,
         _Code.PERMISSION_DENIED,
         _Code.UNAUTHENTICATED,
-        _Code.UNIMPLEMENTED,
         _Code.DATA_LOSS,
     }
 )
@@ -85,7 +86,7 @@ def classify(code: grpc.StatusCode, detail: str) -> Happened:
         return Happened.LOGIN_REFUSED
     if any(part in text for part in _UNREACHED):
         return Happened.UNREACHED
-    if any(part in text for part in _REFUSED):
+    if any(part in text for part in _REFUSED) or _is_foreign(code, text):
         return Happened.REFUSED
     if code in _FINAL_CODES or (code is _Code.RESOURCE_EXHAUSTED and "larger than max" in text):
         return Happened.FINAL
@@ -93,6 +94,11 @@ def classify(code: grpc.StatusCode, detail: str) -> Happened:
     # says it of a stream without a code for it.
     late = code is _Code.DEADLINE_EXCEEDED or text == "context deadline exceeded"
     return Happened.SILENT if late else Happened.LOST
+
+
+def _is_foreign(code: grpc.StatusCode, detail: str) -> bool:
+    """Whether what answers is no etcd: it has none of the methods, or no gRPC."""
+    return code is _Code.UNIMPLEMENTED or bool(_FOREIGN.search(detail))
 
 
 MAKE_ROOM = "compact, defragment and disarm the alarm (etcdctl alarm disarm)"
@@ -132,6 +138,11 @@ def translate(error: grpc.RpcError, *, write: bool) -> KviError:
     if happened in (Happened.LOGIN_OLD, Happened.LOGIN_ENDED) and "is empty" not in detail:
         return AuthenticationFailed(
             f"etcd does not accept the login: {detail}; give user:password@ in the URI"
+        )
+    if _is_foreign(code, detail):
+        return Unavailable(
+            f"what answers is no etcd, or lets this client not through; check the port: {detail}",
+            passing=False,
         )
     if happened is Happened.REFUSED:
         return Unavailable(f"etcd refused the request and did nothing: {detail}")
