@@ -177,7 +177,7 @@ def test_a_datacenter_that_is_not_there_is_named(consul_uri: str) -> None:
 
 
 def test_a_token_is_unknown_only_if_it_stays_so(place: str) -> None:
-    """A server that has just begun to lead may say so once: calls and watches go on."""
+    """A server that has just begun to lead may say so once: all calls and watches go on."""
     with Link(place) as link, kvi.open(link.uri, timeout=10, retry=None) as store:
         link.refusals = 1
         store.store("k", "1")
@@ -189,6 +189,16 @@ def test_a_token_is_unknown_only_if_it_stays_so(place: str) -> None:
             link.refusals = 3  # whoever asks, calls or the watch
             store.store("k", "3")
             assert watch.next(10).value == b"3"
+        for call in (
+            lambda: store.count(prefix="k"),
+            lambda: list(store.range(prefix="k")),
+            lambda: store.watch(prefix="k").cancel(),
+            lambda: store.delete_range(prefix="k"),
+        ):
+            link.refusals = 1
+            call()
+            assert not link.refusals
+        with store.watch("k") as watch:
             link.refusals = 1 << 30
             began = monotonic()
             with pytest.raises(kvi.AuthenticationFailed):

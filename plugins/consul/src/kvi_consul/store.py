@@ -19,7 +19,7 @@ import itertools
 import os
 import random
 import threading
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, suppress
 from queue import SimpleQueue
 from time import monotonic
@@ -528,25 +528,30 @@ class ConsulKvi(Primitives):
             yield kv
 
     def _items(self, head: bytes, body: bytes, deadline: float, *, write: bool) -> Generator[Any]:
-        parser = wire.Parser()
+        parser, doubts = wire.Parser(), iter(_DOUBTS)
         where = self._transport.where
         try:
-            with self._transport.begin(head, body, deadline, read_only=not write) as exchange:
-                status = exchange.status
-                if status == 404 and b"x-consul-index" in exchange.headers:
-                    return  # nothing has this prefix
-                if status == 409:
-                    self._missing(exchange.read())
-                    raise _Refused("Consul refused the transaction: a key has changed")
-                if status != 200:
-                    raise self._of_status(status, exchange.read(), write=write)
-                for piece in exchange.pieces():
-                    yield from parser.feed(piece)
-                parser.end()
+            while True:
+                with self._transport.begin(head, body, deadline, read_only=not write) as exchange:
+                    status = exchange.status
+                    if status == 200:
+                        for piece in exchange.pieces():
+                            yield from parser.feed(piece)
+                        parser.end()
+                        return
+                    if status == 404 and b"x-consul-index" in exchange.headers:
+                        return  # nothing has this prefix
+                    said = exchange.read()
+                if not self._doubted(status, said, doubts, deadline):
+                    break
         except Broken as broken:
             raise errors.of_broken(broken, where, write=write) from broken.__cause__
         except wire.NotAList as error:
             raise errors.of_nonsense(where, write=write) from error
+        if status == 409:
+            self._missing(said)
+            raise _Refused("Consul refused the transaction: a key has changed")
+        raise self._of_status(status, said, write=write)
 
     # -- leases, locks, watches -------------------------------------------------------------------
 
@@ -741,12 +746,17 @@ class ConsulKvi(Primitives):
                 answer = transport.exchange(head, body, deadline, read_only=not write)
             except Broken as broken:
                 raise errors.of_broken(broken, transport.where, write=write) from broken.__cause__
-            if answer.status == 403 and errors.NO_TOKEN in answer.body:
-                pause = next(doubts, None)
-                if pause is not None and monotonic() + pause < deadline:
-                    transport.closing.wait(pause)
-                    continue
+            if self._doubted(answer.status, answer.body, doubts, deadline):
+                continue
             return answer
+
+    def _doubted(self, status: int, body: bytes, doubts: Iterator[float], deadline: float) -> bool:
+        """Whether to ask again, after a while, as it says that the token is not known."""
+        pause = next(doubts, None) if status == 403 and errors.NO_TOKEN in body else None
+        if pause is None or monotonic() + pause >= deadline:
+            return False
+        self._transport.closing.wait(pause)
+        return True
 
     def _of_status(self, status: int, body: bytes, *, write: bool) -> KviError:
         return errors.of_status(status, self._text(body), write=write, dc=self._dc)
