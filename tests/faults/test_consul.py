@@ -772,10 +772,17 @@ def test_tls(tmp_path: Path) -> None:
             (where, {"ca": made["ca"]}, kvi.AuthenticationFailed, "client certificate"),
             (f"consul+tls://127.0.0.1:{port}", files, kvi.AuthenticationFailed, "be trusted"),
             (f"consul+tls://localhost:{server.port}", files, kvi.Unavailable, "consul://"),
+            (f"consul://localhost:{port}", {}, kvi.Unavailable, "speaks TLS"),
         ]
         for address, options, error, says in wrong:
             with kvi.open(address, **options) as store, pytest.raises(error, match=says):
                 store.store("k", "v")
+            with kvi.open(address, **options) as store, pytest.raises(error, match=says):
+                store.get("k")
+        both = f"consul://localhost:{port},localhost:{server.port}"
+        for call in (lambda: store.get("k"), lambda: store.store("k", "v"), lambda: store.ping()):
+            with kvi.open(both, retry=None) as store:
+                call()
 
 
 def test_certificates_are_renewed_on_disk(consul_uri: str, tmp_path: Path) -> None:

@@ -127,6 +127,13 @@ def test_what_is_no_agent(server: ConsulServer, status: int) -> None:
             store.store("k", "3")
 
 
+def test_what_breaks_off(server: ConsulServer) -> None:
+    """Whatever it has read, a new connection's reads and writes go on to the next agent."""
+    with TcpProxy(1) as nothing, kvi.open(server.uri) as other:
+        serves(f"consul://127.0.0.1:{nothing.port},127.0.0.1:{server.port}", other)
+        assert nothing.accepted
+
+
 def test_agent_that_ends_behind_a_gateway(server: ConsulServer) -> None:
     """A write that met the gateway's word may have applied; the next ones go elsewhere."""
     with (

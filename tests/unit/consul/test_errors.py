@@ -31,6 +31,8 @@ CALL = "rpc error making call: "
         (403, "rpc error making call: ACL not found", AuthenticationFailed, AuthenticationFailed),
         (403, "Permission denied", PermissionDenied, PermissionDenied),
         (400, "Bad request", InvalidArgument, InvalidArgument),
+        (400, "Client sent an HTTP request to an HTTPS server.", Unavailable, Unavailable),
+        (400, "The plain HTTP request was sent to HTTPS port", Unavailable, Unavailable),
         (413, "too large", ValueTooLarge, ValueTooLarge),
         (408, "", Unavailable, Unavailable),
         (429, "slow down", Unavailable, Unavailable),

@@ -25,8 +25,7 @@ it is still being read.
 *Greeting.* An agent that has enough connections accepts one more, and closes it. What was sent on
 it meanwhile may have been read or not. So before a new connection carries a write, it is asked for
 the methods of a path, which costs the agent nothing: who answers that has taken the connection,
-unless it says that it closes it now, as one does that ends, or answers in place of an agent that it
-cannot reach.
+unless it says that it closes it now, as one does that ends, or that it cannot reach an agent.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ import threading
 from collections.abc import Iterator
 from time import monotonic
 
-from kvi_consul.errors import Broken, Dismissed, Unserved
+from kvi_consul.errors import Broken, Dismissed, Unserved, of_greeting
 from kvi_consul.resolving import Address, resolve
 
 _RECEIVE = 1 << 16  # bytes asked for at once: more than the answer to any point operation
@@ -56,7 +55,6 @@ _KEEPALIVE = [
     if hasattr(socket, name)
 ]
 _GREETING = b"OPTIONS /v1/status/leader HTTP/1.1\r\nContent-Length: 0\r\n%b\r\n"
-_GATEWAYS = {502, 503, 504}  # what those in front of an agent say of one that is away
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(;.*)?\Z", re.DOTALL)
 
 
@@ -168,11 +166,9 @@ class Connection:
         try:
             self.send(_GREETING % header, deadline)
             self.read_head()
-            self.read_body()
-            if self.status in _GATEWAYS:
-                raise Broken(sent=False) from Unserved(
-                    f"what is in front of the agent cannot reach it ({self.status}); try later"
-                )
+            said = self.read_body().decode(errors="replace")
+            if (error := of_greeting(self.status, said)) is not None:
+                raise Broken(sent=False) from Unserved(error)
             if not self.reusable:
                 raise Broken(sent=False) from ConnectionAbortedError("it takes no more on this one")
         except Broken as broken:

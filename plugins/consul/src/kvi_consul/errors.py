@@ -12,6 +12,7 @@ sent, then time-out, reset, or an answer that is none       reads: `Timeout`, `U
                                                             writes: `OutcomeUnknown`
 409 of a transaction                                        surely not; see `Refusal`
 408; 429; 503 "rate limit exceeded"; 3xx; 404; 405; 501;    `Unavailable`: surely not
+400 "HTTP request to an HTTPS server";
 500 "No cluster leader", "Missing node registration"
 500 "rpc error getting client", "node is not the leader",   `Unavailable`: surely not
 "leadership transfer in progress", "Raft leader not found
@@ -69,6 +70,8 @@ _NOT_LED = re.compile(
     r"|(node is not the leader|leadership transfer in progress)\Z)"
 )
 _LIMITED = re.compile(r"(rpc error making call: )*rate limit exceeded")
+_GATEWAYS = {502, 503, 504}  # what those in front of an agent say of one that is away
+_PLAIN = re.compile(r"HTTP request (was sent )?to (an )?HTTPS")  # as Go and nginx say it
 _LEASE_GONE = "the session of this lease is gone, nothing was written; grant a new lease"
 # What a TLS server says when it wants (another) client certificate. With TLS 1.3 it comes after
 # the request was sent, but before the server reads it.
@@ -102,7 +105,11 @@ class Dismissed(ConnectionError):
 
 
 class Unserved(ConnectionError):
-    """An agent, or what is in front of it, said why it cannot serve now; nothing was done."""
+    """An agent, or what is in front of it, said why it cannot serve; nothing was done."""
+
+    def __init__(self, error: Unavailable) -> None:
+        super().__init__(error.message)
+        self.passing = error.passing
 
 
 class Refusal(enum.Enum):
@@ -159,6 +166,14 @@ def of_refusal(refusal: Refusal, text: str) -> KviError:
             return InvalidArgument(f"Consul refused the transaction: {_short(text)}")
 
 
+def of_greeting(status: int, text: str) -> Unavailable | None:
+    """Why nothing need be sent behind a greeting that was answered so, if that is sure."""
+    if status in _GATEWAYS or _PLAIN.search(text):
+        error = of_status(status, text, write=False)
+        return error if isinstance(error, Unavailable) else None
+    return None
+
+
 def of_status(status: int, text: str, *, write: bool, dc: str | None = None) -> KviError:
     """The error for an answer whose status is not what a request to ``dc`` hoped for."""
     said = f"{status} {_short(text)}".rstrip()
@@ -179,6 +194,8 @@ def of_status(status: int, text: str, *, write: bool, dc: str | None = None) -> 
             f"what answers is not Consul's API ({said}); check host, port and consul+tls://",
             passing=False,
         )
+    if status == 400 and _PLAIN.search(text):
+        return Unavailable(f"what answers speaks TLS ({said}); write consul+tls://", passing=False)
     if 400 <= status < 500:
         return InvalidArgument(f"Consul refused the request ({said})")
     if status == 500 and text.startswith("Invalid session"):
@@ -236,7 +253,7 @@ def of_broken(broken: Broken, where: str, *, write: bool) -> KviError:
     """The error for an exchange that broke; ``where`` names the agent."""
     cause = broken.__cause__
     if isinstance(cause, Unserved):
-        return Unavailable(str(cause))
+        return Unavailable(str(cause), passing=cause.passing)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return AuthenticationFailed(
             f"the certificate of {where} cannot be trusted ({cause.verify_message}); {_mend(cause)}"

@@ -16,10 +16,10 @@ whether the server may have the request.
 *Several agents.* One of them is the current one, which new connections go to. It is left when it
 cannot be connected to, breaks off, does not answer in time, or answers that it cannot serve, as one
 that knows no servers does, or what is no agent; its idle connections are closed then. A request
-that was not sent, or surely did nothing, goes to the next agent at once, at most once around. A
-read waits for its share of the time, and `_SILENCE` seconds at the most, for each agent but the
-last; a write has all of it. When all have failed, what may pass is told: one bad certificate is no
-verdict about the store.
+that was not sent, or surely did nothing, goes to the next agent at once, at most once around, and
+so does a read that a new connection did not survive. A read waits for its share of the time, and
+`_SILENCE` seconds at the most, for each agent but the last; a write has all of it. When all have
+failed, what may pass is told: one bad certificate is no verdict about the store.
 
 *The main thread* hands its calls over to another one, since a signal's handler may raise anywhere.
 `Transport.stroke` spares it that, where an idle connection of the only agent answers soon. What an
@@ -355,7 +355,8 @@ class Transport:
                 if given_up or self.closing.is_set():
                     raise
                 late = isinstance(broken.__cause__, TimeoutError)
-                if others and (connecting or (shared and late)):
+                again = read_only and not late and not connection.reused
+                if others and (connecting or again or (shared and late)):
                     others -= 1
                     self._leave(connection.agent)
                     blame = blame or _passing(broken)
@@ -378,7 +379,7 @@ class Transport:
                     self._give(lent, call)
                     others -= 1
                     if error.passing:
-                        blame = blame or _because(Unserved(error.message))
+                        blame = blame or _because(Unserved(error))
                     continue
                 if blame is not None and not error.passing:
                     self._give(lent, call)
