@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -488,6 +490,53 @@ def test_restored_and_written_to_since(proxy: TcpProxy, store: kvi.Kvi, writer: 
                 *((f"k{number}", "from the backup") for number in range(1, 10)),
             ]
             consumer.wait_for(other.store("new", "after it"))
+
+
+def test_restored_in_place(tmp_path: Path) -> None:
+    """So is one of the same name and members, and so of the same id: its term begins anew."""
+    saved = tmp_path / "saved"
+    with (
+        EtcdServer(fast=True) as server,
+        TcpProxy(server.port) as proxy,
+        kvi.open(f"etcd://127.0.0.1:{proxy.port}") as store,
+    ):
+
+        def etcdctl(*args: str) -> None:
+            program = [str(find_etcdctl().path), f"--endpoints={server.host}:{server.port}"]
+            env = {"ETCDCTL_API": "3"}
+            subprocess.run([*program, *args], check=True, capture_output=True, env=env)
+
+        with kvi.open(server.uri) as writer:
+            writer.store("a", "from the backup")
+            etcdctl("snapshot", "save", str(saved))
+        for _ in range(2):  # each start is a term
+            server.kill()
+            server.start()
+        with kvi.open(server.uri) as writer:
+            writer.store("a", "lost")
+            with (
+                Consumer(store, everything()) as consumer,
+                Consumer(store, Span("a", "b")) as one,
+            ):
+                for each in (consumer, one):
+                    each.wait_for(writer.store("a", "lost as well"))
+                proxy.refuse()
+                proxy.cut()
+                server.kill()
+                shutil.rmtree(server.data_dir)
+                (member,) = (p for p in server.command() if p.startswith("--initial-cluster="))
+                kept = ("--name=", "--data-dir=", "--initial-advertise-peer-urls=")
+                options = [part for part in server.command() if part.startswith(kept)]
+                etcdctl("snapshot", "restore", str(saved), member, *options)
+                server.start()
+                with kvi.open(server.uri) as since:
+                    for _ in range(10):
+                        since.store("b", "written since")
+                    proxy.refuse(False)
+                    for each, there in ((consumer, ["a", "b"]), (one, ["a"])):
+                        until(lambda: each.events[-1].type is EventType.RESYNC)  # noqa: B023
+                        assert [entry.key for entry in each.events[-1].snapshot or ()] == there
+                    consumer.wait_for(since.store("new", "after it"))
 
 
 class Older:

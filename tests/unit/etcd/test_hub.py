@@ -46,9 +46,9 @@ def woken(actions: list[Action]) -> list[Watch]:
     return [action.watch for action in actions if isinstance(action, Wake)]
 
 
-def created(number: int, at: int = 5, *, cluster: int = 1) -> pb.WatchResponse:
+def created(number: int, at: int = 5, *, cluster: int = 1, term: int = 1) -> pb.WatchResponse:
     """A create was done, at a revision of the store."""
-    header = pb.ResponseHeader(revision=at, cluster_id=cluster)
+    header = pb.ResponseHeader(revision=at, cluster_id=cluster, raft_term=term)
     return pb.WatchResponse(created=True, watch_id=number, header=header)
 
 
@@ -360,11 +360,34 @@ def test_a_store_that_went_back() -> None:
     assert look.watch is first
     later = a_watch(seen=20)
     table.open(later, 0.0)
-    assert table.on_looked_back(look, 9) == [], "only the member lags"
-    assert cancels(table.on_looked_back(look, 6)) == [3]
+    assert table.on_looked_back(look, 9, 1) == [], "only the member lags"
+    assert cancels(table.on_looked_back(look, 6, 1)) == [3]
     assert isinstance(first.error, Compacted)
     assert second.error is None, "it has not seen what is gone"
     assert later.error is None, "it was not there before the question"
+
+
+def test_a_term_that_went_back() -> None:
+    """A member that tells an older term leads to a question too; who began before has lost all."""
+    table, (first, second) = running(2)
+    future = Watch((b"k", b"k\0"), Cursor(100, future=True), nothing, ahead=True)
+    table.open(future, 0.0)
+    table.on_answer(created(3, term=4), 1, 0.0)
+    table.on_stream_lost(Unavailable("cut"))
+    table.on_stream(0.0)
+    later = a_watch(seen=50)
+    table.open(later, 0.0)
+    look = table.on_answer(created(4, at=50, term=3), 1, 0.0)[-1]
+    assert isinstance(look, LookBack)
+    assert look.term == 4
+    assert table.on_looked_back(look, 50, 4) == [], "only the member lags"
+    assert woken(table.on_looked_back(look, 50, 3)) == [first, second]
+    assert isinstance(first.error, Compacted)
+    assert future.error is None, "it has seen nothing yet"
+    assert later.error is None, "it has not begun before"
+    table.on_answer(created(5, at=50, term=3), 1, 0.0)
+    table.on_answer(created(6, at=50, term=3), 1, 0.0)
+    assert woken(table.on_answer(created(7, at=50, term=3), 1, 0.0)) == [later]
 
 
 def test_another_cluster() -> None:

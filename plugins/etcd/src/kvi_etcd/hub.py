@@ -38,7 +38,9 @@ with no other fault in between, end the watches.
 *Another history.* Restored from a backup, etcd begins a cluster with an id of its own, and may be
 beyond a watch's revision again before that resumes. So a watch that begins anew in another cluster
 has lost its history; only one that has seen nothing yet has nothing to lose. A store that has the
-old id, but has gone back, is found by its revision: see `kvi_etcd.cursor`.
+old id (which comes of its members and a word) but has gone back, is found by its revision: see
+`kvi_etcd.cursor`. Or by its *term*: that begins anew with a restore, and otherwise only grows. A
+member may tell an older one, which it has come to know; not so a linearizable read.
 
 *Large answers.* etcd cuts an answer into fragments if asked to, in a time that grows with the
 square of the number of changes in a fragment: seconds, where they are small. So it is asked to only
@@ -95,6 +97,7 @@ class Watch:
         "cursor",
         "error",
         "events",
+        "first",
         "heard",
         "high",
         "id",
@@ -115,6 +118,7 @@ class Watch:
         self.ahead = ahead  # the next create asks for the future
         self.state = State.WANTED
         self.cluster = 0  # that it began in
+        self.first = 0  # the number of the stream that it began on
         self.id = 0
         self.asked = 0.0  # when
         self.heard = 0  # answers on the stream at that time
@@ -143,11 +147,13 @@ class LookBack(NamedTuple):
     Attributes:
         watch: the one to ask with the keys of; a refusal is for it alone.
         proven: the watches that are there before the question, and what the store had reached.
+        term: that of the store, at least.
 
     """
 
     watch: Watch
     proven: list[tuple[Watch, int]]
+    term: int
 
 
 class Verify(NamedTuple):
@@ -189,6 +195,8 @@ class Hub:
         self._by_id: dict[int, Watch] = {}  # ASKED and RUNNING
         self._last_id = 0
         self._streaming = False
+        self._streams = 0  # so far
+        self._term = 0  # the latest that was told
         self._answers = 0  # on the present stream
         self._fragment = False
         self._login = login
@@ -254,6 +262,7 @@ class Hub:
     def on_stream(self, now: float) -> list[Action]:
         """There is a stream; an answer will come on it if anything is to be sent."""
         self._streaming = True
+        self._streams += 1
         self._answers = self._refusals = 0
         return self._ask(now)
 
@@ -285,6 +294,7 @@ class Hub:
         if watch is None:
             return []
         if said is Meaning.CHANGES:
+            self._term = max(self._term, answer.header.raft_term)
             return self._keep(watch, answer, size)
         if said is Meaning.CANCELLED:
             return [MoveOn(refusal(answer.cancel_reason))]
@@ -292,9 +302,13 @@ class Hub:
         watch.compacted = answer.compact_revision
         return self.fail([watch], Compacted("etcd has compacted the history that is to come next"))
 
-    def on_looked_back(self, look: LookBack, revision: int) -> list[Action]:
-        """The store is at ``revision``, or was when it was asked."""
-        return self.fail([watch for watch, proven in look.proven if revision < proven], _restored())
+    def on_looked_back(self, look: LookBack, revision: int, term: int) -> list[Action]:
+        """The store is at ``revision`` in ``term``, or was when it was asked."""
+        lost = [watch for watch, proven in look.proven if revision < proven]
+        if term < look.term:
+            self._term = term
+            lost = [each for each, seen in look.proven if seen and 0 < each.first < self._streams]
+        return self.fail(lost, _restored())
 
     def on_verified(self, watch: Watch, error: KviError | None, now: float) -> list[Action]:
         """Reading the keys of ``watch`` was refused by ``error``, or is allowed."""
@@ -368,13 +382,16 @@ class Hub:
         if watch.cluster and cluster not in (0, watch.cluster) and watch.cursor.proven:
             return [*self.fail([watch], _restored()), *self._ask(now)]
         watch.cluster = cluster
+        watch.first = watch.first or self._streams
         if watch.cursor.behind(answer.header.revision):
             return [*self._leave(watch), *self._want(watch, now)]
         self.trouble, self._anew = None, False
         watch.state = State.RUNNING
         actions: list[Action] = [Wake(watch), *self._ask(now)]
-        if answer.header.revision < watch.cursor.proven:
-            actions.append(LookBack(watch, [(each, each.cursor.proven) for each in self.watches]))
+        older, self._term = self._term, max(self._term, answer.header.raft_term)
+        if answer.header.revision < watch.cursor.proven or 0 < answer.header.raft_term < older:
+            proven = [(each, each.cursor.proven) for each in self.watches]
+            actions.append(LookBack(watch, proven, self._term))
         return actions
 
     def _refused(self, watch: Watch, error: KviError, now: float) -> list[Action]:

@@ -340,10 +340,10 @@ class Watches:
         end = what.watch.high if isinstance(what, Verify) else b""
         request = pb.RangeRequest(key=what.watch.low, range_end=end, count_only=True)
         refused: KviError | None = None
-        revision = 0
+        header = pb.ResponseHeader()
         try:
             answer = self._connection.call("range", request, LOGIN_TIMEOUT, write=False)
-            revision = answer.header.revision
+            header = answer.header
         except (Unavailable, Timeout, AuthenticationFailed):
             raise  # nothing about these keys
         except KviError as error:
@@ -353,7 +353,8 @@ class Watches:
                 return self._do(run, run.hub.on_verified(what.watch, refused, time.monotonic()))
             if refused is not None:
                 return self._do(run, run.hub.fail([what.watch], refused))
-            return self._do(run, run.hub.on_looked_back(what, revision))
+            told = run.hub.on_looked_back(what, header.revision, header.raft_term)
+            return self._do(run, told)
 
     def _lose(self, run: _Run, stream: Stream | None, error: KviError | None) -> bool:
         """The stream is gone; whether its endpoint is to blame, so that the next one may wait.
