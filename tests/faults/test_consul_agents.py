@@ -63,6 +63,7 @@ def web(status: int) -> Iterator[int]:
             self.send_response(status)
             page = b"<html>not here</html>"
             self.send_header("Location", "http://127.0.0.1:1/")
+            self.send_header("Content-Type", "text/html")
             self.send_header("Content-Length", str(len(page)))
             self.end_headers()
             self.wfile.write(page)
@@ -115,7 +116,7 @@ def test_agent_that_knows_no_servers(server: ConsulServer) -> None:
                     call()
 
 
-@pytest.mark.parametrize("status", [301, 404, 405, 408, 429, 501, 502, 503])
+@pytest.mark.parametrize("status", [200, 301, 400, 401, 403, 404, 405, 408, 429, 501, 502, 503])
 def test_what_is_no_agent(server: ConsulServer, status: int) -> None:
     """It is left for the next one; alone, it is told that nothing was done."""
     with web(status) as port, kvi.open(server.uri) as other:
@@ -149,6 +150,25 @@ def test_agent_that_ends_behind_a_gateway(server: ConsulServer) -> None:
         assert store.store("k", "2") > 0
         assert store.get("k").text == "2"  # type: ignore[union-attr]
         assert gateway.accepted == before + 1
+
+
+def test_page_amid_a_watch(server: ConsulServer) -> None:
+    """What a gateway lets nobody see for a while is no word about the token: the watch goes on."""
+    with (
+        web(403) as port,
+        TcpProxy(server.port) as gateway,
+        kvi.open(server.uri) as writer,
+        kvi.open(f"consul://127.0.0.1:{gateway.port}") as store,
+        store.watch("k") as watch,
+    ):
+        before = gateway.accepted
+        gateway.target = port
+        gateway.cut()
+        until(lambda: gateway.accepted > before)
+        writer.store("k", "1")
+        gateway.target = server.port
+        gateway.cut()
+        assert watch.next(30).value == b"1"
 
 
 def test_one_away_and_one_with_a_bad_certificate(

@@ -30,6 +30,8 @@ CALL = "rpc error making call: "
         (403, "ACL not found", AuthenticationFailed, AuthenticationFailed),
         (403, "rpc error making call: ACL not found", AuthenticationFailed, AuthenticationFailed),
         (403, "Permission denied", PermissionDenied, PermissionDenied),
+        (403, "<!DOCTYPE html><html>", Unavailable, Unavailable),
+        (413, "<html>", ValueTooLarge, ValueTooLarge),
         (400, "Bad request", InvalidArgument, InvalidArgument),
         (400, "Client sent an HTTP request to an HTTPS server.", Unavailable, Unavailable),
         (400, "The plain HTTP request was sent to HTTPS port", Unavailable, Unavailable),

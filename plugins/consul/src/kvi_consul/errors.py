@@ -12,7 +12,8 @@ sent, then time-out, reset, or an answer that is none       reads: `Timeout`, `U
                                                             writes: `OutcomeUnknown`
 409 of a transaction                                        surely not; see `Refusal`
 408; 429; 503 "rate limit exceeded"; 3xx; 404; 405; 501;    `Unavailable`: surely not
-400 "HTTP request to an HTTPS server";
+400 "HTTP request to an HTTPS server"; other 4xx with a
+page of HTML;
 500 "No cluster leader", "Missing node registration"
 500 "rpc error getting client", "node is not the leader",   `Unavailable`: surely not
 "leadership transfer in progress", "Raft leader not found
@@ -70,6 +71,7 @@ _NOT_LED = re.compile(
     r"|(node is not the leader|leadership transfer in progress)\Z)"
 )
 _LIMITED = re.compile(r"(rpc error making call: )*rate limit exceeded")
+_PAGE = re.compile(r"\s*<(!doctype|html)", re.IGNORECASE)  # of a gateway, or of what is no agent
 _GATEWAYS = {502, 503, 504}  # what those in front of an agent say of one that is away
 _PLAIN = re.compile(r"HTTP request (was sent )?to (an )?HTTPS")  # as Go and nginx say it
 _LEASE_GONE = "the session of this lease is gone, nothing was written; grant a new lease"
@@ -168,15 +170,29 @@ def of_refusal(refusal: Refusal, text: str) -> KviError:
 
 def of_greeting(status: int, text: str) -> Unavailable | None:
     """Why nothing need be sent behind a greeting that was answered so, if that is sure."""
-    if status in _GATEWAYS or _PLAIN.search(text):
-        error = of_status(status, text, write=False)
-        return error if isinstance(error, Unavailable) else None
-    return None
+    if status == 200 and _PAGE.match(text):
+        return _of_stranger(_short(text))
+    if status not in _GATEWAYS and not _PLAIN.search(text):
+        return None
+    error = of_status(status, text, write=False)
+    return error if isinstance(error, Unavailable) else None
+
+
+def _of_stranger(said: str) -> Unavailable:
+    return Unavailable(
+        f"what answers is not Consul's API ({said}); check host, port and consul+tls://",
+        passing=False,
+    )
 
 
 def of_status(status: int, text: str, *, write: bool, dc: str | None = None) -> KviError:
     """The error for an answer whose status is not what a request to ``dc`` hoped for."""
     said = f"{status} {_short(text)}".rstrip()
+    if status == 400 and _PLAIN.search(text):
+        return Unavailable(f"what answers speaks TLS ({said}); write consul+tls://", passing=False)
+    page = 400 <= status < 500 and status not in (408, 413, 429) and _PAGE.match(text)
+    if page or status in (404, 405, 501) or 300 <= status < 400:
+        return _of_stranger(said)
     if status == 401 or (status == 403 and NO_TOKEN.decode() in text):
         return AuthenticationFailed(
             f"Consul does not know the token ({said}); check the token of the URI"
@@ -189,13 +205,6 @@ def of_status(status: int, text: str, *, write: bool, dc: str | None = None) -> 
         return Unavailable(f"Consul limits the rate of requests ({said}); try again later")
     if status == 408:
         return Unavailable(f"the request came too late ({said}); try again")
-    if status in (404, 405, 501) or 300 <= status < 400:
-        return Unavailable(
-            f"what answers is not Consul's API ({said}); check host, port and consul+tls://",
-            passing=False,
-        )
-    if status == 400 and _PLAIN.search(text):
-        return Unavailable(f"what answers speaks TLS ({said}); write consul+tls://", passing=False)
     if 400 <= status < 500:
         return InvalidArgument(f"Consul refused the request ({said})")
     if status == 500 and text.startswith("Invalid session"):

@@ -152,12 +152,16 @@ class Exchange:
         `OutcomeUnknown`, if it is a write and may have been done.
         """
         status = self.status
-        if status in _SERVED or (status == 404 and b"x-consul-index" in self.headers):
+        error: KviError
+        if self.headers.get(b"content-type", b"").startswith(b"text/html") and status == 200:
+            error = errors.of_nonsense(self._transport.where, write=write)
+        elif status in _SERVED or (status == 404 and b"x-consul-index" in self.headers):
             return None
-        text = self.read()
-        if status == 404 and text.startswith(b"Session id "):
-            return None
-        error = errors.of_status(status, text.decode(errors="replace"), write=write)
+        else:
+            text = self.read()
+            if status == 404 and text.startswith(b"Session id "):
+                return None
+            error = errors.of_status(status, text.decode(errors="replace"), write=write)
         if not isinstance(error, Unavailable | OutcomeUnknown):
             return None
         self._transport._leave(self._connection.agent)
