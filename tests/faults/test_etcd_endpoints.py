@@ -505,14 +505,14 @@ def test_what_is_no_etcd(server: EtcdServer, status: int | None) -> None:
         else:
             port = stack.enter_context(Gateway(status)).port
         uri = f"etcd://127.0.0.1:{port},{server.host}:{server.port}"
-        with kvi.open(uri, retry=None) as store:
+        with kvi.open(uri, timeout=20, retry=None) as store:
             assert store.store("k", "1") > 0
-        with kvi.open(uri, retry=None) as store:
+        with kvi.open(uri, timeout=20, retry=None) as store:
             assert store.get("k") is not None
-        with kvi.open(uri, retry=None) as store, store.watch("k") as watch:
+        with kvi.open(uri, timeout=20, retry=None) as store, store.watch("k") as watch:
             store.store("k", "2")
             assert watch.next(20).value == b"2"
-        with kvi.open(uri, retry=None) as store:
+        with kvi.open(uri, timeout=20, retry=None) as store:
             assert store.lease(10).alive
         with kvi.open(f"etcd://127.0.0.1:{port}", retry=None) as store:
             for call in (lambda: store.get("k"), lambda: store.store("k", "3")):

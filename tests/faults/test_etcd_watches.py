@@ -534,7 +534,7 @@ def test_restored_in_place(tmp_path: Path) -> None:
                         since.store("b", "written since")
                     proxy.refuse(False)
                     for each, there in ((consumer, ["a", "b"]), (one, ["a"])):
-                        until(lambda: each.events[-1].type is EventType.RESYNC)  # noqa: B023
+                        until(lambda: each.events[-1].type is EventType.RESYNC, within=60)  # noqa: B023
                         assert [entry.key for entry in each.events[-1].snapshot or ()] == there
                     consumer.wait_for(since.store("new", "after it"))
 
