@@ -115,7 +115,7 @@ def test_child_with_a_half_read_range_refuses_the_file(tmp_path: Path, uri: str)
     The parent reads on, in its snapshot, and writes.
     """
     with kvi.open(uri) as store:
-        store.txn(then=[kvi.Put(f"{n:05d}", "v") for n in range(3000)])
+        store.txn(then=[kvi.Put(f"{n:05d}", "v") for n in range(3000)], timeout=60)
         result = store.range()
         iterator = iter(result)
         next(iterator)
@@ -160,7 +160,7 @@ def test_dropped_range_is_not_in_the_way_whatever_its_thread_does(
     """A thread of kvi's that is slow behind a page that it has read holds nothing of the range."""
     HELD.clear()
     with kvi.open(uri) as store:
-        store.txn(then=MORE_THAN_A_PAGE)
+        store.txn(then=MORE_THAN_A_PAGE, timeout=60)
         monkeypatch.setattr(threads, "SimpleQueue", Slow)
         try:
             iterator = iter(store.range())
@@ -190,7 +190,7 @@ def test_range_dropped_by_a_task_is_not_in_the_way(uri: str) -> None:
     async def main() -> None:
         async with kvi.aio.open(uri) as store:
             try:
-                await store.txn(then=MORE_THAN_A_PAGE)
+                await store.txn(then=MORE_THAN_A_PAGE, timeout=60)
                 entries = await store.range()
                 assert len([entry async for entry in entries]) == 3000
                 del entries
@@ -219,7 +219,7 @@ def cancelled(store: kvi.Kvi) -> None:
 def test_what_was_left_early_is_not_in_the_way(uri: str, end: Callable[[kvi.Kvi], None]) -> None:
     """What it holds is freed before a fork that comes right behind."""
     with kvi.open(uri) as store:
-        store.txn(then=MORE_THAN_A_PAGE)
+        store.txn(then=MORE_THAN_A_PAGE, timeout=60)
         for _ in range(10):
             end(store)
             assert in_child(lambda: kvi.open(uri).store("k", "v")) == 0
@@ -256,7 +256,7 @@ FAILURES: dict[str, Callable[[kvi.Kvi], object]] = {
 def test_range_dropped_by_an_error_is_not_in_the_way(uri: str, name: str, main: bool) -> None:
     """An error that was handled holds nothing: neither its own frames nor those of its callers."""
     with kvi.open(uri) as store, store.lock("taken"):
-        store.txn(then=MORE_THAN_A_PAGE)
+        store.txn(then=MORE_THAN_A_PAGE, timeout=60)
 
         def half_read() -> None:
             with contextlib.suppress(kvi.KviError, LookupError):
@@ -295,7 +295,7 @@ def test_range_dropped_by_an_error_of_a_task_is_not_in_the_way(uri: str, name: s
 
     async def main() -> None:
         async with kvi.aio.open(uri) as store, store.lock("taken"):
-            await store.txn(then=MORE_THAN_A_PAGE)
+            await store.txn(then=MORE_THAN_A_PAGE, timeout=60)
 
             async def half_read() -> None:
                 with contextlib.suppress(kvi.KviError, LookupError):
@@ -332,7 +332,7 @@ def test_childs_exit_touches_nothing(path: Path, uri: str, end: str) -> None:
     program = f"""
         import gc, os, sys, kvi
         store = kvi.open({uri!r})
-        store.txn(then=[kvi.Put(f"{{n:05d}}", "v") for n in range(3000)])
+        store.txn(then=[kvi.Put(f"{{n:05d}}", "v") for n in range(3000)], timeout=60)
         result = store.range()
         iterator = iter(result)
         first = next(iterator)
