@@ -150,6 +150,15 @@ def test_secrets_are_not_shown(local: Command) -> None:
     assert "ada:***@" in local.errors or "***" in local.errors
 
 
+@pytest.mark.parametrize("words", [["get", "k"], ["get", "k", "--as"], []])
+def test_secrets_out_of_place_are_not_shown(local: Command, words: list[str]) -> None:
+    """A URI where none belongs is told without what may be secret in it."""
+    local(*words, "etcd://ada:s3/cr@et@127.0.0.1:1?token=s3cret", code=2)
+    assert "s3" not in local.errors
+    assert "cret" not in local.errors
+    assert "://***@127.0.0.1:1?***" in local.errors
+
+
 def test_store_of_ones_own(local: Command) -> None:
     """Without a URI it is a file in the user's data directory, which is made."""
     env = {name: value for name, value in local.env.items() if name != "KVI_URI"}

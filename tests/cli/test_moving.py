@@ -43,6 +43,16 @@ def contents(store: kvi.Kvi, prefix: str = "") -> dict[str, bytes | None]:
     return {entry.key: entry.value for entry in store.range(prefix=prefix)}
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a FIFO is of POSIX")
+def test_export_into_a_pipe(local: Command) -> None:
+    """One that has a name, as a shell's ``>(…)`` has, is no file that is there already."""
+    local("put", "k", "v")
+    os.mkfifo(local.folder / "pipe")
+    with subprocess.Popen(["cat", local.folder / "pipe"], stdout=subprocess.PIPE) as reader:
+        local("export", "pipe")
+        assert reader.communicate(timeout=60)[0].decode() == local("export", "-")
+
+
 def test_export_and_import(cli: Command, store: kvi.Kvi) -> None:
     """Odd keys and any bytes come back as they were; leased keys only if asked for."""
     made = fill(store)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
+import sys
 
 import kvi
 import pytest
@@ -93,6 +95,14 @@ def test_queue(cli: Command, store: kvi.Kvi) -> None:
     assert Queue(store, "q", max_attempts=2).count() == 0
     cli("queue", "put", "q", code=2)
     cli("queue", "get", "q", code=2)
+
+
+def test_job_that_was_done_in_vain(local: Command) -> None:
+    """What cannot be told to be done is not done, whatever its command says."""
+    local("queue", "put", "q", "job")
+    delete = f"exec {shlex.quote(sys.executable)} -m kvi del --prefix q/"
+    local("queue", "get", "q", "--", "sh", "-c", delete, code=3)
+    assert "LeaseLost" in local.errors
 
 
 def test_job_that_is_held(cli: Command, store: kvi.Kvi) -> None:

@@ -25,6 +25,8 @@ _HOST = re.compile(
 )
 _ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HIDDEN = "***"
+_USER = re.compile(r"://\S*@")
+_QUERY = re.compile(r"(\w:\S*\?)[^\s'\"]+")
 _COMMON = frozenset({"timeout", "namespace", "retry", "read_only"})
 
 
@@ -139,6 +141,11 @@ class StoreUri:
 
     def __repr__(self) -> str:
         return f"StoreUri({self.redacted!r})"
+
+
+def hidden(text: str) -> str:
+    """What somebody else says of what was given, and may be a URI: without user and query."""
+    return _QUERY.sub(rf"\1{_HIDDEN}", _USER.sub(f"://{_HIDDEN}@", text))
 
 
 def _authority(

@@ -23,6 +23,7 @@ import kvi
 from kvi import registry
 from kvi.cli.output import Notes, Terminal
 from kvi.errors import KviError, OutcomeUnknown
+from kvi.uri import hidden
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -490,6 +491,7 @@ def _prepare_streams() -> None:
 def told(error: Exception) -> int:
     """Tell an error; returns its exit code."""
     if isinstance(error, click.UsageError):
+        error.message = hidden(error.message)  # an argument that is out of place may be a URI
         error.show()
         return USAGE
     if isinstance(error, click.ClickException):

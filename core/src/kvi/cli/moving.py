@@ -196,7 +196,7 @@ def _output(file: str, size: int | None) -> Iterator[BinaryIO]:
             yield broken_off
         return
     try:
-        output = path.open("xb")
+        output = path.open("xb" if path.is_file() or not path.exists() else "wb")  # a pipe is there
     except FileExistsError:
         raise Failed(f"{file} is there already: remove it, or go on with --resume") from None
     with output:

@@ -344,7 +344,10 @@ def _do(
         stdin.write(job.value)
         stdin.seek(0)
         code = run_while(job.lost, f"the job {job.id}", words, env, grace, stdin)
-    let_go(job.nack if code else job.ack)
+    if code:
+        let_go(job.nack)
+    else:
+        job.ack()  # or it is not done: it comes again
     return code
 
 

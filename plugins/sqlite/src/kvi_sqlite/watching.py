@@ -46,7 +46,7 @@ from operator import itemgetter
 from time import monotonic
 
 from kvi.clock import now
-from kvi.errors import Compacted, KviError, PermissionDenied, Unavailable
+from kvi.errors import Compacted, KviError, PermissionDenied, Timeout, Unavailable
 from kvi.feed import Batch, Feed, Wake
 from kvi.model import Span
 from kvi.policy.cursor import SOONEST, Cursor, pace
@@ -231,7 +231,7 @@ class Watcher:
                     changed, due = self._look()
                     if due is not None and due <= now():
                         due = None  # if the sweep fails, it is tried again after the interval
-                        with suppress(PermissionDenied):  # who may write does it
+                        with suppress(PermissionDenied, Timeout):  # who may write, and can, does it
                             self._access.sweep(monotonic() + BROOM)
                     failing = False
                 except Exception as error:  # noqa: BLE001  (the watches must not go quiet)
