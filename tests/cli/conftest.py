@@ -24,6 +24,18 @@ import kvi
 import pytest
 from kvi.cli import app
 
+if hasattr(signal, "SIGQUIT"):  # what a shell has in the background ignores it, and so would all
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+
+class Started(subprocess.Popen[str]):
+    """A process whose block does not wait for it once something has failed in there."""
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, value, traceback)
+
 
 class Command:
     """Runs `kvi` with the store of a test."""
@@ -84,9 +96,9 @@ class Command:
         output = self(words[0], "--json", *words[1:], **options)
         return [json.loads(line) for line in output.splitlines()]
 
-    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+    def start(self, *words: str, **options: Any) -> Started:
         """Start it, without a terminal wherever the tests have one."""
-        return subprocess.Popen(
+        return Started(
             [sys.executable, "-m", "kvi.cli", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -126,7 +138,7 @@ class Inside(Command):
                 file.seek(0)
             return code, files[1].read(), files[2].read()
 
-    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+    def start(self, *words: str, **options: Any) -> Started:
         """Nothing is started: a memory store is this process's own."""
         raise NotImplementedError
 

@@ -491,8 +491,8 @@ def _prepare_streams() -> None:
 def told(error: Exception) -> int:
     """Tell an error; returns its exit code."""
     if isinstance(error, click.UsageError):
-        error.message = hidden(error.message)  # an argument that is out of place may be a URI
-        error.show()
+        # An argument that is out of place may be a URI.
+        click.UsageError(hidden(error.format_message()), error.ctx).show()
         return USAGE
     if isinstance(error, click.ClickException):
         _say(error.format_message())
