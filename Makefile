@@ -5,6 +5,8 @@ PLUGINS := memory sqlite etcd consul
 PROJECTS := pyproject.toml core/pyproject.toml $(PLUGINS:%=plugins/%/pyproject.toml)
 PYTEST := $(BIN)/python -m pytest -q
 SERVERS := $(BIN)/python -m tests.servers
+# With another worker in its place, the run would not end once one has died, as by a test's time-out.
+CRASHED := --max-worker-restart 0
 # A peer that pins what others need in newer releases.
 ASIDE := $(BIN)/python -m pip install -q --disable-pip-version-check --upgrade --no-deps --target build/peers
 CHARTS := $(BIN)/python -m pip install -q --disable-pip-version-check --group charts
@@ -21,10 +23,10 @@ demo: .venv/ready ## three small programs on SQLite, and on real etcd and Consul
 
 # More workers than cores: many tests wait, for the end of a lease or for a server that is away.
 test: lint types ## everything that must hold, on real etcd and Consul servers
-	$(SERVERS) -- $(PYTEST) -n 8 --dist loadgroup
+	$(SERVERS) -- $(PYTEST) -n 8 --dist loadgroup $(CRASHED)
 
 check: lint types ## the quick loop: lint, types, unit tests, memory and sqlite
-	$(PYTEST) -n 2 --dist loadgroup -m "not etcd and not consul and not slow and not soak"
+	$(PYTEST) -n 2 --dist loadgroup $(CRASHED) -m "not etcd and not consul and not slow and not soak"
 
 lint: .venv/ready ## style, and the layers: an import points down
 	@mkdir -p build
@@ -56,7 +58,7 @@ simulate: .venv/ready ## flows under a virtual clock: make simulate [SEED=1] [SC
 TIMES ?= 100
 soak: .venv/ready ## long torture, and each fault a hundred times, for hours: make soak [TIMES=100]
 	$(SERVERS) -- $(PYTEST) -m soak -s --timeout 7200
-	$(SERVERS) -- $(PYTEST) -n 6 --dist loadgroup --count $(TIMES) tests/faults tests/conformance/faults
+	$(SERVERS) -- $(PYTEST) -n 6 --dist loadgroup $(CRASHED) --count $(TIMES) tests/faults tests/conformance/faults
 
 bench: .venv/ready ## kvi beside the least work that could do the job, and its peers
 	@mkdir -p build
