@@ -5,6 +5,10 @@ Python 3.14 a handler may run between the two; what it raises there skips the bl
 lock stays taken for good (python/cpython#148874, mended in 3.15). So on 3.14 a lock is taken inside
 of a `try`, which knows by a list whether it was: ``extend`` calls ``acquire`` and notes its answer
 with no step of Python's between. The return into the `with` is no point at which handlers run.
+
+`OwnedMutex` is for a store whose calls run in the main thread. A handler that interrupts one there,
+and calls the store itself, would wait for ever for what its own thread has. So the lock tells its
+owner, and the call is refused. It is taken twice only where nothing has been read or changed yet.
 """
 
 from __future__ import annotations
